@@ -1,0 +1,18 @@
+"""Lumina-mGPT in JAX and Flax, made for TPU pods.
+
+One alphabet everywhere (docstrings ``bf16[B T D]``, einsum letters, sharding rules, conversion table)::
+
+    B batch  T tokens in this call  S cache slots  D width  H query heads  N key/value heads  K head size
+    G QK-norm groups  F MLP width  V vocabulary  L layers
+    Y X pixels  R C latent rows and columns  Z latent channels  E codebook entries
+
+The floors; a file imports only from lower ones (tests/test_floors.py)::
+
+    F0  config vocab batch          F1  layout conversation pixels sharding     F2  model/
+    F3  data/ train/ sample/        F4  toyworld/ evaluate/                      F5  run.py configs/ convert/
+
+Two journeys. Image and text, disk to loss: data.sources -> layout.best_crop -> pixels.random_crop -> VQ encode ->
+layout.encode_grid -> conversation.tokenize -> ArrayRecord (data.pretokenize) -> data.pipeline -> Batch -> train.step ->
+model.chameleon -> train.loss -> train.optim. Prompt, text to PNG: conversation -> sample.decode (prefill, then a while
+loop: logits -> guidance -> layout.forced -> top-k -> draw) -> sample.picture -> layout.decode_grid -> VQ decode -> PNG.
+"""

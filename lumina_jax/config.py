@@ -1,0 +1,318 @@
+"""Every knob of an experiment, typed and frozen.
+
+A config file in configs/ ends in ``experiment = Experiment(...)``; a later stage is ``replace(stage, ...)``; the command
+line changes single fields with ``a.b=value`` (:func:`override`). Code reads fields and never asks whether one exists.
+"""
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The Chameleon decoder (paper section 2; defaults are the 7B model).
+
+    ``qk_groups`` is the number of distinct QK-norm rows: torch kept one per tensor-parallel shard (7B: 1, 34B: 4).
+    ``post_norm`` puts the norms behind attention and MLP (34B, "swin norm") instead of before them.
+    """
+
+    vocab: int = 65536
+    width: int = 4096
+    layers: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    head_dim: int = 128
+    mlp: int = 11008
+    qk_groups: int = 1
+    post_norm: bool = False
+    rope_base: float = 1e4
+    eps: float = 1e-5
+    dropout: float = 0.05
+
+    def __post_init__(self):
+        for name in ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp", "qk_groups"):
+            _require(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        _require(
+            self.heads % self.kv_heads == 0,
+            f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv_heads}; change one of them",
+        )
+        _require(
+            self.kv_heads % self.qk_groups == 0,
+            f"model.kv_heads={self.kv_heads} is not a multiple of model.qk_groups={self.qk_groups}; change one of them",
+        )
+        _require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} is odd; RoPE rotates halves: make it even")
+        _require(0 <= self.dropout < 1, f"model.dropout={self.dropout} is not in [0, 1)")
+
+
+@dataclass(frozen=True)
+class VQConfig:
+    """The image tokenizer. ``kind="vqgan"`` is Chameleon's (defaults are its real size); ``kind="patch"`` is PatchVQ.
+
+    ``path`` names a vqgan.ckpt (its vqgan.yaml beside it, whose numbers then win) or a PatchVQ .npz.
+    """
+
+    kind: str = "vqgan"
+    path: str = ""
+    codes: int = 8192
+    embed: int = 256
+    latent: int = 256
+    base: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = ()
+    resolution: int = 512
+
+    def __post_init__(self):
+        _require(self.kind in ("vqgan", "patch"), f"vq.kind={self.kind!r}; choose 'vqgan' or 'patch'")
+        _require(self.codes >= 1, f"vq.codes={self.codes}; it must be at least 1")
+        _require(
+            self.base % 32 == 0,
+            f"vq.base={self.base} is not a multiple of 32, the number of GroupNorm groups; make it one",
+        )
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent row or column."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the tokens come from and how they are batched.
+
+    ``path`` is a folder written by ``run.py pretokenize``. ``size`` is the edge of the square whose area the crops have;
+    ``patch`` is the unit of a size token in pixels. ``buckets`` are the token lengths batches are padded to, shortest first.
+    ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.1).
+    """
+
+    path: str = ""
+    tokenizer: str = ""
+    size: int = 512
+    patch: int = 32
+    max_ratio: float = 4.0
+    buckets: tuple[int, ...] = (1280,)
+    batch: int = 256
+    drop_context: float = 0.1
+    threads: int = 2
+
+    def __post_init__(self):
+        _require(
+            self.size >= self.patch and self.patch >= 2,
+            f"data.size={self.size} must be at least data.patch={self.patch}",
+        )
+        _require(self.max_ratio >= 1, f"data.max_ratio={self.max_ratio} must be at least 1")
+        _require(
+            len(self.buckets) > 0 and tuple(sorted(set(self.buckets))) == self.buckets and self.buckets[0] > 0,
+            f"data.buckets={self.buckets} must be positive token lengths in rising order, at least one",
+        )
+        _require(self.batch >= 1, f"data.batch={self.batch}; it must be at least 1")
+        _require(0 <= self.drop_context <= 1, f"data.drop_context={self.drop_context} is not in [0, 1]")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW on every parameter (the original decays norms and embeddings too) and its schedule.
+
+    The rate climbs for ``warmup`` steps to ``lr``, stays for the share ``hold`` of the rest, then falls to ``min_lr``
+    along ``decay`` ("cosine" or "linear"). ``lr == min_lr`` is the constant rate of the published runs.
+    """
+
+    steps: int = 10_000
+    lr: float = 2e-5
+    min_lr: float = 2e-5
+    warmup: int = 100
+    hold: float = 0.0
+    decay: str = "cosine"
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 4.0
+    z_loss: float = 1e-5
+    accumulate: int = 1
+
+    def __post_init__(self):
+        _require(self.steps >= 1, f"optim.steps={self.steps}; it must be at least 1")
+        _require(self.warmup >= 0, f"optim.warmup={self.warmup}; it must not be negative")
+        _require(self.decay in ("cosine", "linear"), f"optim.decay={self.decay!r}; choose 'cosine' or 'linear'")
+        _require(0 <= self.hold <= 1, f"optim.hold={self.hold} is not in [0, 1]")
+        _require(self.lr > 0 and self.min_lr >= 0, f"optim.lr={self.lr}, optim.min_lr={self.min_lr}; must be positive")
+        _require(self.clip > 0, f"optim.clip={self.clip}; it must be positive (1e9 never clips)")
+        _require(self.accumulate >= 1, f"optim.accumulate={self.accumulate}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """How the devices are laid out and what the step keeps in memory.
+
+    One of ``replica``, ``fsdp``, ``tensor`` may be -1: as many as are left. ``compute`` is the dtype of matrices and
+    activations; master weights and optimizer state are always float32. ``remat`` recomputes each block in the backward
+    pass ("block") or keeps its activations ("none"). ``loss_chunk`` is how many tokens of a row have logits at a time.
+    """
+
+    replica: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    compute: str = "bfloat16"
+    remat: str = "block"
+    loss_chunk: int = 512
+
+    def __post_init__(self):
+        _require(
+            sum(n == -1 for n in (self.replica, self.fsdp, self.tensor)) <= 1,
+            "mesh: only one of replica, fsdp, tensor may be -1",
+        )
+        _require(
+            self.compute in ("bfloat16", "float32"), f"mesh.compute={self.compute!r}; choose 'bfloat16' or 'float32'"
+        )
+        _require(self.remat in ("none", "block"), f"mesh.remat={self.remat!r}; choose 'none' or 'block'")
+        _require(self.loss_chunk >= 1, f"mesh.loss_chunk={self.loss_chunk}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """How tokens are drawn (paper section 2.4, inference_solver.py of the original).
+
+    ``guidance`` is the released code's scale g: ``g * (cond - uncond) + uncond``; 1 switches guidance off.
+    ``min_p`` keeps tokens with p_cond >= min_p * max p_cond; 0 switches it off. Temperature acts after top-k.
+    ``parallel`` is the decoding method; "off" draws one token per pass.
+    """
+
+    guidance: float = 4.0
+    temperature: float = 1.0
+    image_top_k: int = 2000
+    text_top_k: int = 5
+    min_p: float = 0.0
+    max_new_tokens: int = 8192
+    parallel: str = "off"
+
+    def __post_init__(self):
+        _require(self.guidance >= 0, f"sample.guidance={self.guidance}; it must not be negative (1 is off)")
+        _require(
+            self.temperature > 0, f"sample.temperature={self.temperature} must be positive; for greedy set top_k to 1"
+        )
+        for name in ("image_top_k", "text_top_k", "max_new_tokens"):
+            _require(getattr(self, name) >= 1, f"sample.{name} is {getattr(self, name)}; it must be at least 1")
+        _require(0 <= self.min_p <= 1, f"sample.min_p={self.min_p} is not in [0, 1]")
+        _require(self.parallel == "off", f"sample.parallel={self.parallel!r}; this version decodes with 'off' only")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run: everything ``run.py train`` needs.
+
+    ``start`` names a checkpoint folder of an earlier stage whose weights begin this one (empty: random weights).
+    ``save_every`` and ``keep`` rule the checkpoints under ``out``; ``log_every`` the lines of metrics.jsonl.
+    """
+
+    name: str = "experiment"
+    out: str = "out"
+    seed: int = 0
+    start: str = ""
+    save_every: int = 1000
+    keep: int = 2
+    log_every: int = 1
+    model: ModelConfig = field(default_factory=ModelConfig)
+    vq: VQConfig = field(default_factory=VQConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+    def __post_init__(self):
+        for name in ("save_every", "keep", "log_every"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        _require(
+            self.data.batch % self.optim.accumulate == 0,
+            f"data.batch={self.data.batch} is not a multiple of optim.accumulate={self.optim.accumulate}",
+        )
+
+
+def override(config, assignments: typing.Sequence[str]):
+    """Returns ``config`` with each ``"a.b=value"`` applied.
+
+    Raises ValueError naming the field and its choices when a name is unknown or a value has the wrong type.
+    """
+    changes: dict[str, list[tuple[str, str]]] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"{assignment!r} is not of the form a.b=value")
+        changes.setdefault(name, []).append((name, value))
+    nested = _nest({name: pairs[-1][1] for name, pairs in changes.items()})
+    return _apply(config, nested, "")
+
+
+def _nest(flat: dict[str, str]) -> dict:
+    tree: dict = {}
+    for name, value in flat.items():
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"{name}={value}: {parent} is given a value of its own as well")
+        node[leaf] = value
+    return tree
+
+
+def _apply(config, tree: dict, prefix: str):
+    hints = typing.get_type_hints(type(config))
+    values = {}
+    for name, value in tree.items():
+        if name not in hints:
+            known = ", ".join(f.name for f in fields(config))
+            raise ValueError(f"no field {prefix}{name}; the fields here are: {known}")
+        old = getattr(config, name)
+        if is_dataclass(old):
+            if not isinstance(value, dict):
+                raise ValueError(f"{prefix}{name} is a group of fields; set one of them, as {prefix}{name}.x=...")
+            values[name] = _apply(old, value, f"{prefix}{name}.")
+        elif isinstance(value, dict):
+            raise ValueError(f"{prefix}{name} is a single value; it has no field {next(iter(value))!r}")
+        else:
+            values[name] = _parse(value, hints[name], f"{prefix}{name}")
+    return replace(config, **values)
+
+
+def _parse(text: str, kind, name: str):
+    """One value from the command line, as the type its field declares."""
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        return tuple(_parse(part.strip(), item, name) for part in text.strip("()").split(",") if part.strip())
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{name}={text!r}: expected true or false")
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{name}={text!r}: expected {kind.__name__}") from None
+
+
+def to_dict(config) -> dict:
+    """A config as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type, values: dict):
+    """The inverse of :func:`to_dict`; an unknown field is an error, a missing one takes its default."""
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}; its fields are {', '.join(hints)}")
+    parsed = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if is_dataclass(hint):
+            value = from_dict(hint, value)
+        elif typing.get_origin(hint) is tuple:
+            value = tuple(value)
+        parsed[name] = value
+    return kind(**parsed)

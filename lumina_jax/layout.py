@@ -1,0 +1,148 @@
+"""Uni-Rep, the image-token rule (paper section 3.1): its single home.
+
+An image of R x C codes is written ``begin-image, height, width, R rows of (C codes, end-of-line), end-image``. Height and
+width are counted in size units of two codes, height first. The writer, the reader, the sampler's forced tokens and the
+start of guidance all ask this module.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lumina_jax.vocab import Vocab
+
+CODE = -1
+"""forced(): any image code may stand here."""
+SIZE = -2
+"""forced(): any size token may stand here."""
+ANY = -3
+"""forced(): not inside an image; the rule says nothing."""
+
+CODES_PER_UNIT = 2
+
+
+def crop_sizes(target: int, patch: int = 32, max_ratio: float = 4.0) -> list[tuple[int, int]]:
+    """The (width, height) in pixels of every crop of at most ``target``² pixels, widest first (original: generate_crop_size_list).
+
+    Walks the staircase under the hyperbola width * height = (target / patch)² in units of ``patch``.
+    """
+    budget = (target // patch) ** 2
+    sizes, wide, high = [], budget, 1
+    while wide > 0:
+        if max(wide, high) / min(wide, high) <= max_ratio:
+            sizes.append((wide * patch, high * patch))
+        if (high + 1) * wide <= budget:
+            high += 1
+        else:
+            wide -= 1
+    return sizes
+
+
+def best_crop(image_size: tuple[int, int], sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The (width, height) of ``sizes`` that keeps most of an image of ``image_size`` (width, height).
+
+    Equal shares go to the larger tuple, as in the original (var_center_crop).
+    """
+    width, height = image_size
+
+    def kept(size):
+        scales = (size[0] / width, size[1] / height)
+        return min(scales) / max(scales)
+
+    return max(sizes, key=lambda size: (kept(size), size))
+
+
+def grid_tokens(rows: int, cols: int) -> int:
+    """How many tokens an image of rows x cols codes takes, begin- and end-image included."""
+    return rows * (cols + 1) + 4
+
+
+def encode_grid(codes: np.ndarray, vocab: Vocab) -> np.ndarray:
+    """Image codes i32[R C] -> token ids i32[R*(C+1)+4]. R and C must be even (a size unit is two codes)."""
+    codes = np.asarray(codes)
+    if codes.ndim != 2 or 0 in codes.shape or codes.shape[0] % CODES_PER_UNIT or codes.shape[1] % CODES_PER_UNIT:
+        raise ValueError(f"a grid of codes of shape {codes.shape}: rows and columns must be even and at least 2")
+    if codes.min() < 0 or codes.max() >= len(vocab.code_ids):
+        raise ValueError(
+            f"image codes from {codes.min()} to {codes.max()}, but the tokenizer knows 0 to {len(vocab.code_ids) - 1}; "
+            "the VQ model and the tokenizer do not belong together"
+        )
+    rows, cols = codes.shape
+    lines = np.full((rows, cols + 1), vocab.newline, np.int32)
+    lines[:, :cols] = vocab.code_ids[codes]
+    head = [vocab.boi, vocab.size_id(rows // CODES_PER_UNIT), vocab.size_id(cols // CODES_PER_UNIT)]
+    return np.concatenate([np.array(head, np.int32), lines.ravel(), np.array([vocab.eoi], np.int32)])
+
+
+def decode_grid(ids: np.ndarray, vocab: Vocab) -> np.ndarray:
+    """Token ids i32[R*(C+1)+4], from begin-image to end-image, -> image codes i32[R C].
+
+    Raises ValueError saying which token breaks the rule.
+    """
+    ids = np.asarray(ids, np.int32)
+    if len(ids) < 4 or ids[0] != vocab.boi:
+        raise ValueError(f"{len(ids)} tokens beginning with {ids[:1]} are not an image: it begins with {vocab.boi}")
+    rows, cols = grid_shape(ids[1], ids[2], vocab)
+    expected = grid_tokens(rows, cols)
+    if len(ids) != expected:
+        raise ValueError(f"the image says {rows} x {cols} codes, which takes {expected} tokens, but has {len(ids)}")
+    lines = ids[3:-1].reshape(rows, cols + 1)
+    codes = vocab.code_of[lines[:, :cols]]
+    if (codes < 0).any() or (lines[:, cols] != vocab.newline).any() or ids[-1] != vocab.eoi:
+        rule = np.asarray(forced(np.arange(expected - 1), rows, cols, vocab))
+        body = ids[1:]
+        wrong = 1 + int(np.argmax(np.where(rule == CODE, vocab.code_of[body] < 0, (rule >= 0) & (rule != body))))
+        raise ValueError(f"token {wrong} of the image is {ids[wrong]}, which has no place there")
+    return codes
+
+
+def grid_shape(height_id: int, width_id: int, vocab: Vocab) -> tuple[int, int]:
+    """The (rows, cols) of codes that two size tokens stand for; ValueError when one is no size token."""
+    for name, token in (("height", height_id), ("width", width_id)):
+        if not 0 <= token < len(vocab.size_of) or vocab.size_of[token] < 0:
+            raise ValueError(f"the {name} of the image is token {token}, which is no size token")
+    return int(vocab.size_of[height_id]) * CODES_PER_UNIT, int(vocab.size_of[width_id]) * CODES_PER_UNIT
+
+
+def images_in(ids: np.ndarray, vocab: Vocab) -> list[slice]:
+    """Where whole images lie in a token sequence: slices from begin-image through end-image, in order.
+
+    A begin-image without an end-image after it (a sequence cut short) yields nothing.
+    """
+    ids = np.asarray(ids)
+    found, start = [], None
+    for index in np.flatnonzero((ids == vocab.boi) | (ids == vocab.eoi)):
+        if ids[index] == vocab.boi:
+            start = index
+        elif start is not None:
+            found.append(slice(int(start), int(index) + 1))
+            start = None
+    return found
+
+
+def forced(n, rows, cols, vocab: Vocab) -> jax.Array:
+    """What may stand as the ``n``-th token after begin-image (n i32[B] from 0), for an image of rows x cols codes (i32[B]).
+
+    Returns i32[B]: a token id where only that token may stand, else CODE, SIZE or ANY. ``rows`` = 0 means not known yet:
+    then height and width are free among the size tokens. Negative ``n`` (no image is open) and n past end-image give ANY.
+    """
+    n, rows, cols = jnp.broadcast_arrays(jnp.asarray(n), jnp.asarray(rows), jnp.asarray(cols))
+    by_units = jnp.asarray(_size_ids(vocab))
+    known = rows > 0
+    at = n - 2
+    body = rows * (cols + 1)
+    height = by_units[jnp.clip(rows // CODES_PER_UNIT, 0, len(by_units) - 1)]
+    width = by_units[jnp.clip(cols // CODES_PER_UNIT, 0, len(by_units) - 1)]
+    inside = jnp.where(at % (cols + 1) == cols, vocab.newline, CODE)
+    return jnp.select(
+        [n < 0, n == 0, n == 1, ~known, at < body, at == body],
+        [ANY, jnp.where(known, height, SIZE), jnp.where(known, width, SIZE), ANY, inside, vocab.eoi],
+        ANY,
+    ).astype(jnp.int32)
+
+
+def _size_ids(vocab: Vocab) -> np.ndarray:
+    """Size units -> token id; units 0 stands for nothing and repeats 1's."""
+    ids = np.flatnonzero(vocab.size_of > 0)
+    ids = ids[np.argsort(vocab.size_of[ids])]
+    return np.concatenate([ids[:1], ids]).astype(np.int32)
