@@ -43,8 +43,9 @@ class ModelConfig:
             f"model.heads={self.heads} is not a multiple of model.kv_heads={self.kv_heads}; change one of them",
         )
         _require(
-            self.kv_heads % self.qk_groups == 0,
-            f"model.kv_heads={self.kv_heads} is not a multiple of model.qk_groups={self.qk_groups}; change one of them",
+            self.heads % self.qk_groups == 0 and 0 in (self.kv_heads % self.qk_groups, self.qk_groups % self.kv_heads),
+            f"model.qk_groups={self.qk_groups} does not divide model.heads={self.heads} and kv_heads={self.kv_heads} "
+            "into equal groups; change one of them",
         )
         _require(self.head_dim % 2 == 0, f"model.head_dim={self.head_dim} is odd; RoPE rotates halves: make it even")
         _require(0 <= self.dropout < 1, f"model.dropout={self.dropout} is not in [0, 1)")

@@ -1,5 +1,6 @@
 """Text <-> ids, the special tokens and the image codes, all looked up by name in the tokenizer file."""
 
+import hashlib
 from functools import cached_property
 from pathlib import Path
 
@@ -116,6 +117,11 @@ class Vocab:
             sizes[found] = units
             units += 1
         return sizes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that differ between any two tokenizers: token data remember which one made them."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
 
     @cached_property
     def _rows(self) -> int:

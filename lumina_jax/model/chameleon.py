@@ -1,0 +1,127 @@
+"""The Chameleon decoder: embedding, a scan over blocks, final norm, untied head (paper section 2.1)."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lumina_jax.config import ModelConfig
+from lumina_jax.model.attention import Attention, KVCache, attend, cache_mask, causal_mask
+from lumina_jax.model.params import weight
+from lumina_jax.model.parts import MLP, RMSNorm, dropout, rotary
+from lumina_jax.sharding import constrain, for_compute
+
+
+class Block(nnx.Module):
+    """One layer. Pre-norm (7B): x + f(norm(x)); post-norm (34B, Swin): x + norm(f(x))."""
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.attention = Attention(cfg, rngs)
+        self.mlp = MLP(cfg.width, cfg.mlp, rngs)
+        self.attention_norm = RMSNorm(cfg.width, cfg.eps)
+        self.mlp_norm = RMSNorm(cfg.width, cfg.eps)
+        self.cfg = cfg
+
+    def __call__(self, x: jax.Array, attention, key: jax.Array | None) -> jax.Array:
+        """[B T D] -> [B T D]; ``attention`` maps the (normed) input to what this layer's attention gives."""
+        keys = (None, None) if key is None else jax.random.split(key)
+        x = self._add(x, attention, self.attention_norm, keys[0])
+        return self._add(x, self.mlp, self.mlp_norm, keys[1])
+
+    def _add(self, x, sublayer, norm, key):
+        change = norm(sublayer(x)) if self.cfg.post_norm else sublayer(norm(x))
+        return constrain(x + dropout(change, self.cfg.dropout, key), "BTD")
+
+
+class Chameleon(nnx.Module):
+    """``Chameleon(cfg, rngs)``: weights are drawn here and never change; methods are pure functions of them.
+
+    Matrices and activations have the dtype of the weights: cast the whole tree to compute in another.
+    """
+
+    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
+        self.cfg = cfg
+        self.embedding = weight(rngs, fan_in="D", V=cfg.vocab, D=cfg.width)
+        layer_keys = jax.random.split(rngs.params(), cfg.layers)
+        self.blocks = jax.vmap(lambda key: Block(cfg, nnx.Rngs(key)))(layer_keys)
+        self.norm = RMSNorm(cfg.width, cfg.eps)
+        self.head = weight(rngs, D=cfg.width, V=cfg.vocab)
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        positions: jax.Array | None = None,
+        segments: jax.Array | None = None,
+        key: jax.Array | None = None,
+        remat: str = "none",
+    ) -> jax.Array:
+        """Token ids i32[B T] -> hidden states [B T D] after the final norm.
+
+        ``positions`` i32[B T] default to 0..T-1, ``segments`` i32[B T] to one segment a row. A ``key`` switches residual
+        dropout on. ``remat="block"`` keeps only each block's input for the backward pass.
+        """
+        T = inputs.shape[1]
+        positions = jnp.arange(T)[None] if positions is None else positions
+        x = self._embed(inputs)
+        angles = rotary(positions, self.cfg.head_dim, self.cfg.rope_base, x.dtype)
+        mask = causal_mask(T, segments)
+
+        def run(x, layer):
+            block, layer_key = layer
+            block = for_compute(block)
+
+            def attention(x):
+                return block.attention.output(attend(*block.attention.project(x, angles), mask))
+
+            return block(x, attention, layer_key), None
+
+        if remat == "block":
+            run = jax.checkpoint(run)
+        keys = None if key is None or self.cfg.dropout == 0 else jax.random.split(key, self.cfg.layers)
+        x, _ = jax.lax.scan(run, x, (self.blocks, keys))
+        return self.norm(x)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Hidden states [B T D] -> f32[B T V], never masked."""
+        return jnp.einsum("BTD,DV->BTV", hidden, self.head[...], preferred_element_type=jnp.float32)
+
+    def empty_cache(self, rows: int, slots: int) -> KVCache:
+        """A cache for ``rows`` sequences of up to ``slots`` tokens, in the dtype of the weights."""
+        cfg = self.cfg
+        shape = (cfg.layers, rows, slots, cfg.kv_heads, cfg.head_dim)
+        zeros = functools.partial(jnp.zeros, shape, self.head.dtype)
+        return KVCache(zeros(), zeros(), jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
+
+    def cached(self, ids: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+        """Token ids i32[B T] that follow what ``cache`` holds -> (hidden [B T D], the cache with them in it).
+
+        They take slots ``length`` to ``length + T - 1``. Where those reach past the last slot the result is undefined.
+        """
+        T = ids.shape[1]
+        slots = cache.length + jnp.arange(T)
+        positions = jnp.maximum(slots - cache.visible_from[:, None], 0)
+        x = self._embed(ids)
+        angles = rotary(positions, self.cfg.head_dim, self.cfg.rope_base, x.dtype)
+        mask = cache_mask(T, cache)
+
+        def run(carry, layer):
+            x, keys, values = carry
+            block, index = layer
+
+            def attention(x):
+                nonlocal keys, values
+                query, key, value = block.attention.project(x, angles)
+                at = (index, 0, cache.length, 0, 0)
+                keys = jax.lax.dynamic_update_slice(keys, key[None].astype(keys.dtype), at)
+                values = jax.lax.dynamic_update_slice(values, value[None].astype(values.dtype), at)
+                return block.attention.output(attend(query, keys[index], values[index], mask))
+
+            return (block(x, attention, None), keys, values), None
+
+        carry = (x, cache.keys, cache.values)
+        (x, keys, values), _ = jax.lax.scan(run, carry, (self.blocks, jnp.arange(self.cfg.layers)))
+        return self.norm(x), cache._replace(keys=keys, values=values, length=cache.length + T)
+
+    def _embed(self, ids: jax.Array) -> jax.Array:
+        return constrain(self.embedding[...][ids], "BTD")

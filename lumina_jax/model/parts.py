@@ -1,0 +1,78 @@
+"""Norms, rotary positions, dropout and the gated MLP: the pieces of a block (original: modeling_chameleon.py)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lumina_jax.model.params import ones, weight, zeros
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm over D: normalised in float32, scaled in the dtype of the input."""
+
+    def __init__(self, D: int, eps: float):
+        self.scale = ones(D=D)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return normed.astype(x.dtype) * self.scale[...]
+
+
+class QKNorm(nnx.Module):
+    """LayerNorm of each head's query or key over K, with one scale and bias per group of heads (paper section 2.1).
+
+    torch stored one row per tensor-parallel shard, hence groups; consecutive heads share a row.
+    """
+
+    EPS = 1e-5
+
+    def __init__(self, G: int, K: int):
+        self.scale = ones(G=G, K=K)
+        self.bias = zeros(G=G, K=K)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B T H K] -> [B T H K]; H a multiple of G."""
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.EPS)
+        share = x.shape[-2] // self.scale.shape[0]
+        scale, bias = (jnp.repeat(p[...], share, axis=0) for p in (self.scale, self.bias))
+        return normed.astype(x.dtype) * scale + bias
+
+
+class MLP(nnx.Module):
+    """SwiGLU: down(silu(gate x) * up x)."""
+
+    def __init__(self, D: int, F: int, rngs: nnx.Rngs):
+        self.gate = weight(rngs, D=D, F=F)
+        self.up = weight(rngs, D=D, F=F)
+        self.down = weight(rngs, F=F, D=D)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B T D] -> [B T D]."""
+        gate = jnp.einsum("BTD,DF->BTF", x, self.gate[...])
+        up = jnp.einsum("BTD,DF->BTF", x, self.up[...])
+        return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down[...])
+
+
+def rotary(positions: jax.Array, K: int, base: float, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine [B T 1 K/2] of positions i32[B T], computed in float32 and cast to ``dtype`` as the original does."""
+    frequencies = base ** (-jnp.arange(0, K, 2, dtype=jnp.float32) / K)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates the pairs (i, i + K/2) of x [B T H K] by their angles."""
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a share ``rate`` of x and scales the rest up; without a key, returns x."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
