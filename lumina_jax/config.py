@@ -103,10 +103,8 @@ class DataConfig:
     threads: int = 2
 
     def __post_init__(self):
-        _require(
-            self.size >= self.patch and self.patch >= 2,
-            f"data.size={self.size} must be at least data.patch={self.patch}",
-        )
+        _require(self.patch >= 2, f"data.patch={self.patch}; a size unit is two codes, so it must be at least 2 pixels")
+        _require(self.size >= self.patch, f"data.size={self.size} must be at least data.patch={self.patch}")
         _require(self.max_ratio >= 1, f"data.max_ratio={self.max_ratio} must be at least 1")
         _require(
             len(self.buckets) > 0 and tuple(sorted(set(self.buckets))) == self.buckets and self.buckets[0] > 0,
@@ -155,6 +153,7 @@ class MeshConfig:
     One of ``replica``, ``fsdp``, ``tensor`` may be -1: as many as are left. ``compute`` is the dtype of matrices and
     activations; master weights and optimizer state are always float32. ``remat`` recomputes each block in the backward
     pass ("block") or keeps its activations ("none"). ``loss_chunk`` is how many tokens of a row have logits at a time.
+    ``unroll`` is how many layers the scan lays out side by side: 1 compiles fastest, all of a tiny model's run fastest.
     """
 
     replica: int = 1
@@ -163,17 +162,22 @@ class MeshConfig:
     compute: str = "bfloat16"
     remat: str = "block"
     loss_chunk: int = 512
+    unroll: int = 1
 
     def __post_init__(self):
+        for name in ("replica", "fsdp", "tensor"):
+            size = getattr(self, name)
+            _require(size >= 1 or size == -1, f"mesh.{name}={size}; it must be at least 1, or -1 for all that are left")
         _require(
             sum(n == -1 for n in (self.replica, self.fsdp, self.tensor)) <= 1,
-            "mesh: only one of replica, fsdp, tensor may be -1",
+            f"mesh.replica={self.replica}, mesh.fsdp={self.fsdp}, mesh.tensor={self.tensor}: only one of them may be -1",
         )
         _require(
             self.compute in ("bfloat16", "float32"), f"mesh.compute={self.compute!r}; choose 'bfloat16' or 'float32'"
         )
         _require(self.remat in ("none", "block"), f"mesh.remat={self.remat!r}; choose 'none' or 'block'")
         _require(self.loss_chunk >= 1, f"mesh.loss_chunk={self.loss_chunk}; it must be at least 1")
+        _require(self.unroll >= 1, f"mesh.unroll={self.unroll}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -240,14 +244,13 @@ def override(config, assignments: typing.Sequence[str]):
 
     Raises ValueError naming the field and its choices when a name is unknown or a value has the wrong type.
     """
-    changes: dict[str, list[tuple[str, str]]] = {}
+    changes: dict[str, str] = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:
             raise ValueError(f"{assignment!r} is not of the form a.b=value")
-        changes.setdefault(name, []).append((name, value))
-    nested = _nest({name: pairs[-1][1] for name, pairs in changes.items()})
-    return _apply(config, nested, "")
+        changes[name] = value
+    return _apply(config, _nest(changes), "")
 
 
 def _nest(flat: dict[str, str]) -> dict:
@@ -258,7 +261,9 @@ def _nest(flat: dict[str, str]) -> dict:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ValueError(f"{name}={value}: {parent} is given a value of its own as well")
+                raise ValueError(f"{name}={value}: {parent} is given a value of its own as well; drop one of the two")
+        if isinstance(node.get(leaf), dict):
+            raise ValueError(f"{name}={value}: single fields of {name} are given as well; drop one of the two")
         node[leaf] = value
     return tree
 

@@ -86,6 +86,10 @@ def decode_grid(ids: np.ndarray, vocab: Vocab) -> np.ndarray:
     expected = grid_tokens(rows, cols)
     if len(ids) != expected:
         raise ValueError(f"the image says {rows} x {cols} codes, which takes {expected} tokens, but has {len(ids)}")
+    if ids.min() < 0 or ids.max() >= len(vocab.code_of):
+        raise ValueError(
+            f"tokens from {ids.min()} to {ids.max()}, but the tokenizer knows 0 to {len(vocab.code_of) - 1}"
+        )
     lines = ids[3:-1].reshape(rows, cols + 1)
     codes = vocab.code_of[lines[:, :cols]]
     if (codes < 0).any() or (lines[:, cols] != vocab.newline).any() or ids[-1] != vocab.eoi:

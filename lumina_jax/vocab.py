@@ -92,6 +92,9 @@ class Vocab:
 
     def size_id(self, units: int) -> int:
         """The token of a height or width, in size units."""
+        if not self.has(size_name(units)):
+            largest = self.size_of.max()
+            raise ValueError(f"a height or width of {units} size units; {self.source} has tokens for 1 to {largest}")
         return self.id_of(size_name(units))
 
     @cached_property

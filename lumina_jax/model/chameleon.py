@@ -55,11 +55,13 @@ class Chameleon(nnx.Module):
         segments: jax.Array | None = None,
         key: jax.Array | None = None,
         remat: str = "none",
+        unroll: int = 1,
     ) -> jax.Array:
         """Token ids i32[B T] -> hidden states [B T D] after the final norm.
 
         ``positions`` i32[B T] default to 0..T-1, ``segments`` i32[B T] to one segment a row. A ``key`` switches residual
-        dropout on. ``remat="block"`` keeps only each block's input for the backward pass.
+        dropout on. ``remat="block"`` keeps only each block's input for the backward pass; ``unroll`` layers are laid out
+        side by side in the compiled loop.
         """
         T = inputs.shape[1]
         positions = jnp.arange(T)[None] if positions is None else positions
@@ -79,7 +81,7 @@ class Chameleon(nnx.Module):
         if remat == "block":
             run = jax.checkpoint(run)
         keys = None if key is None or self.cfg.dropout == 0 else jax.random.split(key, self.cfg.layers)
-        x, _ = jax.lax.scan(run, x, (self.blocks, keys))
+        x, _ = jax.lax.scan(run, x, (self.blocks, keys), unroll=unroll)
         return self.norm(x)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -124,4 +126,5 @@ class Chameleon(nnx.Module):
         return self.norm(x), cache._replace(keys=keys, values=values, length=cache.length + T)
 
     def _embed(self, ids: jax.Array) -> jax.Array:
-        return constrain(self.embedding[...][ids], "BTD")
+        table = constrain(self.embedding[...], "VD")  # gathered over fsdp first, or every row would be looked up everywhere
+        return constrain(table[ids], "BTD")

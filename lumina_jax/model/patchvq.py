@@ -1,0 +1,238 @@
+"""An image tokenizer without a network: a code is a patch. The interface is VQVAE's, the fit takes seconds.
+
+Pictures built from few patches (drawn worlds) are coded without loss by a dictionary of them; others get the nearest of
+k-means centres. It stands in for Chameleon's tokenizer where its weights are not at hand.
+"""
+
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from lumina_jax.model.vqvae import check_pixels, check_size
+
+FORMAT = "lumina_jax PatchVQ 1"
+KMEANS_STEPS = 6
+SAMPLE = 16384
+"""How many distinct patches :meth:`PatchVQ.fit` keeps at least; four per code if that is more."""
+BLOCK = 1 << 22
+"""How many numbers a temporary array may hold."""
+BEST_PSNR = 100.0
+"""What an exact picture counts as, in dB."""
+
+
+class PatchVQ:
+    """Nearest-patch tokenizer over a codebook u8[E stride stride 3], the most frequent patch first."""
+
+    def __init__(self, codebook: np.ndarray):
+        if codebook.ndim != 4 or codebook.dtype != np.uint8 or codebook.shape[1:] != (codebook.shape[1],) * 2 + (3,):
+            raise ValueError(
+                f"the codebook is {codebook.dtype}{list(codebook.shape)}; expected uint8[E stride stride 3]"
+            )
+        self.codebook = codebook
+        self._rows = codebook.reshape(len(codebook), -1)
+        self._centred = _centred(self._rows)
+        hashes = _hashes(self._rows, seed=0)
+        self._by_hash = np.argsort(hashes, kind="stable")
+        self._sorted_hashes = hashes[self._by_hash]
+        self._values = _to_pixels(codebook)
+
+    @property
+    def codes(self) -> int:
+        """E, the number of codes."""
+        return len(self.codebook)
+
+    @property
+    def stride(self) -> int:
+        """Pixels per code, along either axis."""
+        return self.codebook.shape[1]
+
+    @classmethod
+    def fit(cls, pictures: Iterable[np.ndarray], codes: int, stride: int = 16, seed: int = 0) -> "PatchVQ":
+        """Learns at most ``codes`` patches from u8[Y X 3] pictures of any sizes, read once.
+
+        All distinct patches if there are no more than ``codes``: then every picture seen is coded without loss. Otherwise
+        k-means, started from the most frequent ones. Memory does not grow with the number of pictures. ``seed`` decides
+        which of equally rare patches are kept when there are too many. Raises ValueError for no picture or a size off the stride.
+        """
+        if codes < 1 or stride < 1:
+            raise ValueError(f"codes={codes}, stride={stride}; both must be at least 1")
+        patches, counts = _distinct(pictures, stride, limit=max(SAMPLE, 4 * codes), seed=seed)
+        if len(patches) > codes:
+            patches = _kmeans(patches, counts, codes)
+        return cls(patches.reshape(-1, stride, stride, 3))
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """f32[B Y X 3] in [-1, 1] -> i32[B R C], the nearest codes (the first on ties). ValueError for a size off the stride."""
+        pixels = np.asarray(pixels)
+        check_pixels(pixels, self.stride)
+        batch, height, width, _ = pixels.shape
+        codes = np.empty((batch, height // self.stride, width // self.stride), np.int32)
+        step = max(1, BLOCK // max(1, 4 * pixels[:1].size))
+        for start in range(0, batch, step):
+            block = codes[start : start + step]
+            block[...] = self._lookup(_patches(_to_bytes(pixels[start : start + step]), self.stride)).reshape(
+                block.shape
+            )
+        return codes
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """i32[B R C] -> f32[B Y X 3]: the bytes of the patches, as values that ``pixels.to_image`` truncates back to them."""
+        codes = np.asarray(codes)
+        if codes.size and not 0 <= codes.min() <= codes.max() < self.codes:
+            raise ValueError(f"codes run from {codes.min()} to {codes.max()}; this codebook has 0 to {self.codes - 1}")
+        batch, rows, columns = codes.shape
+        tiles = self._values[codes].transpose(0, 1, 3, 2, 4, 5)
+        return tiles.reshape(batch, rows * self.stride, columns * self.stride, 3)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the codebook as .npz."""
+        with open(path, "wb") as file:
+            np.savez_compressed(file, format=np.array(FORMAT), codebook=self.codebook)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PatchVQ":
+        """Reads what :meth:`save` wrote; ValueError for any other file."""
+        with open(path, "rb") as file:
+            if zipfile.is_zipfile(file):
+                file.seek(0)
+                arrays = np.load(file)
+                if set(arrays) == {"format", "codebook"} and arrays["format"] == FORMAT:
+                    return cls(arrays["codebook"])
+        raise ValueError(f"{path} is no PatchVQ codebook ({FORMAT!r}); PatchVQ.fit(...).save(path) writes one")
+
+    def report(self, pictures: Iterable[np.ndarray]) -> dict[str, float]:
+        """How well u8[Y X 3] pictures survive encode and decode, as numbers JSON can hold.
+
+        ``psnr_db`` is the mean over pictures, an exact one counting as 100; ``exact`` the share of exact ones;
+        ``codes_used`` the share of codes that occur; ``perplexity`` exp of the entropy of their frequencies.
+        """
+        errors, counts = [], np.zeros(self.codes, np.int64)
+        for picture in _checked(pictures, self.stride):
+            patches = _patches(picture[None], self.stride)
+            codes = self._lookup(patches)
+            counts += np.bincount(codes, minlength=self.codes)
+            errors.append(np.square(patches.astype(np.float32) - self._rows[codes]).mean(dtype=np.float64))
+        shares = counts[counts > 0] / counts.sum()
+        psnr = 10 * np.log10(255**2 / np.maximum(errors, 255**2 / 10 ** (BEST_PSNR / 10)))
+        return {
+            "pictures": len(errors),
+            "psnr_db": float(np.mean(psnr)),
+            "exact": float(np.mean(np.array(errors) == 0)),
+            "codes_used": float(np.mean(counts > 0)),
+            "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
+        }
+
+    def _lookup(self, patches: np.ndarray) -> np.ndarray:
+        """u8[n D] -> the nearest codes i64[n]. Patches of the dictionary are found by hash, only others by distance."""
+        places = np.searchsorted(self._sorted_hashes, _hashes(patches, seed=0))
+        codes = self._by_hash[np.minimum(places, self.codes - 1)]
+        misses = np.flatnonzero((self._rows[codes] != patches).any(axis=1))
+        if len(misses):
+            codes[misses], _ = _nearest(_centred(patches[misses]), self._centred)
+        return codes
+
+
+def _to_bytes(pixels: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> the nearest bytes."""
+    return np.clip(np.asarray(pixels, np.float32) * 127.5 + 128, 0, 255).astype(np.uint8)
+
+
+def _to_pixels(values: np.ndarray) -> np.ndarray:
+    """Bytes -> f32 in [-1, 1], a thousandth of a level too high: float rounding must not make truncation lose a level."""
+    return np.minimum((values + np.float32(2**-10)) / np.float32(127.5) - 1, 1).astype(np.float32)
+
+
+def _patches(pictures: np.ndarray, stride: int) -> np.ndarray:
+    """u8[B Y X 3] -> u8[B*R*C stride*stride*3]."""
+    batch, height, width, _ = pictures.shape
+    tiles = pictures.reshape(batch, height // stride, stride, width // stride, stride, 3)
+    return tiles.transpose(0, 1, 3, 2, 4, 5).reshape(-1, stride * stride * 3)
+
+
+def _centred(patches: np.ndarray) -> np.ndarray:
+    """u8 -> f32 around zero, where float32 products of bytes lose least."""
+    return patches.astype(np.float32) - 128
+
+
+def _hashes(patches: np.ndarray, seed: int) -> np.ndarray:
+    """A 64-bit hash u64[n] of each row of u8[n D]: a random projection of its mixed 8-byte words."""
+    words = np.pad(patches, ((0, 0), (0, -patches.shape[1] % 8))).view(np.uint64)
+    first, second = np.random.default_rng(seed).integers(1 << 63, size=(2, words.shape[1]), dtype=np.uint64) * 2 + 1
+    # A sum of products alone lets a word's high bytes reach only the high bits of the hash, where they cancel often.
+    words = words * first
+    words ^= words >> np.uint64(32)
+    words *= second
+    return words.sum(axis=1)
+
+
+def _checked(pictures: Iterable[np.ndarray], stride: int) -> Iterable[np.ndarray]:
+    """The pictures, each proved to be u8[Y X 3] of a size the stride divides, and at least one of them."""
+    picture = None
+    for picture in pictures:
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise ValueError(f"a picture is {picture.dtype}{list(picture.shape)}; expected uint8[Y X 3]")
+        check_size(picture.shape[:2], stride)
+        yield picture
+    if picture is None:
+        raise ValueError("there are no pictures; give at least one")
+
+
+def _distinct(pictures: Iterable[np.ndarray], stride: int, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct patches u8[n D] and how often each occurs f64[n], most frequent first.
+
+    When there are more than ``limit``, the rarest are forgotten on the way; among equals, a random choice (by hash) stays.
+    """
+    patches, counts = np.empty((0, stride * stride * 3), np.uint8), np.empty(0)
+    waiting, length = [patches], 0
+    for picture in _checked(pictures, stride):
+        waiting.append(_patches(picture[None], stride))
+        length += len(waiting[-1])
+        if length >= SAMPLE:
+            patches, counts = _merge(np.concatenate(waiting), counts, limit, seed)
+            waiting, length = [patches], 0
+    return _merge(np.concatenate(waiting), counts, limit, seed)
+
+
+def _merge(patches: np.ndarray, counts: np.ndarray, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Unites equal patches; ``counts`` are those of the first ones, each later one counts 1."""
+    counts = np.concatenate([counts, np.ones(len(patches) - len(counts))])
+    hashes, first, group = np.unique(_hashes(patches, seed), return_index=True, return_inverse=True)
+    counts = np.bincount(group, counts)
+    keep = np.lexsort((hashes, -counts))[:limit]
+    return patches[first[keep]], counts[keep]
+
+
+def _nearest(rows: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each of rows f32[n D] the nearest of centres f32[E D] i64[n], the first on ties, and its squared distance f32[n]."""
+    half_norms = np.square(centres).sum(axis=1) / 2
+    codes, distances = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
+    step = max(1, BLOCK // len(centres))
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        scores = half_norms - block @ centres.T
+        codes[start : start + step] = scores.argmin(axis=1)
+        distances[start : start + step] = 2 * scores.min(axis=1) + np.square(block).sum(axis=1)
+    return codes, distances
+
+
+def _kmeans(patches: np.ndarray, counts: np.ndarray, codes: int) -> np.ndarray:
+    """``codes`` centres u8[codes D] of weighted patches u8[n D], by Lloyd's steps from the first ``codes`` patches.
+
+    A centre that no patch is nearest to moves to one of the patches with the largest weighted error.
+    """
+    rows = _centred(patches)
+    centres = rows[:codes].copy()
+    for _ in range(KMEANS_STEPS):
+        nearest, distances = _nearest(rows, centres)
+        order = np.argsort(nearest, kind="stable")
+        used, starts = np.unique(nearest[order], return_index=True)
+        weights = np.bincount(nearest, counts, minlength=codes)
+        sums = np.add.reduceat(rows[order] * counts[order, None].astype(np.float32), starts)
+        centres[used] = sums / weights[used, None]
+        unused = np.flatnonzero(weights == 0)
+        centres[unused] = rows[np.argsort(-distances * counts, kind="stable")[: len(unused)]]
+    found = np.rint(centres[np.argsort(-weights, kind="stable")] + 128).astype(np.uint8)
+    _, first = np.unique(_hashes(found, seed=0), return_index=True)
+    return found[np.sort(first)]

@@ -1,0 +1,170 @@
+"""From the logits of a conditional and an unconditional row to the scores a token is drawn from.
+
+The order is the original's (inference_solver.py: its three logits processors, then the warpers of transformers):
+guidance, the image-token rule, top-k per modality, temperature. All functions are pure; V is the model's vocabulary, and
+ids that the tokenizer knows but the model does not can never be drawn.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lumina_jax import layout
+from lumina_jax.config import SampleConfig
+from lumina_jax.vocab import Vocab
+
+SIZE_TOKENS = 2
+"""Height and width: the tokens after begin-image that get neither guidance nor, in the original, a rule."""
+
+
+class Place(NamedTuple):
+    """Where the next token of each row will stand; i32[B] each.
+
+    ``since`` counts the tokens after begin-image and is -1 in text; ``rows`` and ``cols`` are the codes of the open image,
+    0 while not known. An end-image in text changes nothing.
+    """
+
+    since: jax.Array
+    rows: jax.Array
+    cols: jax.Array
+
+
+class Knobs(NamedTuple):
+    """SampleConfig as arrays, so that another temperature or top-k is not another program."""
+
+    guidance: np.ndarray
+    temperature: np.ndarray
+    image_top_k: np.ndarray
+    text_top_k: np.ndarray
+    min_p: np.ndarray
+    max_new_tokens: np.ndarray
+
+    @classmethod
+    def of(cls, cfg: SampleConfig) -> "Knobs":
+        values = (getattr(cfg, name) for name in cls._fields)
+        return cls(*(np.asarray(value, np.int32 if isinstance(value, int) else np.float32) for value in values))
+
+
+class Scores(NamedTuple):
+    """f32[B V] after each stage of :func:`scores`; ``uncond`` is ``cond`` where there is no guidance."""
+
+    cond: jax.Array
+    uncond: jax.Array
+    guided: jax.Array
+    allowed: jax.Array
+    kept: jax.Array
+
+
+def place_of(prompt: np.ndarray, vocab: Vocab) -> Place:
+    """Where the token after ``prompt`` i32[P] stands, as plain integers.
+
+    Raises ValueError when an image in the prompt breaks the image-token rule.
+    """
+    begins = np.flatnonzero(prompt == vocab.boi)
+    for start, stop in itertools.pairwise([*begins, len(prompt)]):
+        image = prompt[start:stop]
+        ends = np.flatnonzero(image == vocab.eoi)
+        if len(ends):
+            layout.decode_grid(image[: ends[0] + 1], vocab)
+        elif stop < len(prompt):
+            raise ValueError(f"an image begins at token {stop}, before the one from token {start} has ended")
+        else:
+            return _place_in(image, vocab)
+    return Place(-1, 0, 0)
+
+
+def _place_in(image: np.ndarray, vocab: Vocab) -> Place:
+    """The place after an image cut short, begin-image first."""
+    since = len(image) - 1
+    if since == 0:
+        return Place(0, 0, 0)
+    rows, cols = layout.grid_shape(image[1], image[min(2, since)], vocab)
+    if since < SIZE_TOKENS:
+        return Place(since, rows, 0)
+    completed = layout.encode_grid(np.zeros((rows, cols), int), vocab)
+    if len(image) >= len(completed):
+        raise ValueError(f"an image of {rows} x {cols} codes has no end-image after {len(completed) - 1} tokens")
+    completed[: len(image)] = image
+    layout.decode_grid(completed, vocab)
+    return Place(since, rows, cols)
+
+
+def advance(place: Place, token: jax.Array, wanted: jax.Array, V: int, vocab: Vocab) -> Place:
+    """The place after ``token`` i32[B]. ``wanted`` i32[B 2]: rows and columns of an image it begins, 0 for free."""
+    opens, closes = token == vocab.boi, token == vocab.eoi
+    codes = jnp.maximum(jnp.asarray(_fit(vocab.size_of, V))[token], 0) * layout.CODES_PER_UNIT
+    since = jnp.where(closes | (place.since < 0), -1, place.since + 1)
+    rows = jnp.where(place.since == 0, codes, place.rows)
+    cols = jnp.where(place.since == 1, codes, place.cols)
+    return Place(jnp.where(opens, 0, since), jnp.where(opens, wanted[:, 0], rows), jnp.where(opens, wanted[:, 1], cols))
+
+
+def guide(cond: jax.Array, uncond: jax.Array, scale: jax.Array | float) -> jax.Array:
+    """Classifier-free guidance, ``scale * (cond - uncond) + uncond``; a scale of 1 gives exactly ``cond``."""
+    return jnp.where(scale == 1, cond, scale * (cond - uncond) + uncond)
+
+
+def allowed(place: Place, V: int, vocab: Vocab) -> jax.Array:
+    """bool[B V]: the tokens that the image-token rule lets stand at ``place``; in text, all."""
+    # One of two sizes is not yet a size: the width stays free after a free height.
+    rule = layout.forced(place.since, jnp.where(place.cols > 0, place.rows, 0), place.cols, vocab)[:, None]
+    is_code, is_size = (jnp.asarray(_fit(table, V) >= 0) for table in (vocab.code_of, vocab.size_of))
+    free = [rule == layout.ANY, (rule == layout.CODE) & is_code, (rule == layout.SIZE) & is_size]
+    return free[0] | free[1] | free[2] | (rule == jnp.arange(V))
+
+
+def min_p(cond: jax.Array, share: jax.Array | float) -> jax.Array:
+    """bool[B V]: where the probability under f32[B V] ``cond`` is at least ``share`` of the row's largest."""
+    return cond >= jnp.max(cond, axis=-1, keepdims=True) + jnp.log(share)
+
+
+def top_k(scores: jax.Array, k: jax.Array) -> jax.Array:
+    """bool[B V]: the ``k`` i32[B] largest scores of each row, and whatever equals the last of them.
+
+    Finds the k-th value bit by bit, which takes any k without another program: 32 counts, 26 times faster than a sort and
+    1.8 times faster than jax.lax.top_k at V = 65536, k = 2000 on a CPU.
+    """
+    sign = jnp.uint32(1 << 31)
+    bits = jax.lax.bitcast_convert_type(scores + 0.0, jnp.uint32)
+    ordered = jnp.where(bits >= sign, ~bits, bits | sign)
+
+    def refine(index, threshold):
+        higher = threshold | (sign >> index.astype(jnp.uint32))
+        return jnp.where(jnp.sum(ordered >= higher[:, None], axis=-1) >= k, higher, threshold)
+
+    threshold = jax.lax.fori_loop(0, 32, refine, jnp.zeros(len(scores), jnp.uint32))
+    return ordered >= threshold[:, None]
+
+
+def scores(cond: jax.Array, uncond: jax.Array | None, place: Place, knobs: Knobs, vocab: Vocab) -> Scores:
+    """All stages up to top-k for logits f32[B V]; no guidance at all when ``uncond`` is None.
+
+    Image mode starts at begin-image for top-k, and after height and width for guidance. Height and width are limited to
+    size tokens, where the original leaves them free and fails on anything else. min_p compares within what is allowed.
+    """
+    V = cond.shape[-1]
+    if uncond is None:
+        uncond = guided = cond
+    else:
+        scale = jnp.where(place.since >= SIZE_TOKENS, knobs.guidance, 1.0)
+        guided = guide(cond, uncond, scale[:, None])
+    may = allowed(place, V, vocab)
+    ruled = jnp.where(may, guided, -jnp.inf)
+    likely = jnp.where(min_p(jnp.where(may, cond, -jnp.inf), knobs.min_p), ruled, -jnp.inf)
+    k = jnp.where(place.since >= 0, knobs.image_top_k, knobs.text_top_k)
+    return Scores(cond, uncond, guided, ruled, jnp.where(top_k(likely, k), likely, -jnp.inf))
+
+
+def draw(keys: jax.Array, kept: jax.Array, temperature: jax.Array) -> jax.Array:
+    """One token per row, i32[B], from softmax(kept / temperature) of f32[B V], each row with its own key."""
+    # From the largest down: a tiny temperature then overflows to -inf only.
+    shifted = (kept - jnp.max(kept, axis=-1, keepdims=True)) / temperature
+    return jax.vmap(jax.random.categorical)(keys, shifted).astype(jnp.int32)
+
+
+def _fit(table: np.ndarray, V: int) -> np.ndarray:
+    """A table of the tokenizer, cut or filled with -1 to the model's vocabulary."""
+    return np.pad(table[:V], (0, max(0, V - len(table))), constant_values=-1)

@@ -1,0 +1,93 @@
+"""An answer's tokens as text and pictures (original: decode_ids and decode_image in inference_solver.py)."""
+
+import itertools
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lumina_jax.layout import decode_grid
+from lumina_jax.pixels import to_image
+from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
+
+
+class Decoder(Protocol):
+    """What turns codes i32[B R C] into pixels f32[B Y X 3] in [-1, 1]: VQVAE or PatchVQ."""
+
+    def decode(self, codes: jax.Array) -> jax.Array: ...
+
+
+@dataclass(frozen=True)
+class Broken:
+    """An image that could not be read: its tokens i32[n] from begin-image on, and why."""
+
+    ids: np.ndarray
+    reason: str
+
+
+def split(ids: np.ndarray, vocab: Vocab) -> list[str | np.ndarray | Broken]:
+    """Tokens i32[n] -> text, image codes i32[R C] and broken images, in order; empty text is left out.
+
+    An image ends at its end-image, or unfinished where the next begins or the tokens end. The original drops an unfinished
+    image silently and never returns from a begin-image in the last place.
+    """
+    ids = np.asarray(ids, np.int32)
+    begins = np.flatnonzero(ids == vocab.boi)
+    pieces: list[str | np.ndarray | Broken] = [vocab.decode(ids[: begins[0]] if len(begins) else ids)]
+    for start, stop in itertools.pairwise([*begins, len(ids)]):
+        ends = start + np.flatnonzero(ids[start:stop] == vocab.eoi)
+        after = int(ends[0]) + 1 if len(ends) else stop
+        pieces += [_image(ids[start:after], len(ends) > 0, vocab), vocab.decode(ids[after:stop])]
+    return [piece for piece in pieces if not (isinstance(piece, str) and piece == "")]
+
+
+def _image(ids: np.ndarray, ended: bool, vocab: Vocab) -> np.ndarray | Broken:
+    if not ended:
+        return Broken(ids, f"unfinished: no end-image among its {len(ids)} tokens; allow more new tokens")
+    try:
+        return decode_grid(ids, vocab)
+    except ValueError as error:
+        return Broken(ids, str(error))
+
+
+def text(ids: np.ndarray, vocab: Vocab) -> str:
+    """The text of an answer, with ``<|image|>`` for each whole image."""
+    pieces = (IMAGE_SYMBOL if isinstance(piece, np.ndarray) else piece for piece in split(ids, vocab))
+    return "".join(piece for piece in pieces if isinstance(piece, str))
+
+
+def pictures(ids: np.ndarray, vq: Decoder, vocab: Vocab) -> list[Image.Image]:
+    """The whole images of an answer as RGB pictures, in order."""
+    grids = (piece for piece in split(ids, vocab) if isinstance(piece, np.ndarray))
+    return [to_image(np.asarray(vq.decode(codes[None]))[0]) for codes in grids]
+
+
+def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
+    """A contact sheet on white, row by row, each image centred in its cell above its wrapped caption.
+
+    Raises ValueError without images or columns, or when the captions are not one per image.
+    """
+    if not images or columns < 1:
+        raise ValueError(f"a sheet of {len(images)} images in {columns} columns; both must be at least 1")
+    captions = [""] * len(images) if captions is None else captions
+    if len(captions) != len(images):
+        raise ValueError(f"{len(captions)} captions for {len(images)} images; give one each")
+    gap, letter, line = 8, 6, 14
+    columns = min(columns, len(images))
+    width, height = (max(getattr(image, side) for image in images) for side in ("width", "height"))
+    lines = [textwrap.wrap(caption, max(8, width // letter)) for caption in captions]
+    below = line * max(map(len, lines))
+    cell = (width + gap, height + below + gap)
+    sheet = Image.new("RGB", (columns * cell[0] + gap, math.ceil(len(images) / columns) * cell[1] + gap), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    for index, (image, caption) in enumerate(zip(images, lines, strict=True)):
+        left, upper = (gap + at * size for at, size in zip((index % columns, index // columns), cell, strict=True))
+        sheet.paste(image, (left + (width - image.width) // 2, upper + (height - image.height) // 2))
+        for number, words in enumerate(caption):
+            pen.text((left, upper + height + number * line), words, fill="black", font=font)
+    return sheet

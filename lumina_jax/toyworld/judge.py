@@ -1,0 +1,175 @@
+"""The pixel judge: which claims of a caption hold in a picture. It knows the world's geometry and nothing of any model."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from lumina_jax.toyworld.captions import Caption, Count, grade
+from lumina_jax.toyworld.scenes import BACKGROUNDS, COLOURS, SHAPES, Object, Pixels, Scene, mask, radii
+
+LEAST_IOU = 0.75
+"""An object is recognised when a shape of the world covers it so well."""
+SEARCH = 4
+"""How far in px the centre of a shape is searched around the centre of what is seen."""
+FAR = 80.0
+"""Distance in RGB beyond which a pixel has none of the world's colours."""
+SPOT = 3
+"""Side in px of the smallest square that counts as something extra; thinner seams are edges that did not come out sharp."""
+MOST_OBJECTS = 6
+"""Only the largest patches of colour are read as objects; a picture with more has something extra anyway."""
+
+NAMES = (*BACKGROUNDS, *COLOURS)
+NO_COLOUR = len(NAMES)
+
+
+class Fact(NamedTuple):
+    """One claim in words, and whether it holds."""
+
+    name: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The facts of a caption in its own order, then "nothing else", then the size if one was asked for."""
+
+    facts: tuple[Fact, ...]
+
+    @property
+    def all_right(self) -> bool:
+        return all(fact.right for fact in self.facts)
+
+
+class Sight(NamedTuple):
+    """What the judge sees: a scene, and whether the picture shows it without anything extra."""
+
+    scene: Scene
+    clean: bool
+
+
+def judge(image: np.ndarray, caption: Caption, size: Pixels | None = None) -> Verdict:
+    """Checks every claim of ``caption`` on a picture u8[Y X 3]; ``size`` (width, height) in px is a claim where given."""
+    seen = perceive(image)
+    facts = [
+        Fact(str(claim), right and (seen.clean or not isinstance(claim, Count)))
+        for claim, right in zip(caption.claims, grade(seen.scene, caption.claims), strict=True)
+    ]
+    if size is not None:
+        facts.append(Fact(f"size {size[0]}x{size[1]}", seen.scene.canvas == tuple(size)))
+    return Verdict(tuple(facts))
+
+
+def perceive(image: np.ndarray) -> Sight:
+    """Reads the scene in a picture u8[Y X 3]: the background most pixels have, and every object that can be recognised."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"a picture of shape {image.shape} and dtype {image.dtype}; the judge takes uint8[Y X 3]")
+    canvas = image.shape[1], image.shape[0]
+    colours = _colours(image)
+    counts = np.bincount(colours.ravel(), minlength=NO_COLOUR + 1)
+    background = NAMES[int(counts[: len(BACKGROUNDS)].argmax())]
+    least = LEAST_IOU * min(mask(shape, radii(canvas)["small"]).sum() for shape in SHAPES)
+    present = [colour for colour in COLOURS if counts[NAMES.index(colour)] >= least]
+    blobs = [blob for colour in present for blob in _blobs(colours, colour, least)]
+    largest = sorted(blobs, key=lambda blob: -blob.pixels.sum())[:MOST_OBJECTS]
+    objects = tuple(thing for blob in largest if (thing := _recognise(blob, canvas)) is not None)
+    scene = Scene(*canvas, background, objects)
+    return Sight(scene, not _has_spot(colours != _colours_of(scene)))
+
+
+class _Blob(NamedTuple):
+    """A connected patch of one colour: its pixels bool[h w], with its upper left corner in px."""
+
+    colour: str
+    pixels: np.ndarray
+    top: int
+    left: int
+
+
+def _colours(image: np.ndarray) -> np.ndarray:
+    """Each pixel's nearest colour: u8[Y X] into NAMES, or NO_COLOUR."""
+    bins = (image >> 3).astype(np.int32)
+    return _nearest()[(bins[..., 0] << 10) | (bins[..., 1] << 5) | bins[..., 2]]
+
+
+@lru_cache(maxsize=1)
+def _nearest() -> np.ndarray:
+    """The nearest colour of each RGB value in steps of 8: u8[32768]."""
+    levels = np.arange(32) * 8 + 3.5
+    values = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(-1, 1, 3)
+    palette = np.array([*BACKGROUNDS.values(), *COLOURS.values()])
+    distances = np.linalg.norm(values - palette, axis=-1)
+    return np.where(distances.min(1) > FAR, NO_COLOUR, distances.argmin(1)).astype(np.uint8)
+
+
+def _colours_of(scene: Scene) -> np.ndarray:
+    """What :func:`_colours` gives where the scene came out perfectly."""
+    colours = np.full((scene.height, scene.width), NAMES.index(scene.background), np.uint8)
+    for thing in scene.objects:
+        colours[thing.box(scene.canvas)][mask(thing.shape, radii(scene.canvas)[thing.size])] = NAMES.index(thing.colour)
+    return colours
+
+
+def _blobs(colours: np.ndarray, colour: str, least: float) -> list[_Blob]:
+    """The connected patches of a colour with at least so many pixels."""
+    labels, _ = ndimage.label(colours == NAMES.index(colour))
+    large = 1 + np.flatnonzero(np.bincount(labels.ravel())[1:] >= least)
+    boxes = ndimage.find_objects(labels) if large.size else []
+    return [
+        _Blob(colour, labels[boxes[number - 1]] == number, *(side.start for side in boxes[number - 1]))
+        for number in large
+    ]
+
+
+def _recognise(blob: _Blob, canvas: Pixels) -> Object | None:
+    """The object whose shape covers a blob best, or None where none covers it well enough."""
+    sizes = radii(canvas)
+    exact = {size: radius for size, radius in sizes.items() if blob.pixels.shape == (2 * radius, 2 * radius)}
+    fits = [_best_fit(blob, size, radius, 0 if exact else SEARCH, canvas) for size, radius in (exact or sizes).items()]
+    iou, thing = max(fits, key=lambda fit: fit[0])
+    return thing if iou >= LEAST_IOU else None
+
+
+def _best_fit(blob: _Blob, size: str, radius: int, search: int, canvas: Pixels) -> tuple[float, Object]:
+    """Tries every shape of a radius, wholly on the canvas, up to ``search`` px from the blob's centre: (IoU, object)."""
+    height, width = blob.pixels.shape
+    x, y = blob.left + width // 2, blob.top + height // 2
+    reach = radius + search
+    window = np.zeros((2 * reach, 2 * reach), np.float32)
+    rows, inside_rows = _overlap(blob.top, height, y - reach, 2 * reach)
+    columns, inside_columns = _overlap(blob.left, width, x - reach, 2 * reach)
+    window[inside_rows, inside_columns] = blob.pixels[rows, columns]
+    templates, areas = _templates(radius)
+    shifts = 2 * search + 1
+    views = np.lib.stride_tricks.sliding_window_view(window, (2 * radius, 2 * radius)).reshape(shifts * shifts, -1)
+    common = views @ templates
+    ious = (common / (blob.pixels.sum() + areas - common)).reshape(shifts, shifts, -1)
+    xs, ys = (at + np.arange(-search, search + 1) for at in (x, y))
+    ious[(ys < radius) | (ys > canvas[1] - radius)] = 0
+    ious[:, (xs < radius) | (xs > canvas[0] - radius)] = 0
+    down, across, shape = np.unravel_index(int(ious.argmax()), ious.shape)
+    return float(ious[down, across, shape]), Object(SHAPES[shape], blob.colour, size, int(xs[across]), int(ys[down]))
+
+
+def _overlap(start: int, length: int, window: int, window_length: int) -> tuple[slice, slice]:
+    """The part of [start, start + length) inside a window on the same axis, counted from the start of each."""
+    low, high = max(start, window), min(start + length, window + window_length)
+    return slice(low - start, high - start), slice(low - window, high - window)
+
+
+@lru_cache(maxsize=64)
+def _templates(radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """All shapes of a radius as columns, f32[(2r)(2r) S], and how many pixels each has, f32[S]."""
+    columns = np.stack([mask(shape, radius).ravel() for shape in SHAPES], axis=-1).astype(np.float32)
+    return columns, columns.sum(0)
+
+
+def _has_spot(wrong: np.ndarray) -> bool:
+    """Whether a square of SPOT x SPOT px is wrong all over. bool[Y X] -> bool."""
+    if not wrong.any():
+        return False
+    rows = np.logical_and.reduce([wrong[i : len(wrong) - SPOT + 1 + i] for i in range(SPOT)])
+    width = wrong.shape[1]
+    return bool(np.logical_and.reduce([rows[:, i : width - SPOT + 1 + i] for i in range(SPOT)]).any())

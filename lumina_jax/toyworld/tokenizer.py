@@ -1,0 +1,95 @@
+"""A tiny tokenizer.json for the embedded world, with Chameleon's token names at ids of its own.
+
+Chameleon's text rules (white space, single digits, punctuation, byte-level words), with two liberties that keep prompts
+short: the fixed pieces of the prompt stay whole, and every known word is one token. Any other text falls into bytes, so
+all text round-trips.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from lumina_jax.conversation import image_prompt
+from lumina_jax.toyworld.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES
+from lumina_jax.vocab import (
+    BEGIN,
+    BEGIN_IMAGE,
+    END_IMAGE,
+    END_OF_LINE,
+    END_OF_TURN,
+    FILE_NAMES,
+    image_code_name,
+    size_name,
+)
+
+SIZE_UNITS = 16
+"""The longest side a size token can say, in units of 32 px."""
+
+TEMPLATES = tuple(re.split(r"\d+x\d+", image_prompt(1, 1, "")))
+"""What stands before and behind the size in a request for an image: one token each."""
+
+WORDS = (
+    *("a", "the", "in", "at", "on", "of", "and", "to", "background", "image"),
+    *("top", "bottom", "left", "right", "middle"),
+    *("Semantic", "segmentation", "Depth", "Surface", "normal", "pose", "estimation", "Detect", "Describe", "Edit"),
+    *("Add", "Remove", "Move", "Recolour", "How", "many", "What", "colour", "is", "are", "there", "Yes", "No"),
+)
+"""Words besides the scenes' own: those of captions, and of tasks, questions and answers about scenes."""
+
+
+def build(codes: int, texts: Iterable[str] = (), limit: int = 4096) -> Tokenizer:
+    """A tokenizer for ``codes`` image codes in which each word of the world is one token.
+
+    So are the words of ``texts``, a user's own captions: the ``limit`` most frequent of them. Ids in order: the general
+    tokens, the image codes, the markers, the sizes, the 256 bytes, the prompt's pieces, the words.
+    """
+    if codes < 1:
+        raise ValueError(f"{codes} image codes; a tokenizer needs at least 1")
+    special = [
+        *(BEGIN, "<pad>", "</s>", "<unk>"),
+        *(image_code_name(code) for code in range(codes)),
+        *(END_IMAGE, BEGIN_IMAGE, END_OF_TURN, END_OF_LINE),
+        *(size_name(units) for units in range(1, SIZE_UNITS + 1)),
+    ]
+    split = _pre_tokenizer()
+    names = (*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *_pieces(split, [*TEMPLATES, *_world_words()]))
+    learned = _pieces(split, texts)[:limit]
+    ids = {name: number for number, name in enumerate(dict.fromkeys((*names, *learned)))}
+    # No merges: a piece is one token where the vocabulary has it whole, and bytes where it has not.
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    return tokenizer
+
+
+def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
+    """Writes tokenizer.json into a folder, which is made if need be; returns its path."""
+    path = Path(folder) / FILE_NAMES[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path))
+    return path
+
+
+def _world_words() -> list[str]:
+    """Every word as prompts have it: the first of a sentence bare, any other behind its space."""
+    phrases = (*COLOURS, *BACKGROUNDS, *SHAPES, *SIZES, *RELATIONS, *WORDS)
+    return [word if word[0].isupper() else f" {word}" for phrase in phrases for word in phrase.split()]
+
+
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    whole = "|".join(re.escape(template) for template in TEMPLATES)
+    # One pattern instead of Chameleon's chain of splitters, which would cut the templates again.
+    pattern = Regex(rf"{whole}|[\t\n]|    |  |\p{{N}}|[\p{{P}}\p{{S}}]| ?\p{{L}}+")
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+
+
+def _pieces(split: pre_tokenizers.PreTokenizer, texts: Iterable[str]) -> list[str]:
+    """The pieces of texts that are longer than a byte, the most frequent first."""
+    counts = Counter(piece for text in texts for piece, _ in split.pre_tokenize_str(text) if len(piece) > 1)
+    return sorted(counts, key=lambda piece: (-counts[piece], piece))

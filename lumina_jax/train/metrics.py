@@ -1,0 +1,105 @@
+"""Where a run's numbers go: metrics.jsonl (bit for bit reproducible), TensorBoard, and a progress bar or plain lines."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from lumina_jax.config import Experiment
+from lumina_jax.train.step import Metrics
+
+FILE = "metrics.jsonl"
+SECONDS_BETWEEN_LINES = 10
+
+
+class Log:
+    """Takes each step's metrics and writes them one step late, so that reading them never makes the device wait.
+
+    Only the first process writes.
+
+    A resumed run first cuts from metrics.jsonl what the interrupted one wrote past its last checkpoint, so that the file
+    ends up equal to that of a run that was never interrupted; speeds therefore go to TensorBoard and the screen alone.
+    """
+
+    def __init__(self, cfg: Experiment, start: int, show: bool = True):
+        self._cfg, self._begin, self._start, self._tokens = cfg, time.monotonic(), start, 0.0
+        self._writes = jax.process_index() == 0
+        self._pending: tuple[int, Metrics] | None = None
+        self._file = None
+        self._line_at = 0.0
+        self._bar = None
+        if not self._writes:
+            return
+        folder = Path(cfg.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read(folder) if line["step"] <= start]
+        temporary = folder / (FILE + ".tmp")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        temporary.replace(folder / FILE)
+        self._file = (folder / FILE).open("a", buffering=1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        if show and sys.stdout.isatty():
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+            self._task = self._bar.add_task(cfg.name, total=cfg.optim.steps, completed=start, text="")
+            self._bar.start()
+        self._show = show
+
+    def write(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of ``step`` and records those of the step before."""
+        self.flush()
+        self._pending = (step, metrics)
+
+    def flush(self) -> None:
+        """Records what is pending. Raises FloatingPointError when its loss is not a number."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self._record(*pending)
+
+    def _record(self, step: int, metrics: Metrics) -> None:
+        values = {name: float(np.asarray(value)) for name, value in metrics._asdict().items()}
+        if not np.isfinite(values["loss"]):
+            raise FloatingPointError(
+                f"{self._cfg.name}: the loss of step {step} is {values['loss']} (gradient norm {values['grad_norm']}); "
+                "lower optim.lr, raise optim.z_loss or optim.warmup, then start again from the last checkpoint"
+            )
+        self._tokens += values["tokens"]
+        if not self._writes or (step % self._cfg.log_every and step != self._cfg.optim.steps):
+            return
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        speed = self._tokens / max(time.monotonic() - self._begin, 1e-9)
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._board.add_scalar("learned_tokens_per_second", speed, step)
+        if self._show:
+            self._report(step, values["loss"], speed)
+
+    def _report(self, step: int, loss: float, speed: float) -> None:
+        text = f"loss {loss:.3f}  {speed:,.0f} learned tok/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, text=text)
+        elif time.monotonic() - self._line_at > SECONDS_BETWEEN_LINES or step == self._cfg.optim.steps:
+            self._line_at = time.monotonic()
+            left = (self._line_at - self._begin) / max(step - self._start, 1) * (self._cfg.optim.steps - step)
+            print(f"{self._cfg.name}: step {step}/{self._cfg.optim.steps}  {text}  {left:.0f} s left", flush=True)
+
+    def close(self) -> None:
+        if self._writes:
+            if self._bar is not None:
+                self._bar.stop()
+            self._board.close()
+            self._file.close()
+
+
+def read(folder: Path | str) -> list[dict[str, float]]:
+    """The lines of a run's metrics.jsonl; a last line cut short by a kill is left out."""
+    file = Path(folder) / FILE
+    if not file.is_file():
+        return []
+    lines = file.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]

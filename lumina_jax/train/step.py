@@ -1,0 +1,126 @@
+"""One training step, the state it carries, and the generator that runs it."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from lumina_jax.batch import Batch
+from lumina_jax.config import Experiment
+from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.sharding import constrain, shardings
+from lumina_jax.train.loss import LossSums, token_loss
+from lumina_jax.train.optim import optimizer, schedule
+
+
+class TrainState(NamedTuple):
+    """Everything that changes: steps done i32[], float32 master weights, optimizer state, and the dropout key."""
+
+    step: jax.Array
+    model: Chameleon
+    opt: optax.OptState
+    key: jax.Array
+
+
+class Metrics(NamedTuple):
+    """f32[] of one step: means over learned tokens, gradient norm before clipping, rate, number of learned tokens."""
+
+    loss: jax.Array
+    xent: jax.Array
+    z_loss: jax.Array
+    grad_norm: jax.Array
+    lr: jax.Array
+    tokens: jax.Array
+
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def new_state(cfg: Experiment) -> TrainState:
+    """A fresh state from ``cfg.seed``. Build it under jit (:func:`init_state`) or eval_shape when the model is large."""
+    weights_key, dropout_key = jax.random.split(jax.random.key(cfg.seed))
+    model = Chameleon(cfg.model, nnx.Rngs(weights_key))
+    return TrainState(jnp.zeros((), jnp.int32), model, optimizer(cfg.optim).init(model), dropout_key)
+
+
+def state_shapes(cfg: Experiment, mesh: Mesh) -> TrainState:
+    """The abstract state: shapes, dtypes and shardings of :func:`new_state` without any memory."""
+    shapes = jax.eval_shape(lambda: new_state(cfg))
+    return jax.tree.map(
+        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings(shapes, mesh)
+    )
+
+
+def init_state(cfg: Experiment, mesh: Mesh) -> TrainState:
+    """A fresh state, born sharded over ``mesh``: no device ever holds a whole copy of what is split."""
+    places = shardings(jax.eval_shape(lambda: new_state(cfg)), mesh)
+    return jax.jit(lambda: new_state(cfg), out_shardings=places)()
+
+
+def make_step(cfg: Experiment, mesh: Mesh) -> Step:
+    """The jitted train step for ``mesh``; the state it is given is donated.
+
+    The gradient is that of the mean over all learned tokens of the global batch, whatever the number of microbatches.
+    """
+    tx, rate, compute = optimizer(cfg.optim), schedule(cfg.optim), jnp.dtype(cfg.mesh.compute)
+
+    def sums(model: Chameleon, batch: Batch, key: jax.Array) -> tuple[jax.Array, LossSums]:
+        model = jax.tree.map(lambda w: w.astype(compute), model)
+        hidden = model(
+            batch.inputs, batch.positions, batch.segments, key=key, remat=cfg.mesh.remat, unroll=cfg.mesh.unroll
+        )
+        head = constrain(model.head[...], "DV")
+        total = token_loss(hidden, head, batch.targets, batch.learn, cfg.mesh.loss_chunk)
+        return total.xent + cfg.optim.z_loss * total.z, total
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        grads, total = _accumulate(jax.grad(sums, has_aux=True), state.model, batch, key, cfg.optim.accumulate)
+        tokens = jnp.maximum(total.tokens, 1)
+        grads = jax.tree.map(lambda g: g / tokens, grads)
+        updates, opt = tx.update(grads, state.opt, state.model)
+        model = optax.apply_updates(state.model, updates)
+        xent, z_loss = total.xent / tokens, cfg.optim.z_loss * total.z / tokens
+        metrics = Metrics(xent + z_loss, xent, z_loss, optax.global_norm(grads), rate(state.step), total.tokens)
+        return TrainState(state.step + 1, model, opt, state.key), metrics
+
+    places = shardings(jax.eval_shape(lambda: new_state(cfg)), mesh)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with jax.set_mesh(mesh):
+            return jitted(state, batch)
+
+    return run
+
+
+def _accumulate(grad, model: Chameleon, batch: Batch, key: jax.Array, parts: int):
+    """Gradient and sums over ``parts`` microbatches; each device keeps its own rows."""
+    if parts == 1:
+        return grad(model, batch, key)
+    rows = batch.inputs.shape[0] // parts
+    micro = Batch(*(jnp.moveaxis(x.reshape(rows, parts, -1), 1, 0) for x in batch))
+
+    def add(total, part):
+        index, rows = part
+        rows = Batch(*(constrain(x, "BT") for x in rows))
+        return jax.tree.map(jnp.add, total, grad(model, rows, jax.random.fold_in(key, index))), None
+
+    zero = (jax.tree.map(jnp.zeros_like, model), LossSums(*(jnp.zeros((), jnp.float32),) * 3))
+    return jax.lax.scan(add, zero, (jnp.arange(parts), micro))[0]
+
+
+def steps(
+    state: TrainState, batches: Iterable[Batch], step: Step, start: int
+) -> Iterator[tuple[int, TrainState, Metrics]]:
+    """Runs ``step`` over ``batches`` (global ones) and yields (steps done, state, metrics of this step).
+
+    Nothing here waits for the device: state and metrics are promises, to be read when later work is already queued.
+    """
+    for done, batch in enumerate(batches, start + 1):
+        state, metrics = step(state, batch)
+        yield done, state, metrics

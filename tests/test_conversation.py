@@ -1,0 +1,163 @@
+"""Conversations as the original packs them, and what is refused."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from goldens_at import on_goldens
+from PIL import Image
+
+from lumina_jax import layout, pixels
+from lumina_jax.conversation import drop_context, image_prompt, tokenize
+from lumina_jax.vocab import Vocab
+
+
+def grid(vocab, seed=0, rows=2, cols=4):
+    return np.random.default_rng(seed).integers(len(vocab.code_ids), size=(rows, cols), dtype=np.int32)
+
+
+def turns_of(item):
+    says = [message["value"] for message in item["conversations"]]
+    return list(zip(says[::2], says[1::2], strict=True))
+
+
+def share(draw):
+    """The offset share that makes crop() take the recorded value out of low..high inclusive."""
+    _, high, value = draw
+    return (value + 0.5) / (high + 1)
+
+
+def encoder(vqvae, folder: Path):
+    """picture name, target size and the recorded draws of left and upper -> codes i32[R C]; each is encoded once."""
+
+    @functools.cache
+    def encode(name, target, left, upper):
+        image = Image.open(folder / "images" / f"{name}.png")
+        size = layout.best_crop(image.size, layout.crop_sizes(target))
+        picture = pixels.to_pixels(pixels.crop(image, size, (share(left), share(upper))))
+        return np.asarray(vqvae.encode(picture[None]))[0]
+
+    return encode
+
+
+@on_goldens("packing")
+def test_packing_equals_the_originals(goldens):
+    pytest.importorskip("torch")
+    from convert.vqvae import load_vqvae
+
+    vocab, folder = Vocab.load(goldens / "tokenizer" / "hf_tokenizer"), goldens / "packing"
+    encode = encoder(load_vqvae(goldens / "vq" / "small"), folder)
+    for case in json.loads((folder / "cases.json").read_text()):
+        names, turns = case["item"].get("image", []), turns_of(case["item"])
+        for use in {"train", "infer"} & set(case):
+            recorded = case[use]
+            draws = [tuple(draw) for draw in recorded.get("randint_low_high_value", [])] or [(0, 0, 0)] * 2 * len(names)
+            places = zip(names, draws[::2], draws[1::2], strict=True)
+            grids = [encode(name, case["target_size"], left, upper) for name, left, upper in places]
+            if recorded.get("error") == "AssertionError":
+                with pytest.raises(ValueError, match=r"2 <\|image\|>, but 1 image"):
+                    tokenize(turns, grids, vocab)
+                continue
+            tokens, learn = tokenize(turns, grids, vocab)
+            if recorded.get("error") == "LabelAllZeroError":
+                assert not learn.any()
+                continue
+            assert tokens.tolist() == recorded["tokens"], case["name"]
+            if use == "train":
+                assert np.where(learn, tokens, -100).tolist() == recorded["labels"], case["name"]
+
+
+@on_goldens("packing")
+def test_unpacking_equals_the_originals(goldens):
+    pytest.importorskip("torch")
+    from convert.vqvae import load_vqvae
+
+    vocab, vqvae = Vocab.load(goldens / "tokenizer" / "hf_tokenizer"), load_vqvae(goldens / "vq" / "small")
+    for case in json.loads((goldens / "packing" / "decode_ids.json").read_text()):
+        ids = np.array(case["tokens"], np.int32)
+        found = layout.images_in(ids, vocab)
+        assert len(found) == len(case["images"])
+        for place, name in zip(found, case["images"], strict=True):
+            codes = layout.decode_grid(ids[place], vocab)
+            mine = np.asarray(pixels.to_image(np.asarray(vqvae.decode(codes[None]))[0])).astype(int)
+            expected = np.asarray(Image.open(goldens / "packing" / name).convert("RGB"))
+            assert np.abs(mine - expected).max() <= 1
+        edges = [0, *(edge for place in found for edge in (place.start, place.stop)), len(ids)]
+        texts = [vocab.decode(ids[start:stop]) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+        if vocab.boi not in ids[edges[-2] :]:
+            assert "<|image|>".join(texts) == case["text"]
+
+
+@pytest.mark.smoke
+def test_what_is_learned_is_the_answers_with_their_images_and_ends(vocab):
+    codes = grid(vocab)
+    turns = [("What?", "That."), ("Draw <|image|> so", "Here: <|image|>!")]
+    tokens, learn = tokenize(turns, [codes, codes + 1], vocab)
+    answer = [*vocab.encode("Here: "), *layout.encode_grid(codes + 1, vocab), *vocab.encode("!"), vocab.end_of_turn]
+    assert tokens[0] == vocab.bos and tokens.dtype == np.int32 and learn.dtype == bool and len(tokens) == len(learn)
+    assert tokens[learn].tolist() == [*vocab.encode("That."), vocab.end_of_turn, *answer]
+    assert (tokens == vocab.end_of_turn).sum() == 4
+    first, second = layout.images_in(tokens, vocab)
+    assert not learn[first].any() and learn[second].all()
+    assert (layout.decode_grid(tokens[first], vocab) == codes).all()
+    assert (layout.decode_grid(tokens[second], vocab) == codes + 1).all()
+
+
+def test_images_without_a_symbol_go_before_the_first_human_message(vocab):
+    codes = [grid(vocab, 1), grid(vocab, 2)]
+    implicit = tokenize([("Compare.", "Yes."), ("Sure?", "No.")], codes, vocab)
+    explicit = tokenize([("<|image|> <|image|> Compare.", "Yes."), ("Sure?", "No.")], codes, vocab)
+    assert all((a == b).all() for a, b in zip(implicit, explicit, strict=True))
+
+
+def test_without_an_answer_the_sequence_is_a_prompt(vocab):
+    tokens, learn = tokenize([("Hi", "Hello"), ("Draw", None)], [], vocab)
+    whole, _ = tokenize([("Hi", "Hello"), ("Draw", "no")], [], vocab)
+    assert tokens[-1] == vocab.end_of_turn and (whole[: len(tokens)] == tokens).all() and not learn[-2:].any()
+    assert tokenize([("", "")], [], vocab)[0].tolist() == [vocab.bos, vocab.end_of_turn, vocab.end_of_turn]
+
+
+@pytest.mark.parametrize(
+    ("turns", "images", "message"),
+    [
+        ([("a <|image|>", "b")], 0, r"1 <\|image\|>, but 0 images"),
+        ([("a <|image|>", "<|image|>")], 3, r"2 <\|image\|>, but 3 images"),
+        ([("a", None), ("b", "c")], 0, "turn 1 of 2 has no answer"),
+        ([], 0, "no turns"),
+    ],
+)
+def test_a_wrong_conversation_is_refused(turns, images, message, vocab):
+    with pytest.raises(ValueError, match=message):
+        tokenize(turns, [grid(vocab)] * images, vocab)
+
+
+def test_image_prompt_is_the_published_wording():
+    assert image_prompt(768, 512, "a cat") == "Generate an image of 768x512 according to the following prompt:\na cat"
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("answer", ["<|image|>", "Sure, here it is: <|image|>"])
+def test_drop_context_leaves_the_bare_image(answer, vocab):
+    codes = grid(vocab)
+    tokens, learn = drop_context(*tokenize([("Hi", "Hello"), ("Draw", answer)], [codes], vocab), vocab)
+    assert (tokens == layout.encode_grid(codes, vocab)).all()
+    assert learn.all() and learn.shape == tokens.shape and learn.dtype == bool
+
+
+@pytest.mark.parametrize(
+    ("turns", "images"),
+    [
+        ([("Hi", "Hello")], 0),
+        ([("What is <|image|>?", "A cat")], 1),
+        ([("Draw", "<|image|> there")], 1),
+        ([("Edit <|image|>", "<|image|>")], 2),
+        ([("Draw", "<|image|>"), ("Good", "Thanks")], 1),
+        ([("Look: <|image|>", None)], 1),
+    ],
+)
+def test_drop_context_leaves_other_samples_alone(turns, images, vocab):
+    before = tokenize(turns, [grid(vocab)] * images, vocab)
+    after = drop_context(*before, vocab)
+    assert all((a == b).all() for a, b in zip(before, after, strict=True)) and len(after[0]) == len(before[0])

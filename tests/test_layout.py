@@ -1,0 +1,167 @@
+"""The image-token rule: crop sizes against the original's, and writer, reader and forced() agreeing with each other."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from goldens_at import on_goldens
+
+from lumina_jax import layout
+from lumina_jax.layout import ANY, CODE, SIZE
+
+SMALL_GRIDS = [(2, 2), (2, 8), (8, 2), (4, 6), (6, 4)]
+
+
+def random_codes(rows, cols, vocab, seed=0):
+    return np.random.default_rng(seed).integers(len(vocab.code_ids), size=(rows, cols), dtype=np.int32)
+
+
+def allowed(token, rule, vocab):
+    """Whether forced()'s answer ``rule`` lets ``token`` stand."""
+    if rule == CODE:
+        return vocab.code_of[token] >= 0
+    if rule == SIZE:
+        return vocab.size_of[token] > 0
+    return rule in (ANY, token)
+
+
+@on_goldens("crop")
+def test_crop_sizes_equal_the_originals_in_order(goldens):
+    recorded = json.loads((goldens / "crop" / "crop_size_lists.json").read_text())
+    for target, sizes in recorded["lists"].items():
+        assert layout.crop_sizes(int(target)) == [tuple(size) for size in sizes]
+
+
+@on_goldens("crop")
+def test_best_crop_equals_the_originals(goldens):
+    for case in json.loads((goldens / "crop" / "chosen.json").read_text()):
+        for target in (512, 768, 1024):
+            chosen = layout.best_crop((case["w"], case["h"]), layout.crop_sizes(target))
+            assert chosen == tuple(case[str(target)]["crop"]), (case["w"], case["h"], target)
+
+
+@pytest.mark.parametrize(
+    ("target", "patch", "max_ratio"), [(512, 32, 4.0), (64, 16, 2.0), (100, 32, 4.0), (96, 8, 1.0)]
+)
+def test_crop_sizes_stay_under_area_and_ratio_and_cannot_grow(target, patch, max_ratio):
+    sizes = layout.crop_sizes(target, patch, max_ratio)
+    budget = (target // patch) ** 2
+    assert sizes and len(set(sizes)) == len(sizes)
+    for width, height in ((w // patch, h // patch) for w, h in sizes):
+        assert width * height <= budget < (width + 1) * (height + 1)
+        assert max(width, height) <= max_ratio * min(width, height)
+
+
+def test_best_crop_gives_equal_shares_to_the_larger_tuple():
+    assert layout.best_crop((100, 100), [(32, 64), (64, 32)]) == (64, 32)
+    assert layout.best_crop((100, 100), [(64, 64), (96, 96), (32, 32)]) == (96, 96)
+
+
+def test_best_crop_keeps_all_of_an_image_of_a_listed_shape():
+    sizes = layout.crop_sizes(256)
+    for width, height in sizes:
+        chosen = layout.best_crop((3 * width, 3 * height), sizes)
+        assert chosen[0] * height == chosen[1] * width
+
+
+@pytest.mark.parametrize("target", [512, 768, 1024])
+def test_decode_inverts_encode_on_every_crop_size(target, vocab):
+    for width, height in layout.crop_sizes(target):
+        codes = random_codes(height // 16, width // 16, vocab)
+        ids = layout.encode_grid(codes, vocab)
+        assert len(ids) == layout.grid_tokens(*codes.shape) and ids.dtype == np.int32
+        assert (layout.decode_grid(ids, vocab) == codes).all()
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(("rows", "cols"), SMALL_GRIDS)
+def test_encode_writes_height_first_and_a_newline_after_every_row(rows, cols, vocab):
+    codes = random_codes(rows, cols, vocab)
+    ids = layout.encode_grid(codes, vocab)
+    lines = ids[3:-1].reshape(rows, cols + 1)
+    assert list(ids[:3]) == [vocab.boi, vocab.size_id(rows // 2), vocab.size_id(cols // 2)] and ids[-1] == vocab.eoi
+    assert (lines[:, -1] == vocab.newline).all() and (lines[:, :-1] == vocab.code_ids[codes]).all()
+    assert (layout.decode_grid(ids, vocab) == codes).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4, 3), (0, 2), (4,), (2, 2, 2)])
+def test_encode_refuses_shapes_without_a_size_token(shape, vocab):
+    with pytest.raises(ValueError, match="even"):
+        layout.encode_grid(np.zeros(shape, np.int32), vocab)
+
+
+@pytest.mark.parametrize("code", [-1, 8192])
+def test_encode_refuses_codes_without_a_token(code, vocab):
+    with pytest.raises(ValueError, match=f"{code}.*8191"):
+        layout.encode_grid(np.array([[0, code], [0, 0]]), vocab)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(2, 2), (2, 6), (4, 2)])
+def test_forced_accepts_what_encode_writes_and_refuses_every_corruption(rows, cols, vocab):
+    ids = layout.encode_grid(random_codes(rows, cols, vocab), vocab)
+    rules = np.asarray(layout.forced(np.arange(len(ids) - 1), rows, cols, vocab))
+    assert all(allowed(token, rule, vocab) for token, rule in zip(ids[1:], rules, strict=True))
+    kinds = [vocab.code_ids[7], vocab.newline, vocab.eoi, vocab.boi, vocab.size_id(1), vocab.size_id(9), vocab.bos]
+    for place, wrong in itertools.product(range(1, len(ids)), kinds):
+        right = wrong == ids[place] or (vocab.code_of[wrong] >= 0 and vocab.code_of[ids[place]] >= 0)
+        assert allowed(wrong, rules[place - 1], vocab) == right
+        if not right:
+            corrupt = ids.copy()
+            corrupt[place] = wrong
+            # Another size is legal in itself; it changes which length is right.
+            message = f"token {place} of the image is {wrong}," if place > 2 else rf"token {wrong},|takes \d+ tokens"
+            with pytest.raises(ValueError, match=message):
+                layout.decode_grid(corrupt, vocab)
+    with pytest.raises(ValueError, match="not an image"):
+        layout.decode_grid(np.concatenate([[vocab.eoi], ids[1:]]), vocab)
+
+
+def test_forced_says_nothing_outside_an_image(vocab):
+    outside = layout.forced(np.array([-5, -1, layout.grid_tokens(2, 4) - 1, 1000]), 2, 4, vocab)
+    assert (np.asarray(outside) == ANY).all()
+
+
+def test_forced_leaves_unknown_sizes_free_among_size_tokens(vocab):
+    assert list(np.asarray(layout.forced(np.arange(4), 0, 0, vocab))) == [SIZE, SIZE, ANY, ANY]
+
+
+def test_forced_treats_every_row_of_a_batch_by_its_own_size(vocab):
+    n, rows, cols = np.array([-1, 0, 1, 4, 7, 2, 0]), np.array([2, 4, 4, 2, 2, 4, 0]), np.array([2, 6, 6, 2, 2, 6, 0])
+    together = np.asarray(layout.forced(n, rows, cols, vocab))
+    assert list(together) == [ANY, vocab.size_id(2), vocab.size_id(3), vocab.newline, vocab.newline, CODE, SIZE]
+    alone = [int(layout.forced(*one, vocab)) for one in zip(n, rows, cols, strict=True)]
+    assert list(together) == alone
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3, 10])
+def test_decode_refuses_a_shortened_image(cut, vocab):
+    ids = layout.encode_grid(random_codes(4, 4, vocab), vocab)
+    with pytest.raises(ValueError, match=r"image"):
+        layout.decode_grid(ids[:cut], vocab)
+    with pytest.raises(ValueError, match="takes 24 tokens, but has 25"):
+        layout.decode_grid(np.append(ids, vocab.eoi), vocab)
+
+
+@pytest.mark.parametrize("alien", [-1, 10**6])
+def test_decode_refuses_ids_the_tokenizer_does_not_know(alien, vocab):
+    ids = layout.encode_grid(random_codes(2, 2, vocab), vocab)
+    for place in range(1, len(ids)):
+        corrupt = ids.copy()
+        corrupt[place] = alien
+        with pytest.raises(ValueError, match=str(alien)):
+            layout.decode_grid(corrupt, vocab)
+
+
+def test_images_in_finds_whole_images_in_order_and_always_ends(vocab):
+    image, text = layout.encode_grid(random_codes(2, 4, vocab), vocab), np.array([20000, 20001])
+    n, boi, eoi = len(image), [vocab.boi], [vocab.eoi]
+
+    def found(*parts):
+        return [(s.start, s.stop) for s in layout.images_in(np.concatenate([*parts, []]).astype(np.int32), vocab)]
+
+    assert found() == found(text) == found(text, boi) == found(eoi, text) == found(boi) == found(boi, boi) == []
+    assert found(image, text, image) == [(0, n), (n + 2, 2 * n + 2)]
+    assert found(image, text, boi) == found(image, eoi) == found(image, image[:-1]) == [(0, n)]
+    assert found(boi, text, image) == [(3, 3 + n)]
+    assert found(boi, eoi) == [(0, 2)]
