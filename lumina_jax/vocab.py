@@ -97,6 +97,14 @@ class Vocab:
             raise ValueError(f"a height or width of {units} size units; {self.source} has tokens for 1 to {largest}")
         return self.id_of(size_name(units))
 
+    def check_fits(self, rows: int) -> None:
+        """Raises ValueError when a model of ``rows`` vocabulary rows lacks some of this tokenizer's ids."""
+        needed = max(int(self.code_ids.max()), self._tokenizer.get_vocab_size(with_added_tokens=False) - 1) + 1
+        if rows < needed:
+            raise ValueError(
+                f"model.vocab={rows}, but {self.source} has ids up to {needed - 1}; set model.vocab={needed}"
+            )
+
     @cached_property
     def code_ids(self) -> np.ndarray:
         ids = []

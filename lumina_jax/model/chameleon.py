@@ -126,5 +126,7 @@ class Chameleon(nnx.Module):
         return self.norm(x), cache._replace(keys=keys, values=values, length=cache.length + T)
 
     def _embed(self, ids: jax.Array) -> jax.Array:
-        table = constrain(self.embedding[...], "VD")  # gathered over fsdp first, or every row would be looked up everywhere
+        table = constrain(
+            self.embedding[...], "VD"
+        )  # gathered over fsdp first, or every row would be looked up everywhere
         return constrain(table[ids], "BTD")

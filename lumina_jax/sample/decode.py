@@ -95,12 +95,13 @@ def trace(
     are end of turn.
     """
     request, slots = _request(model, [prompt], key, cfg, vocab, None, None)
-    planned = np.full(cfg.max_new_tokens, -1, np.int32)
+    planned = np.full(slots - request.ids.shape[1], -1, np.int32)
     for step, token in (plan or {}).items():
         planned[step] = token
     pairs = cfg.guidance != 1
     tokens, seen = _trace(model, request, Knobs.of(cfg), planned, vocab=vocab, slots=slots, pairs=pairs)
-    return np.asarray(tokens)[:, 0], Scores(*(np.asarray(part)[:, 0] for part in seen))
+    tokens, seen = jax.tree.map(lambda part: np.asarray(part[: cfg.max_new_tokens, 0]), (tokens, seen))
+    return tokens, seen
 
 
 def bucket(n: int) -> int:
@@ -125,7 +126,7 @@ def _decode(model: Chameleon, request: Request, knobs: Knobs, *, vocab: Vocab, s
 
 @functools.partial(jax.jit, static_argnames=("vocab", "slots", "pairs"))
 def _trace(model, request: Request, knobs: Knobs, plan: jax.Array, *, vocab: Vocab, slots: int, pairs: bool):
-    """Tokens i32[N B] and Scores f32[N B V] of N = len(plan) steps."""
+    """Tokens i32[N B] and Scores f32[N B V] of the N steps of ``plan``."""
 
     def step(state: State, planned: jax.Array):
         state, seen = _step(model, state, request, knobs, planned, vocab, pairs)

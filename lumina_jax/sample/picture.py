@@ -19,6 +19,9 @@ from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 class Decoder(Protocol):
     """What turns codes i32[B R C] into pixels f32[B Y X 3] in [-1, 1]: VQVAE or PatchVQ."""
 
+    @property
+    def stride(self) -> int: ...
+
     def decode(self, codes: jax.Array) -> jax.Array: ...
 
 

@@ -40,10 +40,11 @@ WORDS = (
 """Words besides the scenes' own: those of captions, and of tasks, questions and answers about scenes."""
 
 
-def build(codes: int, texts: Iterable[str] = (), limit: int = 4096) -> Tokenizer:
+def build(codes: int, texts: Iterable[str] = (), limit: int = 4096, size_units: int = SIZE_UNITS) -> Tokenizer:
     """A tokenizer for ``codes`` image codes in which each word of the world is one token.
 
-    So are the words of ``texts``, a user's own captions: the ``limit`` most frequent of them. Ids in order: the general
+    So are the words of ``texts``, a user's own captions: the ``limit`` most frequent of them. Heights and
+    widths go up to ``size_units``. Ids in order: the general
     tokens, the image codes, the markers, the sizes, the 256 bytes, the prompt's pieces, the words.
     """
     if codes < 1:
@@ -52,7 +53,7 @@ def build(codes: int, texts: Iterable[str] = (), limit: int = 4096) -> Tokenizer
         *(BEGIN, "<pad>", "</s>", "<unk>"),
         *(image_code_name(code) for code in range(codes)),
         *(END_IMAGE, BEGIN_IMAGE, END_OF_TURN, END_OF_LINE),
-        *(size_name(units) for units in range(1, SIZE_UNITS + 1)),
+        *(size_name(units) for units in range(1, size_units + 1)),
     ]
     split = _pre_tokenizer()
     names = (*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *_pieces(split, [*TEMPLATES, *_world_words()]))

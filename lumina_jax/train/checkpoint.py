@@ -6,10 +6,13 @@ The data order is a pure function of (seed, step), so the step is all that resum
 from pathlib import Path
 
 import jax
+from flax import nnx
+from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
-from lumina_jax.config import Experiment, from_dict, to_dict
+from lumina_jax.config import Experiment, MeshConfig, ModelConfig, from_dict, to_dict
 from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.sharding import make_mesh, shardings
 from lumina_jax.train.step import TrainState
 
 STATE = "state"
@@ -119,6 +122,15 @@ def load_weights(checkpoint: Path, shapes: Chameleon) -> Chameleon:
     with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
         arrays = ocp.load_checkpointables(checkpoint, {STATE: wanted})[STATE]
     return unflatten(shapes, {name.removeprefix(WEIGHTS): array for name, array in arrays.items()})
+
+
+def restore_model(checkpoint: Path, cfg: ModelConfig, mesh: Mesh | None = None) -> Chameleon:
+    """The model of ``checkpoint`` alone, on ``mesh`` (default: all of it on the first device)."""
+    mesh = mesh or make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    shapes = jax.eval_shape(lambda: Chameleon(cfg, nnx.Rngs(0)))
+    places = shardings(shapes, mesh)
+    placed = jax.tree.map(lambda w, s: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=s), shapes, places)
+    return load_weights(checkpoint, placed)
 
 
 def _computed(cfg: Experiment) -> dict[str, object]:

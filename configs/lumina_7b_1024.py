@@ -1,0 +1,13 @@
+"""FP-SFT stage 3 of Lumina-mGPT 7B: pictures of about 1024 x 1024 pixels, 4,164 to 4,228 tokens each, from stage 2's weights."""
+
+from dataclasses import replace
+
+from configs.lumina_7b_768 import experiment as stage_2
+
+experiment = replace(
+    stage_2,
+    name="lumina_7b_1024",
+    out="out/lumina_7b_1024",
+    start=stage_2.out,
+    data=replace(stage_2.data, size=1024, buckets=(4352, 4608), batch=256),
+)

@@ -1,0 +1,14 @@
+"""The embedded world, FP-SFT stage 2: pictures of about 96 x 96 pixels, 36 codes, from stage 1's weights."""
+
+from dataclasses import replace
+
+from configs.toy_stage1 import experiment as stage_1
+
+experiment = replace(
+    stage_1,
+    name="toy_stage2",
+    out="out/toy/stage2",
+    start=stage_1.out,
+    data=replace(stage_1.data, path="out/toy/data96", size=96, buckets=(60, 68)),
+    optim=replace(stage_1.optim, steps=1500),
+)

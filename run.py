@@ -1,0 +1,309 @@
+"""The command line of lumina_jax: ``python run.py VERB --help``. It joins rooms and holds no mathematics."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+TOY_MODEL = "assets/toy"
+EXPERIMENT = "experiment.json"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one verb; what a user can mend is one line on stderr and exit code 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        print(f"run.py {options.verb}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="run.py", description="Lumina-mGPT in JAX: pictures and text in one model.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    quickstart = verbs.add_parser("quickstart", help="train, sample and judge the embedded world; writes report.html")
+    quickstart.add_argument(
+        "--minutes", type=_positive, default=10, help="budget on 2 cores, compilation included (10)"
+    )
+    quickstart.add_argument("--out", default="out/quickstart", help="folder of everything it makes (out/quickstart)")
+    quickstart.set_defaults(run=_quickstart)
+
+    pretokenize = verbs.add_parser("pretokenize", help="pictures and text to token shards")
+    _config_arguments(pretokenize)
+    pretokenize.add_argument("--source", required=True, help="a JSON or JSONL file of records, or toy:COUNT")
+    pretokenize.add_argument("--fit", action="store_true", help="first fit codebook and tokenizer to these records")
+    pretokenize.add_argument("--seed", type=int, default=0, help="draws the crops, and the toy world's scenes (0)")
+    pretokenize.set_defaults(run=_pretokenize)
+
+    train = verbs.add_parser("train", help="train a config, or go on where it stopped")
+    _config_arguments(train)
+    train.add_argument("--distributed", action="store_true", help="one of several processes (on a pod, and by JAX_*)")
+    train.set_defaults(run=_train)
+
+    sample = verbs.add_parser("sample", help="text to pictures and text")
+    _model_arguments(sample)
+    sample.add_argument("--prompt", action="append", default=[], help="what to paint; may be given again")
+    sample.add_argument("--prompts", help="a file with one prompt a line")
+    sample.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: a square of the model's training area)")
+    sample.add_argument("--free-size", action="store_true", help="say the size in the prompt only; do not force it")
+    sample.add_argument("--raw", action="store_true", help="give the prompts as they are: for dialog, without a size")
+    sample.add_argument("--seed", type=int, default=0, help="same seed, same pictures (0)")
+    sample.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is off")
+    sample.add_argument("--temperature", type=float, help="below 1 safer, above 1 wilder")
+    sample.add_argument("--top-k", type=int, help="image tokens to draw from; 1 is greedy")
+    sample.add_argument("--min-p", type=float, help="drop tokens less likely than this share of the likeliest")
+    sample.add_argument("--max-new-tokens", type=int, help="longest answer")
+    sample.add_argument("--grid", action="store_true", help="also write all pictures on one sheet")
+    sample.add_argument("--out", default="out/samples", help="folder for the PNGs (out/samples)")
+    sample.set_defaults(run=_sample)
+
+    evaluate = verbs.add_parser("evaluate", help="held-out loss, and how well the tokens of pictures are known")
+    _model_arguments(evaluate)
+    evaluate.add_argument(
+        "--data", help="a folder of run.py pretokenize the model has not seen: loss, accuracy, greedy"
+    )
+    evaluate.add_argument(
+        "--greedy", action="store_true", help="with --data: also paint each prompt greedily and compare"
+    )
+    evaluate.add_argument(
+        "--toy", type=int, metavar="N", help="paint N fresh prompts of the embedded world and judge them"
+    )
+    evaluate.add_argument("--sizes", type=int, default=128, help="with --toy: edge of the canvases' area in px (128)")
+    evaluate.add_argument("--pictures", nargs="+", metavar="FILE", help="reconstruct these through the image tokenizer")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", help="a file of configs/, such as configs/toy_stage1.py")
+    parser.add_argument("changes", nargs="*", metavar="a.b=value", help="fields to change, such as optim.lr=1e-4")
+
+
+def _model_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=TOY_MODEL, help=f"a run's folder or a Hugging Face folder ({TOY_MODEL})")
+    parser.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the one the model names or holds)")
+    parser.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of minutes")
+    return value
+
+
+def load_experiment(path: str, changes: list[str]):
+    """The experiment of a config file with the command line's changes; errors before anything else is imported."""
+    from lumina_jax.config import Experiment, override
+
+    file = Path(path)
+    if file.suffix != ".py" or not file.is_file():
+        known = ", ".join(sorted(str(p) for p in Path("configs").glob("[a-z]*.py")))
+        raise FileNotFoundError(f"no config {path}; the configs here are: {known}")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    experiment = getattr(module, "experiment", None)
+    if not isinstance(experiment, Experiment):
+        raise ValueError(f"{path} does not end in `experiment = Experiment(...)`")
+    return override(experiment, changes)
+
+
+def _quickstart(options) -> None:
+    _use_every_core()
+    from lumina_jax.toyworld.quickstart import quickstart
+
+    stages = [load_experiment(f"configs/toy_stage{n}.py", []) for n in (1, 2, 3)]
+    print(quickstart(stages, Path(options.out), options.minutes))
+
+
+def _pretokenize(options) -> None:
+    cfg = load_experiment(options.config, options.changes)
+    if not cfg.data.path:
+        raise ValueError("data.path is empty; say where the tokens go: data.path=FOLDER")
+    from lumina_jax.data.pretokenize import pretokenize
+    from lumina_jax.vocab import Vocab
+
+    source, sizes = _source(options, cfg)
+    if options.fit:
+        _fit(cfg, source, options, sizes)
+    vocab = Vocab.load(cfg.data.tokenizer)
+    vq = load_vq(cfg.vq.path)
+    manifest = pretokenize(source, vq, vocab, cfg.data.path, cfg.data, options.seed, sizes=sizes)
+    print(f"{cfg.data.path}: {manifest.kept:,} records, {manifest.tokens:,} tokens, {manifest.rejected:,} rejected")
+
+
+def _source(options, cfg):
+    """(records, canvas sizes or None for the config's crops) of --source."""
+    kind, _, count = options.source.partition(":")
+    if kind == "toy":
+        from lumina_jax.toyworld.scenes import MINI
+        from lumina_jax.toyworld.source import ToySource, stage_sizes
+
+        if not count.isdigit() or int(count) < 1:
+            raise ValueError(f"--source {options.source}: say how many scenes, as toy:10000")
+        sizes = stage_sizes(cfg.data.size)
+        return ToySource(MINI, sizes, int(count), options.seed), sizes
+    from lumina_jax.data.sources import JsonSource
+
+    return JsonSource(options.source), None
+
+
+def _fit(cfg, source, options, sizes) -> None:
+    """Writes vq.path and data.tokenizer, fitted to the pictures and words of ``source``."""
+    if cfg.vq.kind != "patch" or not cfg.vq.path or not cfg.data.tokenizer:
+        raise ValueError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
+    from lumina_jax.toyworld.fit import fit
+
+    report = fit(source, cfg.vq, cfg.data, options.seed, sizes)
+    print(f"{cfg.vq.path}: {json.dumps(report)}")
+
+
+def load_vq(path: str):
+    """The image tokenizer at ``path``: a PatchVQ .npz, a vqgan.ckpt, or a folder that holds either."""
+    from lumina_jax.model.patchvq import PatchVQ
+
+    found = Path(path)
+    if found.is_dir() and (found / "vq.npz").is_file():
+        found = found / "vq.npz"
+    if found.suffix == ".npz":
+        return PatchVQ.load(found)
+    from convert import load_vqvae
+
+    return load_vqvae(found)
+
+
+def _train(options) -> None:
+    cfg = load_experiment(options.config, options.changes)
+    for field, value in (("data.path", cfg.data.path), ("data.tokenizer", cfg.data.tokenizer)):
+        if not value or not Path(value).exists():
+            raise FileNotFoundError(f"{field}={value!r} is not there; make it with run.py pretokenize {options.config}")
+    import jax
+
+    if options.distributed:
+        jax.distributed.initialize()
+    from lumina_jax.data.pipeline import batches
+    from lumina_jax.train.loop import train
+    from lumina_jax.vocab import Vocab
+
+    vocab = Vocab.load(cfg.data.tokenizer)
+    vocab.check_fits(cfg.model.vocab)
+
+    def local(start: int):
+        return batches(
+            cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps, jax.process_index(), jax.process_count()
+        )
+
+    train(cfg, local)
+    print(f"{cfg.name}: {cfg.optim.steps} steps done; weights and metrics in {cfg.out}")
+
+
+def load_for_sampling(options):
+    """(model, vocab, VQ, experiment or None) that --model, --tokenizer and --vq name."""
+    from lumina_jax.config import Experiment, from_dict
+    from lumina_jax.train.checkpoint import newest, read_experiment, restore_model
+    from lumina_jax.vocab import Vocab
+
+    folder = Path(options.model)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--model {folder}: no such folder; give a run's folder or a Hugging Face folder")
+    experiment = None
+    if (folder / "config.json").is_file():
+        from convert import load_model
+
+        model, _ = load_model(folder)
+        if (folder / EXPERIMENT).is_file():
+            experiment = from_dict(Experiment, json.loads((folder / EXPERIMENT).read_text()))
+        tokenizer, vq = folder, folder
+    else:
+        checkpoint = newest(folder)
+        experiment = read_experiment(checkpoint)
+        model = restore_model(checkpoint, experiment.model)
+        tokenizer, vq = experiment.data.tokenizer, experiment.vq.path
+    vocab = Vocab.load(options.tokenizer or tokenizer)
+    return _for_this_device(model), vocab, load_vq(options.vq or vq), experiment
+
+
+def _for_this_device(model):
+    """float32 on CPU, where bfloat16 is slow; as stored elsewhere."""
+    import jax
+    import jax.numpy as jnp
+
+    if jax.default_backend() != "cpu":
+        return model
+    return jax.tree.map(lambda weight: weight.astype(jnp.float32), model)
+
+
+def _sample(options) -> None:
+    prompts = list(options.prompt)
+    if options.prompts:
+        prompts += [line for line in Path(options.prompts).read_text().splitlines() if line.strip()]
+    if not prompts:
+        raise ValueError("no prompts; give --prompt TEXT (again for more) or --prompts FILE")
+    from lumina_jax.sample.job import Job, paint, parse_size
+
+    model, vocab, vq, experiment = load_for_sampling(options)
+    data = experiment.data if experiment else None
+    edge = data.size if data else 512
+    size = None if options.raw else parse_size(options.size or f"{edge}x{edge}", vq.stride, vocab, data)
+    job = Job(tuple(prompts), size, options.seed, _sample_config(options, experiment), options.free_size)
+    for path, text in paint(model, vq, vocab, job, Path(options.out), options.grid):
+        print(path, text, flush=True)
+
+
+def _sample_config(options, experiment):
+    """The model's own settings of sampling, changed by what the command line says."""
+    from dataclasses import replace
+
+    from lumina_jax.config import SampleConfig
+
+    said = dict(
+        guidance=options.guidance,
+        temperature=options.temperature,
+        image_top_k=options.top_k,
+        min_p=options.min_p,
+        max_new_tokens=options.max_new_tokens,
+    )
+    own = experiment.sample if experiment else SampleConfig()
+    return replace(own, **{name: value for name, value in said.items() if value is not None})
+
+
+def _evaluate(options) -> None:
+    if not (options.data or options.toy or options.pictures):
+        raise ValueError("nothing to evaluate; give --data FOLDER, --toy N or --pictures FILE ...")
+    model, vocab, vq, experiment = load_for_sampling(options)
+    results = {}
+    if options.data:
+        from lumina_jax.evaluate.heldout import greedy_match, held_out
+
+        results["held_out"] = held_out(model, vocab, options.data)
+        if options.greedy:
+            results["greedy"] = greedy_match(model, vocab, options.data)
+    if options.pictures:
+        from lumina_jax.evaluate.reconstruction import reconstruction
+
+        results["reconstruction"] = reconstruction(vq, options.pictures)
+    if options.toy:
+        from lumina_jax.config import SampleConfig
+        from lumina_jax.toyworld.score import score_table
+
+        settings = experiment.sample if experiment else SampleConfig()
+        results["toy"] = score_table(model, vq, vocab, settings, options.sizes, options.toy, options.seed)
+    print(json.dumps(results, indent=2))
+
+
+def _use_every_core() -> None:
+    """On a CPU one device per core runs a small model's rows side by side; must be set before JAX starts."""
+    flag = "--xla_force_host_platform_device_count"
+    if flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=2".strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
