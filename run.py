@@ -1,9 +1,9 @@
 """The command line of lumina_jax: ``python run.py VERB --help``. It joins rooms and holds no mathematics."""
 
 import argparse
-import importlib
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -13,7 +13,13 @@ EXPERIMENT = "experiment.json"
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb; what a user can mend is one line on stderr and exit code 2."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one run only; changes may stand before and after --options.
+    if strange := [word for word in rest if word.startswith("-") or "=" not in word or "changes" not in options]:
+        parser.error(f"unknown arguments: {' '.join(strange)}; see run.py {options.verb} --help")
+    if rest:
+        options.changes += rest
     try:
         options.run(options)
     except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
@@ -106,10 +112,7 @@ def load_experiment(path: str, changes: list[str]):
     if file.suffix != ".py" or not file.is_file():
         known = ", ".join(sorted(str(p) for p in Path("configs").glob("[a-z]*.py")))
         raise FileNotFoundError(f"no config {path}; the configs here are: {known}")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    experiment = getattr(module, "experiment", None)
+    experiment = runpy.run_path(str(file)).get("experiment")
     if not isinstance(experiment, Experiment):
         raise ValueError(f"{path} does not end in `experiment = Experiment(...)`")
     return override(experiment, changes)

@@ -109,6 +109,7 @@ def hugging_face_config(cfg: ModelConfig, dtype: jnp.dtype) -> dict:
         "rms_norm_eps": cfg.eps,
         "dropout": cfg.dropout,
         "mask_image_logits": False,
+        "vocabulary_map": {},
         "tie_word_embeddings": False,
         "torch_dtype": jnp.dtype(dtype).name,
     }

@@ -66,7 +66,7 @@ def shardings(tree, mesh: Mesh):
     """The same tree with a NamedSharding for every array: weights (and what is shaped like them) by STORE, the rest whole."""
 
     def place(node):
-        if isinstance(node, jax.tree_util.Partial) or not hasattr(node, "get_metadata"):
+        if not hasattr(node, "get_metadata"):
             return NamedSharding(mesh, P())
         return node.replace(NamedSharding(mesh, spec(node.get_metadata()["letters"], node.shape, STORE, mesh)))
 
@@ -91,12 +91,17 @@ def for_compute(tree):
 
 
 def check_rows(rows: int, mesh: Mesh) -> None:
-    """Raises ValueError when a batch of ``rows`` does not split evenly over the mesh."""
+    """Raises ValueError when a batch of ``rows`` does not split evenly over the mesh, or not by processes."""
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
     if rows % parts:
         raise ValueError(
             f"a batch of {rows} rows does not split over {parts} devices (mesh replica x fsdp); "
             "make data.batch / optim.accumulate a multiple of that"
+        )
+    if parts % jax.process_count():
+        raise ValueError(
+            f"{jax.process_count()} processes, each with rows of its own, do not share {parts} parts of the batch "
+            "(mesh replica x fsdp) evenly; choose a smaller mesh.tensor"
         )
 
 

@@ -68,6 +68,13 @@ class Vocab:
             raise ValueError(f"{found} is not a tokenizers JSON file: {error}") from error
         return cls(tokenizer, str(found))
 
+    def __eq__(self, other: object) -> bool:
+        """Equal tokenizers are equal: a program compiled for one serves the other."""
+        return isinstance(other, Vocab) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 

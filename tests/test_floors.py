@@ -16,11 +16,22 @@ FLOORS = (
     {
         "data": ("meter", "shards", "sources", "pretokenize", "buckets", "pipeline"),
         "train": ("loss", "optim", "step", "checkpoint", "metrics", "loop"),
-        "sample": ("guidance", "decode", "picture"),
+        "sample": ("guidance", "decode", "picture", "job"),
     },
     {
-        "toyworld": ("scenes", "captions", "judge", "source", "tokenizer"),
-        "evaluate": ("loss", "reconstruction", "facts"),
+        "toyworld": (
+            "scenes",
+            "captions",
+            "judge",
+            "source",
+            "tokenizer",
+            "fit",
+            "report_parts",
+            "report",
+            "score",
+            "quickstart",
+        ),
+        "evaluate": ("heldout", "reconstruction"),
     },
 )
 OUTSIDE = ("configs", "convert", "tests", "run")

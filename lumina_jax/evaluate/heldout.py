@@ -63,7 +63,8 @@ def greedy_match(model: Chameleon, vocab: Vocab, path: str, most: int = 256) -> 
         )
         for truth, answer in zip(truths, answers, strict=True):
             wanted = truth[truth != vocab.end_of_turn]
-            got = np.resize(np.append(answer, -1), len(wanted)) if len(answer) < len(wanted) else answer[: len(wanted)]
+            got = np.full(len(wanted), -1)
+            got[: len(answer)] = answer[: len(wanted)]
             shares.append(float(np.mean(got == wanted)))
     return {
         "records": len(shares),

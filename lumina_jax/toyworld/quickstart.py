@@ -159,11 +159,11 @@ def _judged(
     stage: Experiment, name: str, sizes: list[Pixels], vq: PatchVQ, vocab: Vocab, asked: int, seconds: float
 ) -> Part:
     model = restore_model(newest(stage.out), stage.model)
-    key = jax.random.key(stage.seed)
-    fresh = paint(model, vq, vocab, prompts(MINI, sizes, asked, FRESH_SEED), stage.sample, key)
-    held_out = paint(model, vq, vocab, prompts(MINI, sizes, asked, FRESH_SEED, held_out=True), stage.sample, key)
     square = (stage.data.size, stage.data.size)
+    fresh = prompts(MINI, sizes, asked, FRESH_SEED)
+    held_out = prompts(MINI, sizes, asked, FRESH_SEED, held_out=True)
     followed = [(said, square) for said, _ in prompts(MINI, [(128, 128)], FOLLOWED, FOLLOWED_SEED)]
+    painted = paint(model, vq, vocab, fresh + held_out + followed, stage.sample, jax.random.key(stage.seed))
     lines = read(stage.out)
     result = Stage(
         name=name,
@@ -172,11 +172,11 @@ def _judged(
         tokens=round(sum(line["tokens"] for line in lines)),
         canvases=tuple(sizes),
         losses=tuple((line["step"], line["xent"]) for line in lines),
-        fresh=score(fresh),
-        held_out=score(held_out),
+        fresh=score(painted[:asked]),
+        held_out=score(painted[asked : 2 * asked]),
         seconds=seconds,
     )
-    return Part(result, tuple(fresh), tuple(paint(model, vq, vocab, followed, stage.sample, key)))
+    return Part(result, tuple(painted[:asked]), tuple(painted[2 * asked :]))
 
 
 def _knobs(stage: Experiment, vq: PatchVQ, vocab: Vocab) -> tuple[Knob, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 from flax import nnx
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
@@ -15,8 +16,11 @@ from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import make_mesh, shardings
 from lumina_jax.train.step import TrainState
 
+FOLDER = "checkpoints"
 STATE = "state"
 WEIGHTS = "model/"
+COMMITTED = "commit_success.txt"
+"""What Orbax writes last into a checkpoint; without it the folder is a write, or a copy, that never finished."""
 
 
 def flatten(tree) -> dict[str, jax.Array]:
@@ -36,12 +40,14 @@ def _name(path) -> str:
 class Saver:
     """Writes and finds the checkpoints of one run in ``cfg.out``/checkpoints, without stopping the loop.
 
-    Interrupted writes never count: Orbax renames a checkpoint only when it is whole.
+    Interrupted writes never count: Orbax renames a checkpoint only when it is whole, and a numbered folder without its
+    mark is renamed to <step>.unfinished, since Orbax would take it for a checkpoint.
     """
 
     def __init__(self, cfg: Experiment):
         self._cfg = cfg
-        self._folder = Path(cfg.out).absolute() / "checkpoints"
+        self._folder = Path(cfg.out).absolute() / FOLDER
+        _set_unfinished_aside(self._folder)
         with _uncompressed():
             self._checkpointer = ocp.training.Checkpointer(
                 self._folder,
@@ -61,21 +67,16 @@ class Saver:
 
         Raises ValueError when it belongs to another experiment, naming the fields that differ.
         """
-        for step in sorted(self._steps(), reverse=True):
-            folder = self._folder / str(step)
-            if not ocp.is_orbax_checkpoint(folder):
-                continue  # a number for a name is all that such a folder has: a write that never finished
-            self._check_same(read_experiment(folder))
-            arrays = ocp.load_checkpointables(folder, {STATE: flatten(shapes)})[STATE]
-            return step, unflatten(shapes, arrays)
-        return None
+        whole = [folder for folder in _numbered(self._folder) if _is_whole(folder)]
+        if not whole:
+            return None
+        self._check_same(read_experiment(whole[0]))
+        arrays = ocp.load_checkpointables(whole[0], {STATE: flatten(shapes)})[STATE]
+        return int(whole[0].name), unflatten(shapes, arrays)
 
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._checkpointer.close()
-
-    def _steps(self) -> list[int]:
-        return [found.step for found in self._checkpointer.checkpoints]
 
     def _check_same(self, saved: Experiment) -> None:
         """Where things lie and how they are placed may change on resuming; what is computed may not."""
@@ -89,14 +90,14 @@ class Saver:
 
 
 def newest(folder: Path | str) -> Path:
-    """The newest whole checkpoint under a run's folder; FileNotFoundError when there is none."""
+    """The newest whole checkpoint under a run's folder, or ``folder`` itself when it is one; else FileNotFoundError."""
     folder = Path(folder).absolute()
-    inner = folder / "checkpoints"
-    steps = sorted((int(p.name) for p in inner.glob("*") if p.name.isdigit()), reverse=True) if inner.is_dir() else []
-    for step in steps:
-        if ocp.is_orbax_checkpoint(inner / str(step)):
-            return inner / str(step)
-    raise FileNotFoundError(f"{folder} holds no checkpoint; expected {inner}/<step>, as run.py train writes it")
+    for found in (folder, *_numbered(folder / FOLDER)):
+        if _is_whole(found):
+            return found
+    raise FileNotFoundError(
+        f"{folder} holds no checkpoint; expected {folder / FOLDER}/<step>, as run.py train writes it"
+    )
 
 
 def read_experiment(checkpoint: Path) -> Experiment:
@@ -131,6 +132,23 @@ def restore_model(checkpoint: Path, cfg: ModelConfig, mesh: Mesh | None = None) 
     places = shardings(shapes, mesh)
     placed = jax.tree.map(lambda w, s: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=s), shapes, places)
     return load_weights(checkpoint, placed)
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """The folders of ``folder`` named by a step, latest first."""
+    return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda p: int(p.name), reverse=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    return (folder / COMMITTED).is_file()
+
+
+def _set_unfinished_aside(folder: Path) -> None:
+    if jax.process_index() == 0:
+        for path in _numbered(folder):
+            if not _is_whole(path):
+                path.rename(path.with_name(f"{path.name}.unfinished"))
+    multihost_utils.sync_global_devices(f"unfinished writes in {folder} set aside")
 
 
 def _computed(cfg: Experiment) -> dict[str, object]:

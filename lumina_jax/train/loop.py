@@ -2,6 +2,8 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import jax
@@ -21,31 +23,30 @@ def train(cfg: Experiment, batches: Callable[[int], Iterator[Batch]], show: bool
 
     ``batches(start)`` yields this host's rows of each global batch from step ``start`` on. Resumes from the newest
     checkpoint in ``cfg.out``; else begins with the weights of ``cfg.start``; else with random ones. On SIGTERM the
-    state is saved and SystemExit(143) raised.
+    state is saved and SystemExit(143) raised. Raises ValueError when ``batches`` end before ``cfg.optim.steps``.
     """
     mesh = make_mesh(cfg.mesh)
     check_rows(cfg.data.batch // cfg.optim.accumulate, mesh)
-    saver = Saver(cfg)
-    found = saver.restore(state_shapes(cfg, mesh))
-    start, state = found if found else (0, begin(cfg, mesh))
-    if start >= cfg.optim.steps:
-        saver.close()
-        return state
-    log, preempted = Log(cfg, start, show), _Preemption()
-    world = (global_batch(local, mesh) for local in batches(start))
-    try:
-        for done, state, metrics in steps(state, world, make_step(cfg, mesh), start):  # noqa: B020, each step replaces it
-            log.write(done, metrics)
-            stopping = preempted.at(done)
-            if stopping or done % cfg.save_every == 0 or done == cfg.optim.steps:
-                log.flush()
-                saver.save(done, state)
-            if stopping:
-                raise SystemExit(143)
-    finally:
-        preempted.close()
-        log.close()
-        saver.close()
+    with closing(Saver(cfg)) as saver:
+        found = saver.restore(state_shapes(cfg, mesh))
+        done, state = found if found else (0, begin(cfg, mesh))
+        last = cfg.optim.steps
+        if done >= last:
+            return state
+        with closing(Log(cfg, done, show)) as log, closing(_Preemption()) as preempted:
+            world = (global_batch(local, mesh) for local in islice(batches(done), last - done))
+            for done, state, metrics in steps(state, world, make_step(cfg, mesh), done):  # noqa: B020, replaced each step
+                log.write(done, metrics)
+                stopping = preempted.at(done)
+                if stopping or done % cfg.save_every == 0 or done == last:
+                    log.flush()
+                    saver.save(done, state)
+                if stopping:
+                    raise SystemExit(143)
+    if done < last:
+        raise ValueError(
+            f"the batches ended after step {done}, but optim.steps is {last}; give as many batches as steps"
+        )
     return state
 
 

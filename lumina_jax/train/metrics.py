@@ -42,7 +42,7 @@ class Log:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         temporary.replace(folder / FILE)
         self._file = (folder / FILE).open("a", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         if show and sys.stdout.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
             self._bar = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
@@ -56,14 +56,14 @@ class Log:
         self._pending = (step, metrics)
 
     def flush(self) -> None:
-        """Records what is pending. Raises FloatingPointError when its loss is not a number."""
+        """Records what is pending. Raises FloatingPointError when its loss or gradient is not a number."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._record(*pending)
 
     def _record(self, step: int, metrics: Metrics) -> None:
         values = {name: float(np.asarray(value)) for name, value in metrics._asdict().items()}
-        if not np.isfinite(values["loss"]):
+        if not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])):
             raise FloatingPointError(
                 f"{self._cfg.name}: the loss of step {step} is {values['loss']} (gradient norm {values['grad_norm']}); "
                 "lower optim.lr, raise optim.z_loss or optim.warmup, then start again from the last checkpoint"

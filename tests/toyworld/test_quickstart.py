@@ -1,0 +1,82 @@
+"""The quickstart's code path in miniature: the very functions, a tiny model and a handful of steps."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+import run
+from lumina_jax.config import MeshConfig, ModelConfig
+from lumina_jax.toyworld.quickstart import quickstart
+
+
+@pytest.fixture(scope="module")
+def stages():
+    made = [run.load_experiment(f"configs/toy_stage{number}.py", []) for number in (1, 2, 3)]
+    tiny = ModelConfig(vocab=1137, width=16, layers=1, heads=1, kv_heads=1, head_dim=16, mlp=16, dropout=0.0)
+    mesh = MeshConfig(replica=4, fsdp=2, tensor=1, compute="float32", remat="none")
+    return [
+        replace(stage, model=tiny, mesh=mesh, data=replace(stage.data, buckets=stage.data.buckets[-1:]))
+        for stage in made
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(stages, tmp_path_factory):
+    out = tmp_path_factory.mktemp("quickstart")
+    return quickstart(stages, out, minutes=0.001, prompts_per_stage=4)
+
+
+def test_it_ends_in_a_report_with_every_stage(finished):
+    page = finished.read_text()
+    assert all(f"stage {number}" in page for number in (1, 2, 3))
+    assert page.count("<img") >= 8 and "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "https://" not in page
+
+
+def test_everything_it_made_is_there(finished):
+    out = finished.parent
+    for name in ("vq.npz", "tokenizer.json", "data64/manifest.json", "stage3/metrics.jsonl", "timings.json"):
+        assert (out / name).is_file()
+    steps = [json.loads(line)["step"] for line in (out / "stage2" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 21))
+
+
+def test_a_second_run_says_that_it_is_done(finished, stages, capsys):
+    before = finished.stat().st_mtime_ns
+    assert quickstart(stages, finished.parent, minutes=0.001, prompts_per_stage=4) == finished
+    assert "done already" in capsys.readouterr().out
+    assert finished.stat().st_mtime_ns == before
+
+
+def test_another_budget_needs_another_folder(finished, stages):
+    with pytest.raises(ValueError, match=r"0\.001 minutes, not 5"):
+        quickstart(stages, finished.parent, minutes=5)
+
+
+def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, stages, tmp_path, monkeypatch):
+    """Stopped in stage 2 between two checkpoints; the second call ends in the same metrics and the same pictures."""
+    from lumina_jax.toyworld import quickstart as module
+
+    stages = [replace(stage, save_every=6) for stage in stages]
+
+    class Stop(Exception):
+        pass
+
+    def stopping(path, *arguments):
+        for number, batch in enumerate(original(path, *arguments)):
+            if "data96" in str(path) and number == 9:
+                raise Stop
+            yield batch
+
+    original = module.batches
+    monkeypatch.setattr(module, "batches", stopping)
+    with pytest.raises(Stop):
+        quickstart(stages, tmp_path, minutes=0.001, prompts_per_stage=4)
+    monkeypatch.undo()
+    quickstart(stages, tmp_path, minutes=0.001, prompts_per_stage=4)
+    for number in (1, 2, 3):
+        name = f"stage{number}/metrics.jsonl"
+        assert (tmp_path / name).read_text() == (finished.parent / name).read_text()
+    images = [page.read_text().split("<img")[1:] for page in (finished, tmp_path / "report.html")]
+    assert [image.split(">")[0] for image in images[0]] == [image.split(">")[0] for image in images[1]]

@@ -1,0 +1,173 @@
+"""AdamW and its schedule, against the recorded steps of the original and against PyTorch."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from goldens_at import golden_roots
+from safetensors.numpy import load_file
+
+from convert.chameleon import load_model, save_model
+from lumina_jax.batch import Batch
+from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimConfig
+from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.sharding import make_mesh
+from lumina_jax.train.optim import optimizer, schedule
+from lumina_jax.train.step import Metrics, TrainState, make_step
+
+TRAINED = sorted(
+    file.parent
+    for root in golden_roots("lm")
+    for file in (root / "lm").glob("*/train.json")
+    if "train_steps" in json.loads(file.read_text())
+)
+
+
+def rates(**changes) -> np.ndarray:
+    cfg = OptimConfig(**{**dict(steps=100, lr=1.0, min_lr=0.1, warmup=10), **changes})
+    return np.asarray(jax.vmap(schedule(cfg))(jnp.arange(cfg.steps)))
+
+
+@pytest.mark.smoke
+def test_the_rate_climbs_straight_to_lr_and_from_zero():
+    np.testing.assert_allclose(rates()[:10], np.arange(1, 11) / 10, rtol=1e-6)
+    assert rates(warmup=0)[0] == 1.0
+
+
+def test_the_cosine_falls_by_half_at_half_and_to_min_lr_at_the_end():
+    fall = rates()[10:]
+    np.testing.assert_allclose(fall, 0.1 + 0.45 * (1 + np.cos(np.pi * np.arange(90) / 90)), rtol=1e-5)
+
+
+def test_the_line_holds_then_falls_straight():
+    rate = rates(decay="linear", hold=0.5)
+    np.testing.assert_allclose(rate[9:56], 1.0)
+    np.testing.assert_allclose(np.diff(rate[55:]), -0.9 / 45, rtol=1e-3)
+    np.testing.assert_allclose(rates(decay="linear", hold=1.0)[9:], 1.0)
+
+
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_equal_rates_are_constant_behind_the_climb(decay):
+    np.testing.assert_allclose(rates(lr=0.3, min_lr=0.3, decay=decay)[9:], 0.3, rtol=1e-6)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    cfg = OptimConfig(lr=1.0, min_lr=1.0, warmup=0, b1=0.0, b2=0.0, eps=1e3, weight_decay=0.0, clip=1.0)
+    weights = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
+    updates, _ = optimizer(cfg).update(
+        {"a": jnp.full(1, 30.0), "b": jnp.full(1, 40.0)}, optimizer(cfg).init(weights), weights
+    )
+    np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.6 / 1e3, -0.8 / 1e3], rtol=1e-2)
+
+
+def one_device(model_cfg: ModelConfig, optim: OptimConfig):
+    """(the real step on one device, a function from a model to its fresh state)."""
+    cfg = Experiment(
+        model=model_cfg,
+        optim=optim,
+        data=DataConfig(batch=1),
+        mesh=MeshConfig(fsdp=1, compute="float32", remat="none", loss_chunk=7),
+    )
+
+    def state(model: Chameleon) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), model, optimizer(optim).init(model), jax.random.key(0))
+
+    return make_step(cfg, make_mesh(cfg.mesh, jax.devices()[:1])), state
+
+
+def as_batch(ids: list[list[int]], labels: list[list[int]], T: int) -> Batch:
+    """Ragged ids and labels (-100: not learned) as the original takes them -> rows of T, shifted by one."""
+    tokens, wanted = np.zeros((len(ids), T + 1), np.int32), np.full((len(ids), T + 1), -100)
+    for row, (some, learned) in enumerate(zip(ids, labels, strict=True)):
+        tokens[row, : len(some)], wanted[row, : len(some)] = some, learned
+    positions = np.tile(np.arange(T, dtype=np.int32), (len(ids), 1))
+    return Batch(tokens[:, :-1], tokens[:, 1:], wanted[:, 1:] >= 0, positions, np.ones_like(positions))
+
+
+def tensors(model: Chameleon, cfg: ModelConfig, folder) -> dict[str, np.ndarray]:
+    save_model(model, cfg, folder)
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("golden", TRAINED, ids=lambda path: path.name)
+def test_steps_are_the_original_s(golden, tmp_path):
+    recorded = json.loads((golden / "train.json").read_text())["train_steps"]
+    model, cfg = load_model(golden / "ckpt_lumina")
+    (b1, b2), lr = recorded["betas"], recorded["lr"]
+    optim = OptimConfig(
+        steps=len(recorded["steps"]),
+        **dict(lr=lr, min_lr=lr, warmup=0, b1=b1, b2=b2, eps=recorded["eps"], clip=recorded["clip_grad"]),
+        **dict(weight_decay=recorded["weight_decay"], z_loss=recorded["z_loss_weight"]),
+    )
+    step, fresh = one_device(replace(cfg, dropout=0.0), optim)
+    state = fresh(model)
+    longest = max(len(row) for one in recorded["steps"] for row in one["input_ids"])
+    for one in recorded["steps"]:
+        state, metrics = step(state, as_batch(one["input_ids"], one["labels"], longest - 1))
+        ours = [metrics.xent, metrics.z_loss / optim.z_loss, metrics.loss, metrics.grad_norm]
+        np.testing.assert_allclose(ours, [one[k] for k in ("c_loss", "z_loss", "total", "grad_norm")], rtol=1e-3)
+    ours = tensors(state.model, cfg, tmp_path)
+    with np.load(golden / "train.npz") as arrays:
+        after = {name.removeprefix("after_steps/"): arrays[name] for name in arrays if name.startswith("after_steps/")}
+    after = {name: array for name, array in after.items() if "vqmodel" not in name}
+    assert after
+    for name, theirs in after.items():
+        rows = slice(None, None, len(ours[name]) // len(theirs))  # ours are written per head, theirs stored per group
+        np.testing.assert_allclose(ours[name][rows], theirs, atol=2e-4, err_msg=name)
+
+
+def test_steps_are_pytorch_s(tmp_path):
+    """Losses, gradient norms and weights of four clipped steps of transformers' Chameleon under torch's AdamW."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    cfg = ModelConfig(vocab=61, width=32, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_groups=4, dropout=0.0)
+    optim = OptimConfig(steps=4, lr=3e-3, min_lr=3e-3, warmup=2, eps=1e-6, weight_decay=0.3, clip=0.7, z_loss=1e-2)
+    model = Chameleon(cfg, nnx.Rngs(0))
+    model = jax.tree.map(lambda w: w + 0.1 * jax.random.normal(jax.random.key(w.size), w.shape), model)
+    head = tensors(model, cfg, tmp_path)["lm_head.weight"]
+    rng = np.random.default_rng(4)
+    data = [(rng.integers(0, cfg.vocab, (3, 18)), rng.random((3, 17)) < 0.6) for _ in range(optim.steps)]
+    theirs, after = torch_steps(tmp_path, head, data, optim)
+    step, fresh = one_device(cfg, optim)
+    state = fresh(model)
+    for (ids, learn), (xent, z, norm) in zip(data, theirs, strict=True):
+        labels = np.where(np.pad(learn, ((0, 0), (1, 0))), ids, -100)
+        state, metrics = step(state, as_batch(ids.tolist(), labels.tolist(), ids.shape[1] - 1))
+        np.testing.assert_allclose(
+            [metrics.xent, metrics.z_loss / optim.z_loss, metrics.grad_norm], [xent, z, norm], rtol=1e-4
+        )
+    for name, ours in tensors(state.model, cfg, tmp_path).items():
+        np.testing.assert_allclose(ours, after[name], atol=2e-5, err_msg=name)
+
+
+def torch_steps(folder, head: np.ndarray, data, optim: OptimConfig):
+    """The same steps in PyTorch: (cross-entropy, z, gradient norm) before each, and the weights behind the last."""
+    import torch
+    from transformers import ChameleonModel
+
+    model = ChameleonModel.from_pretrained(folder, dtype=torch.float32).train()
+    head = torch.nn.Parameter(torch.tensor(head))
+    weights = [*(p for name, p in model.named_parameters() if "vqmodel" not in name), head]
+    adam = torch.optim.AdamW(
+        weights, lr=optim.lr, betas=(optim.b1, optim.b2), eps=optim.eps, weight_decay=optim.weight_decay
+    )
+    seen = []
+    for number, (ids, learn) in enumerate(data):
+        adam.param_groups[0]["lr"] = float(schedule(optim)(number))
+        logits = model(input_ids=torch.tensor(ids[:, :-1])).last_hidden_state @ head.T
+        logits, targets = logits[torch.tensor(learn)], torch.tensor(ids[:, 1:])[torch.tensor(learn)]
+        xent, z = torch.nn.functional.cross_entropy(logits, targets), torch.logsumexp(logits, -1).square().mean()
+        adam.zero_grad()
+        (xent + optim.z_loss * z).backward()
+        seen.append((xent.item(), z.item(), torch.nn.utils.clip_grad_norm_(weights, optim.clip).item()))
+        adam.step()
+    after = {f"model.{name}": value.detach().numpy() for name, value in model.named_parameters()}
+    return seen, {**after, "lm_head.weight": head.detach().numpy()}
+
+
+def test_metrics_name_what_they_hold():
+    assert Metrics._fields == ("loss", "xent", "z_loss", "grad_norm", "lr", "tokens")

@@ -1,0 +1,74 @@
+"""Cross-entropy and z-loss as sums, whole and in chunks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lumina_jax.train.loss import LossSums, token_loss
+
+B, T, D, V = 3, 11, 8, 13
+
+
+@pytest.fixture(scope="module")
+def parts():
+    rng = np.random.default_rng(0)
+    hidden, head = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((B, T, D), (D, V)))
+    return hidden, head, jnp.asarray(rng.integers(0, V, (B, T))), jnp.asarray(rng.random((B, T)) < 0.6)
+
+
+def total(hidden, head, targets, learn, chunk=None):
+    sums = token_loss(hidden, head, targets, learn, chunk)
+    return sums.xent + 0.1 * sums.z, sums
+
+
+@pytest.mark.smoke
+def test_sums_are_the_definition(parts):
+    hidden, head, targets, learn = (np.asarray(part) for part in parts)
+    logits = hidden.astype(np.float64) @ head
+    normaliser = np.log(np.exp(logits).sum(-1))
+    xent = normaliser - np.take_along_axis(logits, targets[..., None], -1)[..., 0]
+    wanted = LossSums(xent[learn].sum(), (normaliser[learn] ** 2).sum(), learn.sum())
+    np.testing.assert_allclose(token_loss(*parts), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 50])
+def test_chunks_give_the_same_values_and_gradients(parts, chunk):
+    grads, sums = jax.grad(total, argnums=(0, 1), has_aux=True)(*parts)
+    chunked_grads, chunked_sums = jax.grad(total, argnums=(0, 1), has_aux=True)(*parts, chunk)
+    np.testing.assert_allclose(chunked_sums, sums, rtol=1e-6)
+    for ours, whole in zip(chunked_grads, grads, strict=True):
+        np.testing.assert_allclose(ours, whole, atol=1e-5)
+
+
+def test_what_is_not_learned_leaves_no_trace(parts):
+    hidden, head, targets, learn = parts
+    other = jnp.where(learn, targets, 0)
+    loud = jnp.where(learn[..., None], hidden, 100 * hidden)
+    assert token_loss(loud, head, other, learn, 4) == pytest.approx(token_loss(hidden, head, targets, learn, 4))
+    grads, sums = jax.grad(total, has_aux=True)(hidden, head, targets, jnp.zeros_like(learn), 4)
+    assert not jnp.any(grads) and not any(sums)
+
+
+def test_sums_of_halves_add_up(parts):
+    hidden, head, targets, learn = parts
+    halves = [token_loss(hidden[rows], head, targets[rows], learn[rows]) for rows in (slice(0, 1), slice(1, 3))]
+    np.testing.assert_allclose(jax.tree.map(jnp.add, *halves), token_loss(*parts), rtol=1e-6)
+
+
+def test_logits_of_all_tokens_never_exist_at_once(parts):
+    long = tuple(jnp.tile(part, (1, 100, *[1] * (part.ndim - 2))) if part.ndim > 1 else part for part in parts[2:])
+    hidden = jnp.tile(parts[0], (1, 100, 1))
+
+    def memory(chunk):
+        step = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True), static_argnums=4)
+        return step.lower(hidden, parts[1], *long, chunk).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(20) < memory(None) / 3
+
+
+def test_half_precision_is_summed_in_float32(parts):
+    hidden, head, targets, learn = parts
+    sums = token_loss(hidden.astype(jnp.bfloat16), head.astype(jnp.bfloat16), targets, learn, 4)
+    assert {part.dtype for part in sums} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(sums, token_loss(*parts), rtol=2e-2)
