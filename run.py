@@ -162,8 +162,11 @@ def _fit(cfg, source, options, sizes) -> None:
     """Writes vq.path and data.tokenizer, fitted to the pictures and words of ``source``."""
     if cfg.vq.kind != "patch" or not cfg.vq.path or not cfg.data.tokenizer:
         raise ValueError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
-    from lumina_jax.toyworld.fit import fit
+    from lumina_jax.toyworld.fit import fit, fit_world
 
+    if options.source.startswith("toy:"):
+        fit_world(cfg.vq, cfg.data)
+        return
     report = fit(source, cfg.vq, cfg.data, options.seed, sizes)
     print(f"{cfg.vq.path}: {json.dumps(report)}")
 

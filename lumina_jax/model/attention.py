@@ -14,9 +14,9 @@ from lumina_jax.model.parts import QKNorm, rotate
 class KVCache(NamedTuple):
     """Keys and values of every layer, filled from slot 0; all rows share slots, so short prompts are padded on the left.
 
-    ``keys`` and ``values`` are [L B S N K]; ``length`` i32[] is the number of filled slots; ``visible_from`` i32[B] is the
-    first slot a row may see, and its positions are counted from there: padding stays hidden, and so does the prompt from
-    the unconditional row of a guided pair.
+    ``keys`` and ``values`` are [L B N S K], the order in which a decoding step reads them; ``length`` i32[] is the number of
+    filled slots; ``visible_from`` i32[B] is the first slot a row may see, and its positions are counted from there: padding
+    stays hidden, and so does the prompt from the unconditional row of a guided pair.
     """
 
     keys: jax.Array
@@ -38,11 +38,11 @@ class Attention(nnx.Module):
         self.k_norm = QKNorm(min(cfg.qk_groups, N), K)
 
     def project(self, x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[B T D] -> query [B T H K], key and value [B T N K], normed and rotated."""
+        """[B T D] -> query [B T H K], key and value [B N T K], normed and rotated."""
         query = self.q_norm(jnp.einsum("BTD,DHK->BTHK", x, self.wq[...]))
         key = self.k_norm(jnp.einsum("BTD,DNK->BTNK", x, self.wk[...]))
         value = jnp.einsum("BTD,DNK->BTNK", x, self.wv[...])
-        return rotate(query, *angles), rotate(key, *angles), value
+        return rotate(query, *angles), rotate(key, *angles).swapaxes(1, 2), value.swapaxes(1, 2)
 
     def output(self, mixed: jax.Array) -> jax.Array:
         """[B T H K] -> [B T D]."""
@@ -50,16 +50,16 @@ class Attention(nnx.Module):
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
-    """Softmax attention: query [B T H K], key and value [B S N K], mask bool[B T S] (or [1 T S]) -> [B T H K].
+    """Softmax attention: query [B T H K], key and value [B N S K], mask bool[B T S] (or [1 T S]) -> [B T H K].
 
     Scores and softmax are float32; every query must see at least one slot.
     """
     B, T, H, K = query.shape
-    N = key.shape[2]
+    N = key.shape[1]
     grouped = query.reshape(B, T, N, H // N, K)
-    scores = jnp.einsum("BTNhK,BSNK->BNhTS", grouped, key, preferred_element_type=jnp.float32) * K**-0.5
+    scores = jnp.einsum("BTNhK,BNSK->BNhTS", grouped, key, preferred_element_type=jnp.float32) * K**-0.5
     shares = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -jnp.inf), axis=-1).astype(value.dtype)
-    return jnp.einsum("BNhTS,BSNK->BTNhK", shares, value).reshape(B, T, H, K)
+    return jnp.einsum("BNhTS,BNSK->BTNhK", shares, value).reshape(B, T, H, K)
 
 
 def causal_mask(T: int, segments: jax.Array | None) -> jax.Array:
@@ -72,7 +72,7 @@ def causal_mask(T: int, segments: jax.Array | None) -> jax.Array:
 
 def cache_mask(T: int, cache: KVCache) -> jax.Array:
     """bool[B T S] for the T tokens about to be written: each sees its row's visible slots up to its own, and always itself."""
-    slots = jnp.arange(cache.keys.shape[2])
+    slots = jnp.arange(cache.keys.shape[3])
     own = cache.length + jnp.arange(T)
     start = cache.visible_from[:, None, None]
     return (slots <= own[:, None]) & (slots >= start) | (slots == own[:, None])

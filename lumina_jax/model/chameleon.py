@@ -91,7 +91,7 @@ class Chameleon(nnx.Module):
     def empty_cache(self, rows: int, slots: int) -> KVCache:
         """A cache for ``rows`` sequences of up to ``slots`` tokens, in the dtype of the weights."""
         cfg = self.cfg
-        shape = (cfg.layers, rows, slots, cfg.kv_heads, cfg.head_dim)
+        shape = (cfg.layers, rows, cfg.kv_heads, slots, cfg.head_dim)
         zeros = functools.partial(jnp.zeros, shape, self.head.dtype)
         return KVCache(zeros(), zeros(), jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
 
@@ -114,7 +114,7 @@ class Chameleon(nnx.Module):
             def attention(x):
                 nonlocal keys, values
                 query, key, value = block.attention.project(x, angles)
-                at = (index, 0, cache.length, 0, 0)
+                at = (index, 0, 0, cache.length, 0)
                 keys = jax.lax.dynamic_update_slice(keys, key[None].astype(keys.dtype), at)
                 values = jax.lax.dynamic_update_slice(values, value[None].astype(values.dtype), at)
                 return block.attention.output(attend(query, keys[index], values[index], mask))

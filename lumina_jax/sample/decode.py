@@ -141,8 +141,8 @@ def _prefill(model: Chameleon, request: Request, vocab: Vocab, slots: int, pairs
     visible_from = jnp.stack([request.padding, request.hidden], axis=1) if pairs else request.padding[:, None]
     cache = model.empty_cache(visible_from.size, P)._replace(visible_from=visible_from.ravel())
     hidden, cache = model.cached(_paired(request.ids, pairs), cache)
-    grown = ((0, 0), (0, 0), (0, slots - P), (0, 0), (0, 0))
-    keys, values = (constrain(jnp.pad(part, grown), "BSNK") for part in (cache.keys, cache.values))
+    grown = ((0, 0), (0, 0), (0, 0), (0, slots - P), (0, 0))
+    keys, values = (constrain(jnp.pad(part, grown), "BNSK") for part in (cache.keys, cache.values))
     return State(
         step=jnp.zeros((), jnp.int32),
         last=hidden[:, -1],

@@ -9,9 +9,17 @@ from lumina_jax import layout, pixels
 from lumina_jax.config import DataConfig, VQConfig
 from lumina_jax.data.sources import Source
 from lumina_jax.model.patchvq import PatchVQ
+from lumina_jax.toyworld.scenes import MINI, World
+from lumina_jax.toyworld.source import captioned, stage_sizes
 from lumina_jax.toyworld.tokenizer import build, save
 
 MOST_PICTURES = 20_000
+
+WORLD_AREAS = (64, 96, 128)
+"""Edges in px of the three stages' canvases: one codebook serves them all, since codes cannot change between stages."""
+
+WORLD_PICTURES = 3000
+WORLD_SEED = 99
 
 
 def fit(
@@ -44,6 +52,18 @@ def fit(
     save(build(codebook.codes, texts, size_units=units), Path(data.tokenizer))
     texts.clear()
     return codebook.report(list(_some(crops())))
+
+
+def fit_world(vq: VQConfig, data: DataConfig, world: World = MINI) -> None:
+    """Writes codebook and tokenizer of the embedded world, for the pictures of all its stages."""
+    pictures = (
+        captioned(world, stage_sizes(area), WORLD_SEED, index)[0].render()
+        for area in WORLD_AREAS
+        for index in range(WORLD_PICTURES)
+    )
+    codebook = PatchVQ.fit(pictures, vq.codes)
+    codebook.save(vq.path)
+    save(build(codebook.codes), Path(data.tokenizer))
 
 
 def _some(pictures: Iterator[np.ndarray], most: int = 64) -> Iterator[np.ndarray]:

@@ -22,11 +22,11 @@ from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pixels import to_image, to_pixels
+from lumina_jax.toyworld.fit import fit_world
 from lumina_jax.toyworld.report import Knob, Painted, Report, Stage, write_report
 from lumina_jax.toyworld.scenes import MINI, Pixels
 from lumina_jax.toyworld.score import paint, score
 from lumina_jax.toyworld.source import ToySource, captioned, prompts, stage_sizes
-from lumina_jax.toyworld.tokenizer import build, save
 from lumina_jax.train.checkpoint import newest, restore_model
 from lumina_jax.train.loop import train
 from lumina_jax.train.metrics import read
@@ -37,15 +37,14 @@ REFERENCE_MINUTES = 10
 
 REPORT = "report.html"
 
-SCENES = (60_000, 20_000, 30_000)
+SCENES = (60_000, 20_000, 40_000)
 """Scenes of each stage at the reference budget; more minutes see more scenes."""
 
-CODEBOOK_PICTURES = 3000
 PROMPTS = 128
 SHOWN = 24
 FOLLOWED = 6
 REBUILT = 8
-FRESH_SEED, FOLLOWED_SEED, TRAIN_SEED, CODEBOOK_SEED = 7, 11, 1, 99
+FRESH_SEED, FOLLOWED_SEED, TRAIN_SEED = 7, 11, 1
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def quickstart(stages: list[Experiment], out: Path, minutes: float, prompts_per_
     clock = _Clock(out)
     stages = [_scaled(stage, number, out, minutes) for number, stage in enumerate(stages)]
     with clock.part("codebook and tokenizer"):
-        vq, vocab = _alphabet(out, stages)
+        vq, vocab = _alphabet(out, stages[0])
     parts = []
     for number, stage in enumerate(stages):
         count = max(256, round(SCENES[number] * minutes / REFERENCE_MINUTES))
@@ -123,18 +122,12 @@ def _scaled(stage: Experiment, number: int, out: Path, minutes: float) -> Experi
     )
 
 
-def _alphabet(out: Path, stages: list[Experiment]) -> tuple[PatchVQ, Vocab]:
+def _alphabet(out: Path, stage: Experiment) -> tuple[PatchVQ, Vocab]:
     """One codebook for the pictures of all stages, and the tokenizer that names its codes."""
-    if not (out / "vq.npz").is_file():
-        pictures = (
-            captioned(MINI, stage_sizes(stage.data.size), CODEBOOK_SEED, index)[0].render()
-            for stage in stages
-            for index in range(CODEBOOK_PICTURES)
-        )
-        PatchVQ.fit(pictures, stages[0].vq.codes).save(out / "vq.npz")
-    save(build(stages[0].vq.codes), out)
+    if not (out / "tokenizer.json").is_file():
+        fit_world(stage.vq, stage.data)
     vocab = Vocab.load(out)
-    vocab.check_fits(stages[0].model.vocab)
+    vocab.check_fits(stage.model.vocab)
     return PatchVQ.load(out / "vq.npz"), vocab
 
 

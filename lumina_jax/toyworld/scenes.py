@@ -152,8 +152,8 @@ class World:
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = ("red", "green", "blue", "yellow")
     backgrounds: tuple[str, ...] = ("white", "black")
-    snap: int = 8
-    single_share: float = 0.3
+    snap: int = 16
+    single_share: float = 0.4
     held_out: tuple[Triple, ...] = (
         ("red", "triangle", "left of"),
         ("blue", "circle", "above"),

@@ -119,8 +119,7 @@ def load_weights(checkpoint: Path, shapes: Chameleon) -> Chameleon:
     ]
     if wrong:
         raise ValueError(f"{checkpoint} holds another model: {'; '.join(wrong[:5])}; make model.* agree with it")
-    loading = ocp.options.PyTreeOptions.Loading(partial_load=True)
-    with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+    with _partial():
         arrays = ocp.load_checkpointables(checkpoint, {STATE: wanted})[STATE]
     return unflatten(shapes, {name.removeprefix(WEIGHTS): array for name, array in arrays.items()})
 
@@ -163,5 +162,13 @@ def _computed(cfg: Experiment) -> dict[str, object]:
 
 def _uncompressed() -> ocp.Context:
     """Compression saves 8% of float32 weights and triples the time."""
-    saving = ocp.options.ArrayOptions.Saving(use_compression=False)
-    return ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    return context
+
+
+def _partial() -> ocp.Context:
+    """Reading some of a checkpoint's arrays."""
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    return context

@@ -85,7 +85,7 @@ def make_step(cfg: Experiment, mesh: Mesh) -> Step:
         updates, opt = tx.update(grads, state.opt, state.model)
         model = optax.apply_updates(state.model, updates)
         xent, z_loss = total.xent / tokens, cfg.optim.z_loss * total.z / tokens
-        metrics = Metrics(xent + z_loss, xent, z_loss, optax.global_norm(grads), rate(state.step), total.tokens)
+        metrics = Metrics(xent + z_loss, xent, z_loss, optax.tree.norm(grads), rate(state.step), total.tokens)
         return TrainState(state.step + 1, model, opt, state.key), metrics
 
     places = shardings(jax.eval_shape(lambda: new_state(cfg)), mesh)

@@ -13,7 +13,7 @@ from lumina_jax.toyworld.quickstart import quickstart
 @pytest.fixture(scope="module")
 def stages():
     made = [run.load_experiment(f"configs/toy_stage{number}.py", []) for number in (1, 2, 3)]
-    tiny = ModelConfig(vocab=1137, width=16, layers=1, heads=1, kv_heads=1, head_dim=16, mlp=16, dropout=0.0)
+    tiny = ModelConfig(vocab=663, width=16, layers=1, heads=1, kv_heads=1, head_dim=16, mlp=16, dropout=0.0)
     mesh = MeshConfig(replica=4, fsdp=2, tensor=1, compute="float32", remat="none")
     return [
         replace(stage, model=tiny, mesh=mesh, data=replace(stage.data, buckets=stage.data.buckets[-1:]))

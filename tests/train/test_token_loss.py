@@ -45,7 +45,7 @@ def test_what_is_not_learned_leaves_no_trace(parts):
     hidden, head, targets, learn = parts
     other = jnp.where(learn, targets, 0)
     loud = jnp.where(learn[..., None], hidden, 100 * hidden)
-    assert token_loss(loud, head, other, learn, 4) == pytest.approx(token_loss(hidden, head, targets, learn, 4))
+    np.testing.assert_allclose(token_loss(loud, head, other, learn, 4), token_loss(*parts, 4), rtol=1e-6)
     grads, sums = jax.grad(total, has_aux=True)(hidden, head, targets, jnp.zeros_like(learn), 4)
     assert not jnp.any(grads) and not any(sums)
 
@@ -56,15 +56,17 @@ def test_sums_of_halves_add_up(parts):
     np.testing.assert_allclose(jax.tree.map(jnp.add, *halves), token_loss(*parts), rtol=1e-6)
 
 
-def test_logits_of_all_tokens_never_exist_at_once(parts):
-    long = tuple(jnp.tile(part, (1, 100, *[1] * (part.ndim - 2))) if part.ndim > 1 else part for part in parts[2:])
-    hidden = jnp.tile(parts[0], (1, 100, 1))
+def test_logits_of_all_tokens_never_exist_at_once():
+    """Twenty chunks of 64 tokens over 1,000 words need much less than the 5.1 MB that all the logits would."""
+    sizes = dict(hidden=(1, 1280, D), head=(D, 1000), targets=(1, 1280), learn=(1, 1280))
+    kinds = dict(hidden="float32", head="float32", targets="int32", learn="bool")
+    shapes = [jax.ShapeDtypeStruct(sizes[name], kinds[name]) for name in sizes]
 
     def memory(chunk):
         step = jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True), static_argnums=4)
-        return step.lower(hidden, parts[1], *long, chunk).compile().memory_analysis().temp_size_in_bytes
+        return step.lower(*shapes, chunk).compile().memory_analysis().temp_size_in_bytes
 
-    assert memory(20) < memory(None) / 3
+    assert memory(None) > 5_000_000 > 1_000_000 > memory(64)
 
 
 def test_half_precision_is_summed_in_float32(parts):

@@ -1,13 +1,19 @@
 """A tiny experiment and its batches, for the laws of training."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimConfig
+from lumina_jax.train.step import TrainState, new_state
 
 TOKENS = 12
 MODEL = ModelConfig(
@@ -59,6 +65,15 @@ def batches(
     return give
 
 
+def host_state(cfg: Experiment) -> TrainState:
+    """A state of numpy arrays with drawn weights: nothing has to be compiled for it."""
+    shapes = jax.eval_shape(lambda: new_state(cfg))
+    rng = np.random.default_rng(cfg.seed)
+    model = jax.tree.map(lambda s: 0.3 * rng.standard_normal(s.shape).astype(s.dtype), shapes.model)
+    opt = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes.opt)
+    return TrainState(np.zeros((), np.int32), model, opt, jax.random.key(cfg.seed))
+
+
 def assert_equal(one, other) -> None:
     """Two trees with the same structure and, bit by bit, the same numbers."""
     assert jax.tree.structure(one) == jax.tree.structure(other)
@@ -68,3 +83,18 @@ def assert_equal(one, other) -> None:
 
 def _numbers(x: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+
+def worker(compiled: Path, **arguments) -> subprocess.Popen:
+    """Starts train_worker.py in a process of its own, which shares the folder of compiled programs."""
+    here = Path(__file__).resolve().parent
+    settings = {
+        "PYTHONPATH": f"{here.parents[1]}{os.pathsep}{here}",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    command = [sys.executable, str(here / "train_worker.py"), json.dumps(arguments)]
+    return subprocess.Popen(command, env={**os.environ, **settings})

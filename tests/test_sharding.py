@@ -1,0 +1,112 @@
+"""The mesh, the two tables, and what they refuse."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from lumina_jax.batch import Batch
+from lumina_jax.config import MeshConfig, ModelConfig
+from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.sharding import (
+    COMPUTE,
+    STORE,
+    check_rows,
+    constrain,
+    for_compute,
+    global_batch,
+    make_mesh,
+    shardings,
+    spec,
+)
+
+TINY = ModelConfig(vocab=32, width=16, layers=2, heads=8, kv_heads=4, head_dim=4, mlp=24, dropout=0.0)
+
+
+def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
+    return make_mesh(MeshConfig(replica=replica, fsdp=fsdp, tensor=tensor))
+
+
+@pytest.mark.smoke
+def test_an_axis_of_minus_one_takes_what_is_left():
+    assert dict(mesh_of(2, -1, 2).shape) == {"replica": 2, "fsdp": 2, "tensor": 2}
+    assert dict(mesh_of(-1, 1, 1).shape) == {"replica": 8, "fsdp": 1, "tensor": 1}
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 1), (2, 8, 1), (-1, 3, 1), (1, -1, 16)])
+def test_axes_that_do_not_multiply_to_the_devices_are_refused(sizes):
+    with pytest.raises(ValueError, match=rf"mesh\.replica={sizes[0]}, .*=.* do not multiply to the 8 devices"):
+        mesh_of(*sizes)
+
+
+def test_tables_place_weights_and_activations():
+    mesh = mesh_of(2, 2, 2)
+    assert spec("DHK", (16, 8, 4), STORE, mesh) == P("fsdp", "tensor", None)
+    assert spec("DF", (2, 16, 24), STORE, mesh) == P(None, "fsdp", "tensor")
+    assert spec("GK", (2, 1, 4), STORE, mesh) == P(None, None, None)
+    assert spec("BTD", (8, 5, 16), COMPUTE, mesh) == P(("replica", "fsdp"), None, None)
+    assert spec("DHK", (16, 8, 4), COMPUTE, mesh) == P(None, "tensor", None)
+
+
+def test_an_axis_of_one_splits_nothing():
+    assert spec("DHK", (15, 7, 4), STORE, mesh_of(8, 1, 1)) == P(None, None, None)
+
+
+def test_two_letters_on_one_mesh_axis_are_refused():
+    with pytest.raises(ValueError, match="axes H and F of HF both claim mesh axis 'tensor'"):
+        spec("HF", (8, 24), STORE, mesh_of(2, 2, 2))
+
+
+def test_sizes_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match=r"axis N of an array DNK has size 4, .*'tensor' of 8 .*mesh\.tensor"):
+        spec("DNK", (16, 4, 4), STORE, mesh_of(1, 1, 8))
+    with pytest.raises(ValueError, match=r"axis D .* has size 18, .*'fsdp' of 4 .*mesh\.fsdp"):
+        spec("VD", (32, 18), STORE, mesh_of(1, 4, 2))
+
+
+def test_every_array_of_a_tree_gets_a_place():
+    tree = {"model": jax.eval_shape(lambda: Chameleon(TINY, nnx.Rngs(0))), "count": jax.ShapeDtypeStruct((), jnp.int32)}
+    placed = shardings(tree, mesh_of(1, 4, 2))
+    assert len(jax.tree.leaves(placed)) == len(jax.tree.leaves(tree))
+    assert placed["count"].spec == P()
+    assert placed["model"].blocks.attention.wk.get_value().spec == P(None, "fsdp", "tensor", None)
+
+
+def test_the_block_at_work_is_whole_over_fsdp_and_split_over_tensor():
+    mesh = mesh_of(1, 4, 2)
+    up = nnx.Param(np.arange(16 * 24, dtype=np.float32).reshape(16, 24), letters="DF")
+    stored = jax.device_put({"up": up}, shardings({"up": up}, mesh))
+    with jax.set_mesh(mesh):
+        placed = jax.jit(for_compute)(stored)["up"][...]
+    assert stored["up"][...].sharding.shard_shape(up.shape) == (4, 12)
+    assert placed.sharding.shard_shape(up.shape) == (16, 12)
+    np.testing.assert_array_equal(placed, up[...])
+
+
+def test_without_a_mesh_constrain_does_nothing():
+    x = jnp.ones((3, 5, 7))
+    assert constrain(x, "BTD") is x
+
+
+def test_rows_must_split_over_replica_and_fsdp():
+    check_rows(8, mesh_of(2, 2, 2))
+    with pytest.raises(ValueError, match="batch of 6 rows does not split over 4 devices"):
+        check_rows(6, mesh_of(2, 2, 2))
+
+
+def test_a_global_batch_is_the_local_rows_split_by_row():
+    ids = np.arange(8 * 3, dtype=np.int32).reshape(8, 3)
+    batch = global_batch(Batch(ids, ids + 1, ids > 4, ids, ids), mesh_of(2, 2, 2))
+    assert batch.targets.sharding.spec == P(("replica", "fsdp")) and batch.learn.dtype == bool
+    np.testing.assert_array_equal(batch.inputs, ids)
+    assert {shard.data.shape for shard in batch.inputs.addressable_shards} == {(2, 3)}
+
+
+def test_processes_with_the_same_rows_are_refused(monkeypatch):
+    """Each process reads rows of its own, so no two may hold parts of one row."""
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    check_rows(8, mesh_of(1, 4, 2))
+    with pytest.raises(ValueError, match=r"4 processes.* 2 parts of the batch .*mesh\.tensor"):
+        check_rows(8, mesh_of(1, 2, 4))

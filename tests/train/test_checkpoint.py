@@ -1,0 +1,99 @@
+"""What a checkpoint holds and how it is read: by path, onto any mesh, weights alone."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from train_parts import MODEL, assert_equal, experiment, host_state
+
+from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.sharding import make_mesh, shardings
+from lumina_jax.train.checkpoint import Saver, flatten, load_weights, newest, read_experiment, restore_model, unflatten
+from lumina_jax.train.step import state_shapes
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """An experiment with a checkpoint of step 3 from a (2, 2, 2) mesh, and the state in it."""
+    cfg = replace(experiment(), out=str(tmp_path_factory.mktemp("saved")))
+    state = host_state(cfg)._replace(step=np.int32(3))
+    state = jax.device_put(state, shardings(state, make_mesh(cfg.mesh)))
+    saver = Saver(cfg)
+    saver.save(3, state)
+    saver.close()
+    return cfg, state
+
+
+def shapes_of(**changes) -> Chameleon:
+    return jax.eval_shape(lambda: Chameleon(replace(MODEL, **changes), nnx.Rngs(0)))
+
+
+@pytest.mark.smoke
+def test_paths_name_every_array_once_and_lead_back():
+    state = host_state(experiment())
+    flat = flatten(state)
+    assert len(flat) == len(jax.tree.leaves(state)) and "model/blocks/mlp/up" in flat and "key" in flat
+    assert_equal(unflatten(state, flat), state)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 4, 2)])
+def test_a_state_comes_back_bit_by_bit_on_any_mesh(saved, mesh):
+    cfg, state = saved
+    cfg = replace(cfg, mesh=experiment(mesh).mesh)
+    shapes = state_shapes(cfg, make_mesh(cfg.mesh))
+    saver = Saver(cfg)
+    step, restored = saver.restore(shapes)
+    saver.close()
+    assert step == 3
+    assert_equal(restored, state)
+    assert [x.sharding for x in jax.tree.leaves(restored)] == [s.sharding for s in jax.tree.leaves(shapes)]
+
+
+def test_the_experiment_lies_with_it(saved):
+    assert read_experiment(newest(saved[0].out)) == saved[0]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_weights_come_alone_in_the_dtype_asked_for(saved, dtype):
+    cfg, state = saved
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), state.model)
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), shapes)
+    weights = load_weights(newest(cfg.out), shapes)
+    assert_equal(weights, jax.tree.map(lambda w: np.asarray(w).astype(dtype), state.model))
+
+
+def test_a_model_is_read_onto_one_device(saved):
+    cfg, state = saved
+    model = restore_model(newest(cfg.out), cfg.model)
+    assert_equal(model, state.model)
+    assert {w.devices() == {jax.devices()[0]} for w in jax.tree.leaves(model)} == {True}
+
+
+def test_another_model_is_refused_with_its_shapes(saved):
+    cfg, _ = saved
+    with pytest.raises(ValueError, match=r"blocks/mlp/up \(2, 16, 16\) \(here \(2, 16, 24\)\).*model\.\*"):
+        load_weights(newest(cfg.out), shapes_of(mlp=24))
+    with pytest.raises(ValueError, match=r"embedding \(32, 16\) \(here \(48, 16\)\)"):
+        restore_model(newest(cfg.out), replace(cfg.model, vocab=48))
+
+
+def test_where_there_is_none_it_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no checkpoint; expected .*checkpoints/<step>"):
+        newest(tmp_path)
+    saver = Saver(replace(experiment(), out=str(tmp_path)))
+    assert saver.restore(None) is None
+    saver.close()
+
+
+def test_only_the_latest_are_kept(tmp_path):
+    cfg = replace(experiment(), out=str(tmp_path), keep=1)
+    state = host_state(cfg)
+    saver = Saver(cfg)
+    for step in (1, 2, 30):
+        saver.save(step, jax.tree.map(jnp.asarray, state))
+    saver.close()
+    assert [path.name for path in newest(tmp_path).parent.iterdir()] == ["30"]

@@ -1,0 +1,151 @@
+"""One step is the same mathematics however it is laid out: microbatches, meshes, padding."""
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from train_parts import MODEL, OPTIM, batch, experiment, host_state
+
+from lumina_jax.batch import Batch
+from lumina_jax.config import Experiment, MeshConfig
+from lumina_jax.sharding import global_batch, make_mesh, shardings
+from lumina_jax.train.step import Metrics, Step, TrainState, init_state, make_step, state_shapes, steps
+
+ONE = (1, 1, 1)
+STEPS = 3
+
+
+def variant(mesh, post_norm: bool = True, dropout: float = 0.0, accumulate: int = 1) -> Experiment:
+    model, optim = replace(MODEL, post_norm=post_norm, dropout=dropout), replace(OPTIM, accumulate=accumulate)
+    return experiment(mesh, model=model, optim=optim)
+
+
+def mesh_of(cfg: Experiment) -> Mesh:
+    return make_mesh(cfg.mesh, jax.devices()[: cfg.mesh.replica * cfg.mesh.fsdp * cfg.mesh.tensor])
+
+
+@functools.cache
+def step_of(cfg: Experiment) -> Step:
+    return make_step(cfg, mesh_of(cfg))
+
+
+def run(cfg: Experiment, rows: list[Batch] | None = None) -> tuple[dict[str, np.ndarray], TrainState]:
+    """A few steps on ``cfg.mesh``: the metrics of all steps by name, and the state behind the last."""
+    mesh = mesh_of(cfg)
+    state = jax.device_put(host_state(cfg), shardings(host_state(cfg), mesh))
+    world = [global_batch(some, mesh) for some in rows or [batch(cfg, step) for step in range(STEPS)]]
+    *_, (_, last, _) = done = list(steps(state, world, step_of(cfg), 0))
+    return {name: np.asarray([getattr(one, name) for *_, one in done]) for name in Metrics._fields}, last
+
+
+@functools.cache
+def on_one_device(post_norm: bool = True, dropout: float = 0.0):
+    return run(variant(ONE, post_norm, dropout))
+
+
+def assert_same(ours, theirs) -> None:
+    (metrics, state), (other_metrics, other) = ours, theirs
+    for name in metrics:
+        np.testing.assert_allclose(metrics[name], other_metrics[name], rtol=2e-5, err_msg=name)
+    for a, b in zip(jax.tree.leaves(state.model), jax.tree.leaves(other.model), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "post_norm", "dropout"),
+    [
+        ((8, 1, 1), False, 0.1),
+        ((1, 8, 1), True, 0.0),
+        ((1, 1, 8), True, 0.0),
+        ((2, 2, 2), False, 0.1),
+        ((4, 2, 1), True, 0.0),
+    ],
+)
+def test_eight_devices_equal_one(mesh, post_norm, dropout, capfd):
+    ours = run(variant(mesh, post_norm, dropout))
+    assert "Involuntary full rematerialization" not in capfd.readouterr().err
+    assert_same(ours, on_one_device(post_norm, dropout))
+
+
+def test_an_involuntary_copy_would_be_seen(capfd):
+    """The compiler does complain where the test above listens, about a lookup in a table that is split by columns."""
+    mesh = make_mesh(MeshConfig(fsdp=2, tensor=4))
+
+    def lookup(table, ids):
+        table = jax.lax.with_sharding_constraint(table, NamedSharding(mesh, P("fsdp", "tensor")))
+        return jax.lax.with_sharding_constraint(table[ids], NamedSharding(mesh, P(("fsdp", "tensor"), None, None)))
+
+    jax.jit(jax.grad(lambda table, ids: lookup(table, ids).sum() ** 2))(jnp.ones((8, 8)), jnp.zeros((8, 4), int))
+    assert "Involuntary full rematerialization" in capfd.readouterr().err
+
+
+def test_weights_and_moments_are_split_as_the_table_says():
+    cfg = variant((1, 4, 2))
+    state = state_shapes(cfg, mesh_of(cfg))
+    for model in (state.model, state.opt[1][0].mu, state.opt[1][0].nu):
+        assert model.blocks.mlp.up.sharding.spec == P(None, "fsdp", "tensor")
+        assert model.blocks.attention.wo.sharding.spec == P(None, "tensor", None, "fsdp")
+        assert model.embedding.sharding.spec == P("tensor", "fsdp")
+
+
+def test_accumulated_microbatches_equal_the_batch():
+    """Whatever the microbatches' numbers of learned tokens: sums are added up, not means."""
+    cfg = variant(ONE)
+    rows = [batch(cfg, step) for step in range(STEPS)]
+    rows[1] = rows[1]._replace(learn=rows[1].learn & (np.arange(8)[:, None] % 2 == 0))
+    whole = run(cfg, rows)
+    assert 0 < whole[0]["tokens"][1] < whole[0]["tokens"][0] / 1.5
+    assert_same(run(variant(ONE, accumulate=2), rows), whole)
+
+
+def test_microbatches_on_eight_devices_equal_the_batch_on_one():
+    assert_same(run(variant((1, 2, 4), accumulate=2)), on_one_device())
+
+
+@pytest.mark.smoke
+def test_padding_leaves_no_trace():
+    cfg = variant(ONE)
+    rows = [batch(cfg, step) for step in range(STEPS)]
+    noise = [
+        one._replace(inputs=np.where(one.segments, one.inputs, 7), targets=one.targets * one.learn) for one in rows
+    ]
+    assert_same(run(cfg, noise), on_one_device())
+
+
+def test_dropout_changes_from_step_to_step_and_with_the_seed():
+    cfg = variant(ONE, post_norm=False, dropout=0.1)
+    rows = batch(cfg, 0)
+
+    def loss(**changes) -> float:
+        return float(step_of(cfg)(host_state(cfg)._replace(**changes), rows)[1].loss)
+
+    assert loss() == loss()
+    assert len({loss(), loss(step=np.int32(1)), loss(key=jax.random.key(1))}) == 3
+
+
+def test_without_learned_tokens_weights_only_decay():
+    cfg = variant(ONE)
+    empty = batch(cfg, 0)._replace(learn=np.zeros((8, 12), bool))
+    metrics, state = run(cfg, [empty])
+    assert metrics["loss"] == metrics["grad_norm"] == metrics["tokens"] == 0
+    kept = 1 - metrics["lr"][0] * OPTIM.weight_decay
+    for after, before in zip(jax.tree.leaves(state.model), jax.tree.leaves(host_state(cfg).model), strict=True):
+        np.testing.assert_allclose(after, kept * before, rtol=1e-6)
+
+
+def test_a_seed_makes_the_same_state_on_every_mesh_and_in_its_place():
+    cfg, split = variant(ONE), variant((1, 4, 2))
+    one, other = init_state(cfg, mesh_of(cfg)), init_state(split, mesh_of(split))
+    for a, b in zip(jax.tree.leaves(one.model), jax.tree.leaves(other.model), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert one.step == 0 and not any(jnp.any(moment) for moment in jax.tree.leaves(one.opt))
+    for real, abstract in zip(
+        jax.tree.leaves(other), jax.tree.leaves(state_shapes(split, mesh_of(split))), strict=True
+    ):
+        assert real.sharding == abstract.sharding and (real.shape, real.dtype) == (abstract.shape, abstract.dtype)
+    assert other.model.blocks.mlp.up[...].addressable_shards[0].data.shape == (2, 4, 8)
