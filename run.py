@@ -2,8 +2,8 @@
 
 import argparse
 import json
-import os
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -68,6 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", default="out/samples", help="folder for the PNGs (out/samples)")
     sample.set_defaults(run=_sample)
 
+    export = verbs.add_parser(
+        "export", help="a run's model as one folder: weights as transformers reads them, tokenizer, VQ"
+    )
+    _model_arguments(export)
+    export.add_argument("--out", required=True, help="the folder to write; --model reads it back")
+    export.set_defaults(run=_export)
+
     evaluate = verbs.add_parser("evaluate", help="held-out loss, and how well the tokens of pictures are known")
     _model_arguments(evaluate)
     evaluate.add_argument(
@@ -119,7 +126,6 @@ def load_experiment(path: str, changes: list[str]):
 
 
 def _quickstart(options) -> None:
-    _use_every_core()
     from lumina_jax.toyworld.quickstart import quickstart
 
     stages = [load_experiment(f"configs/toy_stage{n}.py", []) for n in (1, 2, 3)]
@@ -280,6 +286,36 @@ def _sample_config(options, experiment):
     return replace(own, **{name: value for name, value in said.items() if value is not None})
 
 
+def _export(options) -> None:
+    from dataclasses import replace
+
+    from convert import save_model, save_vqvae
+    from lumina_jax.config import to_dict
+    from lumina_jax.model.patchvq import PatchVQ
+
+    model, vocab, vq, experiment = load_for_sampling(options)
+    out = Path(options.out)
+    if (out / "config.json").exists():
+        raise FileExistsError(f"{out} holds a model already; give another --out or delete it")
+    save_model(model, model.cfg, out)
+    shutil.copyfile(vocab.source, out / Path(vocab.source).name)
+    if isinstance(vq, PatchVQ):
+        vq.save(out / "vq.npz")
+    else:
+        save_vqvae(vq, out)
+    if experiment:
+        # Where things lay on the machine that trained is nobody's business.
+        placeless = replace(
+            experiment,
+            out="",
+            start="",
+            data=replace(experiment.data, path="", tokenizer=""),
+            vq=replace(experiment.vq, path=""),
+        )
+        (out / EXPERIMENT).write_text(json.dumps(to_dict(placeless), indent=2) + "\n")
+    print(out)
+
+
 def _evaluate(options) -> None:
     if not (options.data or options.toy or options.pictures):
         raise ValueError("nothing to evaluate; give --data FOLDER, --toy N or --pictures FILE ...")
@@ -302,13 +338,6 @@ def _evaluate(options) -> None:
         settings = experiment.sample if experiment else SampleConfig()
         results["toy"] = score_table(model, vq, vocab, settings, options.sizes, options.toy, options.seed)
     print(json.dumps(results, indent=2))
-
-
-def _use_every_core() -> None:
-    """On a CPU one device per core runs a small model's rows side by side; must be set before JAX starts."""
-    flag = "--xla_force_host_platform_device_count"
-    if flag not in os.environ.get("XLA_FLAGS", ""):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}=2".strip()
 
 
 if __name__ == "__main__":

@@ -108,4 +108,6 @@ def check_rows(rows: int, mesh: Mesh) -> None:
 def global_batch(local: Batch, mesh: Mesh) -> Batch:
     """Host-local numpy rows -> one global batch, rows over (replica, fsdp)."""
     rows = NamedSharding(mesh, P(ROWS))
+    if jax.process_count() == 1:
+        return jax.device_put(local, rows)
     return Batch(*(jax.make_array_from_process_local_data(rows, np.asarray(part)) for part in local))

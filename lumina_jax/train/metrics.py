@@ -15,6 +15,8 @@ from lumina_jax.train.step import Metrics
 
 FILE = "metrics.jsonl"
 SECONDS_BETWEEN_LINES = 10
+BOARD_EVERY = 10
+"""Steps between points in TensorBoard: a scalar there takes longer than a small model's whole line in metrics.jsonl."""
 
 
 class Log:
@@ -62,7 +64,7 @@ class Log:
             self._record(*pending)
 
     def _record(self, step: int, metrics: Metrics) -> None:
-        values = {name: float(np.asarray(value)) for name, value in metrics._asdict().items()}
+        values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
         if not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])):
             raise FloatingPointError(
                 f"{self._cfg.name}: the loss of step {step} is {values['loss']} (gradient norm {values['grad_norm']}); "
@@ -73,9 +75,9 @@ class Log:
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         speed = self._tokens / max(time.monotonic() - self._begin, 1e-9)
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-        self._board.add_scalar("learned_tokens_per_second", speed, step)
+        if step % BOARD_EVERY == 0:
+            for name, value in (values | {"learned_tokens_per_second": speed}).items():
+                self._board.add_scalar(name, value, step)
         if self._show:
             self._report(step, values["loss"], speed)
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 sys.modules["torch"] = None  # tensorboardX would import it where it is installed, for nothing
 
-import jax
+import jax  # noqa: E402
 
 
 def main(
