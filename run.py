@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+REPOSITORY = Path(__file__).resolve().parent
 TOY_MODEL = "assets/toy"
 EXPERIMENT = "experiment.json"
 
@@ -99,7 +100,9 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default=TOY_MODEL, help=f"a run's folder or a Hugging Face folder ({TOY_MODEL})")
+    parser.add_argument(
+        "--model", default=str(REPOSITORY / TOY_MODEL), help=f"a run's folder or a Hugging Face folder ({TOY_MODEL})"
+    )
     parser.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the one the model names or holds)")
     parser.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
 
@@ -128,7 +131,7 @@ def load_experiment(path: str, changes: list[str]):
 def _quickstart(options) -> None:
     from lumina_jax.toyworld.quickstart import quickstart
 
-    stages = [load_experiment(f"configs/toy_stage{n}.py", []) for n in (1, 2, 3)]
+    stages = [load_experiment(str(REPOSITORY / f"configs/toy_stage{n}.py"), []) for n in (1, 2, 3)]
     print(quickstart(stages, Path(options.out), options.minutes))
 
 
@@ -153,12 +156,12 @@ def _source(options, cfg):
     kind, _, count = options.source.partition(":")
     if kind == "toy":
         from lumina_jax.toyworld.scenes import MINI
-        from lumina_jax.toyworld.source import ToySource, stage_sizes
+        from lumina_jax.toyworld.source import ToySource, training_sizes
 
         if not count.isdigit() or int(count) < 1:
             raise ValueError(f"--source {options.source}: say how many scenes, as toy:10000")
-        sizes = stage_sizes(cfg.data.size)
-        return ToySource(MINI, sizes, int(count), options.seed), sizes
+        source = ToySource(MINI, training_sizes(cfg.data.size), int(count), options.seed)
+        return source, source.sizes
     from lumina_jax.data.sources import JsonSource
 
     return JsonSource(options.source), None

@@ -8,7 +8,7 @@ from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, O
 experiment = Experiment(
     name="toy_stage1",
     out="out/toy/stage1",
-    save_every=1000,
+    save_every=250,
     model=ModelConfig(
         vocab=663, width=64, layers=4, heads=2, kv_heads=2, head_dim=32, mlp=192, qk_groups=1, dropout=0.0
     ),

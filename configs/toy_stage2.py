@@ -9,6 +9,6 @@ experiment = replace(
     name="toy_stage2",
     out="out/toy/stage2",
     start=stage_1.out,
-    data=replace(stage_1.data, path="out/toy/data96", size=96, buckets=(60, 68)),
+    data=replace(stage_1.data, path="out/toy/data96", size=96, buckets=(50, 60, 68)),
     optim=replace(stage_1.optim, steps=1500, lr=6e-3, min_lr=3e-4),
 )

@@ -10,13 +10,10 @@ from lumina_jax.config import DataConfig, VQConfig
 from lumina_jax.data.sources import Source
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.toyworld.scenes import MINI, World
-from lumina_jax.toyworld.source import captioned, stage_sizes
+from lumina_jax.toyworld.source import STAGES, captioned, stage_sizes
 from lumina_jax.toyworld.tokenizer import build, save
 
 MOST_PICTURES = 20_000
-
-WORLD_AREAS = (64, 96, 128)
-"""Edges in px of the three stages' canvases: one codebook serves them all, since codes cannot change between stages."""
 
 WORLD_PICTURES = 3000
 WORLD_SEED = 99
@@ -55,10 +52,10 @@ def fit(
 
 
 def fit_world(vq: VQConfig, data: DataConfig, world: World = MINI) -> None:
-    """Writes codebook and tokenizer of the embedded world, for the pictures of all its stages."""
+    """Writes codebook and tokenizer of the embedded world: one for all its stages, since codes cannot change between them."""
     pictures = (
         captioned(world, stage_sizes(area), WORLD_SEED, index)[0].render()
-        for area in WORLD_AREAS
+        for area in STAGES
         for index in range(WORLD_PICTURES)
     )
     codebook = PatchVQ.fit(pictures, vq.codes)

@@ -26,7 +26,7 @@ from lumina_jax.toyworld.fit import fit_world
 from lumina_jax.toyworld.report import Knob, Painted, Report, Stage, write_report
 from lumina_jax.toyworld.scenes import MINI, Pixels
 from lumina_jax.toyworld.score import paint, score
-from lumina_jax.toyworld.source import ToySource, captioned, prompts, stage_sizes
+from lumina_jax.toyworld.source import ToySource, captioned, prompts, stage_sizes, training_sizes
 from lumina_jax.train.checkpoint import newest, restore_model
 from lumina_jax.train.loop import train
 from lumina_jax.train.metrics import read
@@ -135,8 +135,8 @@ def _stage(stage: Experiment, number: int, count: int, vq: PatchVQ, vocab: Vocab
     """Tokens, training and scores of one stage."""
     sizes, name = stage_sizes(stage.data.size), f"stage {number + 1}"
     with clock.part(f"{name}: {count:,} scenes to tokens"):
-        source = ToySource(MINI, sizes, count, TRAIN_SEED + number)
-        pretokenize(source, vq, vocab, stage.data.path, stage.data, stage.seed, sizes=sizes)
+        source = ToySource(MINI, training_sizes(stage.data.size), count, TRAIN_SEED + number)
+        pretokenize(source, vq, vocab, stage.data.path, stage.data, stage.seed, sizes=source.sizes)
 
     def local(start: int):
         return batches(stage.data.path, stage.data, vocab, stage.seed, start, stage.optim.steps)

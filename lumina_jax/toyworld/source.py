@@ -11,7 +11,13 @@ from lumina_jax.layout import crop_sizes
 from lumina_jax.toyworld.captions import Caption, caption
 from lumina_jax.toyworld.scenes import Pixels, Scene, World
 
-LEAST_SHARE = 0.75
+STAGES = (64, 96, 128)
+"""Edges in px of the areas of the three stages."""
+
+REVIEW = 3
+"""A canvas of the stage at hand is this many times as frequent as one of an earlier stage."""
+
+LEAST_SHARE = 0.65
 """Canvases of a stage have at least this share of the area aimed at."""
 
 EVALUATION = 2**32
@@ -23,6 +29,15 @@ def stage_sizes(target: int) -> list[Pixels]:
     return [size for size in crop_sizes(target) if size[0] * size[1] >= LEAST_SHARE * target**2]
 
 
+def training_sizes(target: int) -> list[Pixels]:
+    """The canvases a stage trains on: its own, and now and then those of earlier stages.
+
+    The published stages see one area each. A model this small forgets the others at once, and every size should be had.
+    """
+    earlier = [size for stage in STAGES if stage < target for size in stage_sizes(stage)]
+    return REVIEW * stage_sizes(target) + earlier
+
+
 def captioned(
     world: World, sizes: Sequence[Pixels], seed: int, index: int, held_out: bool = False
 ) -> tuple[Scene, Caption]:
@@ -32,13 +47,17 @@ def captioned(
 
 
 class ToySource:
-    """``count`` captioned scenes of ``world``, made when asked for; a data source for pretokenizing."""
+    """``count`` captioned scenes of ``world``, made when asked for; a data source for pretokenizing.
+
+    Canvases take turns; one listed twice comes twice as often. ``sizes`` holds each of them once.
+    """
 
     def __init__(self, world: World, sizes: Sequence[Pixels], count: int, seed: int, held_out: bool = False):
         if not sizes or count < 1 or not 0 <= seed < EVALUATION:
             raise ValueError(
                 f"{len(sizes)} sizes, count={count}, seed={seed}: need at least 1, 1, and 0 <= seed < 2**32"
             )
+        self.sizes = sorted(set(sizes))
         self._world, self._sizes, self._count, self._seed, self._held_out = world, tuple(sizes), count, seed, held_out
 
     @property

@@ -1,0 +1,68 @@
+"""The committed model paints what it is asked for, at once."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import run
+from convert import load_model
+from lumina_jax.config import Experiment, from_dict
+from lumina_jax.model.patchvq import PatchVQ
+from lumina_jax.toyworld.captions import parse
+from lumina_jax.toyworld.judge import judge
+from lumina_jax.toyworld.scenes import MINI
+from lumina_jax.toyworld.score import paint, score
+from lumina_jax.toyworld.source import prompts, stage_sizes
+from lumina_jax.vocab import Vocab
+
+MOST_BYTES = 2_000_000
+
+
+@pytest.fixture(scope="module")
+def toy():
+    folder = run.REPOSITORY / run.TOY_MODEL
+    experiment = from_dict(Experiment, json.loads((folder / run.EXPERIMENT).read_text()))
+    return load_model(folder)[0], PatchVQ.load(folder / "vq.npz"), Vocab.load(folder), experiment
+
+
+def test_it_is_small():
+    assert sum(path.stat().st_size for path in (run.REPOSITORY / run.TOY_MODEL).iterdir()) <= MOST_BYTES
+
+
+@pytest.mark.parametrize(("area", "least"), [(64, 0.9), (128, 0.85)])
+def test_its_score_from_below(toy, area, least):
+    model, vq, vocab, experiment = toy
+    painted = paint(model, vq, vocab, prompts(MINI, stage_sizes(area), 64, 3), experiment.sample, jax.random.key(0))
+    result = score(painted)
+    assert result.size_obeyed >= 0.98
+    assert result.all_right >= least
+
+
+def test_the_readme_s_command_paints_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(run.REPOSITORY)
+    prompt = "a red circle left of a blue square"
+    assert run.main(["sample", "--prompt", prompt, "--size", "128x96", "--seed", "3", "--out", str(tmp_path)]) == 0
+    image = np.asarray(Image.open(tmp_path / "000-0.png"))
+    assert judge(image, parse(prompt), (128, 96)).all_right
+    line = json.loads((tmp_path / "samples.jsonl").read_text())
+    assert line["prompt"] == prompt and line["files"] == ["000-0.png"]
+
+
+def test_the_same_seed_paints_the_same_alone_and_in_company(tmp_path, monkeypatch):
+    monkeypatch.chdir(run.REPOSITORY)
+    first, second = "a small green triangle on black", "a yellow circle"
+    common = ["--size", "64x64", "--seed", "5"]
+    run.main(["sample", "--prompt", first, *common, "--out", str(tmp_path / "alone")])
+    run.main(["sample", "--prompt", first, "--prompt", second, *common, "--grid", "--out", str(tmp_path / "both")])
+    alone, both = ((tmp_path / name / "000-0.png").read_bytes() for name in ("alone", "both"))
+    assert alone == both and (tmp_path / "both" / "grid.png").is_file()
+
+
+def test_a_wrong_size_names_the_nearest(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(run.REPOSITORY)
+    assert run.main(["sample", "--prompt", "a red circle", "--size", "100x100", "--out", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "100x100" in message and "multiples of 32" in message and "128x128" in message

@@ -1,0 +1,63 @@
+"""Which canvases a stage trains on, and the codebook and tokenizer that all stages share."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import run
+from lumina_jax.config import DataConfig, VQConfig
+from lumina_jax.layout import crop_sizes
+from lumina_jax.model.patchvq import PatchVQ
+from lumina_jax.toyworld.fit import fit, fit_world
+from lumina_jax.toyworld.scenes import MINI
+from lumina_jax.toyworld.source import REVIEW, STAGES, ToySource, stage_sizes, training_sizes
+from lumina_jax.vocab import Vocab
+
+
+@pytest.mark.smoke
+def test_a_stage_sees_its_own_canvases_most_and_earlier_ones_again():
+    for number, target in enumerate(STAGES):
+        sizes = training_sizes(target)
+        assert all(sizes.count(size) >= REVIEW for size in stage_sizes(target))
+        assert set(sizes) == {size for stage in STAGES[: number + 1] for size in stage_sizes(stage)}
+        assert set(stage_sizes(target)) <= set(crop_sizes(target))
+    assert len({width / height for width, height in stage_sizes(128)}) >= 5
+
+
+def test_the_world_s_codebook_is_exact_and_fits_the_configs(tmp_path, monkeypatch):
+    monkeypatch.chdir(run.REPOSITORY)
+    stage = run.load_experiment("configs/toy_stage3.py", [f"vq.path={tmp_path}/vq.npz", f"data.tokenizer={tmp_path}"])
+    fit_world(stage.vq, stage.data)
+    vq, vocab = PatchVQ.load(tmp_path / "vq.npz"), Vocab.load(tmp_path)
+    vocab.check_fits(stage.model.vocab)
+    assert vq.codes == stage.vq.codes == len(vocab.code_ids)
+    unseen = ToySource(MINI, training_sizes(128), 100, seed=12345)
+    pictures = [np.asarray(unseen[index].images[0]) for index in range(len(unseen))]
+    assert vq.report(pictures)["exact"] == 1.0
+
+
+class _Folder:
+    """Two pictures with captions and one record that cannot be read."""
+
+    fingerprint = "folder"
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        if index == 1:
+            raise ValueError("no picture")
+        picture = Image.fromarray(np.random.default_rng(index).integers(0, 255, (70, 100, 3), np.uint8))
+        record = ToySource(MINI, [(64, 64)], 1, 0)[0]
+        return replace(record, images=[picture], caption=f"some walrus number {index}")
+
+
+def test_a_fit_knows_the_words_and_patches_it_saw(tmp_path):
+    cfg = VQConfig(kind="patch", path=str(tmp_path / "vq.npz"), codes=64)
+    report = fit(_Folder(), cfg, DataConfig(size=64, tokenizer=str(tmp_path)))
+    assert report["exact"] == 1.0
+    vocab = Vocab.load(tmp_path)
+    assert len(vocab.encode(" walrus")) == 1
+    assert len(vocab.code_ids) == PatchVQ.load(cfg.path).codes
