@@ -10,5 +10,5 @@ experiment = replace(
     out="out/toy/stage3",
     start=stage_2.out,
     data=replace(stage_2.data, path="out/toy/data128", size=128, buckets=(68, 84, 107)),
-    optim=replace(stage_2.optim, steps=4000),
+    optim=replace(stage_2.optim, steps=4800),
 )

@@ -37,7 +37,7 @@ REFERENCE_MINUTES = 10
 
 REPORT = "report.html"
 
-SCENES = (60_000, 20_000, 40_000)
+SCENES = (40_000, 15_000, 50_000)
 """Scenes of each stage at the reference budget; more minutes see more scenes."""
 
 PROMPTS = 128

@@ -7,12 +7,14 @@ from itertools import islice
 from pathlib import Path
 
 import jax
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment
-from lumina_jax.sharding import check_rows, global_batch, make_mesh, shardings
+from lumina_jax.sharding import AXES, check_rows, global_batch, make_mesh, shardings
 from lumina_jax.train.checkpoint import Saver, load_weights, newest
 from lumina_jax.train.metrics import Log
 from lumina_jax.train.step import TrainState, init_state, make_step, state_shapes, steps
@@ -33,11 +35,11 @@ def train(cfg: Experiment, batches: Callable[[int], Iterator[Batch]], show: bool
         last = cfg.optim.steps
         if done >= last:
             return state
-        with closing(Log(cfg, done, show)) as log, closing(_Preemption()) as preempted:
+        with closing(Log(cfg, done, show)) as log, closing(_Preemption(mesh)) as preempted:
             world = (global_batch(local, mesh) for local in islice(batches(done), last - done))
             for done, state, metrics in steps(state, world, make_step(cfg, mesh), done):  # noqa: B020, replaced each step
                 log.write(done, metrics)
-                stopping = preempted.at(done)
+                stopping = preempted.heard()
                 if stopping or done % cfg.save_every == 0 or done == last:
                     log.flush()
                     saver.save(done, state)
@@ -61,20 +63,28 @@ def begin(cfg: Experiment, mesh: Mesh) -> TrainState:
 
 
 class _Preemption:
-    """Whether the machine is about to be taken away: SIGTERM here, or on any host of a pod (agreed between them)."""
+    """Whether the machine is about to be taken away: SIGTERM here, or in any process of the run.
 
-    def __init__(self):
-        self._asked = False
-        self._many = jax.process_count() > 1
-        if not self._many:
-            self._before = signal.signal(signal.SIGTERM, self._note)
+    Each step asks all processes at once and hears of the step before, so that all stop behind the same step and none waits.
+    JAX's own service for this is of no use: Orbax asks it about old steps from a thread, and processes then disagree.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._asked, self._past = False, None
+        self._split = NamedSharding(mesh, P(AXES))
+        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
+        self._before = signal.signal(signal.SIGTERM, self._note)
 
     def _note(self, *_):
         self._asked = True
 
-    def at(self, step: int) -> bool:
-        return multihost_utils.reached_preemption_sync_point(step) if self._many else self._asked
+    def heard(self) -> bool:
+        if jax.process_count() == 1:
+            return self._asked
+        mine = np.full(jax.local_device_count(), self._asked)
+        past, self._past = self._past, self._any(jax.make_array_from_process_local_data(self._split, mine))
+        return past is not None and bool(past)
 
     def close(self):
-        if not self._many:
-            signal.signal(signal.SIGTERM, self._before)
+        # None stands for a handler that was not set from Python, which cannot be set again.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._before is None else self._before)

@@ -36,7 +36,7 @@ def test_processes_train_as_one(compiled, tmp_path):
     train(cfg, batches(cfg), show=False)
     assert together(compiled, tmp_path / "many", (1, 2, 1), [{}, {"term_at": 2}]) == [143, 143]
     stopped = int(newest(tmp_path / "many").name)
-    assert 2 <= stopped < 7 and len(read(tmp_path / "many")) == stopped
+    assert 2 <= stopped <= 4 and len(read(tmp_path / "many")) == stopped
     assert together(compiled, tmp_path / "many", (2, 2, 1), [{}] * 4) == [0] * 4
     for ours, theirs in zip(read(tmp_path / "many"), read(cfg.out), strict=True):
         assert ours == pytest.approx(theirs, rel=2e-5)

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sys
-import time
 from dataclasses import replace
 
 sys.modules["torch"] = None  # tensorboardX would import it where it is installed, for nothing
@@ -32,11 +31,8 @@ def main(
     from lumina_jax.train.loop import train
 
     cfg = replace(experiment(tuple(mesh)), out=out)
-    at = {}
-    if term_at >= 0:  # the processes agree on a later step to stop at: leave them the time for it
-        at |= dict.fromkeys(range(term_at + 1, cfg.optim.steps), functools.partial(time.sleep, 0.5))
-    for step, number in ((kill_at, signal.SIGKILL), (term_at, signal.SIGTERM)):
-        at[step] = functools.partial(os.kill, os.getpid(), number)
+    signals = {kill_at: signal.SIGKILL, term_at: signal.SIGTERM}
+    at = {step: functools.partial(os.kill, os.getpid(), number) for step, number in signals.items()}
     train(cfg, batches(cfg, rank, processes, at), show=False)
 
 
