@@ -5,12 +5,12 @@ from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, O
 experiment = Experiment(
     name="own_pictures",
     out="out/own/run",
-    save_every=200,
+    save_every=100,
     model=ModelConfig(vocab=5120, width=128, layers=4, heads=4, kv_heads=4, head_dim=32, mlp=384, dropout=0.0),
     vq=VQConfig(kind="patch", path="out/own/vq.npz", codes=4096),
     data=DataConfig(path="out/own/data", tokenizer="out/own", size=256, buckets=(320, 384), batch=4),
     optim=OptimConfig(
-        steps=800, lr=2e-3, min_lr=1e-4, warmup=40, hold=0.3, decay="linear", weight_decay=0.01, clip=1.0
+        steps=300, lr=2e-3, min_lr=1e-4, warmup=40, hold=0.3, decay="linear", weight_decay=0.01, clip=1.0
     ),
     mesh=MeshConfig(replica=1, fsdp=-1, compute="float32", remat="none", unroll=4),
     sample=SampleConfig(guidance=1.0, image_top_k=1, text_top_k=1),

@@ -1,0 +1,48 @@
+"""Every config is a model that can be built: shapes at full size, and a placement on a mesh, without the memory."""
+
+from pathlib import Path
+
+import jax
+import pytest
+from flax import nnx
+
+import run
+from lumina_jax import layout
+from lumina_jax.config import MeshConfig
+from lumina_jax.model.params import count
+from lumina_jax.model.vqvae import VQVAE
+from lumina_jax.sharding import make_mesh
+from lumina_jax.train.step import state_shapes
+
+CONFIGS = sorted((run.REPOSITORY / "configs").glob("[a-z]*.py"))
+MARKERS_AND_PROMPT = 16
+"""Tokens a sample has at the least besides its image: begin, the shortest prompt, two ends of turn."""
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def experiment(request, monkeypatch):
+    monkeypatch.chdir(run.REPOSITORY)
+    return run.load_experiment(str(request.param), [])
+
+
+def test_the_training_state_has_shapes_and_places(experiment):
+    mesh = make_mesh(MeshConfig(replica=1, fsdp=-1, tensor=1))
+    shapes = state_shapes(experiment, mesh)
+    adam_and_weights = count(shapes.model) * 3
+    assert abs(count(shapes) - adam_and_weights) < 100
+    largest = max(jax.tree.leaves(shapes.model), key=lambda leaf: leaf.size)
+    assert not largest.sharding.is_fully_replicated
+
+
+def test_every_image_of_the_stage_fits_the_longest_bucket(experiment):
+    sizes = layout.crop_sizes(experiment.data.size, experiment.data.patch, experiment.data.max_ratio)
+    image = max(layout.grid_tokens(height // 16, width // 16) for width, height in sizes)
+    assert image + MARKERS_AND_PROMPT <= experiment.data.buckets[-1] + 1
+
+
+def test_the_image_tokenizer_has_shapes(experiment):
+    if experiment.vq.kind == "vqgan":
+        shapes = jax.eval_shape(lambda: VQVAE(experiment.vq, nnx.Rngs(0)))
+        assert shapes.stride == 16 and count(shapes) > 60e6
+    else:
+        assert Path(experiment.vq.path).suffix == ".npz"
