@@ -87,7 +87,8 @@ class PatchVQ:
         return tiles.reshape(batch, rows * self.stride, columns * self.stride, 3)
 
     def save(self, path: str | Path) -> None:
-        """Writes the codebook as .npz."""
+        """Writes the codebook as .npz; the folder is made if need be."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         with open(path, "wb") as file:
             np.savez_compressed(file, format=np.array(FORMAT), codebook=self.codebook)
 

@@ -20,6 +20,7 @@ from PIL import Image
 from lumina_jax.config import Experiment, SampleConfig
 from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
+from lumina_jax.data.shards import write_whole
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pixels import to_image, to_pixels
 from lumina_jax.toyworld.fit import fit_world
@@ -105,7 +106,7 @@ def _claim(out: Path, minutes: float) -> bool:
             f"{out} holds a run of {there:g} minutes, not {minutes:g}; give another --out, --minutes {there:g} "
             "to see or finish that one, or delete the folder"
         )
-    plan.write_text(json.dumps({"minutes": minutes}))
+    write_whole(plan, lambda file: file.write_text(json.dumps({"minutes": minutes})))
     return (out / REPORT).is_file()
 
 
@@ -207,7 +208,7 @@ class _Clock:
         print(name, flush=True)
         yield
         self._seconds[name] = self.seconds(name) + time.monotonic() - begin
-        self._file.write_text(json.dumps(self._seconds, indent=2))
+        write_whole(self._file, lambda file: file.write_text(json.dumps(self._seconds, indent=2)))
 
     def seconds(self, name: str) -> float:
         return self._seconds.get(name, 0.0)

@@ -71,7 +71,9 @@ def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
     """Writes tokenizer.json into a folder, which is made if need be; returns its path."""
     path = Path(folder) / FILE_NAMES[0]
     path.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(path))
+    temporary = path.with_name(path.name + ".tmp")
+    tokenizer.save(str(temporary))
+    temporary.replace(path)
     return path
 
 
