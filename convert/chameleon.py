@@ -203,5 +203,5 @@ def _weights(model: Chameleon) -> dict[str, jax.Array]:
                 one = jnp.repeat(one, heads // len(one), axis=0)
             else:
                 one = rearrange(one, row.letters, row.torch_layout, sizes)
-            weights[row.torch_name.format(L=layer)] = one
+            weights[row.torch_name.format(L=layer)] = jnp.asarray(one)  # safetensors ignores the strides of numpy views
     return weights
