@@ -49,14 +49,16 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verbs.add_parser("train", help="train a config, or go on where it stopped")
     _config_arguments(train)
-    train.add_argument("--distributed", action="store_true", help="one of several processes (on a pod, and by JAX_*)")
+    train.add_argument("--distributed", action="store_true", help="join the other processes of a TPU pod")
     train.set_defaults(run=_train)
 
     sample = verbs.add_parser("sample", help="text to pictures and text")
     _model_arguments(sample)
     sample.add_argument("--prompt", action="append", default=[], help="what to paint; may be given again")
     sample.add_argument("--prompts", help="a file with one prompt a line")
-    sample.add_argument("--size", help="WIDTHxHEIGHT in pixels (default: a square of the model's training area)")
+    sample.add_argument(
+        "--size", type=_size, help="WIDTHxHEIGHT in pixels (default: a square of the model's training area)"
+    )
     sample.add_argument("--free-size", action="store_true", help="say the size in the prompt only; do not force it")
     sample.add_argument("--raw", action="store_true", help="give the prompts as they are: for dialog, without a size")
     sample.add_argument("--seed", type=int, default=0, help="same seed, same pictures (0)")
@@ -89,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--sizes", type=int, default=128, help="with --toy: edge of the canvases' area in px (128)")
     evaluate.add_argument("--pictures", nargs="+", metavar="FILE", help="reconstruct these through the image tokenizer")
-    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--seed", type=int, default=0, help="with --toy: other seed, other prompts (0)")
     evaluate.set_defaults(run=_evaluate)
     return parser
 
@@ -105,6 +107,13 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the one the model names or holds)")
     parser.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, such as 96x64")
+    return int(width), int(height)
 
 
 def _positive(text: str) -> float:
@@ -261,12 +270,14 @@ def _sample(options) -> None:
         prompts += [line for line in Path(options.prompts).read_text().splitlines() if line.strip()]
     if not prompts:
         raise ValueError("no prompts; give --prompt TEXT (again for more) or --prompts FILE")
-    from lumina_jax.sample.job import Job, paint, parse_size
+    from lumina_jax.sample.job import Job, check_size, paint
 
     model, vocab, vq, experiment = load_for_sampling(options)
     data = experiment.data if experiment else None
-    edge = data.size if data else 512
-    size = None if options.raw else parse_size(options.size or f"{edge}x{edge}", vq.stride, vocab, data)
+    size = None
+    if not options.raw:
+        size = options.size or ((data.size, data.size) if data else (512, 512))
+        check_size(size, vq.stride, vocab, data)
     job = Job(tuple(prompts), size, options.seed, _sample_config(options, experiment), options.free_size)
     for path, text in paint(model, vq, vocab, job, Path(options.out), options.grid):
         print(path, text, flush=True)

@@ -51,6 +51,13 @@ def test_what_is_wrong_is_said(arguments, said, capsys):
     assert "Traceback" not in message
 
 
+def test_a_size_that_is_none_is_refused_before_the_model_is_read(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run.main(["sample", "--prompt", "x", "--size", "wide", "--model", "/nowhere"])
+    assert ended.value.code == 2
+    assert "'wide' is not WIDTHxHEIGHT" in capsys.readouterr().err
+
+
 def test_a_wrong_word_is_refused_before_anything_heavy_is_imported():
     script = (
         "import sys, run; run.main(['train', 'configs/toy_stage1.py', 'optim.rate=1']); print('jax' in sys.modules)"

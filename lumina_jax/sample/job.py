@@ -1,7 +1,6 @@
 """From what a person types to PNGs: prompts with a size in, a folder of pictures and one line of JSON per prompt out."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,21 +39,16 @@ class Job:
     free_size: bool = False
 
 
-def parse_size(text: str, stride: int, vocab: Vocab, data: DataConfig | None) -> tuple[int, int]:
-    """ "96x64" -> (96, 64). Raises ValueError naming the nearest size that the tokenizer can write and the model knows."""
-    found = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not found:
-        raise ValueError(f"size {text!r} is not WIDTHxHEIGHT in pixels, such as 96x64")
-    size = (int(found[1]), int(found[2]))
+def check_size(size: tuple[int, int], stride: int, vocab: Vocab, data: DataConfig | None) -> None:
+    """Raises ValueError, naming the nearest size the model was trained on, when no tokens can say ``size`` (width, height)."""
     unit, most = stride * CODES_PER_UNIT, int(vocab.size_of.max())
     if any(side % unit or not unit <= side <= unit * most for side in size):
         known = crop_sizes(data.size, data.patch, data.max_ratio) if data else crop_sizes(512, unit)
         nearest = best_crop((max(size[0], 1), max(size[1], 1)), known)
         raise ValueError(
-            f"size {text}: both sides must be multiples of {unit} px, from {unit} to {unit * most}; "
+            f"size {size[0]}x{size[1]}: both sides must be multiples of {unit} px, from {unit} to {unit * most}; "
             f"the nearest that the model was trained on is {nearest[0]}x{nearest[1]}"
         )
-    return size
 
 
 def paint(
