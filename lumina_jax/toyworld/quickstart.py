@@ -33,13 +33,13 @@ from lumina_jax.train.loop import train
 from lumina_jax.train.metrics import read
 from lumina_jax.vocab import Vocab
 
-REFERENCE_MINUTES = 10
-"""The budget that the step counts of the configs are made for."""
+REFERENCE_MINUTES = 12
+"""The budget that the step counts of the configs and SCENES are made for."""
 
 REPORT = "report.html"
 
 SCENES = (40_000, 15_000, 50_000)
-"""Scenes of each stage at the reference budget; more minutes see more scenes."""
+"""Scenes of each stage at that budget; more minutes see more scenes."""
 
 PROMPTS = 128
 SHOWN = 24
