@@ -106,7 +106,7 @@ def test_evaluation_draws_from_streams_of_its_own():
     assert sum(said.text == text for (said, _), text in zip(asked, trained, strict=True)) < 20
 
 
-@pytest.mark.parametrize(("target", "count"), [(64, 5), (96, 3), (128, 11)])
+@pytest.mark.parametrize(("target", "count"), [(64, 5), (96, 5), (128, 11)])
 def test_canvases_of_a_stage_are_of_one_area(target, count):
     sizes = stage_sizes(target)
     assert len(sizes) == count
