@@ -6,7 +6,7 @@ import pytest
 from lumina_jax.conversation import image_prompt, tokenize
 from lumina_jax.layout import decode_grid, encode_grid
 from lumina_jax.toyworld.scenes import FULL, MINI
-from lumina_jax.toyworld.source import ToySource, prompts, stage_sizes
+from lumina_jax.toyworld.source import LEAST_SHARE, ToySource, prompts, stage_sizes
 from lumina_jax.toyworld.tokenizer import SIZE_UNITS, TEMPLATES, build, save
 from lumina_jax.vocab import Vocab, size_name
 
@@ -110,4 +110,4 @@ def test_evaluation_draws_from_streams_of_its_own():
 def test_canvases_of_a_stage_are_of_one_area(target, count):
     sizes = stage_sizes(target)
     assert len(sizes) == count
-    assert all(0.75 * target**2 <= width * height <= target**2 for width, height in sizes)
+    assert all(LEAST_SHARE * target**2 <= width * height <= target**2 for width, height in sizes)
