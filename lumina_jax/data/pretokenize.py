@@ -96,6 +96,14 @@ def pretokenize(
     return write_totals(out, settings)
 
 
+def crop_size(image_size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The crop (width, height) of an image: none when it has one of ``sizes`` already, else layout.best_crop.
+
+    Where sizes of several areas stand together, best_crop would enlarge a picture to the largest of its aspect ratio.
+    """
+    return image_size if image_size in sizes else layout.best_crop(image_size, list(sizes))
+
+
 def vq_fingerprint(vq: ImageTokenizer) -> str:
     """16 hex digits that differ between any two VQ models: of the SHA-256 of their weights."""
     arrays = [vq.codebook] if isinstance(vq, PatchVQ) else jax.tree.leaves(vq)
@@ -164,7 +172,7 @@ class _Job:
     def crop(self, index: int) -> _Cropped:
         try:
             record = self.source[index]
-            sizes = [layout.best_crop(image.size, self.sizes) for image in record.images]
+            sizes = [crop_size(image.size, self.sizes) for image in record.images]
             crops = [
                 pixels.whiten(pixels.random_crop(image, size, np.random.default_rng([self.seed, index, number])))
                 for number, (image, size) in enumerate(zip(record.images, sizes, strict=True))

@@ -7,6 +7,7 @@ import numpy as np
 
 from lumina_jax import layout, pixels
 from lumina_jax.config import DataConfig, VQConfig
+from lumina_jax.data.pretokenize import crop_size
 from lumina_jax.data.sources import Source
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.toyworld.scenes import MINI, World
@@ -39,7 +40,7 @@ def fit(
                 continue  # pretokenize lists it among the rejects, with the reason
             texts.extend(part for turn in record.conversation([sizes[0]]) for part in turn if part)
             for number, image in enumerate(record.images):
-                size = layout.best_crop(image.size, sizes)
+                size = crop_size(image.size, sizes)
                 rng = np.random.default_rng([seed, int(index), number])
                 yield np.asarray(pixels.whiten(pixels.random_crop(image, size, rng)))
 

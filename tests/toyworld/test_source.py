@@ -8,8 +8,11 @@ from PIL import Image
 
 import run
 from lumina_jax.config import DataConfig, VQConfig
+from lumina_jax.data.pretokenize import pretokenize
+from lumina_jax.data.shards import Shards
 from lumina_jax.layout import crop_sizes
 from lumina_jax.model.patchvq import PatchVQ
+from lumina_jax.sample.picture import pictures
 from lumina_jax.toyworld.fit import fit, fit_world
 from lumina_jax.toyworld.scenes import MINI
 from lumina_jax.toyworld.source import REVIEW, STAGES, ToySource, stage_sizes, training_sizes
@@ -61,3 +64,18 @@ def test_a_fit_knows_the_words_and_patches_it_saw(tmp_path):
     vocab = Vocab.load(tmp_path)
     assert len(vocab.encode(" walrus")) == 1
     assert len(vocab.code_ids) == PatchVQ.load(cfg.path).codes
+
+
+def test_pictures_of_every_area_keep_their_size_when_pretokenized(tmp_path):
+    """Canvases of one aspect ratio and several areas stand together in later stages; none may be enlarged to another."""
+    stage = run.load_experiment(str(run.REPOSITORY / "configs/toy_stage3.py"), [])
+    cfg = replace(stage.vq, path=str(tmp_path / "vq.npz"))
+    fit_world(cfg, replace(stage.data, tokenizer=str(tmp_path)))
+    vq, vocab = PatchVQ.load(cfg.path), Vocab.load(tmp_path)
+    sizes = training_sizes(128)
+    source = ToySource(MINI, sizes, len(sizes), seed=3)
+    pretokenize(source, vq, vocab, tmp_path / "data", stage.data, seed=0, sizes=source.sizes, progress=False)
+    for index, (tokens, _) in enumerate(Shards(tmp_path / "data").__getitems__(range(len(sizes)))):
+        painted = pictures(tokens, vq, vocab)[0]
+        assert painted.size == sizes[index]
+        assert (np.asarray(painted) == np.asarray(source[index].images[0])).all()
