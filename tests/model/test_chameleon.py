@@ -16,7 +16,7 @@ from lumina_jax.model.params import count
 
 CHECKPOINTS = sorted({ckpt for root in golden_roots("lm") for ckpt in (root / "lm").glob("*/ckpt_*")})
 MODELS = sorted({ckpt for ckpt in CHECKPOINTS if ckpt.name == "ckpt_lumina" and (ckpt.parent / "train.json").exists()})
-NAMES = dict(ids=lambda path: "-".join(path.parts[-4:]))
+NAMES = dict(ids=lambda path: f"{path.parent.name}-{path.name}")
 
 
 def small(**changes) -> ModelConfig:
