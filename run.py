@@ -3,17 +3,16 @@
 import argparse
 import json
 import runpy
-import shutil
 import sys
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent
 TOY_MODEL = "assets/toy"
-EXPERIMENT = "experiment.json"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one verb; what a user can mend is one line on stderr and exit code 2."""
+    """Runs one verb and returns the exit code: what a user can mend is one line on stderr and 2."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse takes positional arguments in one run only; changes may stand before and after --options.
@@ -22,11 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
     if rest:
         options.changes += rest
     try:
-        options.run(options)
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        return options.run(options) or 0
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"run.py {options.verb}: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,12 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", default="out/samples", help="folder for the PNGs (out/samples)")
     sample.set_defaults(run=_sample)
 
-    export = verbs.add_parser(
-        "export", help="a run's model as one folder: weights as transformers reads them, tokenizer, VQ"
-    )
-    _model_arguments(export)
-    export.add_argument("--out", required=True, help="the folder to write; --model reads it back")
-    export.set_defaults(run=_export)
+    _add_convert(verbs)
 
     evaluate = verbs.add_parser("evaluate", help="held-out loss, and how well the tokens of pictures are known")
     _model_arguments(evaluate)
@@ -96,6 +89,65 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_convert(verbs: argparse._SubParsersAction) -> None:
+    convert = verbs.add_parser("convert", help="checkpoints of Chameleon and Lumina-mGPT in and out, any layout to any")
+    what = convert.add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    bring = what.add_parser("import", help="any checkpoint into our own layout (Orbax)")
+    _path_arguments(bring)
+    bring.add_argument(
+        "--distributed", action="store_true", help="join the other processes of a TPU pod; each reads its part"
+    )
+    bring.set_defaults(run=_import)
+
+    send = what.add_parser("export", help="any checkpoint, a run's among them, into a layout for PyTorch")
+    _path_arguments(send)
+    send.add_argument(
+        "--layout",
+        choices=("hf", "lumina", "meta"),
+        required=True,
+        help="transformers, Lumina-mGPT or Meta's Chameleon",
+    )
+    send.add_argument("--shards", type=int, help="number of files (default: 5 GB each; Meta: one per QK-norm group)")
+    send.add_argument("--bin", action="store_true", help="torch's .bin files instead of safetensors")
+    send.add_argument("--distributed", action="store_true", help="join other processes; each writes its own files")
+    send.set_defaults(run=_export)
+
+    look = what.add_parser("inspect", help="what a folder holds, what is missing, and where to put it")
+    look.add_argument("path", help="a checkpoint's folder, of any layout")
+    look.set_defaults(run=_inspect)
+
+    compare = what.add_parser("verify", help="whether two checkpoints are the same model; exit code 1 if not")
+    compare.add_argument("a", metavar="A", help="a checkpoint's folder, of any layout")
+    compare.add_argument("b", metavar="B", help="another")
+    compare.add_argument(
+        "--by",
+        choices=("auto", "logits", "weights"),
+        default="auto",
+        help="logits: the same tokens through both, each by the rule of its own layout; weights: number by number, for models "
+        "too large for that (auto: logits where they fit)",
+    )
+    compare.add_argument("--tokens", type=int, default=32, help="with logits: length of the two random prompts (32)")
+    compare.add_argument("--seed", type=int, default=0, help="with logits: draws the prompts (0)")
+    compare.add_argument("--tolerance", type=float, help="largest difference allowed (logits 5e-4, weights 0)")
+    compare.set_defaults(run=_verify)
+
+
+def _path_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SRC", help="a checkpoint's folder: Hugging Face, Meta's, or a run's")
+    parser.add_argument("target", metavar="DST", help="the folder to write; it must not exist")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they are)")
+    parser.add_argument(
+        "--zero-image-head",
+        action="store_true",
+        help="zero the image tokens' rows of the output head: where FP-SFT starts from Chameleon",
+    )
+    parser.add_argument("--tokenizer", default="", help="a tokenizer that does not lie with the weights")
+    parser.add_argument(
+        "--vq", default="", help="a vqgan.ckpt (its .yaml beside it) that does not lie with the weights"
+    )
+
+
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", help="a file of configs/, such as configs/toy_stage1.py")
     parser.add_argument("changes", nargs="*", metavar="a.b=value", help="fields to change, such as optim.lr=1e-4")
@@ -103,7 +155,9 @@ def _config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", default=str(REPOSITORY / TOY_MODEL), help=f"a run's folder or a Hugging Face folder ({TOY_MODEL})"
+        "--model",
+        default=str(REPOSITORY / TOY_MODEL),
+        help=f"a run's folder or a checkpoint of any layout ({TOY_MODEL})",
     )
     parser.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the one the model names or holds)")
     parser.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
@@ -230,28 +284,20 @@ def _train(options) -> None:
 
 def load_for_sampling(options):
     """(model, vocab, VQ, experiment or None) that --model, --tokenizer and --vq name."""
-    from lumina_jax.config import Experiment, from_dict
-    from lumina_jax.train.checkpoint import newest, read_experiment, restore_model
-    from lumina_jax.vocab import Vocab
+    from convert import companions, load_model
+    from convert.job import open_source, run_of
 
     folder = Path(options.model)
     if not folder.is_dir():
-        raise FileNotFoundError(f"--model {folder}: no such folder; give a run's folder or a Hugging Face folder")
-    experiment = None
-    if (folder / "config.json").is_file():
-        from convert import load_model
-
-        model, _ = load_model(folder)
-        if (folder / EXPERIMENT).is_file():
-            experiment = from_dict(Experiment, json.loads((folder / EXPERIMENT).read_text()))
-        tokenizer, vq = folder, folder
-    else:
-        checkpoint = newest(folder)
-        experiment = read_experiment(checkpoint)
-        model = restore_model(checkpoint, experiment.model)
-        tokenizer, vq = experiment.data.tokenizer, experiment.vq.path
-    vocab = Vocab.load(options.tokenizer or tokenizer)
-    return _for_this_device(model), vocab, load_vq(options.vq or vq), experiment
+        raise FileNotFoundError(f"--model {folder}: no such folder; give a run's folder or a checkpoint of any layout")
+    source = open_source(folder)
+    experiment = run_of(source)
+    found = companions.find(source.folder, experiment, options.tokenizer or "", options.vq or "")
+    if missing := companions.notes(found, source.folder):
+        raise FileNotFoundError("; ".join(missing))
+    companions.check(found, source.cfg)
+    model, _ = load_model(folder)
+    return _for_this_device(model), found.vocab(), load_vq(str(found.vq)), experiment
 
 
 def _for_this_device(model):
@@ -300,34 +346,42 @@ def _sample_config(options, experiment):
     return replace(own, **{name: value for name, value in said.items() if value is not None})
 
 
+def _import(options) -> None:
+    _convert(options, "ours")
+
+
 def _export(options) -> None:
-    from dataclasses import replace
+    _convert(options, options.layout, options.shards, options.bin)
 
-    from convert import save_model, save_vqvae
-    from lumina_jax.config import to_dict
-    from lumina_jax.model.patchvq import PatchVQ
 
-    model, vocab, vq, experiment = load_for_sampling(options)
-    out = Path(options.out)
-    if (out / "config.json").exists():
-        raise FileExistsError(f"{out} holds a model already; give another --out or delete it")
-    save_model(model, model.cfg, out)
-    shutil.copyfile(vocab.source, out / Path(vocab.source).name)
-    if isinstance(vq, PatchVQ):
-        vq.save(out / "vq.npz")
-    else:
-        save_vqvae(vq, out)
-    if experiment:
-        # Where things lay on the machine that trained is nobody's business.
-        placeless = replace(
-            experiment,
-            out="",
-            start="",
-            data=replace(experiment.data, path="", tokenizer=""),
-            vq=replace(experiment.vq, path=""),
-        )
-        (out / EXPERIMENT).write_text(json.dumps(to_dict(placeless), indent=2) + "\n")
-    print(out)
+def _convert(options, layout: str, shards: int | None = None, binary: bool = False) -> None:
+    import jax
+
+    if options.distributed:
+        jax.distributed.initialize()
+    from convert.job import Wish, convert
+
+    dtype = DTYPES[options.dtype] if options.dtype else ""
+    wish = Wish(layout, shards, dtype, binary, options.zero_image_head, options.tokenizer, options.vq)
+    notes = convert(options.source, options.target, wish)
+    if jax.process_index() == 0:
+        print("\n".join([str(Path(options.target)), *(f"note: {note}" for note in notes)]))
+
+
+def _inspect(options) -> int:
+    from convert.inspect import inspect
+
+    report = inspect(options.path)
+    print(report.text())
+    return 0 if report.whole else 1
+
+
+def _verify(options) -> int:
+    from convert.verify import verify
+
+    verdict = verify(options.a, options.b, options.by, options.tokens, options.seed, options.tolerance)
+    print(verdict.text())
+    return 0 if verdict.same else 1
 
 
 def _evaluate(options) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import yaml
 from flax import nnx
 
-from convert.table import Row, rearrange
+from convert.files import need_torch, open_tensors
+from convert.table import Row, rearrange, shape_of
 from lumina_jax.config import VQConfig
 from lumina_jax.model.params import is_param
 from lumina_jax.model.vqvae import VQVAE
@@ -56,15 +57,12 @@ def from_torch(cfg: VQConfig, state: Mapping[str, np.ndarray]) -> VQVAE:
     empty = jax.eval_shape(lambda: VQVAE(cfg, nnx.Rngs(0)))
     rows = table(empty)
     leaves, tree = jax.tree.flatten(empty, is_leaf=is_param)
-    expected = {
-        row.torch_name: tuple(_sizes(leaf)[letter] for letter in row.torch_layout.split())
-        for row, leaf in zip(rows, leaves, strict=True)
-    }
+    expected = {row.hf_name: shape_of(row.hf, _sizes(leaf)) for row, leaf in zip(rows, leaves, strict=True)}
     _check_shapes(expected, {name: tuple(value.shape) for name, value in state.items()})
     params = []
     for row, leaf in zip(rows, leaves, strict=True):
-        value = np.asarray(state[row.torch_name], np.float32)
-        params.append(leaf.replace(jnp.array(rearrange(value, row.torch_layout, row.letters, _sizes(leaf)))))
+        value = np.asarray(state[row.hf_name], np.float32)
+        params.append(leaf.replace(jnp.array(rearrange(value, row.hf, row.ours, _sizes(leaf)))))
     return jax.tree.unflatten(tree, params)
 
 
@@ -72,9 +70,17 @@ def to_torch(vqvae: VQVAE) -> dict[str, np.ndarray]:
     """The weights as {torch's name: f32 array in torch's layout}: the inverse of :func:`from_torch`."""
     state = {}
     for row, leaf in zip(table(vqvae), jax.tree.leaves(vqvae, is_leaf=is_param), strict=True):
-        value = rearrange(np.asarray(leaf[...]), row.letters, row.torch_layout, _sizes(leaf))
-        state[row.torch_name] = np.array(value, order="C")
+        value = rearrange(np.asarray(leaf[...]), row.ours, row.hf, _sizes(leaf))
+        state[row.hf_name] = np.array(value, order="C")
     return state
+
+
+def encoder_shapes(cfg: VQConfig) -> dict[str, tuple[int, ...]]:
+    """{torch's name: shape} of what a Hugging Face checkpoint holds of the tokenizer: all but the decoder."""
+    empty = jax.eval_shape(lambda: VQVAE(cfg, nnx.Rngs(0)))
+    leaves = jax.tree.leaves(empty, is_leaf=is_param)
+    shapes = {row.hf_name: shape_of(row.hf, _sizes(leaf)) for row, leaf in zip(table(empty), leaves, strict=True)}
+    return {name: shape for name, shape in shapes.items() if not name.startswith("decoder.")}
 
 
 def load_vqvae(path: str | Path) -> VQVAE:
@@ -83,22 +89,18 @@ def load_vqvae(path: str | Path) -> VQVAE:
     They may also lie in the folder's tokenizer/ or original_tokenizers/. Raises FileNotFoundError, ValueError for files that
     do not fit each other, ImportError without torch, which only this reader and :func:`save_vqvae` need.
     """
-    torch = _torch()
-    checkpoint = _find(Path(path))
+    checkpoint = find_vqgan(Path(path))
     cfg = read_config(checkpoint.with_suffix(".yaml"))
-    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(saved, dict) or "state_dict" not in saved:
-        raise ValueError(f"{checkpoint} holds no 'state_dict'; expected Chameleon's vqgan.ckpt")
-    tensors = {name: tensor for name, tensor in saved["state_dict"].items() if not name.startswith("loss.")}
+    tensors = {name: array for name, array in open_tensors(checkpoint).items() if not name.startswith("loss.")}
     try:
-        return from_torch(cfg, {name: tensor.float().numpy() for name, tensor in tensors.items()})
+        return from_torch(cfg, tensors)
     except ValueError as error:
         raise ValueError(f"{checkpoint}: {error}") from None
 
 
 def save_vqvae(vqvae: VQVAE, folder: str | Path) -> None:
     """Writes vqgan.ckpt and vqgan.yaml into ``folder`` (made if need be), as Chameleon's own code reads them."""
-    torch = _torch()
+    torch = need_torch("writing a vqgan.ckpt")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: torch.from_numpy(value) for name, value in to_torch(vqvae).items()}
@@ -158,7 +160,7 @@ def _row(path: tuple, leaf: nnx.Param) -> Row:
     names = TORCH_NAMES | HALF_NAMES.get(parts[0], {})
     letters = " ".join(leaf.letters)
     torch_name = ".".join(names.get(part, part) for part in parts)
-    return Row(torch_name, TORCH_LAYOUTS.get(letters, letters), "/".join(parts), letters)
+    return Row("/".join(parts), letters, torch_name, TORCH_LAYOUTS.get(letters, letters))
 
 
 def _sizes(leaf: nnx.Param) -> dict[str, int]:
@@ -176,7 +178,8 @@ def _check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[i
         raise ValueError("the weights are not those of a tokenizer of this config:\n  " + "\n  ".join(problems))
 
 
-def _find(path: Path) -> Path:
+def find_vqgan(path: Path) -> Path:
+    """The vqgan.ckpt at ``path`` or where a release keeps it in that folder; else FileNotFoundError naming the places."""
     if path.is_file():
         return path
     places = [path / folder / "vqgan.ckpt" for folder in FOLDERS]
@@ -184,11 +187,3 @@ def _find(path: Path) -> Path:
         if place.is_file():
             return place
     raise FileNotFoundError(f"no vqgan.ckpt in {path}; looked at {', '.join(map(str, places))}")
-
-
-def _torch():
-    try:
-        import torch
-    except ImportError:
-        raise ImportError("reading or writing a vqgan.ckpt needs torch (CPU is enough): pip install torch") from None
-    return torch

@@ -93,6 +93,11 @@ class Vocab:
             raise ValueError(f"{self.source} has no token {name!r}; it is not a Chameleon-style tokenizer")
         return found
 
+    def names(self, rows: int) -> dict[str, int]:
+        """Every token's name -> id, of those below ``rows``."""
+        named = self._tokenizer.get_vocab(with_added_tokens=True)
+        return {name: i for name, i in sorted(named.items(), key=lambda at: at[1]) if i < rows}
+
     def has(self, name: str) -> bool:
         """Whether a token of this exact name exists."""
         return self._tokenizer.token_to_id(name) is not None

@@ -3,25 +3,33 @@
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
 
 
-class _Rate(ProgressColumn):
+class _Count(ProgressColumn):
+    def __init__(self, unit: str, size: int):
+        super().__init__()
+        self._unit, self._size = unit, size
+
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.0f}/s")
+        done, total, rate = (n / self._size for n in (task.completed, task.total, task.speed or 0))
+        return Text(f"{done:,.0f} of {total:,.0f} {self._unit}, {rate:,.0f}/s")
 
 
 class Meter:
-    """Counts ``total`` records on standard error, with their rate and the time left; use it as a context."""
+    """Counts to ``total`` on standard error, with the rate and the time left; use it as a context.
 
-    def __init__(self, title: str, total: int, shown: bool = True):
-        self._title, self._total, self._shown = title, total, shown
+    What is counted is told in a ``unit`` of ``size`` each: records one by one, or bytes as ("MB", 10**6).
+    """
+
+    def __init__(self, title: str, total: int, shown: bool = True, unit: str = "records", size: int = 1):
+        self._title, self._total, self._shown, self._unit, self._size = title, total, shown, unit, size
         console = Console(stderr=True)
         self._plain = shown and not console.is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+        columns = (TextColumn("{task.description}"), BarColumn(), _Count(unit, size), TimeRemainingColumn())
         self._bar = Progress(*columns, console=console, disable=not shown or self._plain)
         self._task = self._bar.add_task(title, total=total)
         self._done = self._counted = 0
@@ -52,5 +60,6 @@ class Meter:
         if self._plain and (self._done == self._total or now - self._told >= SECONDS_BETWEEN_LINES):
             self._told = now
             rate = self._counted / max(now - self._began, 1e-9)
-            left = (self._total - self._done) / rate
-            self.say(f"{self._title}: {self._done:,} of {self._total:,} records, {rate:,.0f}/s, {left:,.0f} s left")
+            left = (self._total - self._done) / max(rate, 1e-9)
+            done, total, speed = (f"{n / self._size:,.0f}" for n in (self._done, self._total, rate))
+            self.say(f"{self._title}: {done} of {total} {self._unit}, {speed}/s, {left:,.0f} s left")

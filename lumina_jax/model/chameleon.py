@@ -63,26 +63,30 @@ class Chameleon(nnx.Module):
         dropout on. ``remat="block"`` keeps only each block's input for the backward pass; ``unroll`` layers are laid out
         side by side in the compiled loop.
         """
-        T = inputs.shape[1]
-        positions = jnp.arange(T)[None] if positions is None else positions
+        positions = jnp.arange(inputs.shape[1])[None] if positions is None else positions
         x = self._embed(inputs)
-        angles = rotary(positions, self.cfg.head_dim, self.cfg.rope_base, x.dtype)
-        mask = causal_mask(T, segments)
+        step = self._step(x, positions, segments)
 
         def run(x, layer):
-            block, layer_key = layer
-            block = for_compute(block)
-
-            def attention(x):
-                return block.attention.output(attend(*block.attention.project(x, angles), mask))
-
-            return block(x, attention, layer_key), None
+            return step(x, layer), None
 
         if remat == "block":
             run = jax.checkpoint(run)
         keys = None if key is None or self.cfg.dropout == 0 else jax.random.split(key, self.cfg.layers)
         x, _ = jax.lax.scan(run, x, (self.blocks, keys), unroll=unroll)
         return self.norm(x)
+
+    def layers(self, inputs: jax.Array) -> jax.Array:
+        """Token ids i32[B T] -> [L+1 B T D]: the embeddings, then what each layer gives; none went through the final norm."""
+        x = self._embed(inputs)
+        step = self._step(x, jnp.arange(inputs.shape[1])[None], None)
+
+        def run(x, layer):
+            x = step(x, layer)
+            return x, x
+
+        _, given = jax.lax.scan(run, x, (self.blocks, None))
+        return jnp.concatenate([x[None], given])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B T D] -> f32[B T V], never masked."""
@@ -124,6 +128,22 @@ class Chameleon(nnx.Module):
         carry = (x, cache.keys, cache.values)
         (x, keys, values), _ = jax.lax.scan(run, carry, (self.blocks, jnp.arange(self.cfg.layers)))
         return self.norm(x), cache._replace(keys=keys, values=values, length=cache.length + T)
+
+    def _step(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None):
+        """What one layer does to whole sequences like ``x``: a function (x, (block, key of its dropout)) -> x."""
+        angles = rotary(positions, self.cfg.head_dim, self.cfg.rope_base, x.dtype)
+        mask = causal_mask(x.shape[1], segments)
+
+        def step(x, layer):
+            block, key = layer
+            block = for_compute(block)
+
+            def attention(x):
+                return block.attention.output(attend(*block.attention.project(x, angles), mask))
+
+            return block(x, attention, key)
+
+        return step
 
     def _embed(self, ids: jax.Array) -> jax.Array:
         table = constrain(

@@ -19,6 +19,8 @@ from lumina_jax.train.step import TrainState
 FOLDER = "checkpoints"
 STATE = "state"
 WEIGHTS = "model/"
+EXPERIMENT = "experiment"
+"""Under this key of a checkpoint's metadata stands the experiment that wrote it."""
 COMMITTED = "commit_success.txt"
 """What Orbax writes last into a checkpoint; without it the folder is a write, or a copy, that never finished."""
 
@@ -59,7 +61,7 @@ class Saver:
         """Saves ``state`` after ``step`` steps, in the background."""
         with _uncompressed():
             self._checkpointer.save_checkpointables_async(
-                step, {STATE: flatten(state)}, force=True, custom_metadata=to_dict(self._cfg)
+                step, {STATE: flatten(state)}, force=True, custom_metadata={EXPERIMENT: to_dict(self._cfg)}
             )
 
     def restore(self, shapes: TrainState) -> tuple[int, TrainState] | None:
@@ -102,7 +104,7 @@ def newest(folder: Path | str) -> Path:
 
 def read_experiment(checkpoint: Path) -> Experiment:
     """The experiment that wrote ``checkpoint``."""
-    return from_dict(Experiment, ocp.checkpointables_metadata(checkpoint).custom_metadata)
+    return from_dict(Experiment, ocp.checkpointables_metadata(checkpoint).custom_metadata[EXPERIMENT])
 
 
 def load_weights(checkpoint: Path, shapes: Chameleon) -> Chameleon:

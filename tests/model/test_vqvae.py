@@ -250,13 +250,13 @@ def test_equals_torch(cfg):
 
 
 def test_attention_stands_where_the_nominal_resolution_says():
-    names = {row.torch_name for row in table(empty(ATTENDING))}
+    names = {row.hf_name for row in table(empty(ATTENDING))}
     # 105 halves to 52 and 26 going down; going up from 105 // 4 = 26 it doubles to 52 and 104.
     attends = {
         half: [f"{half}.{i}.attn.0.q.weight" in names for i in range(3)] for half in ("encoder.down", "decoder.up")
     }
     assert attends == {"encoder.down": [False, True, True], "decoder.up": [False, True, True]}
-    names = {row.torch_name for row in table(empty(replace(ATTENDING, attn_resolutions=(105,))))}
+    names = {row.hf_name for row in table(empty(replace(ATTENDING, attn_resolutions=(105,))))}
     attends = {
         half: [f"{half}.{i}.attn.0.q.weight" in names for i in range(3)] for half in ("encoder.down", "decoder.up")
     }
@@ -268,11 +268,11 @@ def test_the_real_size_has_the_published_names_and_shapes():
     shapes = json.loads((GOLDENS / "vq" / "real" / "state_dict_shapes.json").read_text())
     leaves = jax.tree.leaves(empty(VQConfig()))
     rows = table(empty(VQConfig()))
-    assert {row.torch_name for row in rows} == set(shapes)
+    assert {row.hf_name for row in rows} == set(shapes)
     assert len({row.path for row in rows}) == len(rows)
     for row, leaf in zip(rows, leaves, strict=True):
-        sizes = dict(zip(row.letters.split(), leaf.shape, strict=True))
-        assert [sizes[letter] for letter in row.torch_layout.split()] == shapes[row.torch_name], row
+        sizes = dict(zip(row.ours.split(), leaf.shape, strict=True))
+        assert [sizes[letter] for letter in row.hf.split()] == shapes[row.hf_name], row
 
 
 @pytest.mark.smoke
@@ -363,7 +363,7 @@ def test_absent_and_foreign_files_are_named(tmp_path):
         load_vqvae(tmp_path)
     folder = GOLDENS / "vq" / "small"
     shutil.copy(folder / "vqgan.yaml", tmp_path)
-    with pytest.raises(ValueError, match="state_dict"):
+    with pytest.raises(ValueError, match="state dict"):
         load_vqvae(tmp_path)
     config = yaml.safe_load((folder / "vqgan.yaml").read_text())
     config["model"]["params"]["ddconfig"]["double_z"] = True

@@ -1,0 +1,294 @@
+"""Every layout as its own readers see it, what is changed on request, and what goes along with the weights."""
+
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from goldens_at import golden_roots
+from orbax.checkpoint import v1 as ocp
+from safetensors import safe_open
+from train.train_parts import batches, experiment
+
+import run
+from convert import companions, load_model, load_vqvae, save_model
+from convert.job import Wish, convert, open_source, run_of
+from convert.ours import FIRST, ORIGIN
+from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.sharding import make_mesh
+from lumina_jax.train.checkpoint import flatten
+from lumina_jax.train.loop import begin, train
+from lumina_jax.vocab import Vocab
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOY = REPOSITORY / "assets" / "toy"
+LAYOUTS = ("hf", "lumina", "meta", "ours")
+LM = sorted({folder for root in golden_roots("lm") for folder in (root / "lm").glob("*/ckpt_*")})
+META = sorted({folder for root in golden_roots("meta") for folder in (root / "meta").iterdir() if folder.is_dir()})
+SAMPLING = golden_roots("sampling")[0] / "sampling/prenorm/ckpt"
+
+
+def weights(model: Chameleon) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array) for name, array in flatten(model).items()}
+
+
+def assert_same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+    """The same names, dtypes and bits."""
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        assert array.dtype == theirs[name].dtype and array.tobytes() == theirs[name].tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory) -> dict[str, Path]:
+    """The toy model in every layout."""
+    pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("toys")
+    for layout in LAYOUTS:
+        convert(TOY, folder / layout, Wish(layout), show=False)
+    return {layout: folder / layout for layout in LAYOUTS}
+
+
+@pytest.mark.parametrize("golden", META, ids=lambda path: path.name)
+def test_meta_converts_to_the_recorded_bits(golden, tmp_path):
+    """What Lumina-mGPT's own converter made of the same files."""
+    torch = pytest.importorskip("torch")
+    convert(golden, tmp_path / "out", Wish("lumina"), show=False)
+    recorded = json.loads((golden / "converted_hf_tensors.json").read_text())
+    with safe_open(tmp_path / "out/model.safetensors", framework="pt") as file:
+        assert sorted(file.keys()) == sorted(recorded)
+        for name, about in recorded.items():
+            tensor = file.get_tensor(name)
+            assert (list(tensor.shape), str(tensor.dtype)) == (about["shape"], about["dtype"])
+            assert hashlib.sha256(tensor.view(torch.int16).numpy().tobytes()).hexdigest() == about["sha256"], name
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    theirs = json.loads((golden / "converted_hf_config_without_vocab_map.json").read_text())
+    shared = set(config) & set(theirs) - {"mask_image_logits", "transformers_version"}
+    assert {name: config[name] for name in shared} == {name: theirs[name] for name in shared}
+    assert not config["mask_image_logits"]
+
+
+def in_transformers(folder: Path, ids: np.ndarray, caplog) -> np.ndarray:
+    """Logits f32[B T V] of transformers' own reader, before it masks any; it must have nothing to say about the weights."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    transformers.logging.enable_propagation()
+    with caplog.at_level(logging.WARNING):
+        model, report = transformers.ChameleonForConditionalGeneration.from_pretrained(
+            folder, output_loading_info=True, dtype=torch.float32
+        )
+    assert not any(report.values()), report
+    assert not [record for record in caplog.records if record.name.startswith("transformers")]
+    with torch.no_grad():
+        hidden = model.eval().model(torch.from_numpy(ids)).last_hidden_state
+        return model.lm_head(hidden).numpy()
+
+
+def in_ours(folder: Path, ids: np.ndarray) -> np.ndarray:
+    model, _ = load_model(folder, dtype="float32")
+    return np.asarray(jax.jit(lambda model, ids: model.logits(model(ids)))(model, jnp.asarray(ids)))
+
+
+def prompts(vocab: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, vocab, (2, 12))
+
+
+@pytest.mark.parametrize("checkpoint", LM, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_transformers_reads_our_export(checkpoint, tmp_path, caplog):
+    convert(checkpoint, tmp_path / "out", Wish("hf", 3), show=False)
+    ids = prompts(open_source(checkpoint).cfg.vocab)
+    logits = in_transformers(tmp_path / "out", ids, caplog)
+    np.testing.assert_allclose(logits, in_ours(checkpoint, ids), atol=5e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("golden", META, ids=lambda path: path.name)
+def test_transformers_reads_our_export_of_meta_s_release(golden, tmp_path, caplog):
+    """With the VQ encoder of the vqgan.ckpt that lies in the release's tokenizer/."""
+    release = Path(shutil.copytree(golden / "models", tmp_path / "release/models")).parent
+    shutil.copytree(golden_roots("vq")[0] / "vq/small", release / "tokenizer")
+    notes = convert(release, tmp_path / "out", Wish("hf", binary=True), show=False)
+    assert len(notes) == 1 and "tokenizer" in notes[0]
+    ids = prompts(1024)
+    logits = in_transformers(tmp_path / "out", ids, caplog)
+    np.testing.assert_allclose(logits, in_ours(release, ids), atol=5e-5, rtol=1e-4)
+    encoder = load_vqvae(release / "tokenizer")
+    assert_same(*({n: np.asarray(a) for n, a in flatten(vq).items()} for vq in (encoder, load_vqvae(tmp_path / "out"))))
+
+
+def test_transformers_reads_a_saved_model(tmp_path, caplog):
+    cfg = replace(experiment().model, width=64)
+    model = jax.tree.map(lambda w: w + 0.1, Chameleon(cfg, nnx.Rngs(0)))
+    vqvae = load_vqvae(golden_roots("vq")[0] / "vq/small")
+    save_model(model, cfg, tmp_path / "out", "hf", vqvae=vqvae)
+    ids = prompts(cfg.vocab)
+    logits = in_transformers(tmp_path / "out", ids, caplog)
+    np.testing.assert_allclose(logits, np.asarray(model.logits(model(jnp.asarray(ids)))), atol=5e-5, rtol=1e-4)
+    with safe_open(tmp_path / "out/model.safetensors", framework="np") as file:
+        np.testing.assert_array_equal(file.get_tensor("model.vqmodel.quantize.embedding.weight"), vqvae.codebook[...])
+
+
+def test_transformers_names_the_tokens_of_our_export(toys):
+    """The toy model's vocabulary, by which transformers tells image tokens from text."""
+    found = json.loads((toys["hf"] / "config.json").read_text())["vocabulary_map"]
+    vocab = Vocab.load(TOY)
+    assert [found[name] for name in ("IMGIMGAZ", "<racm3:break>")] == [vocab.code_ids[0], vocab.boi]
+    assert sorted(i for name, i in found.items() if name.startswith("IMGIMG")) == vocab.code_ids.tolist()
+    assert max(found.values()) < open_source(TOY).cfg.vocab
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_head_s_image_rows_are_zeroed_on_request(layout, tmp_path):
+    if layout == "meta":
+        pytest.importorskip("torch")
+    convert(TOY, tmp_path / "zeroed", Wish(layout, zero_image_head=True), show=False)
+    image = Vocab.load(TOY).code_ids
+    before, after = weights(load_model(TOY)[0]), weights(load_model(tmp_path / "zeroed")[0])
+    assert before["head"][:, image].any(0).all()
+    before["head"][:, image] = 0
+    assert_same(before, after)
+
+
+@pytest.mark.parametrize("first", ["ours", "lumina"])
+def test_a_zeroed_head_is_recorded_and_stays_so(first, tmp_path):
+    convert(TOY, tmp_path / "1", Wish(first, zero_image_head=True), show=False)
+    for number, layout in enumerate(("ours", "hf", "ours"), 1):
+        convert(tmp_path / str(number), tmp_path / str(number + 1), Wish(layout), show=False)
+    for folder in (tmp_path / str(number) for number in (1, 2, 3, 4)):
+        if (folder / "config.json").is_file():
+            assert json.loads((folder / "config.json").read_text())["zero_image_head"] is True
+        else:
+            assert ocp.checkpointables_metadata(folder / FIRST).custom_metadata[ORIGIN]["zero_image_head"] is True
+
+
+def test_a_head_is_not_zeroed_without_a_tokenizer(tmp_path):
+    with pytest.raises(ValueError, match="--zero-image-head needs the tokenizer.*--tokenizer"):
+        convert(LM[0], tmp_path / "out", Wish("lumina", zero_image_head=True), show=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dtypes_on_request(layout, tmp_path):
+    """To bfloat16 as torch rounds, and from there to float32 and back without a change."""
+    torch = pytest.importorskip("torch")
+    at = TOY
+    for number, dtype in enumerate(("bfloat16", "float32", "bfloat16")):
+        convert(at, tmp_path / str(number), Wish(layout, dtype=dtype), show=False)
+        at = tmp_path / str(number)
+    first, wide, again = (weights(load_model(tmp_path / str(number))[0]) for number in range(3))
+    assert_same(first, again)
+    for name, array in weights(load_model(TOY)[0]).items():
+        rounded = torch.from_numpy(np.array(array)).bfloat16().float().numpy()
+        assert first[name].dtype == jnp.bfloat16 and wide[name].dtype == np.float32
+        np.testing.assert_array_equal(wide[name], rounded)
+
+
+@pytest.mark.parametrize("source", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_companions_go_along(source, layout, toys, tmp_path):
+    assert convert(toys[source], tmp_path / "out", Wish(layout), show=False) == (
+        []
+        if layout != "hf"
+        else ["no VQ encoder to write: transformers will say that it draws model.vqmodel.* at random"]
+    )
+    found = companions.find(open_source(tmp_path / "out").folder)
+    assert found.tokenizer.read_bytes() == (TOY / "tokenizer.json").read_bytes()
+    assert found.vq.read_bytes() == (TOY / "vq.npz").read_bytes()
+    assert_same(weights(load_model(TOY)[0]), weights(load_model(tmp_path / "out")[0]))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_companions_of_meta_s_release_go_along(layout, tmp_path):
+    pytest.importorskip("torch")
+    release = tmp_path / "release"
+    shutil.copytree(META[0] / "models", release / "models")
+    shutil.copytree(golden_roots("vq")[0] / "vq/small", release / "tokenizer")
+    at = release
+    for number, step in enumerate((layout, "meta")):
+        convert(at, tmp_path / str(number), Wish(step), show=False)
+        at = tmp_path / str(number)
+        found = companions.find(open_source(at).folder).vq
+        for suffix in (".ckpt", ".yaml"):
+            assert found.with_suffix(suffix).read_bytes() == (release / f"tokenizer/vqgan{suffix}").read_bytes()
+    assert found == tmp_path / "1/models" / next((release / "models").iterdir()).name / "../../tokenizer/vqgan.ckpt"
+
+
+def test_the_tokenizer_of_lumina_s_release_goes_along(tokenizer_path, tmp_path):
+    """In original_tokenizers/, under Meta's name; the model has the sizes of the published vocabulary's names."""
+    source = Path(shutil.copytree(SAMPLING, tmp_path / "source"))
+    (source / "original_tokenizers").mkdir()
+    text = golden_roots("tokenizer")[0] / "tokenizer/meta_tokenizer/text_tokenizer.json"
+    shutil.copy(text, source / "original_tokenizers")
+    for number, layout in enumerate(("ours", "hf")):
+        convert(source, tmp_path / str(number), Wish(layout), show=False)
+        found = companions.find(open_source(tmp_path / str(number)).folder)
+        assert found.tokenizer.name == text.name and found.tokenizer.read_bytes() == text.read_bytes()
+
+
+def test_training_begins_at_an_import_and_its_weights_go_out(tmp_path):
+    """A fine-tune from a PyTorch checkpoint and back: the optimizer's state stays behind."""
+    cfg = experiment((1, 1, 1), out=str(tmp_path / "run"), start=str(tmp_path / "import"))
+    cfg = replace(cfg, model=replace(cfg.model, width=64), optim=replace(cfg.optim, steps=1))
+    mesh = make_mesh(cfg.mesh, jax.devices()[:1])
+    first = jax.tree.map(lambda w: w + 0.1, Chameleon(cfg.model, nnx.Rngs(0)))
+    save_model(first, cfg.model, tmp_path / "torch", "lumina")
+    convert(tmp_path / "torch", tmp_path / "import", Wish("ours", dtype="bfloat16"), show=False)
+    assert run_of(open_source(tmp_path / "import")) is None
+    begun = weights(begin(cfg, mesh).model)
+    assert_same(begun, {n: a.astype(jnp.bfloat16).astype(np.float32) for n, a in weights(first).items()})
+
+    last = weights(train(cfg, batches(cfg), show=False).model)
+    assert any((begun[name] != last[name]).any() for name in last)
+    assert open_source(tmp_path / "run").training_state
+    for number, layout in enumerate(("ours", "lumina")):
+        convert(tmp_path / "run", tmp_path / str(number), Wish(layout), show=False)
+        source = open_source(tmp_path / str(number))
+        assert_same(last, weights(load_model(tmp_path / str(number))[0]))
+        trained = run_of(source)
+        assert trained.optim == cfg.optim and not (trained.out or trained.start)
+    assert not open_source(tmp_path / "0").training_state
+
+
+def test_every_layout_paints_the_same(toys, tmp_path):
+    pictures = set()
+    for layout, folder in {"toy": TOY, **toys}.items():
+        arguments = ["sample", "--model", str(folder), "--prompt", "a red circle", "--size", "32x32", "--seed", "1"]
+        arguments += [
+            "--guidance",
+            "2",
+            "--temperature",
+            "1",
+            "--top-k",
+            "50",
+            "--min-p",
+            "0",
+            "--max-new-tokens",
+            "40",
+        ]
+        assert run.main([*arguments, "--out", str(tmp_path / layout)]) == 0
+        pictures.add((tmp_path / layout / "000-0.png").read_bytes())
+    assert len(pictures) == 1
+
+
+@pytest.mark.smoke
+def test_safetensors_need_no_torch(tmp_path):
+    steps = [(TOY, "ours", "1"), ("1", "lumina", "2"), ("2", "hf", "3"), ("3", "ours", "4")]
+    code = f"""
+import os, sys
+from convert.job import Wish, convert
+os.chdir({str(tmp_path)!r})
+for source, layout, target in {[(str(source), layout, target) for source, layout, target in steps]}:
+    convert(source, target, Wish(layout), show=False)
+sys.exit(", ".join({{"torch", "transformers"}} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_same(weights(load_model(TOY)[0]), weights(load_model(tmp_path / "4")[0]))

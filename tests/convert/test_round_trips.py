@@ -1,0 +1,51 @@
+"""What goes in comes out again, bit for bit, whatever layouts lie between."""
+
+
+import pytest
+from goldens_at import golden_roots
+
+torch = pytest.importorskip("torch")
+
+from checkpoints import Sizes, differences, torch_tensors, write_meta  # noqa: E402
+
+from convert.job import Wish, convert  # noqa: E402
+
+MODELS = {
+    "7b": Sizes(heads=4, kv_heads=4, shards=1),
+    "30b": Sizes(heads=16, kv_heads=4, shards=4, swin=True, vocab=128, theta=50_000.0),
+    "gqa": Sizes(shards=2, eps=3e-5),
+    "float32": Sizes(dtype=torch.float32),
+}
+META = sorted({folder for root in golden_roots("meta") for folder in (root / "meta").glob("*/models/*")})
+LM = sorted({ckpt for root in golden_roots("lm") for ckpt in (root / "lm").glob("*/ckpt_*")})
+IDS = dict(ids=lambda path: f"{path.parts[-3]}-{path.name}")
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("there", ["hf", "lumina", "meta"])
+def test_meta_comes_back_through_any_layout(model, there, tmp_path):
+    start = write_meta(tmp_path / "start", MODELS[model])
+    steps = ["ours", there, "ours", "meta"]
+    at = start
+    for number, layout in enumerate(steps):
+        following = tmp_path / f"{number}-{layout}"
+        convert(at, following, Wish(layout, 3 if layout in ("hf", "lumina") else None), show=False)
+        at = following
+    (back,) = (at / "models").iterdir()
+    assert not differences(torch_tensors(start), torch_tensors(back))
+
+
+@pytest.mark.parametrize("checkpoint", LM, **IDS)
+@pytest.mark.parametrize("there", ["hf", "lumina", "meta"])
+def test_hugging_face_comes_back_through_any_layout(checkpoint, there, tmp_path):
+    own = "hf" if checkpoint.name == "ckpt_hf5" else "lumina"
+    at = checkpoint
+    for number, layout in enumerate(["ours", there, own] if there != "meta" else ["meta", own]):
+        following = tmp_path / f"{number}-{layout}"
+        convert(at, following, Wish(layout), show=False)
+        at = following
+    before, after = torch_tensors(checkpoint), torch_tensors(at)
+    if there == "meta":  # it has no place for the VQ encoder
+        before = {name: tensor for name, tensor in before.items() if "vqmodel" not in name}
+    assert not differences(before, after)
