@@ -86,6 +86,7 @@ def nbytes(found: Companions) -> int:
 
 def notes(found: Companions, folder: Path) -> list[str]:
     """What is missing, and where to put it."""
+    folder = folder.parent.parent if folder.parent.name == "models" else folder  # Meta's release keeps them apart
     missing = []
     if not found.tokenizer:
         missing.append(

@@ -138,6 +138,7 @@ def write_ours(
     target.parent.mkdir(parents=True, exist_ok=True)
     context = ocp.Context()
     context.array.saving.use_compression = False  # so that parts of an array can be read back
+    context.array.saving.ocdbt_target_data_file_size = 0  # else arrays of over 2 GB are copied before they are written
     batches = _batches(source, dtypes)
     most = max(sum(local_bytes(source, row, dtypes[row.path], mesh) for row in rows) for rows in batches)
     saving, spaces = None, (Scratch(most), Scratch(most))

@@ -71,6 +71,8 @@ def model_config(settings: dict, file: Path) -> ModelConfig:
         )
     except KeyError as missing:
         raise ValueError(f"{file} says nothing of {missing}; it is not a Chameleon model's config.json") from None
+    except TypeError as error:
+        raise ValueError(f"{file} has a field of the wrong kind ({error}); fetch or write it again") from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 
@@ -134,6 +136,8 @@ def meta_config(params: dict, file: Path) -> tuple[ModelConfig, int]:
         ), shards
     except KeyError as missing:
         raise ValueError(f"{file} says nothing of {missing}; it is not a Chameleon model's params.json") from None
+    except TypeError as error:
+        raise ValueError(f"{file} has a field of the wrong kind ({error}); fetch or write it again") from None
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
 

@@ -170,7 +170,7 @@ def test_a_zeroed_head_is_recorded_and_stays_so(first, tmp_path):
 
 
 def test_a_head_is_not_zeroed_without_a_tokenizer(tmp_path):
-    with pytest.raises(ValueError, match="--zero-image-head needs the tokenizer.*--tokenizer"):
+    with pytest.raises(ValueError, match=r"--zero-image-head needs the tokenizer.*--tokenizer"):
         convert(LM[0], tmp_path / "out", Wish("lumina", zero_image_head=True), show=False)
     assert not list(tmp_path.iterdir())
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -35,13 +36,13 @@ class Outline:
     rows: tuple[Row, ...] = ROWS
     vq: VQConfig | None = None
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, dict[str, int]]:
         return {row.path: sizes_of(self.cfg, row) for row in ROWS} | vq_sizes(
             encoder_shapes(self.vq) if self.vq else {}
         )
 
-    @property
+    @cached_property
     def dtypes(self) -> dict[str, np.dtype]:
         return {row.path: np.dtype(jnp.bfloat16) for row in self.rows}
 

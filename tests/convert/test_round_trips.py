@@ -1,6 +1,5 @@
 """What goes in comes out again, bit for bit, whatever layouts lie between."""
 
-
 import pytest
 from goldens_at import golden_roots
 

@@ -1,0 +1,51 @@
+"""One process of a conversion, started by the tests: python convert_worker.py '{"steps": [[SRC, DST, LAYOUT, FILES]], ...}'."""
+
+import json
+import sys
+
+sys.modules["torch"] = None  # nothing here may need it
+
+import jax  # noqa: E402
+
+
+def main(
+    steps: list[tuple[str, str, str, int | None]],
+    mesh: list[int],
+    devices: int,
+    rank: int,
+    processes: int,
+    port: int,
+    counts: str,
+) -> None:
+    """Does one conversion after the other together with the other processes; writes how many bytes it read for each."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    jax.distributed.initialize(f"localhost:{port}", num_processes=processes, process_id=rank)
+    from convert import job
+    from lumina_jax.config import MeshConfig
+    from lumina_jax.sharding import make_mesh
+
+    open_source, read = job.open_source, []
+
+    def counted(path: str):
+        source = open_source(path)
+        inner = source.read
+
+        def count(*at):
+            array = inner(*at)
+            read[-1] += array.nbytes
+            return array
+
+        source.read = count
+        return source
+
+    job.open_source = counted
+    replica, fsdp, tensor = mesh
+    for source, target, layout, files in steps:
+        read.append(0)
+        job.convert(source, target, job.Wish(layout, files), make_mesh(MeshConfig(replica, fsdp, tensor)), show=False)
+    with open(f"{counts}/{rank}.json", "w") as file:
+        json.dump(read, file)
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))

@@ -1,0 +1,63 @@
+"""Several processes, as the hosts of a pod, convert what one does; each reads its own part only."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from checkpoints import Sizes, differences, torch_tensors, write_meta  # noqa: E402
+
+from convert.job import Wish, convert, open_source  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+FILES = 4
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def together(processes: int, **arguments) -> list[int]:
+    """Exit codes of the processes of one conversion."""
+    shared = dict(processes=processes, port=free_port(), **arguments)
+    settings = {"PYTHONPATH": str(HERE.parents[1]), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(HERE / "convert_worker.py")]
+    running = [
+        subprocess.Popen([*command, json.dumps({"rank": rank, **shared})], env={**os.environ, **settings})
+        for rank in range(processes)
+    ]
+    try:
+        return [process.wait(timeout=150) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+
+
+@pytest.mark.parametrize(("processes", "devices", "mesh"), [(2, 2, (1, 2, 2)), (4, 1, (1, 4, 1))])
+def test_processes_convert_as_one(processes, devices, mesh, tmp_path):
+    meta = write_meta(tmp_path / "meta", Sizes(width=128, layers=3, mlp=352))
+    convert(meta, tmp_path / "start", Wish("lumina"), show=False)
+    convert(tmp_path / "start", tmp_path / "alone", Wish("lumina", FILES), show=False)
+    names = ("start", "ours", "again", "back")
+    folders = [str(tmp_path / name) for name in names]
+    layouts = [("ours", None), ("ours", None), ("lumina", FILES)]
+    steps = [(*pair, *wish) for pair, wish in zip(zip(folders, folders[1:], strict=False), layouts, strict=True)]
+    done = together(processes, steps=steps, mesh=mesh, devices=devices, counts=str(tmp_path))
+    assert done == [0] * processes
+
+    assert not differences(torch_tensors(tmp_path / "alone"), torch_tensors(tmp_path / "back"))
+    assert {f.name for f in (tmp_path / "alone").iterdir()} == {f.name for f in (tmp_path / "back").iterdir()}
+    assert not open_source(tmp_path / "again").training_state
+    total = sum(tensor.nbytes for tensor in torch_tensors(tmp_path / "start").values())
+    for step, read in enumerate(zip(*(json.loads((tmp_path / f"{n}.json").read_text()) for n in range(processes)))):
+        # Norms lie on every device; a file holds whole weights.
+        assert total <= sum(read) <= 1.05 * total, step
+        assert max(read) <= 1.5 * total / processes, step
