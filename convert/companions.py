@@ -73,7 +73,7 @@ def copy(found: Companions, folder: Path, layout: str) -> None:
             if (found.tokenizer.parent / small).is_file():
                 _copy(found.tokenizer.parent / small, folder / small)
     if found.vq and found.vq.suffix == ".npz":
-        _copy(found.vq, folder / "vq.npz")
+        _copy(found.vq, folder / (apart if layout == "meta" else "") / "vq.npz")
     elif found.vq:
         for suffix in (".ckpt", ".yaml"):
             _copy(found.vq.with_suffix(suffix), folder / apart / f"vqgan{suffix}")

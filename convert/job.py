@@ -20,7 +20,18 @@ from convert.companions import Companions
 from convert.files import open_tensors, writing
 from convert.ours import ORIGIN, Ours, write_ours
 from convert.settings import hugging_face_settings, meta_params, read_json, vq_settings
-from convert.sources import INDEX_SUFFIX, VQ_PATH, WEIGHT_FILES, HuggingFace, Meta, Source, layers_of, vq_row, vq_sizes
+from convert.sources import (
+    INDEX_SUFFIX,
+    VQ_PATH,
+    WEIGHT_FILES,
+    HuggingFace,
+    Memory,
+    Meta,
+    Source,
+    layers_of,
+    vq_row,
+    vq_sizes,
+)
 from convert.table import Index, Row
 from convert.torch_files import File, index_of, plan_hugging_face, plan_meta, write_files
 from convert.vqvae import encoder_shapes, read_config
@@ -270,11 +281,16 @@ def _metadata(source: Source, found: Companions, wish: Wish) -> dict:
         "layout": source.layout,
         "name": source.folder.resolve().name,
         "trained_here": run_of(source) is not None,
-        "zero_image_head": wish.zero_image_head or bool(_origin(source).get("zero_image_head")),
+        "zero_image_head": _is_zeroed(source, wish),
         # The vocabulary stands in the tokenizer's file, if there is one.
         "settings": {n: value for n, value in _base(source).items() if n != "vocabulary_map" or not found.tokenizer},
     }
     return {EXPERIMENT: to_dict(_placeless(run)), ORIGIN: origin}
+
+
+def _is_zeroed(source: Source, wish: Wish) -> bool:
+    """Whether the image rows of the head are zero: now, or because what is read says so of itself."""
+    return wish.zero_image_head or bool(source.settings.get("zero_image_head"))
 
 
 def _origin(source: Source) -> dict:
@@ -302,10 +318,10 @@ def _describe(
         base["vocabulary_map"] = {
             RENAMED[1] if n == RENAMED[0] and RENAMED[1] not in names else n: i for n, i in names.items()
         }
-    if isinstance(source, WithEncoder):
+    if isinstance(source, WithEncoder | Memory) and source.vq:
         base["vq_config"] = vq_settings(source.vq)
     settings = hugging_face_settings(source.cfg, dtypes["head"], wish.layout, base)
-    if wish.zero_image_head or _origin(source).get("zero_image_head"):
+    if _is_zeroed(source, wish):
         settings["zero_image_head"] = True
     _write_json(folder / "config.json", settings)
     if len(files) > 1:

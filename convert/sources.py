@@ -249,6 +249,7 @@ class Memory:
 
     def __init__(self, model: Chameleon, cfg: ModelConfig, vqvae: VQVAE | None = None):
         self.folder, self.cfg, self.settings = Path("the model"), cfg, {}
+        self.vq = vqvae.cfg if vqvae else None
         leaves = jax.tree_util.tree_leaves_with_path(model, is_leaf=is_param)
         self._weights = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf[...] for path, leaf in leaves}
         encoder = encoder_shapes(vqvae.cfg) if vqvae else {}

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,7 @@ def test_processes_convert_as_one(processes, devices, mesh, tmp_path):
     names = ("start", "ours", "again", "back")
     folders = [str(tmp_path / name) for name in names]
     layouts = [("ours", None), ("ours", None), ("lumina", FILES)]
-    steps = [(*pair, *wish) for pair, wish in zip(zip(folders, folders[1:], strict=False), layouts, strict=True)]
+    steps = [(*pair, *wish) for pair, wish in zip(pairwise(folders), layouts, strict=True)]
     done = together(processes, steps=steps, mesh=mesh, devices=devices, counts=str(tmp_path))
     assert done == [0] * processes
 
@@ -57,7 +58,8 @@ def test_processes_convert_as_one(processes, devices, mesh, tmp_path):
     assert {f.name for f in (tmp_path / "alone").iterdir()} == {f.name for f in (tmp_path / "back").iterdir()}
     assert not open_source(tmp_path / "again").training_state
     total = sum(tensor.nbytes for tensor in torch_tensors(tmp_path / "start").values())
-    for step, read in enumerate(zip(*(json.loads((tmp_path / f"{n}.json").read_text()) for n in range(processes)))):
+    counts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(processes)]
+    for step, read in enumerate(zip(*counts, strict=True)):
         # Norms lie on every device; a file holds whole weights.
         assert total <= sum(read) <= 1.05 * total, step
         assert max(read) <= 1.5 * total / processes, step
