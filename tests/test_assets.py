@@ -9,6 +9,7 @@ from PIL import Image
 
 import run
 from convert import load_model
+from convert.job import EXPERIMENT_FILE
 from lumina_jax.config import Experiment, from_dict
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.toyworld.captions import parse
@@ -24,7 +25,7 @@ MOST_BYTES = 2_000_000
 @pytest.fixture(scope="module")
 def toy():
     folder = run.REPOSITORY / run.TOY_MODEL
-    experiment = from_dict(Experiment, json.loads((folder / run.EXPERIMENT).read_text()))
+    experiment = from_dict(Experiment, json.loads((folder / EXPERIMENT_FILE).read_text()))
     return load_model(folder)[0], PatchVQ.load(folder / "vq.npz"), Vocab.load(folder), experiment
 
 
