@@ -1,5 +1,6 @@
 """What a model needs beside its weights: the tokenizer and the image tokenizer. Found, checked against it, copied along."""
 
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -102,7 +103,8 @@ def notes(found: Companions, folder: Path) -> list[str]:
 
 
 def _first(places: Iterable[Path], names: tuple[str, ...]) -> Path | None:
-    return next((place / name for place in places for name in names if (place / name).is_file()), None)
+    found = next((place / name for place in places for name in names if (place / name).is_file()), None)
+    return found and Path(os.path.normpath(found))
 
 
 def _named(path: str, names: tuple[str, ...]) -> Path:
