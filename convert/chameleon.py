@@ -46,17 +46,17 @@ def save_model(
     shards: int | None = None,
     vqvae: VQVAE | None = None,
 ) -> None:
-    """Writes ``model`` into the folder ``path``, which must not exist or be empty.
+    """Writes ``model`` into the folder ``path``; a checkpoint that lies there is replaced once the new one is whole.
 
     ``layout`` is "hf" (QK-norm rows per head, as transformers reads them), "lumina" (per group, as Lumina-mGPT does) or
     "meta" (consolidated*.pth and params.json). ``shards`` is the number of files: by default one per 5 GB, or for Meta's
     layout one per QK-norm group. A ``vqvae`` gives "hf" the VQ encoder that transformers expects in a checkpoint. Raises
-    FileExistsError, or ValueError for what the layout cannot hold.
+    ValueError for what the layout cannot hold.
     """
     if layout == "ours":
         raise ValueError(
             "layout='ours' is written by training, and by run.py convert import; choose hf, lumina or meta"
         )
     source = Memory(model, cfg, vqvae if layout == "hf" else None)
-    with whole(Path(path)) as folder:
+    with whole(Path(path), replace=True) as folder:
         write(source, Companions(None, None), folder, Wish(layout, shards), show=False)

@@ -44,6 +44,15 @@ LAYOUTS = ("hf", "lumina", "meta", "ours")
 UNFINISHED = ".unfinished"
 """So end the names of folders that are still being written to."""
 EXPERIMENT_FILE = "experiment.json"
+CHECKPOINT_FILES = (
+    "model*.safetensors*",
+    "pytorch_model*.bin*",
+    "consolidated*.pth",
+    "consolidate_params.json",
+    "params.json",
+    "config.json",
+)
+"""The files of a checkpoint for PyTorch, of any layout."""
 RENAMED = ("<reserved08707>", "<image>")
 """Chameleon's name of the token that stands for a picture in a prompt, and the one transformers looks for."""
 
@@ -192,12 +201,14 @@ def with_encoder(source: Source, found: Companions) -> Source:
 
 
 @contextmanager
-def whole(target: Path) -> Iterator[Path]:
+def whole(target: Path, replace: bool = False) -> Iterator[Path]:
     """A folder to write to, which becomes ``target`` when all went well and vanishes when not.
 
-    Raises FileExistsError before anything is written; what an interrupted run left behind is removed first.
+    With ``replace`` a ``target`` that has files keeps them, but for those of a checkpoint, in whose place the new ones come.
+    Else raises FileExistsError, before anything is written. What an interrupted run left behind is removed first.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    if taken and not (replace and target.is_dir()):
         raise FileExistsError(f"{target} exists already; give another folder or delete it")
     unfinished = target.absolute().with_name(target.absolute().name + UNFINISHED)
     first = jax.process_index() == 0
@@ -208,12 +219,23 @@ def whole(target: Path) -> Iterator[Path]:
     try:
         yield unfinished
         multihost_utils.sync_global_devices(f"{unfinished} filled")
-        if first:
+        if first and taken:
+            _move_into(unfinished, target)
+        elif first:
             os.replace(unfinished, target)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     multihost_utils.sync_global_devices(f"{target} in place")
+
+
+def _move_into(folder: Path, target: Path) -> None:
+    for pattern in CHECKPOINT_FILES:
+        for old in target.glob(pattern):
+            old.unlink()
+    for file in folder.iterdir():
+        os.replace(file, target / file.name)
+    folder.rmdir()
 
 
 def _weights_in(folder: Path, source: Source, wish: Wish) -> Path:

@@ -7,7 +7,7 @@ from goldens_at import golden_roots
 
 pytest.importorskip("torch")
 
-from convert import load_model  # noqa: E402
+from convert import load_model
 
 GOLDENS = sorted({folder for root in golden_roots("meta") for folder in (root / "meta").glob("*b") if folder.is_dir()})
 TOLERANCE = dict(atol=2e-4, rtol=0)

@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 
 from checkpoints import Sizes, differences, torch_tensors, write_meta  # noqa: E402
 
+from convert import load_model, save_model  # noqa: E402
 from convert.job import Wish, convert  # noqa: E402
 
 MODELS = {
@@ -48,3 +49,20 @@ def test_hugging_face_comes_back_through_any_layout(checkpoint, there, tmp_path)
     if there == "meta":  # it has no place for the VQ encoder
         before = {name: tensor for name, tensor in before.items() if "vqmodel" not in name}
     assert not differences(before, after)
+
+
+def test_saving_again_replaces_the_checkpoint_and_nothing_else(tmp_path):
+    model, cfg = load_model(write_meta(tmp_path / "start", MODELS["gqa"]))
+    target = tmp_path / "target"
+    save_model(model, cfg, target, shards=3)
+    (target / "tokenizer.json").write_text("kept")
+    save_model(model, cfg, target, "meta")
+    assert sorted(path.name for path in target.iterdir()) == [
+        "consolidate_params.json",
+        "consolidated.00.pth",
+        "consolidated.01.pth",
+        "params.json",
+        "tokenizer.json",
+    ]
+    assert not differences(torch_tensors(tmp_path / "start"), torch_tensors(target))
+    assert not list(tmp_path.glob("*.unfinished"))
