@@ -17,8 +17,7 @@ import time
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +27,7 @@ from convert.job import Wish, whole, write
 from convert.table import ROWS, Index, Row, cut, shape_of, sizes_of
 from lumina_jax.config import ModelConfig
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SIZES = {
     "7b": ModelConfig(),
     "1b": ModelConfig(width=2048, layers=16, heads=16, kv_heads=16, mlp=5504),
