@@ -38,7 +38,7 @@ SIZES = {
 class Random:
     """A checkpoint of random numbers of about the size of weights, drawn as they are read."""
 
-    layout, settings, rows = "ours", {}, ROWS
+    layout, settings, rows, kinds = "ours", {}, ROWS, {"bfloat16": "all"}
 
     def __init__(self, cfg: ModelConfig):
         self.folder, self.cfg = Path("random"), cfg
