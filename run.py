@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -47,8 +48,15 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verbs.add_parser("train", help="train a config, or go on where it stopped")
     _config_arguments(train)
-    train.add_argument("--distributed", action="store_true", help="join the other processes of a TPU pod")
+    train.add_argument(
+        "--distributed", action="store_true", help="join the other processes of the run: all is found on Cloud TPU"
+    )
+    train.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 is to be reached")
+    train.add_argument("--processes", type=int, metavar="N", help="elsewhere: how many there are")
+    train.add_argument("--process", type=int, metavar="I", help="elsewhere: which this is, from 0")
     train.set_defaults(run=_train)
+
+    _add_compile(verbs)
 
     sample = verbs.add_parser("sample", help="text to pictures and text")
     _model_arguments(sample)
@@ -87,6 +95,18 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0, help="with --toy: other seed, other prompts (0)")
     evaluate.set_defaults(run=_evaluate)
     return parser
+
+
+def _add_compile(verbs: argparse._SubParsersAction) -> None:
+    check = verbs.add_parser("compile", help="what a config needs on a TPU pod and how fast it can be, without the pod")
+    _config_arguments(check)
+    check.add_argument("--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16")
+    check.add_argument("--slices", type=int, default=1, help="that many of it, joined by the data-center network (1)")
+    check.add_argument("--what", default="train,prefill,decode", help="programs, with commas (train,prefill,decode)")
+    check.add_argument("--plan", action="store_true", help="try ways to train it, and recommend one")
+    check.add_argument("--tries", type=int, default=6, help="with --plan: at most so many compilations (6)")
+    check.add_argument("--out", help="also write tables, JSON and the compiled programs into this folder")
+    check.set_defaults(run=_compile)
 
 
 def _add_convert(verbs: argparse._SubParsersAction) -> None:
@@ -183,7 +203,7 @@ def load_experiment(path: str, changes: list[str]):
 
     file = Path(path)
     if file.suffix != ".py" or not file.is_file():
-        known = ", ".join(sorted(str(p) for p in Path("configs").glob("[a-z]*.py")))
+        known = ", ".join(sorted(str(p) for p in Path("configs").rglob("[a-z]*.py")))
         raise FileNotFoundError(f"no config {path}; the configs here are: {known}")
     experiment = runpy.run_path(str(file)).get("experiment")
     if not isinstance(experiment, Experiment):
@@ -259,27 +279,66 @@ def load_vq(path: str):
 
 def _train(options) -> None:
     cfg = load_experiment(options.config, options.changes)
+    place = (options.coordinator, options.processes, options.process)
+    if not options.distributed and any(part is not None for part in place):
+        raise ValueError("--coordinator, --processes and --process go with --distributed")
+    from contextlib import nullcontext
+
+    from lumina_jax.train.processes import Alone, joined
+
+    with joined(cfg.pod, *place) if options.distributed else nullcontext(Alone()) as group:
+        _train_in(group, cfg, options.config)
+
+
+def _train_in(group, cfg, config: str) -> None:
+    """Trains as one process of ``group``."""
     for field, value in (("data.path", cfg.data.path), ("data.tokenizer", cfg.data.tokenizer)):
         if not value or not Path(value).exists():
-            raise FileNotFoundError(f"{field}={value!r} is not there; make it with run.py pretokenize {options.config}")
+            raise FileNotFoundError(f"{field}={value!r} is not there; make it with run.py pretokenize {config}")
     import jax
 
-    if options.distributed:
-        jax.distributed.initialize()
+    if cfg.compile_cache:
+        jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
+    from lumina_jax.config import to_dict
     from lumina_jax.data.pipeline import batches
+    from lumina_jax.data.shards import Shards
+    from lumina_jax.sharding import data_share, make_mesh
+    from lumina_jax.train.agreement import agree
     from lumina_jax.train.loop import train
     from lumina_jax.vocab import Vocab
 
     vocab = Vocab.load(cfg.data.tokenizer)
     vocab.check_fits(cfg.model.vocab)
+    agree(cfg, group, {"tokenizer": vocab.fingerprint, "manifest": to_dict(Shards(cfg.data.path).manifest)})
+
+    host, hosts = data_share(make_mesh(cfg.mesh), jax.process_index())
 
     def local(start: int):
-        return batches(
-            cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps, jax.process_index(), jax.process_count()
-        )
+        return batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps, host, hosts)
 
-    train(cfg, local)
-    print(f"{cfg.name}: {cfg.optim.steps} steps done; weights and metrics in {cfg.out}")
+    train(cfg, local, group=group)
+    if jax.process_index() == 0:
+        print(f"{cfg.name}: {cfg.optim.steps} steps done; weights and metrics in {cfg.out}")
+
+
+def _compile(options) -> int:
+    """Exit code 1 when a program does not fit."""
+    from lumina_jax.pods import topology
+
+    cfg = load_experiment(options.config, options.changes)
+    target = topology.parse(options.topology, options.slices)
+    os.environ.update(topology.environment())
+    from lumina_jax.pods import plan, report
+    from lumina_jax.pods.compile import check_programs, outcomes
+    from lumina_jax.pods.flags import libtpu_init_args
+
+    out = Path(options.out) if options.out else None
+    if options.plan:
+        return 0 if plan.run(cfg, target, options.tries, out) else 1
+    what = check_programs(options.what)
+    found = [report.show(outcome, out) for outcome in outcomes(cfg, target, what)]
+    print(f"a run on such a pod wants: export LIBTPU_INIT_ARGS='{libtpu_init_args(target.chip)}'")
+    return 0 if all(outcome.costs for outcome in found) else 1
 
 
 def load_for_sampling(options):

@@ -146,23 +146,46 @@ class OptimConfig:
         _require(self.accumulate >= 1, f"optim.accumulate={self.accumulate}; it must be at least 1")
 
 
+REMAT = {
+    "block": (),
+    "qkv": ("query", "key", "value", "mixed"),
+    "qkv_out": ("query", "key", "value", "mixed", "attended"),
+    "qkv_out_gate": ("query", "key", "value", "mixed", "attended", "gate"),
+    "matmuls": ("query", "key", "value", "mixed", "attended", "gate", "up", "fed"),
+}
+"""What each ``mesh.remat`` keeps of a block for the backward pass besides its input; all else is computed again there.
+
+With heads H and key/value heads N of size K, width D and MLP width F, the numbers kept for each token and layer, and the bytes
+of that for the 7B in bfloat16: "block" D (8 KiB); "qkv" 2HK + 2NK more (40 KiB): neither projections nor softmax twice;
+"qkv_out" D more (48 KiB): no output matrix twice; "qkv_out_gate" F more (69.5 KiB); "matmuls" F more and, where norms stand
+behind, D (91 KiB): no matrix twice. What is left to "matmuls" is norms, rotations, products and dropout masks, which are
+cheaper to compute than to keep. "none" keeps them as well.
+"""
+
+
 @dataclass(frozen=True)
 class MeshConfig:
-    """How the devices are laid out and what the step keeps in memory.
+    """How the devices are laid out, what the step keeps in memory, and by which kernels it computes.
 
-    One of ``replica``, ``fsdp``, ``tensor`` may be -1: as many as are left. ``compute`` is the dtype of matrices and
-    activations; master weights and optimizer state are always float32. ``remat`` recomputes each block in the backward
-    pass ("block") or keeps its activations ("none"). ``loss_chunk`` is how many tokens of a row have logits at a time.
-    ``unroll`` is how many layers the scan lays out side by side: 1 compiles fastest, all of a tiny model's run fastest.
+    One of ``replica``, ``fsdp``, ``tensor`` may be -1: as many as are left. ``zero1`` splits master weights and optimizer
+    state over the replicas as well. ``compute`` is the dtype of matrices and activations; master weights and optimizer state
+    are always float32. ``remat`` says what the backward pass finds and what it computes again (:data:`REMAT`).
+    ``loss_chunk`` is how many tokens of a row have logits at a time. ``unroll`` is how many layers the scan lays out side by
+    side: 1 compiles fastest, all of a tiny model's run fastest. ``attention`` is "splash" (Pallas kernels), "plain", or
+    "auto": splash on TPUs. ``dropout_rng`` "global" draws the same masks on every mesh; "local" lets each device draw its
+    own, from the hardware's generator, which is much faster.
     """
 
     replica: int = 1
     fsdp: int = -1
     tensor: int = 1
+    zero1: bool = True
     compute: str = "bfloat16"
     remat: str = "block"
     loss_chunk: int = 512
     unroll: int = 1
+    attention: str = "auto"
+    dropout_rng: str = "global"
 
     def __post_init__(self):
         for name in ("replica", "fsdp", "tensor"):
@@ -172,12 +195,58 @@ class MeshConfig:
             sum(n == -1 for n in (self.replica, self.fsdp, self.tensor)) <= 1,
             f"mesh.replica={self.replica}, mesh.fsdp={self.fsdp}, mesh.tensor={self.tensor}: only one of them may be -1",
         )
-        _require(
-            self.compute in ("bfloat16", "float32"), f"mesh.compute={self.compute!r}; choose 'bfloat16' or 'float32'"
-        )
-        _require(self.remat in ("none", "block"), f"mesh.remat={self.remat!r}; choose 'none' or 'block'")
+        choices = {
+            "compute": ("bfloat16", "float32"),
+            "remat": ("none", *REMAT),
+            "attention": ("auto", "plain", "splash"),
+            "dropout_rng": ("global", "local"),
+        }
+        for name, known in choices.items():
+            value = getattr(self, name)
+            _require(value in known, f"mesh.{name}={value!r}; choose {' or '.join(map(repr, known))}")
         _require(self.loss_chunk >= 1, f"mesh.loss_chunk={self.loss_chunk}; it must be at least 1")
         _require(self.unroll >= 1, f"mesh.unroll={self.unroll}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class PodConfig:
+    """How long the processes of one run wait for each other, in seconds; past it the run ends and says for whom.
+
+    ``wait`` to join, to agree and to meet before a save, and to say who is where when nothing moves; ``patience`` to load,
+    to compile the first step, for the last save, and when nothing moves; ``silence`` without a sign of life (a process that
+    dies is noticed at once, a machine that vanishes after this).
+    """
+
+    wait: float = 300
+    patience: float = 1800
+    silence: float = 60
+
+    def __post_init__(self):
+        for name, least in (("wait", 1), ("patience", 1), ("silence", 5)):
+            seconds = getattr(self, name)
+            _require(seconds >= least, f"pod.{name}={seconds}; it must be at least {least} seconds")
+
+
+@dataclass(frozen=True)
+class ProfileConfig:
+    """A trace of some steps, written to ``out``/profile by process 0, or by ``all`` processes.
+
+    ``steps`` is "first:end", without the end as in Python: "10:13" traces steps 10, 11 and 12. Empty: none.
+    """
+
+    steps: str = ""
+    all: bool = False
+
+    def __post_init__(self):
+        first, colon, end = self.steps.partition(":")
+        right = not self.steps or (colon and first.isdigit() and end.isdigit() and 1 <= int(first) < int(end))
+        _require(right, f"profile.steps={self.steps!r}; expected FIRST:END, such as 10:13 for steps 10, 11 and 12")
+
+    @property
+    def span(self) -> range:
+        """The steps to trace."""
+        first, _, end = self.steps.partition(":")
+        return range(int(first), int(end)) if self.steps else range(0)
 
 
 @dataclass(frozen=True)
@@ -214,6 +283,7 @@ class Experiment:
 
     ``start`` names a checkpoint folder of an earlier stage whose weights begin this one (empty: random weights).
     ``save_every`` and ``keep`` rule the checkpoints under ``out``; ``log_every`` the lines of metrics.jsonl.
+    ``compile_cache`` is a folder that keeps compiled programs for the next start (empty: JAX_COMPILATION_CACHE_DIR, or none).
     """
 
     name: str = "experiment"
@@ -223,11 +293,14 @@ class Experiment:
     save_every: int = 1000
     keep: int = 2
     log_every: int = 1
+    compile_cache: str = ""
     model: ModelConfig = field(default_factory=ModelConfig)
     vq: VQConfig = field(default_factory=VQConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    pod: PodConfig = field(default_factory=PodConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self):

@@ -1,14 +1,19 @@
 """Where arrays live: a mesh of (replica, fsdp, tensor) and two short tables from axis letters to mesh axes.
 
-Weights and optimizer state are stored by STORE; activations, and the weights of the block at work, follow COMPUTE. A letter
-in neither table is not split. The same code serves one CPU, eight fake devices, several processes and a pod.
+Weights are stored by STORE; activations, and the weights of the block at work, follow COMPUTE. A letter in neither table is
+not split. A train state is stored by ZERO, which splits D over the replicas too (ZeRO-1: each keeps and updates a part of
+what would be the same everywhere). The same code serves one CPU, eight fake devices, several processes, a pod and several
+slices of pods, whose slow network only replicas cross.
 """
 
+import functools
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lumina_jax.batch import Batch
@@ -17,6 +22,7 @@ from lumina_jax.config import MeshConfig
 AXES = ("replica", "fsdp", "tensor")
 ROWS = ("replica", "fsdp")
 STORE = {"D": "fsdp", "H": "tensor", "N": "tensor", "F": "tensor", "V": "tensor"}
+ZERO = {**STORE, "D": ("fsdp", "replica")}
 COMPUTE = {"B": ROWS, "H": "tensor", "N": "tensor", "F": "tensor", "V": "tensor"}
 
 
@@ -35,79 +41,181 @@ def make_mesh(cfg: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
             f"mesh.replica={cfg.replica}, mesh.fsdp={cfg.fsdp}, mesh.tensor={cfg.tensor} do not multiply to the "
             f"{len(devices)} devices here; set one of them to -1 to let it take what the others leave"
         )
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if shape[0] % slices:
+        raise ValueError(
+            f"mesh.replica={shape[0]} does not split over {slices} slices, and only replicas may cross the network "
+            f"between them; make mesh.replica a multiple of {slices}"
+        )
+    if slices > 1:
+        inside, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
+        placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    else:
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def spec(letters: str, shape: tuple[int, ...], rules: dict, mesh: Mesh | jax.sharding.AbstractMesh) -> P:
+def spec(letters: str, shape: tuple[int, ...], rules: dict, mesh: Mesh | AbstractMesh) -> P:
     """The placement of an array whose last axes are named by ``letters``; axes stacked before them are not split.
 
     Raises ValueError naming both letters when two claim one mesh axis, or the sizes when a dimension does not divide.
     """
     placed, taken = [None] * (len(shape) - len(letters)), {}
     for letter, size in zip(letters, shape[len(placed) :], strict=True):
-        axis = rules.get(letter)
-        parts = math.prod(mesh.shape[name] for name in ((axis,) if isinstance(axis, str) else axis or ()))
-        if parts == 1:
-            placed.append(None)
-            continue
-        if axis in taken:
-            raise ValueError(f"axes {taken[axis]} and {letter} of {letters} both claim mesh axis {axis!r}")
+        axes = tuple(name for name in _names(rules.get(letter)) if mesh.shape[name] > 1)
+        parts = math.prod(mesh.shape[name] for name in axes)
+        for name in axes:
+            if name in taken:
+                raise ValueError(f"axes {taken[name]} and {letter} of {letters} both claim mesh axis {name!r}")
+            taken[name] = letter
         if size % parts:
-            raise ValueError(
-                f"axis {letter} of an array {letters} has size {size}, which mesh axis {axis!r} of {parts} does not "
-                f"divide; choose a smaller mesh.{axis if isinstance(axis, str) else axis[-1]}"
+            cures = [f"a smaller mesh.{name}" for name in axes] + ["mesh.zero1=false"] * (
+                rules is ZERO and len(axes) > 1
             )
-        taken[axis] = letter
-        placed.append(axis)
+            raise ValueError(
+                f"axis {letter} of an array {letters} has size {size}, which {parts} parts (mesh {' x '.join(axes)}) "
+                f"do not divide; choose {' or '.join(cures)}"
+            )
+        placed.append(axes if len(axes) > 1 else axes[0] if axes else None)
     return P(*placed)
 
 
-def shardings(tree, mesh: Mesh):
-    """The same tree with a NamedSharding for every array: weights (and what is shaped like them) by STORE, the rest whole."""
+def shardings(tree, mesh: Mesh, rules: dict = STORE):
+    """The same tree with a NamedSharding for every array: weights (and what is shaped like them) by ``rules``, the rest whole."""
 
     def place(node):
-        if not hasattr(node, "get_metadata"):
+        if not _has_letters(node):
             return NamedSharding(mesh, P())
-        return node.replace(NamedSharding(mesh, spec(node.get_metadata()["letters"], node.shape, STORE, mesh)))
+        return node.replace(NamedSharding(mesh, spec(node.get_metadata()["letters"], node.shape, rules, mesh)))
 
-    return jax.tree.map(place, tree, is_leaf=lambda node: hasattr(node, "get_metadata"))
+    return jax.tree.map(place, tree, is_leaf=_has_letters)
 
 
-def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """Places an activation by COMPUTE on the mesh that is set (jax.set_mesh); without one, returns it as it is."""
+def constrain(x: jax.Array, letters: str, rules: dict = COMPUTE) -> jax.Array:
+    """Places an array by ``rules`` on the mesh that is set (jax.set_mesh); without one, returns it as it is."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(letters, x.shape, COMPUTE, mesh))
+    return jax.lax.with_sharding_constraint(x, spec(letters, x.shape, rules, mesh))
+
+
+def constrain_weights(tree, rules: dict):
+    """:func:`constrain` for every weight of a tree, by its own letters."""
+    return _map_weights(lambda x, letters: constrain(x, letters, rules), tree)
 
 
 def for_compute(tree):
-    """Weights as the block at work needs them: whole over fsdp, split over tensor (COMPUTE)."""
+    """Weights as the block at work needs them: whole over fsdp, split over tensor (COMPUTE). Gradients go back to STORE."""
+    return _map_weights(gathered, tree)
 
-    def place(node):
-        return node.replace(constrain(node[...], node.get_metadata()["letters"]))
 
-    return jax.tree.map(place, tree, is_leaf=lambda node: hasattr(node, "get_metadata"))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(x: jax.Array, letters: str) -> jax.Array:
+    """A weight by COMPUTE whose gradient is placed by STORE, and so summed in parts rather than whole on every device."""
+    return constrain(x, letters)
+
+
+gathered.defvjp(
+    lambda x, letters: (constrain(x, letters), None), lambda letters, _, change: (constrain(change, letters, STORE),)
+)
+
+
+def per_device(run: Callable, inputs: Sequence[str | P], outputs: str | P | tuple[str | P, ...]) -> Callable:
+    """``run`` as each device does it on its own part of every array, split as its letters say by COMPUTE ("": whole).
+
+    Without a mesh that is set there is one part. Inside, :func:`total`, :func:`joined` and :func:`shared` reach the others.
+    """
+
+    def place(letters: str | P) -> P:
+        return P(*(COMPUTE.get(letter) for letter in letters)) if isinstance(letters, str) else letters
+
+    def everywhere(*arrays):
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
+            return run(*arrays)
+        for letters, x in zip(inputs, arrays, strict=True):
+            if isinstance(letters, str):
+                spec(letters, x.shape, COMPUTE, mesh)  # raises where a size does not divide
+        outs = tuple(map(place, outputs)) if type(outputs) is tuple else place(outputs)
+        return jax.shard_map(run, in_specs=tuple(map(place, inputs)), out_specs=outs, check_vma=False)(*arrays)
+
+    return everywhere
+
+
+def total(x: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
+    """Inside :func:`per_device`: the sum over the devices along mesh ``axes``."""
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.psum(x, axes)
+
+
+def joined(x: jax.Array, axis: str, dim: int = 0) -> jax.Array:
+    """Inside :func:`per_device`: the parts that the devices along mesh ``axis`` hold, one behind another along ``dim``."""
+    return x if size_of(axis) == 1 else jax.lax.all_gather(x, axis, axis=dim, tiled=True)
+
+
+def shared(x: jax.Array, axis: str, dim: int = 0) -> jax.Array:
+    """Inside :func:`per_device`: this device's part along ``dim`` of the sum over the devices along mesh ``axis``."""
+    return x if size_of(axis) == 1 else jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
+
+
+def size_of(axis: str) -> int:
+    """How many parts the mesh that is set splits ``axis`` into; 1 without a mesh."""
+    return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
+
+
+def platform() -> str:
+    """The kind of device ("tpu", "cpu", "gpu") programs are compiled for: that of the mesh that is set, or the default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def check_rows(rows: int, mesh: Mesh) -> None:
-    """Raises ValueError when a batch of ``rows`` does not split evenly over the mesh, or not by processes."""
+    """Raises ValueError when a batch of ``rows`` does not split evenly over the mesh."""
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
     if rows % parts:
         raise ValueError(
             f"a batch of {rows} rows does not split over {parts} devices (mesh replica x fsdp); "
             "make data.batch / optim.accumulate a multiple of that"
         )
-    if parts % jax.process_count():
+
+
+def data_share(mesh: Mesh, process: int) -> tuple[int, int]:
+    """(h, H): what ``process`` reads of every batch is part h of H. Processes whose devices hold the same rows read the same.
+
+    That happens where a tensor axis crosses processes; the mesh of a TPU slice does that even if one would fit into each.
+    Raises ValueError when processes share some of their rows only.
+    """
+    held: dict[int, set[int]] = {}
+    for part, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
+        for device in devices:
+            held.setdefault(device.process_index, set()).add(part)
+    shares = sorted({tuple(sorted(parts)) for parts in held.values()})
+    if sum(map(len, shares)) > len({part for share in shares for part in share}) or len(set(map(len, shares))) > 1:
         raise ValueError(
-            f"{jax.process_count()} processes, each with rows of its own, do not share {parts} parts of the batch "
-            "(mesh replica x fsdp) evenly; choose a smaller mesh.tensor"
+            f"mesh.replica={mesh.shape['replica']}, mesh.fsdp={mesh.shape['fsdp']}, mesh.tensor={mesh.shape['tensor']} give "
+            "processes rows that are partly the same; choose a mesh.tensor that divides, or is a multiple of, the devices "
+            "of one process"
         )
+    return shares.index(tuple(sorted(held[process]))), len(shares)
 
 
 def global_batch(local: Batch, mesh: Mesh) -> Batch:
-    """Host-local numpy rows -> one global batch, rows over (replica, fsdp)."""
+    """Host-local numpy rows, those of :func:`data_share`, -> one global batch, rows over (replica, fsdp)."""
     rows = NamedSharding(mesh, P(ROWS))
     if jax.process_count() == 1:
         return jax.device_put(local, rows)
     return Batch(*(jax.make_array_from_process_local_data(rows, np.asarray(part)) for part in local))
+
+
+def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
+def _has_letters(node: object) -> bool:
+    return hasattr(node, "get_metadata")
+
+
+def _map_weights(change: Callable[[jax.Array, str], jax.Array], tree):
+    def one(node):
+        return node.replace(change(node[...], node.get_metadata()["letters"]))
+
+    return jax.tree.map(one, tree, is_leaf=_has_letters)

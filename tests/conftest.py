@@ -27,3 +27,11 @@ def tokenizer_path() -> Path:
 def vocab(tokenizer_path) -> Vocab:
     """The tokenizer of ``tokenizer_path``, loaded once."""
     return Vocab.load(tokenizer_path)
+
+
+@pytest.fixture(scope="module")
+def plain_code():
+    """Compiles with few optimizations, three times as fast: most laws hold of programs that LLVM left as they were."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

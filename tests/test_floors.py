@@ -12,10 +12,22 @@ REPO = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"": ("config", "vocab", "batch")},
     {"": ("layout", "conversation", "pixels", "sharding")},
-    {"model": ("params", "parts", "attention", "chameleon", "vqvae", "patchvq")},
+    {"model": ("params", "parts", "rotation", "attention", "splash", "chameleon", "vqvae", "patchvq")},
     {
         "data": ("meter", "shards", "sources", "pretokenize", "buckets", "pipeline"),
-        "train": ("loss", "optim", "step", "checkpoint", "metrics", "loop"),
+        "train": (
+            "roll",
+            "desk",
+            "processes",
+            "agreement",
+            "loss",
+            "optim",
+            "step",
+            "trace",
+            "checkpoint",
+            "metrics",
+            "loop",
+        ),
         "sample": ("guidance", "decode", "picture", "job"),
     },
     {
@@ -32,6 +44,19 @@ FLOORS = (
             "quickstart",
         ),
         "evaluate": ("heldout", "reconstruction"),
+        "pods": (
+            "chips",
+            "topology",
+            "flags",
+            "hlo",
+            "kernels",
+            "traffic",
+            "collectives",
+            "executable",
+            "compile",
+            "report",
+            "plan",
+        ),
     },
 )
 OUTSIDE = ("configs", "convert", "tests", "run")

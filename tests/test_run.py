@@ -11,7 +11,7 @@ from lumina_jax.config import Experiment
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(str(path) for path in (REPO / "configs").glob("[a-z]*.py"))
-VERBS = ("quickstart", "pretokenize", "train", "sample", "evaluate")
+VERBS = ("quickstart", "pretokenize", "train", "compile", "sample", "evaluate")
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,9 @@ def test_help(verb, capsys):
         (["train", "configs/toy_stage1.py", "data.path=/nowhere"], ["data.path", "/nowhere", "pretokenize"]),
         (["pretokenize", "configs/toy_stage1.py", "--source", "/nowhere.json"], ["/nowhere.json"]),
         (["pretokenize", "configs/toy_stage1.py", "--source", "toy:many"], ["toy:many", "toy:10000"]),
+        (["compile", "configs/toy_stage1.py", "--topology", "v5p:3x3x3"], ["3x3x3", "4x4x4"]),
+        (["compile", "configs/toy_stage1.py", "--topology", "tpu:2x2"], ["'tpu'", "v6e"]),
+        (["compile", "configs/toy_stage1.py", "--topology", "v5e:2x2", "--what", "all"], ["'all'", "prefill"]),
         (["sample"], ["--prompt"]),
         (["sample", "--prompt", "x", "--model", "/nowhere"], ["/nowhere"]),
         (["evaluate"], ["--data"]),

@@ -1,5 +1,7 @@
 """The mesh, the two tables, and what they refuse."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +15,10 @@ from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import (
     COMPUTE,
     STORE,
+    ZERO,
     check_rows,
     constrain,
+    data_share,
     for_compute,
     global_batch,
     make_mesh,
@@ -59,10 +63,26 @@ def test_two_letters_on_one_mesh_axis_are_refused():
         spec("HF", (8, 24), STORE, mesh_of(2, 2, 2))
 
 
+def test_a_letter_that_wants_two_mesh_axes_collides_on_either():
+    """D lies over fsdp and replica in a train state; another letter may have neither."""
+    rules = {**ZERO, "F": "replica"}
+    with pytest.raises(ValueError, match="axes D and F of DF both claim mesh axis 'replica'"):
+        spec("DF", (16, 24), rules, mesh_of(2, 2, 2))
+    assert spec("DF", (16, 24), ZERO, mesh_of(2, 2, 2)) == P(("fsdp", "replica"), "tensor")
+    assert spec("DF", (16, 24), ZERO, mesh_of(8, 1, 1)) == P("replica", None)
+
+
+def test_a_state_that_the_replicas_cannot_share_is_refused_with_both_cures():
+    with pytest.raises(ValueError, match=r"size 20, which 8 parts \(mesh fsdp x replica\).*mesh\.zero1=false"):
+        spec("DF", (20, 24), ZERO, mesh_of(2, 4, 1))
+
+
 def test_sizes_that_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match=r"axis N of an array DNK has size 4, .*'tensor' of 8 .*mesh\.tensor"):
+    with pytest.raises(
+        ValueError, match=r"axis N of an array DNK has size 4, which 8 parts .*mesh tensor.*smaller mesh\.tensor"
+    ):
         spec("DNK", (16, 4, 4), STORE, mesh_of(1, 1, 8))
-    with pytest.raises(ValueError, match=r"axis D .* has size 18, .*'fsdp' of 4 .*mesh\.fsdp"):
+    with pytest.raises(ValueError, match=r"axis D .* has size 18, which 4 parts .*mesh fsdp.*smaller mesh\.fsdp"):
         spec("VD", (32, 18), STORE, mesh_of(1, 4, 2))
 
 
@@ -104,9 +124,18 @@ def test_a_global_batch_is_the_local_rows_split_by_row():
     assert {shard.data.shape for shard in batch.inputs.addressable_shards} == {(2, 3)}
 
 
-def test_processes_with_the_same_rows_are_refused(monkeypatch):
-    """Each process reads rows of its own, so no two may hold parts of one row."""
-    monkeypatch.setattr(jax, "process_count", lambda: 4)
-    check_rows(8, mesh_of(1, 4, 2))
-    with pytest.raises(ValueError, match=r"4 processes.* 2 parts of the batch .*mesh\.tensor"):
-        check_rows(8, mesh_of(1, 2, 4))
+def shares(tensor: int, processes: list[int]) -> list[tuple[int, int]]:
+    """What each process reads, for a mesh without replicas whose devices belong to ``processes``, in its order."""
+    devices = np.array([SimpleNamespace(process_index=process) for process in processes], object)
+    shape = {"replica": 1, "fsdp": len(processes) // tensor, "tensor": tensor}
+    mesh = SimpleNamespace(devices=devices.reshape(*shape.values()), shape=shape)
+    return [data_share(mesh, process) for process in range(max(processes) + 1)]
+
+
+def test_processes_that_hold_the_same_rows_read_the_same():
+    assert shares(2, [0, 0, 0, 0, 1, 1, 1, 1]) == [(0, 2), (1, 2)]
+    assert shares(4, [0, 0, 1, 1, 2, 2, 3, 3]) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    # As a TPU slice lays it out: each process has two devices on two rows, and shares both rows with another process.
+    assert shares(4, [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    with pytest.raises(ValueError, match=r"partly the same.*mesh\.tensor"):
+        shares(3, [0, 0, 1, 1, 2, 2])

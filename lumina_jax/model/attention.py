@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lumina_jax.config import ModelConfig
 from lumina_jax.model.params import weight
@@ -37,12 +38,18 @@ class Attention(nnx.Module):
         self.q_norm = QKNorm(cfg.qk_groups, K)
         self.k_norm = QKNorm(min(cfg.qk_groups, N), K)
 
+    def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B T D] -> query [B H T K], key and value [B N T K], as the matrices give them."""
+        query = jnp.einsum("BTD,DHK->BHTK", x, self.wq[...])
+        key = jnp.einsum("BTD,DNK->BNTK", x, self.wk[...])
+        value = jnp.einsum("BTD,DNK->BNTK", x, self.wv[...])
+        return checkpoint_name(query, "query"), checkpoint_name(key, "key"), checkpoint_name(value, "value")
+
     def project(self, x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B T D] -> query [B T H K], key and value [B N T K], normed and rotated."""
-        query = self.q_norm(jnp.einsum("BTD,DHK->BTHK", x, self.wq[...]))
-        key = self.k_norm(jnp.einsum("BTD,DNK->BTNK", x, self.wk[...]))
-        value = jnp.einsum("BTD,DNK->BTNK", x, self.wv[...])
-        return rotate(query, *angles), rotate(key, *angles).swapaxes(1, 2), value.swapaxes(1, 2)
+        query, key, value = self.heads(x)
+        query, key = query.swapaxes(1, 2), key.swapaxes(1, 2)
+        return rotate(self.q_norm(query), *angles), rotate(self.k_norm(key), *angles).swapaxes(1, 2), value
 
     def output(self, mixed: jax.Array) -> jax.Array:
         """[B T H K] -> [B T D]."""

@@ -5,12 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
 
-from lumina_jax.config import ModelConfig
+from lumina_jax.config import REMAT, ModelConfig
 from lumina_jax.model.attention import Attention, KVCache, attend, cache_mask, causal_mask
 from lumina_jax.model.params import weight
 from lumina_jax.model.parts import MLP, RMSNorm, dropout, rotary
-from lumina_jax.sharding import constrain, for_compute
+from lumina_jax.model.splash import LANES, splash_attend
+from lumina_jax.sharding import STORE, constrain, for_compute, joined, per_device, platform, size_of, total
 
 
 class Block(nnx.Module):
@@ -23,15 +26,17 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(cfg.width, cfg.eps)
         self.cfg = cfg
 
-    def __call__(self, x: jax.Array, attention, key: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, attention, key: jax.Array | None, rng: str = "global") -> jax.Array:
         """[B T D] -> [B T D]; ``attention`` maps the (normed) input to what this layer's attention gives."""
         keys = (None, None) if key is None else jax.random.split(key)
-        x = self._add(x, attention, self.attention_norm, keys[0])
-        return self._add(x, self.mlp, self.mlp_norm, keys[1])
+        x = self._add(x, attention, self.attention_norm, "attended", keys[0], rng)
+        return self._add(x, self.mlp, self.mlp_norm, "fed", keys[1], rng)
 
-    def _add(self, x, sublayer, norm, key):
-        change = norm(sublayer(x)) if self.cfg.post_norm else sublayer(norm(x))
-        return constrain(x + dropout(change, self.cfg.dropout, key), "BTD")
+    def _add(self, x, sublayer, norm, name, key, rng):
+        post_norm = self.cfg.post_norm
+        change = checkpoint_name(sublayer(x if post_norm else norm(x)), name)
+        change = norm(change) if post_norm else change
+        return constrain(x + dropout(change, self.cfg.dropout, key, rng), "BTD")
 
 
 class Chameleon(nnx.Module):
@@ -56,22 +61,24 @@ class Chameleon(nnx.Module):
         key: jax.Array | None = None,
         remat: str = "none",
         unroll: int = 1,
+        attention: str = "auto",
+        dropout_rng: str = "global",
     ) -> jax.Array:
         """Token ids i32[B T] -> hidden states [B T D] after the final norm.
 
         ``positions`` i32[B T] default to 0..T-1, ``segments`` i32[B T] to one segment a row. A ``key`` switches residual
-        dropout on. ``remat="block"`` keeps only each block's input for the backward pass; ``unroll`` layers are laid out
-        side by side in the compiled loop.
+        dropout on. ``remat``, ``unroll``, ``attention`` and ``dropout_rng`` are those of MeshConfig.
         """
         positions = jnp.arange(inputs.shape[1])[None] if positions is None else positions
         x = self._embed(inputs)
-        step = self._step(x, positions, segments)
+        step = self._step(x, positions, segments, attention, dropout_rng)
 
         def run(x, layer):
             return step(x, layer), None
 
-        if remat == "block":
-            run = jax.checkpoint(run)
+        if remat != "none":
+            policy = jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
+            run = jax.checkpoint(run, policy=policy, prevent_cse=unroll > 1)
         keys = None if key is None or self.cfg.dropout == 0 else jax.random.split(key, self.cfg.layers)
         x, _ = jax.lax.scan(run, x, (self.blocks, keys), unroll=unroll)
         return self.norm(x)
@@ -79,7 +86,7 @@ class Chameleon(nnx.Module):
     def layers(self, inputs: jax.Array) -> jax.Array:
         """Token ids i32[B T] -> [L+1 B T D]: the embeddings, then what each layer gives; none went through the final norm."""
         x = self._embed(inputs)
-        step = self._step(x, jnp.arange(inputs.shape[1])[None], None)
+        step = self._step(x, jnp.arange(inputs.shape[1])[None], None, "plain", "global")
 
         def run(x, layer):
             x = step(x, layer)
@@ -129,24 +136,36 @@ class Chameleon(nnx.Module):
         (x, keys, values), _ = jax.lax.scan(run, carry, (self.blocks, jnp.arange(self.cfg.layers)))
         return self.norm(x), cache._replace(keys=keys, values=values, length=cache.length + T)
 
-    def _step(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None):
+    def _step(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None, attention: str, rng: str):
         """What one layer does to whole sequences like ``x``: a function (x, (block, key of its dropout)) -> x."""
         angles = rotary(positions, self.cfg.head_dim, self.cfg.rope_base, x.dtype)
-        mask = causal_mask(x.shape[1], segments)
+        if attention == "auto":
+            attention = "splash" if platform() == "tpu" and self.cfg.head_dim % LANES == 0 else "plain"
+        if attention == "splash":
+            mix = functools.partial(splash_attend, angles=angles, segments=segments)
+        else:
+            mask = causal_mask(x.shape[1], segments)
+
+            def mix(attention, x):
+                return attend(*attention.project(x, angles), mask)
 
         def step(x, layer):
             block, key = layer
             block = for_compute(block)
-
-            def attention(x):
-                return block.attention.output(attend(*block.attention.project(x, angles), mask))
-
-            return block(x, attention, key)
+            return block(x, lambda x: block.attention.output(mix(block.attention, x)), key, rng)
 
         return step
 
     def _embed(self, ids: jax.Array) -> jax.Array:
-        table = constrain(
-            self.embedding[...], "VD"
-        )  # gathered over fsdp first, or every row would be looked up everywhere
-        return constrain(table[ids], "BTD")
+        stored = P(*(STORE.get(letter) for letter in "VD"))
+        return per_device(_look_up, ("BT", stored), "BTD")(ids, self.embedding[...])
+
+
+def _look_up(ids: jax.Array, table: jax.Array) -> jax.Array:
+    """One device's rows of ids, in its part of the table: gathered over D, a sum over the parts of V."""
+    table = joined(table, "fsdp", 1)
+    if size_of("tensor") == 1:
+        return table[ids]
+    own = ids - table.shape[0] * jax.lax.axis_index("tensor")
+    found = (own >= 0) & (own < table.shape[0])
+    return total(jnp.where(found[..., None], table[own], 0), "tensor")

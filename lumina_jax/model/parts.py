@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lumina_jax.model.params import ones, weight, zeros
+from lumina_jax.sharding import ROWS, per_device, size_of
 
 
 class RMSNorm(nnx.Module):
@@ -52,8 +54,8 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B T D] -> [B T D]."""
-        gate = jnp.einsum("BTD,DF->BTF", x, self.gate[...])
-        up = jnp.einsum("BTD,DF->BTF", x, self.up[...])
+        gate = checkpoint_name(jnp.einsum("BTD,DF->BTF", x, self.gate[...]), "gate")
+        up = checkpoint_name(jnp.einsum("BTD,DF->BTF", x, self.up[...]), "up")
         return jnp.einsum("BTF,FD->BTD", jax.nn.silu(gate) * up, self.down[...])
 
 
@@ -70,9 +72,32 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes a share ``rate`` of x and scales the rest up; without a key, returns x."""
+def dropout(x: jax.Array, rate: float, key: jax.Array | None, rng: str = "global") -> jax.Array:
+    """Zeroes a share ``rate`` of x [B T D] and scales the rest up; without a key, returns x.
+
+    ``rng`` "global" draws the same mask on every mesh, "local" lets each device draw for its own rows (:func:`keep_local`).
+    """
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    keep = keep_local(key, rate, x.shape) if rng == "local" else jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def keep_local(key: jax.Array, rate: float, shape: tuple[int, int, int]) -> jax.Array:
+    """bool[B T D], False with probability ``rate``: every device draws one byte for each number of its own rows.
+
+    A byte is too coarse for most rates, so each channel draws whether its share is the 256th part above or below.
+    """
+    B, T, D = shape
+    rows = B // (size_of("replica") * size_of("fsdp"))
+
+    def draw(key):
+        key = jax.random.wrap_key_data(key)
+        if size_of("replica") * size_of("fsdp") > 1:
+            key = jax.random.fold_in(key, jax.lax.axis_index(ROWS))
+        fast = jax.random.key_data(jax.random.split(key)).reshape(4)
+        return jax.random.bits(jax.random.wrap_key_data(fast, impl="rbg"), (rows, T, D), jnp.uint8)
+
+    bits = per_device(draw, ("",), "BTD")(jax.random.key_data(key))
+    limit = jnp.floor(256 * rate + jax.random.uniform(key, (D,)))
+    return bits >= limit.astype(jnp.uint8)

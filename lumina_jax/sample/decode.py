@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.layout import CODES_PER_UNIT
@@ -102,6 +103,18 @@ def trace(
     tokens, seen = _trace(model, request, Knobs.of(cfg), planned, vocab=vocab, slots=slots, pairs=pairs)
     tokens, seen = jax.tree.map(lambda part: np.asarray(part[: cfg.max_new_tokens, 0]), (tokens, seen))
     return tokens, seen
+
+
+def lower(
+    model: Chameleon, prompts: Sequence[np.ndarray], cfg: SampleConfig, vocab: Vocab, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The program that :func:`generate` would run on ``mesh``, ready to be compiled; the prompts split evenly over its rows.
+
+    ``model`` may be one of shapes (jax.ShapeDtypeStruct), and the mesh of devices that are not here: nothing is computed.
+    """
+    request, slots = _request(model, prompts, jax.random.key(0), cfg, vocab, None, None)
+    with jax.set_mesh(mesh):
+        return _decode.lower(model, request, Knobs.of(cfg), vocab=vocab, slots=slots, pairs=cfg.guidance != 1)
 
 
 def bucket(n: int) -> int:

@@ -154,7 +154,7 @@ def _set_unfinished_aside(folder: Path) -> None:
 
 def _computed(cfg: Experiment) -> dict[str, object]:
     """The fields that decide what a run computes, by dotted name."""
-    fields = {"seed": cfg.seed, "mesh.compute": cfg.mesh.compute}
+    fields = {"seed": cfg.seed, "mesh.compute": cfg.mesh.compute, "mesh.dropout_rng": cfg.mesh.dropout_rng}
     for group in ("model", "optim", "data"):
         fields |= {f"{group}.{name}": value for name, value in vars(getattr(cfg, group)).items()}
     for name in ("data.path", "data.tokenizer", "data.threads"):

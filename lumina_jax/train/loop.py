@@ -1,7 +1,7 @@
 """A run from its first step to its last, over whatever was done of it before."""
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -14,37 +14,68 @@ from jax.sharding import PartitionSpec as P
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment
-from lumina_jax.sharding import AXES, check_rows, global_batch, make_mesh, shardings
+from lumina_jax.sharding import AXES, check_rows, global_batch, make_mesh
 from lumina_jax.train.checkpoint import Saver, load_weights, newest
 from lumina_jax.train.metrics import Log
+from lumina_jax.train.processes import Alone, Group
 from lumina_jax.train.step import TrainState, init_state, make_step, state_shapes, steps
+from lumina_jax.train.trace import Trace
 
 
-def train(cfg: Experiment, batches: Callable[[int], Iterator[Batch]], show: bool = True) -> TrainState:
+def train(
+    cfg: Experiment, batches: Callable[[int], Iterator[Batch]], show: bool = True, group: Group | None = None
+) -> TrainState:
     """Trains ``cfg`` to ``cfg.optim.steps`` and returns the state.
 
-    ``batches(start)`` yields this host's rows of each global batch from step ``start`` on. Resumes from the newest
+    ``batches(start)`` yields this process's rows (data_share) of each global batch from step ``start`` on. Resumes from the newest
     checkpoint in ``cfg.out``; else begins with the weights of ``cfg.start``; else with random ones. On SIGTERM the
     state is saved and SystemExit(143) raised. Raises ValueError when ``batches`` end before ``cfg.optim.steps``.
+    ``group`` are the processes of the run: an error here, or the death of another, ends all (default: this one alone).
     """
+    group = group or Alone()
     mesh = make_mesh(cfg.mesh)
     check_rows(cfg.data.batch // cfg.optim.accumulate, mesh)
-    with closing(Saver(cfg)) as saver:
+    with closing(Saver(cfg)) as saver, group.guard():
+        group.at("loading")
         found = saver.restore(state_shapes(cfg, mesh))
-        done, state = found if found else (0, begin(cfg, mesh))
-        last = cfg.optim.steps
-        if done >= last:
-            return state
-        with closing(Log(cfg, done, show)) as log, closing(_Preemption(mesh)) as preempted:
-            world = (global_batch(local, mesh) for local in islice(batches(done), last - done))
-            for done, state, metrics in steps(state, world, make_step(cfg, mesh), done):  # noqa: B020, replaced each step
-                log.write(done, metrics)
-                stopping = preempted.heard()
-                if stopping or done % cfg.save_every == 0 or done == last:
-                    log.flush()
-                    saver.save(done, state)
-                if stopping:
-                    raise SystemExit(143)
+        start, state = found if found else (0, begin(cfg, mesh))
+        if start < cfg.optim.steps:
+            group.meet("loading the state", cfg.pod.patience)
+            state = _go_on(cfg, mesh, saver, start, state, batches(start), show, group)
+        group.at("its end")
+    group.meet("the end", cfg.pod.patience)
+    return state
+
+
+def _go_on(
+    cfg: Experiment,
+    mesh: Mesh,
+    saver: Saver,
+    start: int,
+    state: TrainState,
+    local: Iterator[Batch],
+    show: bool,
+    group: Group,
+) -> TrainState:
+    """The steps from ``start`` to the last, on this host's rows ``local`` of each."""
+    last, done = cfg.optim.steps, start
+    with (
+        closing(Log(cfg, start, show)) as log,
+        closing(_Preemption(mesh)) as preempted,
+        closing(Trace(cfg, make_step(cfg, mesh), start)) as trace,
+    ):
+        world = _world(islice(local, last - start), mesh, start, group)
+        for done, state, metrics in steps(state, world, trace, start):  # noqa: B020, replaced each step
+            if done == start + 1:
+                group.meet("compiling the first step", cfg.pod.patience)
+            log.write(done, metrics)
+            stopping = preempted.heard()
+            if stopping or done % cfg.save_every == 0 or done == last:
+                log.sync()
+                group.meet(f"saving step {done}", cfg.pod.wait)
+                saver.save(done, state)
+            if stopping:
+                raise SystemExit(143)
     if done < last:
         raise ValueError(
             f"the batches ended after step {done}, but optim.steps is {last}; give as many batches as steps"
@@ -52,13 +83,21 @@ def train(cfg: Experiment, batches: Callable[[int], Iterator[Batch]], show: bool
     return state
 
 
+def _world(local: Iterable[Batch], mesh: Mesh, start: int, group: Group) -> Iterator[Batch]:
+    """This host's rows -> global batches; says at which one the process is, and whether it reads or computes."""
+    group.at(f"reading batch {start + 1}")
+    for step, rows in enumerate(local, start + 1):
+        group.at(f"step {step}")
+        yield global_batch(rows, mesh)
+        group.at(f"reading batch {step + 1}")
+
+
 def begin(cfg: Experiment, mesh: Mesh) -> TrainState:
     """The state before the first step: random, or with the weights of the earlier run or checkpoint ``cfg.start``."""
     state = init_state(cfg, mesh)
     if not cfg.start:
         return state
-    places = shardings(state.model, mesh)
-    shapes = jax.tree.map(lambda w, s: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=s), state.model, places)
+    shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding), state.model)
     return state._replace(model=load_weights(newest(Path(cfg.start)), shapes))
 
 

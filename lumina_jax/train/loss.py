@@ -1,9 +1,16 @@
 """Next-token cross-entropy and z-loss as sums, over chunks of T so that logits [B T V] never exist whole."""
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from lumina_jax.sharding import ROWS, STORE, joined, per_device, shared, size_of, total
+
+TILE = 128
+"""Rows of a matrix that TPUs multiply without padding."""
 
 
 class LossSums(NamedTuple):
@@ -38,6 +45,78 @@ def token_loss(
 
     zero = LossSums(*(jnp.zeros((), jnp.float32),) * 3)
     return jax.lax.scan(add, zero, tuple(padded))[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def step_loss(
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, learn: jax.Array, z_weight: float, chunk: int
+) -> tuple[jax.Array, LossSums]:
+    """(sum of cross-entropy + ``z_weight`` * sum of z, the sums): :func:`token_loss` as a train step wants it.
+
+    Only the first has a gradient. It is taken while a chunk's logits are at hand, so that they are computed once, and every
+    device does its own rows and its own part of V; the parts of the head's gradient are added up behind the last chunk.
+    """
+    return _with_gradients(hidden, head, targets, learn, z_weight, chunk)[0]
+
+
+def _with_gradients(hidden, head, targets, learn, z_weight, chunk):
+    stored = P(*(STORE[letter] for letter in "DV"))
+    run = functools.partial(_own_part, z_weight=z_weight, chunk=chunk)
+    run = per_device(run, ("BTD", stored, "BT", "BT"), ("", "", "", "BTD", stored))
+    xent, z, tokens, d_hidden, d_head = run(hidden, head, targets, learn)
+    return (xent + z_weight * z, LossSums(xent, z, tokens)), (d_hidden, d_head)
+
+
+def _scaled(z_weight, chunk, gradients, change):
+    return *(part * change[0].astype(part.dtype) for part in gradients), None, None
+
+
+step_loss.defvjp(_with_gradients, _scaled)
+
+
+def _own_part(hidden, head, targets, learn, *, z_weight: float, chunk: int):
+    """One device's rows: the three sums over all devices, the gradient of hidden [B T D] and its part of the head's."""
+    head = joined(head, "fsdp")
+    B, T, D = hidden.shape
+    parts = [_cut(x.reshape(B * T, -1), B * chunk) for x in (hidden, targets, learn)]
+    first = head.shape[1] * (jax.lax.axis_index("tensor") if size_of("tensor") > 1 else 0)
+
+    def add(carry, part):
+        sums, d_head = carry
+        rows, targets, learn = part[0], part[1], part[2].astype(jnp.float32)
+        logits = jnp.einsum("TD,DV->TV", rows, head, preferred_element_type=jnp.float32)
+        normaliser = _logsumexp(logits)
+        chosen = jnp.arange(head.shape[1]) == targets - first
+        own = total(jnp.sum(jnp.where(chosen, logits, 0), -1, keepdims=True), "tensor")
+        slope = (1 + 2 * z_weight * normaliser) * jnp.exp(logits - normaliser) - chosen
+        slope = (learn * slope).astype(rows.dtype)
+        new = LossSums(jnp.sum((normaliser - own) * learn), jnp.sum(normaliser**2 * learn), jnp.sum(learn))
+        d_head += jnp.einsum("TD,TV->DV", rows, slope, preferred_element_type=jnp.float32)
+        d_rows = total(jnp.einsum("TV,DV->TD", slope, head), "tensor")
+        return (jax.tree.map(jnp.add, sums, new), d_head), d_rows
+
+    zero = (LossSums(*(jnp.zeros((), jnp.float32),) * 3), jnp.zeros(head.shape, jnp.float32))
+    (sums, d_head), d_hidden = jax.lax.scan(add, zero, tuple(parts))
+    d_hidden = d_hidden.reshape(-1, D)[: B * T].reshape(B, T, D)
+    d_head = total(shared(d_head.astype(head.dtype), "fsdp"), "replica")
+    return *(total(part, ROWS) for part in sums), d_hidden, d_head
+
+
+def _logsumexp(logits: jax.Array) -> jax.Array:
+    """[T V] -> [T 1], over all parts of V."""
+    largest = jnp.max(logits, -1, keepdims=True)
+    if size_of("tensor") > 1:
+        largest = jax.lax.pmax(largest, "tensor")
+    return jnp.log(total(jnp.sum(jnp.exp(logits - largest), -1, keepdims=True), "tensor")) + largest
+
+
+def _cut(x: jax.Array, most: int) -> jax.Array:
+    """[n ...] -> [steps n' ...] with n' <= ``most``, a divisor of n that the hardware likes or else zeros behind n."""
+    n = x.shape[0]
+    least = -(-n // most)
+    steps = next((steps for steps in range(least, 2 * least + 1) if n % (steps * TILE) == 0), least)
+    size = -(-n // steps)
+    return jnp.pad(x, [(0, steps * size - n), (0, 0)]).reshape(steps, size, -1)
 
 
 def _sums(hidden: jax.Array, head: jax.Array, targets: jax.Array, learn: jax.Array) -> LossSums:

@@ -1,6 +1,7 @@
 """Where a run's numbers go: metrics.jsonl (bit for bit reproducible), TensorBoard, and a progress bar or plain lines."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,12 @@ class Log:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._record(*pending)
+
+    def sync(self) -> None:
+        """:meth:`flush`, then all lines to disk: storage that is a mounted bucket keeps what is not synced in memory."""
+        self.flush()
+        if self._writes:
+            os.fsync(self._file.fileno())
 
     def _record(self, step: int, metrics: Metrics) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}

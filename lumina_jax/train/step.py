@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.sharding import constrain, shardings
-from lumina_jax.train.loss import LossSums, token_loss
+from lumina_jax.sharding import STORE, ZERO, constrain, constrain_weights, shardings
+from lumina_jax.train.loss import LossSums, step_loss
 from lumina_jax.train.optim import optimizer, schedule
 
 
@@ -50,36 +50,65 @@ def new_state(cfg: Experiment) -> TrainState:
 def state_shapes(cfg: Experiment, mesh: Mesh) -> TrainState:
     """The abstract state: shapes, dtypes and shardings of :func:`new_state` without any memory."""
     shapes = jax.eval_shape(lambda: new_state(cfg))
-    return jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings(shapes, mesh)
-    )
+    places = state_shardings(cfg, mesh)
+    return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places)
+
+
+def state_shardings(cfg: Experiment, mesh: Mesh) -> TrainState:
+    """Where every array of the state lives on ``mesh``."""
+    return shardings(jax.eval_shape(lambda: new_state(cfg)), mesh, _rules(cfg))
+
+
+def _rules(cfg: Experiment) -> dict:
+    return ZERO if cfg.mesh.zero1 else STORE
 
 
 def init_state(cfg: Experiment, mesh: Mesh) -> TrainState:
     """A fresh state, born sharded over ``mesh``: no device ever holds a whole copy of what is split."""
-    places = shardings(jax.eval_shape(lambda: new_state(cfg)), mesh)
-    return jax.jit(lambda: new_state(cfg), out_shardings=places)()
+    return jax.jit(lambda: new_state(cfg), out_shardings=state_shardings(cfg, mesh))()
 
 
 def make_step(cfg: Experiment, mesh: Mesh) -> Step:
-    """The jitted train step for ``mesh``; the state it is given is donated.
+    """The train step on ``mesh``: :func:`jitted_step`, called with the mesh set."""
+    jitted = jitted_step(cfg, mesh)
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with jax.set_mesh(mesh):
+            return jitted(state, batch)
+
+    return run
+
+
+def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
+    """The jitted train step for ``mesh``, to be called or lowered under ``jax.set_mesh(mesh)``; its state is donated.
 
     The gradient is that of the mean over all learned tokens of the global batch, whatever the number of microbatches.
     """
-    tx, rate, compute = optimizer(cfg.optim), schedule(cfg.optim), jnp.dtype(cfg.mesh.compute)
+    tx, rate, how = optimizer(cfg.optim), schedule(cfg.optim), cfg.mesh
+    compute = jnp.dtype(how.compute)
 
-    def sums(model: Chameleon, batch: Batch, key: jax.Array) -> tuple[jax.Array, LossSums]:
-        model = jax.tree.map(lambda w: w.astype(compute), model)
+    def loss(model: Chameleon, batch: Batch, key: jax.Array) -> tuple[jax.Array, LossSums]:
         hidden = model(
-            batch.inputs, batch.positions, batch.segments, key=key, remat=cfg.mesh.remat, unroll=cfg.mesh.unroll
+            batch.inputs,
+            batch.positions,
+            batch.segments,
+            key=key,
+            remat=how.remat,
+            unroll=how.unroll,
+            attention=how.attention,
+            dropout_rng=how.dropout_rng,
         )
-        head = constrain(model.head[...], "DV")
-        total = token_loss(hidden, head, batch.targets, batch.learn, cfg.mesh.loss_chunk)
-        return total.xent + cfg.optim.z_loss * total.z, total
+        return step_loss(hidden, model.head[...], batch.targets, batch.learn, cfg.optim.z_loss, how.loss_chunk)
+
+    def gradient(model: Chameleon, batch: Batch, key: jax.Array) -> tuple[Chameleon, LossSums]:
+        grads, total = jax.grad(loss, has_aux=True)(model, batch, key)
+        return constrain_weights(jax.tree.map(lambda g: g.astype(jnp.float32), grads), _rules(cfg)), total
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        grads, total = _accumulate(jax.grad(sums, has_aux=True), state.model, batch, key, cfg.optim.accumulate)
+        # Cast once, before anything is gathered: each layer's matrices travel in the dtype they are used in.
+        model = constrain_weights(jax.tree.map(lambda w: w.astype(compute), state.model), STORE)
+        grads, total = _accumulate(gradient, model, batch, key, cfg.optim.accumulate)
         tokens = jnp.maximum(total.tokens, 1)
         grads = jax.tree.map(lambda g: g / tokens, grads)
         updates, opt = tx.update(grads, state.opt, state.model)
@@ -88,14 +117,7 @@ def make_step(cfg: Experiment, mesh: Mesh) -> Step:
         metrics = Metrics(xent + z_loss, xent, z_loss, optax.tree.norm(grads), rate(state.step), total.tokens)
         return TrainState(state.step + 1, model, opt, state.key), metrics
 
-    places = shardings(jax.eval_shape(lambda: new_state(cfg)), mesh)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, None))
-
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        with jax.set_mesh(mesh):
-            return jitted(state, batch)
-
-    return run
+    return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings(cfg, mesh), None))
 
 
 def _accumulate(grad, model: Chameleon, batch: Batch, key: jax.Array, parts: int):
@@ -110,7 +132,10 @@ def _accumulate(grad, model: Chameleon, batch: Batch, key: jax.Array, parts: int
         rows = Batch(*(constrain(x, "BT") for x in rows))
         return jax.tree.map(jnp.add, total, grad(model, rows, jax.random.fold_in(key, index))), None
 
-    zero = (jax.tree.map(jnp.zeros_like, model), LossSums(*(jnp.zeros((), jnp.float32),) * 3))
+    zero = (
+        jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), model),
+        LossSums(*(jnp.zeros((), jnp.float32),) * 3),
+    )
     return jax.lax.scan(add, zero, (jnp.arange(parts), micro))[0]
 
 

@@ -14,7 +14,7 @@ from lumina_jax.model.vqvae import VQVAE
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.step import state_shapes
 
-CONFIGS = sorted((run.REPOSITORY / "configs").glob("[a-z]*.py"))
+CONFIGS = sorted((run.REPOSITORY / "configs").rglob("[a-z]*.py"))
 MARKERS_AND_PROMPT = 16
 """Tokens a sample has at the least besides its image: begin, the shortest prompt, two ends of turn."""
 

@@ -1,4 +1,4 @@
-"""Compiling takes nearly all the time of these tests: the laws hold of programs that LLVM left as they were, too."""
+"""Compiling takes nearly all the time of these tests."""
 
 import jax
 import pytest
@@ -6,11 +6,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 
 @pytest.fixture(scope="module", autouse=True)
-def plain_code():
-    """Compiles with few optimizations: three times as fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def everywhere(plain_code):
+    """All tests of training compile this way."""
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,16 @@
 """Cross-entropy and z-loss as sums, whole and in chunks."""
 
+import contextlib
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lumina_jax.train.loss import LossSums, token_loss
+from lumina_jax.config import MeshConfig
+from lumina_jax.sharding import make_mesh
+from lumina_jax.train.loss import LossSums, step_loss, token_loss
 
 B, T, D, V = 3, 11, 8, 13
 
@@ -74,3 +79,30 @@ def test_half_precision_is_summed_in_float32(parts):
     sums = token_loss(hidden.astype(jnp.bfloat16), head.astype(jnp.bfloat16), targets, learn, 4)
     assert {part.dtype for part in sums} == {jnp.dtype("float32")}
     np.testing.assert_allclose(sums, token_loss(*parts), rtol=2e-2)
+
+
+@pytest.mark.parametrize("mesh", [None, (1, 1, 1), (2, 2, 2), (1, 4, 2), (8, 1, 1)])
+@pytest.mark.parametrize("chunk", [5, 50])
+def test_a_step_s_loss_has_the_gradients_of_the_sums(mesh, chunk):
+    """One pass gives value and gradients, on rows, columns of D and columns of V that lie on other devices."""
+    rng = np.random.default_rng(1)
+    hidden, head = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((8, T, D), (D, 16)))
+    rows = jnp.asarray(rng.integers(0, 16, (8, T))), jnp.asarray(rng.random((8, T)) < 0.6)
+
+    def split(hidden, head):
+        loss, sums = step_loss(hidden, head, *rows, 0.1, chunk)
+        return 3 * loss, sums
+
+    def whole(hidden, head):
+        loss, sums = total(hidden, head, *rows)
+        return 3 * loss, sums
+
+    where = contextlib.nullcontext()
+    if mesh:
+        sizes = dict(zip(("replica", "fsdp", "tensor"), mesh, strict=True))
+        where = jax.set_mesh(make_mesh(MeshConfig(**sizes), jax.devices()[: math.prod(mesh)]))
+    with where:
+        ours = jax.jit(jax.value_and_grad(split, argnums=(0, 1), has_aux=True))(hidden, head)
+    theirs = jax.value_and_grad(whole, argnums=(0, 1), has_aux=True)(hidden, head)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

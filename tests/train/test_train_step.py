@@ -13,16 +13,27 @@ from train_parts import MODEL, OPTIM, batch, experiment, host_state
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment, MeshConfig
-from lumina_jax.sharding import global_batch, make_mesh, shardings
-from lumina_jax.train.step import Metrics, Step, TrainState, init_state, make_step, state_shapes, steps
+from lumina_jax.sharding import global_batch, make_mesh
+from lumina_jax.train.step import (
+    Metrics,
+    Step,
+    TrainState,
+    init_state,
+    jitted_step,
+    make_step,
+    state_shapes,
+    state_shardings,
+    steps,
+)
 
 ONE = (1, 1, 1)
 STEPS = 3
 
 
-def variant(mesh, post_norm: bool = True, dropout: float = 0.0, accumulate: int = 1) -> Experiment:
+def variant(mesh, post_norm: bool = True, dropout: float = 0.0, accumulate: int = 1, **how) -> Experiment:
     model, optim = replace(MODEL, post_norm=post_norm, dropout=dropout), replace(OPTIM, accumulate=accumulate)
-    return experiment(mesh, model=model, optim=optim)
+    cfg = experiment(mesh, model=model, optim=optim)
+    return replace(cfg, mesh=replace(cfg.mesh, **how))
 
 
 def mesh_of(cfg: Experiment) -> Mesh:
@@ -35,7 +46,7 @@ def step_of(cfg: Experiment) -> Step:
 
 
 def placed_state(cfg: Experiment) -> TrainState:
-    return jax.device_put(host_state(cfg), shardings(host_state(cfg), mesh_of(cfg)))
+    return jax.device_put(host_state(cfg), state_shardings(cfg, mesh_of(cfg)))
 
 
 def run(cfg: Experiment, rows: list[Batch] | None = None) -> tuple[dict[str, np.ndarray], TrainState]:
@@ -60,20 +71,63 @@ def assert_same(ours, theirs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mesh", "post_norm", "dropout", "accumulate"),
+    ("mesh", "post_norm", "dropout", "accumulate", "zero1"),
     [
-        ((8, 1, 1), False, 0.1, 1),
-        ((1, 8, 1), True, 0.0, 1),
-        ((1, 1, 8), True, 0.0, 1),
-        ((4, 2, 1), False, 0.1, 1),
-        ((2, 2, 2), True, 0.0, 2),
+        ((8, 1, 1), False, 0.1, 1, True),
+        ((1, 8, 1), True, 0.0, 1, True),
+        ((1, 1, 8), True, 0.0, 1, True),
+        ((4, 2, 1), False, 0.1, 1, False),
+        ((2, 4, 1), True, 0.0, 1, True),
+        ((1, 4, 2), False, 0.1, 1, True),
+        ((1, 2, 4), False, 0.1, 1, True),
+        ((2, 1, 4), True, 0.0, 1, False),
+        ((2, 2, 2), True, 0.0, 2, True),
     ],
 )
-def test_eight_devices_equal_one(mesh, post_norm, dropout, accumulate, capfd):
+def test_eight_devices_equal_one(mesh, post_norm, dropout, accumulate, zero1, capfd):
     """Rows, weights, heads, or all of them split; accumulated over microbatches on eight devices, too."""
-    ours = run(variant(mesh, post_norm, dropout, accumulate))
+    ours = run(variant(mesh, post_norm, dropout, accumulate, zero1=zero1))
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
     assert_same(ours, on_one_device(post_norm, dropout))
+
+
+def test_the_local_generator_draws_by_rows():
+    """Four devices that share each row's heads drop what one would; another generator drops something else."""
+    split, whole = (run(variant(mesh, False, 0.1, dropout_rng="local")) for mesh in ((1, 2, 4), (1, 2, 1)))
+    assert_same(split, whole)
+    assert not np.allclose(whole[0]["loss"], on_one_device(False, 0.1)[0]["loss"], rtol=1e-4)
+
+
+def test_a_step_with_the_kernels_equals_a_plain_one():
+    """Splash attention, interpreted: rows and heads on eight devices, what the backward pass needs of it kept."""
+    cfg = variant((2, 2, 2), False, attention="splash", remat="matmuls")
+    assert_same(run(cfg, [batch(cfg, 0)]), run(variant(ONE, False), [batch(cfg, 0)]))
+
+
+@pytest.mark.parametrize("remat", ["none", "matmuls"])
+def test_what_is_kept_for_the_backward_pass_changes_nothing(remat):
+    assert_same(run(variant(ONE, remat=remat)), on_one_device())
+
+
+def test_layers_see_weights_that_are_already_cast():
+    """No float32 array enters the loop over layers but what its backward pass adds up: half the bytes to gather."""
+    cfg = variant((2, 2, 2), compute="bfloat16", remat="block")
+    mesh = mesh_of(cfg)
+    with jax.set_mesh(mesh):
+        program = jitted_step(cfg, mesh).trace(state_shapes(cfg, mesh), batch(cfg, 0)).jaxpr
+    loops = [eqn for eqn in _equations(program.jaxpr) if eqn.primitive.name == "scan" and eqn.params["length"] == 2]
+    layers = [eqn for eqn in loops if any(var.aval.shape == (2, 16, 16) for var in eqn.invars)]
+    assert len(layers) == 2  # forward and backward
+    for eqn in layers:
+        assert {var.aval.dtype.name for var in eqn.invars if var.aval.shape == (2, 16, 16)} == {"bfloat16"}
+
+
+def _equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                yield from _equations(getattr(inner, "jaxpr", inner))
 
 
 def test_an_involuntary_copy_would_be_seen(capfd):
@@ -88,13 +142,14 @@ def test_an_involuntary_copy_would_be_seen(capfd):
     assert "Involuntary full rematerialization" in capfd.readouterr().err
 
 
-def test_weights_and_moments_are_split_as_the_table_says():
-    cfg = variant((1, 4, 2))
+@pytest.mark.parametrize(("zero1", "width"), [(True, ("fsdp", "replica")), (False, "fsdp")])
+def test_weights_and_moments_are_split_as_the_table_says(zero1, width):
+    cfg = variant((2, 2, 2), zero1=zero1)
     state = state_shapes(cfg, mesh_of(cfg))
     for model in (state.model, state.opt[1][0].mu, state.opt[1][0].nu):
-        assert model.blocks.mlp.up.sharding.spec == P(None, "fsdp", "tensor")
-        assert model.blocks.attention.wo.sharding.spec == P(None, "tensor", None, "fsdp")
-        assert model.embedding.sharding.spec == P("tensor", "fsdp")
+        assert model.blocks.mlp.up.sharding.spec == P(None, width, "tensor")
+        assert model.blocks.attention.wo.sharding.spec == P(None, "tensor", None, width)
+        assert model.embedding.sharding.spec == P("tensor", width)
 
 
 def test_accumulated_microbatches_equal_the_batch():

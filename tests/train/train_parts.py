@@ -85,7 +85,7 @@ def _numbers(x: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
 
 
-def worker(compiled: Path, **arguments) -> subprocess.Popen:
+def worker(compiled: Path, stderr: int | None = None, **arguments) -> subprocess.Popen:
     """Starts train_worker.py in a process of its own, which shares the folder of compiled programs."""
     here = Path(__file__).resolve().parent
     settings = {
@@ -97,4 +97,4 @@ def worker(compiled: Path, **arguments) -> subprocess.Popen:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
     command = [sys.executable, str(here / "train_worker.py"), json.dumps(arguments)]
-    return subprocess.Popen(command, env={**os.environ, **settings})
+    return subprocess.Popen(command, env={**os.environ, **settings}, stderr=stderr, text=True)

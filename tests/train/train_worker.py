@@ -5,11 +5,15 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 sys.modules["torch"] = None  # tensorboardX would import it where it is installed, for nothing
 
 import jax  # noqa: E402
+
+from lumina_jax.config import override  # noqa: E402
 
 
 def main(
@@ -21,19 +25,31 @@ def main(
     port: int = 0,
     kill_at: int = -1,
     term_at: int = -1,
+    fail_at: int = -1,
+    changes: Sequence[str] = (),
 ) -> None:
-    """Trains the tiny experiment on ``devices`` of its own; sends itself SIGKILL or SIGTERM after so many batches."""
-    jax.config.update("jax_num_cpu_devices", devices)
-    if processes > 1:
-        jax.distributed.initialize(f"localhost:{port}", num_processes=processes, process_id=rank)
+    """Trains the tiny experiment on ``devices`` of its own; sends itself SIGKILL or SIGTERM, or fails, after so many batches."""
     from train_parts import batches, experiment
 
+    from lumina_jax.sharding import data_share, make_mesh
+    from lumina_jax.train.agreement import agree
     from lumina_jax.train.loop import train
+    from lumina_jax.train.processes import Alone, joined
 
-    cfg = replace(experiment(tuple(mesh)), out=out)
+    jax.config.update("jax_num_cpu_devices", devices)
+    cfg = override(replace(experiment(tuple(mesh)), out=out), changes)
     signals = {kill_at: signal.SIGKILL, term_at: signal.SIGTERM}
     at = {step: functools.partial(os.kill, os.getpid(), number) for step, number in signals.items()}
-    train(cfg, batches(cfg, rank, processes, at), show=False)
+    at[fail_at] = fail
+    place = (cfg.pod, f"localhost:{port}", processes, rank)
+    with joined(*place) if processes > 1 else nullcontext(Alone()) as group:
+        agree(cfg, group, {})
+        host, hosts = data_share(make_mesh(cfg.mesh), rank)
+        train(cfg, batches(cfg, host, hosts, at), show=False, group=group)
+
+
+def fail() -> None:
+    raise ValueError("a batch that cannot be read")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,13 @@
+"""Omni-SFT of Lumina-mGPT 34B: seventeen kinds of task at about 768 x 768 pixels, up to two pictures a row (paper section 3.3)."""
+
+from dataclasses import replace
+
+from configs.lumina_34b_768 import experiment as stage_2
+
+experiment = replace(
+    stage_2,
+    name="lumina_34b_omni",
+    out="out/lumina_34b_omni",
+    start=stage_2.out,
+    data=replace(stage_2.data, buckets=(2560, 5120), batch=256),
+)

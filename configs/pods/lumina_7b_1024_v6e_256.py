@@ -1,0 +1,17 @@
+"""FP-SFT stage 3 of Lumina-mGPT 7B on v6e-256 (256 chips): 256 rows of 4,608 tokens a step.
+
+``python run.py train configs/pods/lumina_7b_1024_v6e_256.py --distributed data.path=... data.tokenizer=...``
+
+Not compiled yet: ``run.py compile configs/pods/lumina_7b_1024_v6e_256.py --topology v6e:16x16`` tells whether it fits.
+"""
+
+from dataclasses import replace
+
+from configs.lumina_7b_1024 import experiment as stage
+
+experiment = replace(
+    stage,
+    name="lumina_7b_1024_v6e_256",
+    data=replace(stage.data, batch=256),
+    mesh=replace(stage.mesh, replica=16, fsdp=16, remat="matmuls", dropout_rng="local", loss_chunk=256),
+)

@@ -1,0 +1,17 @@
+"""FP-SFT stage 2 of Lumina-mGPT 7B on v6e-256 (256 chips): 512 rows of 2,560 tokens a step.
+
+``python run.py train configs/pods/lumina_7b_768_v6e_256.py --distributed data.path=... data.tokenizer=...``
+
+Not compiled yet: ``run.py compile configs/pods/lumina_7b_768_v6e_256.py --topology v6e:16x16`` tells whether it fits.
+"""
+
+from dataclasses import replace
+
+from configs.lumina_7b_768 import experiment as stage
+
+experiment = replace(
+    stage,
+    name="lumina_7b_768_v6e_256",
+    data=replace(stage.data, batch=512),
+    mesh=replace(stage.mesh, replica=16, fsdp=16, remat="matmuls", dropout_rng="local", loss_chunk=256),
+)

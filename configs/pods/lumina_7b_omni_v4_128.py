@@ -1,0 +1,17 @@
+"""Omni-SFT of Lumina-mGPT 7B on v4-128 (64 chips): 192 rows of 5,120 tokens a step.
+
+``python run.py train configs/pods/lumina_7b_omni_v4_128.py --distributed data.path=... data.tokenizer=...``
+
+Not compiled yet: ``run.py compile configs/pods/lumina_7b_omni_v4_128.py --topology v4:4x4x4`` tells whether it fits.
+"""
+
+from dataclasses import replace
+
+from configs.lumina_7b_omni import experiment as stage
+
+experiment = replace(
+    stage,
+    name="lumina_7b_omni_v4_128",
+    data=replace(stage.data, batch=192),
+    mesh=replace(stage.mesh, replica=4, fsdp=16, remat="qkv", dropout_rng="local", loss_chunk=256),
+)

@@ -1,0 +1,179 @@
+"""QK-norm and rotary positions in one pass over queries or keys: a Pallas kernel for TPU, and its backward pass.
+
+Left to XLA this takes several trips to memory, in float32 and in halves of 64 lanes. Here every number is read once and
+written once in its own dtype, and what lies between is float32 in registers. Sums and swaps across lanes are products with
+constant matrices: the matrix unit is idle here, and the unit that moves lanes is slow. The same function as
+``rotate(QKNorm(x))`` of parts.py.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from lumina_jax.model.parts import QKNorm
+
+TOKENS = (512, 256, 128)
+"""Tokens of one program of the kernel: the first of these that divides T."""
+HEADS = 8
+"""Heads of one program, at most."""
+ROWS = 32
+"""Tokens in registers at a time."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def norm_rotate(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, cos: jax.Array, sin: jax.Array, interpret: bool = False
+) -> jax.Array:
+    """[B H T K] -> [B H T K]: normalised over K, scaled and shifted by the row of each head's group, rotated.
+
+    ``scale`` and ``bias`` are [G K], consecutive heads share a row; ``cos`` and ``sin`` [B T K] hold each angle twice
+    (:func:`whole_angles`) and get no gradient. T must be a multiple of 128 and, on a TPU, K too.
+    """
+    return _forward(x, scale, bias, cos, sin, interpret)
+
+
+def whole_angles(cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine [B T 1 K/2] of parts.rotary -> [B T K] for both halves; the sine of the first is negated."""
+    cos, sin = cos[:, :, 0], sin[:, :, 0]
+    return jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
+
+
+class _Blocks(NamedTuple):
+    """How x [B H T K] is cut: a program takes some tokens of some heads, all of one group, of one row."""
+
+    grid: tuple[int, int, int]
+    heads: pl.BlockSpec
+    weights: pl.BlockSpec
+    angles: pl.BlockSpec
+    matrix: pl.BlockSpec
+    sums: pl.BlockSpec
+
+    @classmethod
+    def of(cls, shape: tuple[int, int, int, int], groups: int) -> "_Blocks":
+        B, H, T, K = shape
+        t = next(size for size in TOKENS if T % size == 0)
+        share = H // groups
+        h = math.gcd(share, HEADS)
+        return cls(
+            grid=(B, T // t, H // h),
+            heads=pl.BlockSpec((None, h, t, K), lambda b, i, j: (b, j, i, 0)),
+            weights=pl.BlockSpec((None, 1, K), lambda b, i, j: (jax.lax.div(j, share // h), 0, 0)),
+            angles=pl.BlockSpec((None, t, K), lambda b, i, j: (b, i, 0)),
+            matrix=pl.BlockSpec((K, K), lambda b, i, j: (0, 0)),
+            sums=pl.BlockSpec((None, None, None, 8, K), lambda b, i, j: (b, i, j, 0, 0)),
+        )
+
+
+def _matrices(K: int, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
+    """[K K] each, exact in bfloat16: subtracts the mean; does so and swaps the halves; swaps the halves; takes the mean."""
+    eye, mean = np.eye(K), np.full((K, K), 1 / K)
+    swapped = np.roll(eye, K // 2, 1)
+    return tuple(jnp.asarray(m, dtype) for m in (eye - mean, swapped - mean, swapped, mean))
+
+
+def _forward(x, scale, bias, cos, sin, interpret):
+    at = _Blocks.of(x.shape, len(scale))
+    centre, centre_swap, _, mean = _matrices(x.shape[-1], x.dtype)
+    return pl.pallas_call(
+        _forward_kernel,
+        grid=at.grid,
+        in_specs=[at.heads, at.weights, at.weights, at.angles, at.angles, *[at.matrix] * 3],
+        out_specs=at.heads,
+        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3),
+        interpret=interpret,
+        name="norm_rotate",
+    )(x, scale[:, None], bias[:, None], cos, sin, centre, centre_swap, mean)
+
+
+def _save(x, scale, bias, cos, sin, interpret):
+    return _forward(x, scale, bias, cos, sin, interpret), (x, scale, cos, sin)
+
+
+def _backward(interpret, saved, change):
+    x, scale, cos, sin = saved
+    (B, _, _, K), G = x.shape, len(scale)
+    at = _Blocks.of(x.shape, G)
+    centre, _, swap, mean = _matrices(K, x.dtype)
+    sums = jax.ShapeDtypeStruct((*at.grid, 8, K), jnp.float32)
+    dx, dscale, dbias = pl.pallas_call(
+        _backward_kernel,
+        grid=at.grid,
+        in_specs=[at.heads, at.heads, at.weights, at.angles, at.angles, *[at.matrix] * 3],
+        out_specs=[at.heads, at.sums, at.sums],
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), sums, sums],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3),
+        interpret=interpret,
+        name="norm_rotate_bwd",
+    )(change, x, scale[:, None], cos, sin, centre, swap, mean)
+    dscale, dbias = (
+        part.reshape(B, at.grid[1], G, -1, K).sum((0, 1, 3)).astype(scale.dtype) for part in (dscale, dbias)
+    )
+    return dx, dscale, dbias, jnp.zeros_like(cos), jnp.zeros_like(sin)
+
+
+norm_rotate.defvjp(_save, _backward)
+
+
+def _forward_kernel(x, scale, bias, cos, sin, centre, centre_swap, mean, out):
+    heads, tokens, _ = out.shape
+    wide, shift = scale[...].astype(jnp.float32), bias[...].astype(jnp.float32)
+    wide_swap, shift_swap = _swap(wide), _swap(shift)
+
+    def some(step, _):
+        at = pl.ds(pl.multiple_of(step * ROWS, ROWS), ROWS)
+        c, s = cos[at].astype(jnp.float32), sin[at].astype(jnp.float32)
+        own, other, rest = wide * c, wide_swap * s, shift * c + shift_swap * s
+        for h in range(heads):
+            centred = _dot(x[h, at], centre[...])
+            normed = centred * own + _dot(x[h, at], centre_swap[...]) * other
+            out[h, at] = (normed * _inverse(centred, mean[...]) + rest).astype(out.dtype)
+
+    jax.lax.fori_loop(0, tokens // ROWS, some, None)
+
+
+def _backward_kernel(change, x, scale, cos, sin, centre, swap, mean, dx, dscale, dbias):
+    heads, tokens, K = change.shape
+    wide = scale[...].astype(jnp.float32)
+    dscale[...], dbias[...] = jnp.zeros(dscale.shape, jnp.float32), jnp.zeros(dbias.shape, jnp.float32)
+
+    def some(step, _):
+        at = pl.ds(pl.multiple_of(step * ROWS, ROWS), ROWS)
+        c, s = cos[at].astype(jnp.float32), -sin[at].astype(jnp.float32)
+        for h in range(heads):
+            centred = _dot(x[h, at], centre[...])
+            inverse = _inverse(centred, mean[...])
+            normed = centred * inverse
+            dy = change[h, at].astype(jnp.float32) * c + _dot(change[h, at], swap[...]) * s
+            dscale[...] += (dy * normed).reshape(-1, 8, K).sum(0)
+            dbias[...] += dy.reshape(-1, 8, K).sum(0)
+            dn = dy * wide
+            along = _dot((dn * normed).astype(x.dtype), mean[...])
+            dn = dn - _dot(dn.astype(x.dtype), mean[...]) - normed * along
+            dx[h, at] = (dn * inverse).astype(dx.dtype)
+
+    jax.lax.fori_loop(0, tokens // ROWS, some, None)
+
+
+def _dot(a, matrix):
+    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jnp.dot(a, matrix, preferred_element_type=jnp.float32, precision=exact)
+
+
+def _inverse(centred, mean):
+    """One over the standard deviation, in every lane. The squares go through the matrix unit in two parts of 8 bits."""
+    squares = centred * centred
+    high = squares.astype(mean.dtype)
+    low = (squares - high.astype(jnp.float32)).astype(mean.dtype)
+    return jax.lax.rsqrt(_dot(high, mean) + _dot(low, mean) + QKNorm.EPS)
+
+
+def _swap(x):
+    """[1 K] with its halves exchanged."""
+    return pltpu.roll(x, x.shape[-1] // 2, 1)

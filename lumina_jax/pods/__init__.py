@@ -1,0 +1,1 @@
+"""Programs for TPU pods, compiled and measured without a pod."""

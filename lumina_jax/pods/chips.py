@@ -1,0 +1,40 @@
+"""What each TPU chip can do: one row per kind, every figure of one chip (not of one core)."""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+    """``flops`` bfloat16 per second; ``hbm`` the bytes a program may fill, a little less than the nominal memory, as the compiler
+    says when it refuses one; ``bandwidth`` of HBM, of all inter-chip links one way (``ici``) and of the share of its host's
+    network (``dcn``) in bytes/s; ``clock`` in Hz; ``cores`` TensorCores that act as one device; ``axes`` of its torus;
+    ``system`` the compiler's name; ``cloud`` Google Cloud's name of a slice, with what it counts.
+    """
+
+    name: str
+    flops: float
+    hbm: float
+    bandwidth: float
+    ici: float
+    dcn: float
+    clock: float
+    cores: int
+    axes: int
+    system: str
+    cloud: str
+
+    @property
+    def flops_per_cycle(self) -> float:
+        """Of one TensorCore."""
+        return self.flops / self.clock / self.cores
+
+
+_ALL = (
+    Chip("v4", 275e12, 30.75 * GIB, 1.228e12, 6 * 45e9, 6.25e9, 1.05e9, 2, 3, "v4", "v4-{cores}"),
+    Chip("v5e", 197e12, 15.75 * GIB, 0.819e12, 4 * 45e9, 3.125e9, 1.5e9, 1, 2, "v5e", "v5litepod-{chips}"),
+    Chip("v5p", 459e12, 95.74 * GIB, 2.765e12, 6 * 90e9, 6.25e9, 1.75e9, 2, 3, "v5", "v5p-{cores}"),
+    Chip("v6e", 918e12, 31.25 * GIB, 1.638e12, 4 * 90e9, 12.5e9, 1.75e9, 1, 2, "v6e", "v6e-{chips}"),
+)
+CHIPS = {chip.name: chip for chip in _ALL}

@@ -1,0 +1,203 @@
+"""Compiles an experiment's programs for a topology and reads the result; no array is ever made.
+
+They are the very programs that :mod:`lumina_jax.train.step` and :mod:`lumina_jax.sample.decode` run; prefill and the loop over
+tokens are one.
+"""
+
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from lumina_jax.batch import Batch
+from lumina_jax.config import Experiment, MeshConfig
+from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.model.params import count
+from lumina_jax.pods import hlo
+from lumina_jax.pods.chips import GIB
+from lumina_jax.pods.executable import Costs, Memory, costs, memory, round_costs
+from lumina_jax.pods.flags import compiler_options
+from lumina_jax.pods.topology import Topology
+from lumina_jax.sample import decode
+from lumina_jax.sharding import ROWS, check_rows, make_mesh, shardings
+from lumina_jax.train.step import jitted_step, state_shapes
+from lumina_jax.vocab import BEGIN, BEGIN_IMAGE, END_IMAGE, END_OF_LINE, END_OF_TURN, Vocab, image_code_name, size_name
+
+PROGRAMS = ("train", "prefill", "decode")
+PROMPT = 128
+"""Tokens of the prompts that sampling is compiled for."""
+
+HOST = 4
+"""Chips of a host, over which sampling splits a model that training keeps whole."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one run of a program does: ``rows`` times ``length`` tokens over all chips.
+
+    ``flops`` per chip are those the model asks for, recomputation left out (training only). ``weights``, ``optimizer`` and
+    ``cache`` are bytes of one chip.
+    """
+
+    rows: int
+    length: int
+    flops: float = 0.0
+    weights: float = 0.0
+    optimizer: float = 0.0
+    cache: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+@dataclass(frozen=True)
+class Build:
+    """A compilation: its ``seconds`` with tracing, and the program's ``text`` and ``memory``; where the compiler refused, how
+    many bytes of HBM it wanted (``needed``), and its words as the text.
+    """
+
+    seconds: float
+    text: str
+    memory: Memory | None
+    needed: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One program on one topology; without ``costs`` it does not fit."""
+
+    what: str
+    experiment: Experiment
+    topology: Topology
+    mesh: dict[str, int]
+    work: Work
+    build: Build
+    costs: Costs | None
+
+    @property
+    def spare(self) -> float:
+        """HBM bytes of a chip that stay free; negative when the program does not fit."""
+        return self.topology.chip.hbm - self.build.needed
+
+    def mfu(self, seconds: float) -> float:
+        """Share of the chips' peak that the model's own products reach in a run of ``seconds``."""
+        return self.work.flops / self.topology.chip.flops / seconds
+
+
+def check_programs(text: str) -> tuple[str, ...]:
+    """ "train,decode" -> the names. Raises ValueError for one that is no program."""
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in PROGRAMS]:
+        raise ValueError(f"--what {text}: no program {unknown[0]!r}; they are {', '.join(PROGRAMS)}")
+    return names
+
+
+def outcomes(cfg: Experiment, topology: Topology, what: Sequence[str] = PROGRAMS) -> Iterator[Outcome]:
+    """Compiles and reads the programs ``what``, one after the other.
+
+    Raises ValueError when mesh, batch or model do not divide over the chips, ImportError without libtpu.
+    """
+    devices = topology.devices()
+    if "train" in what:
+        yield train_step(cfg, topology, devices)
+    if set(what) - {"train"}:
+        yield from (outcome for outcome in sampling(cfg, topology, devices) if outcome.what in what)
+
+
+def train_step(cfg: Experiment, topology: Topology, devices: list[jax.Device]) -> Outcome:
+    """The training step on batches of the longest bucket."""
+    mesh = make_mesh(cfg.mesh, devices)
+    check_rows(cfg.data.batch // cfg.optim.accumulate, mesh)
+    begin = time.monotonic()
+    state = state_shapes(cfg, mesh)
+    rows, length = cfg.data.batch, max(cfg.data.buckets)
+    part = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=NamedSharding(mesh, P(ROWS)))
+    batch = Batch(**dict.fromkeys(Batch._fields, part) | {"learn": part.update(dtype=jnp.bool_)})
+    with jax.set_mesh(mesh):
+        lowered = jitted_step(cfg, mesh).lower(state, batch)
+    flops = train_flops(cfg, count(state.model), rows, length) / topology.chips
+    work = Work(rows, length, flops, _held(state.model), _held(state.opt))
+    build = _build(lowered, topology, begin)
+    read = costs(hlo.parse(build.text), topology.chip) if build.memory else None
+    return Outcome("train", cfg, topology, dict(mesh.shape), work, build, read)
+
+
+def sampling(cfg: Experiment, topology: Topology, devices: list[jax.Device]) -> Iterator[Outcome]:
+    """Prefill, and one round of the loop over tokens: a prompt for each group of chips that shares one model, in bfloat16.
+
+    A group is mesh.tensor chips; where training does not split over tensor, those of a host that divide heads, MLP and vocabulary.
+    """
+    m = cfg.model
+    tensor = cfg.mesh.tensor if cfg.mesh.tensor > 1 else math.gcd(HOST, len(devices), m.kv_heads, m.mlp, m.vocab)
+    mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=tensor), devices)
+    begin = time.monotonic()
+    shapes = jax.eval_shape(lambda: Chameleon(cfg.model, nnx.Rngs(0)))
+    model = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=place),
+        shapes,
+        shardings(shapes, mesh),
+    )
+    prompts = [np.zeros(PROMPT, np.int32)] * mesh.shape["replica"]
+    settings = replace(cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT, 1))
+    lowered = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
+    build = _build(lowered, topology, begin)
+    rows = len(prompts) * (2 if cfg.sample.guidance != 1 else 1)
+    slots = decode.bucket(PROMPT + settings.max_new_tokens)
+    cache = 2 * m.layers * rows * m.kv_heads * slots * m.head_dim * 2 / topology.chips
+    work = Work(rows, PROMPT, weights=_held(model), cache=cache)
+    program = hlo.parse(build.text) if build.memory else None
+    prefill = costs(program, topology.chip, unbounded=0) if program else None
+    token = round_costs(program, topology.chip) if program else None
+    yield Outcome("prefill", cfg, topology, dict(mesh.shape), work, build, prefill)
+    yield Outcome("decode", cfg, topology, dict(mesh.shape), replace(work, length=1), build, token)
+
+
+def train_flops(cfg: Experiment, weights: int, rows: int, length: int) -> float:
+    """6 per weight and token, the embedding's left out, and causal attention, forward and backward, nothing twice."""
+    m = cfg.model
+    attention = 6 * m.layers * m.heads * m.head_dim * length**2
+    return rows * (6 * (weights - m.vocab * m.width) * length + attention)
+
+
+def _build(lowered: jax.stages.Lowered, topology: Topology, begin: float) -> Build:
+    """Compiles; that a program does not fit is a result. Other errors of the compiler are raised."""
+    try:
+        compiled = lowered.compile(compiler_options=compiler_options(topology.chip))
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return Build(time.monotonic() - begin, str(error), None, wanted(str(error)))
+    seconds, used = time.monotonic() - begin, memory(compiled)
+    return Build(seconds, compiled.as_text(), used, used.total)
+
+
+def wanted(message: str) -> float:
+    """Bytes of HBM that a compiler's refusal names; when it names none, infinity."""
+    found = re.search(r"Used ([\d.]+)([KMGT]) of|HLO temporaries \(([\d.]+)([KMGT])\)", message)
+    if not found:
+        return math.inf
+    size, unit = (part for part in found.groups() if part)
+    return float(size) * GIB * 1024.0 ** ("KMGT".index(unit) - 2)
+
+
+def _held(tree) -> float:
+    """Bytes of a tree of sharded shapes on one chip."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _stand_in_vocab(codes: int) -> Vocab:
+    """A tokenizer with the names the sampler asks for: which ids they have changes nothing in the program."""
+    names = [BEGIN, BEGIN_IMAGE, END_IMAGE, END_OF_TURN, END_OF_LINE]
+    names += [image_code_name(code) for code in range(codes)] + [size_name(units) for units in range(1, 65)]
+    return Vocab(Tokenizer(WordLevel({name: index for index, name in enumerate(names)}, unk_token=BEGIN)))

@@ -1,0 +1,160 @@
+"""The text of a compiled TPU program as computations of instructions, with the few facts that cost estimates need."""
+
+import functools
+import math
+import re
+from dataclasses import dataclass
+
+ITEM_BYTES = {
+    **dict.fromkeys(("f64", "s64", "u64"), 8),
+    **dict.fromkeys(("f32", "s32", "u32"), 4),
+    **dict.fromkeys(("bf16", "f16", "s16", "u16"), 2),
+    **dict.fromkeys(("s8", "u8", "pred", "f8e4m3fn", "f8e5m2"), 1),
+    **dict.fromkeys(("s4", "u4"), 0.5),
+}
+PRODUCTS = ("convolution", "dot")
+
+_ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
+_COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([^\s=]+) = (\(.*?\)|\S+) ([a-z][a-z0-9\-]*)\((.*)$")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_CONSTANT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a shape; ``in_hbm`` is false for those that the compiler keeps in on-chip memory."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    in_hbm: bool
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.dims)
+
+    @property
+    def bytes(self) -> float:
+        return ITEM_BYTES[self.dtype] * self.elements
+
+
+def arrays(shape: str) -> tuple[Array, ...]:
+    """The arrays of a shape's text, ``bf16[8,128]{1,0:T(8,128)S(1)}`` or a tuple of such; tokens are left out."""
+    found = (match for match in _ARRAY.findall(shape) if match[0] in ITEM_BYTES)
+    return tuple(
+        Array(dtype, tuple(map(int, dims.split(","))) if dims else (), not re.search(r"S\([1-9]", layout))
+        for dtype, dims, layout in found
+    )
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """``operands`` are names in the same computation; ``text`` is the whole of it, attributes included."""
+
+    name: str
+    op: str
+    shape: str
+    operands: tuple[str, ...]
+    root: bool
+    text: str
+
+    @functools.cached_property
+    def arrays(self) -> tuple[Array, ...]:
+        return arrays(self.shape)
+
+    @property
+    def bytes(self) -> float:
+        return sum(array.bytes for array in self.arrays)
+
+    @property
+    def hbm_bytes(self) -> float:
+        return sum(array.bytes for array in self.arrays if array.in_hbm)
+
+    @functools.cached_property
+    def cycles(self) -> int:
+        """The compiler's own estimate; 0 where it gives none."""
+        found = _CYCLES.search(self.text)
+        return int(found[1]) if found else 0
+
+    def refers(self, attribute: str) -> str | None:
+        """The computation that ``attribute`` (calls, body, condition, to_apply) names."""
+        found = re.search(attribute + r"=%([\w.\-]+)", self.text)
+        return found[1] if found else None
+
+    @property
+    def called(self) -> list[str]:
+        """The computations that run as parts of this instruction."""
+        return re.findall(r"(?:calls|called_computations=\{)=?%([\w.\-]+)", self.text)
+
+
+class Computation(dict[str, Instruction]):
+    """Name -> instruction, in order."""
+
+    def bytes(self, name: str) -> float:
+        return self[name].bytes if name in self else 0
+
+    def hbm_bytes(self, name: str) -> float:
+        return self[name].hbm_bytes if name in self else 0
+
+
+class Program(dict[str, Computation]):
+    """Name -> computation; ``entry`` names the one that runs first."""
+
+    def __init__(self, computations: dict[str, Computation], entry: str):
+        super().__init__(computations)
+        self.entry = entry
+        self._flops: dict[str, float] = {}
+
+    def trips(self, loop: Instruction) -> int | None:
+        """How often a while runs: the constant its counter is compared with, None when it depends on what is computed."""
+        condition = self[loop.refers("condition")]
+        bounds = [int(n) for i in condition.values() for n in _CONSTANT.findall(i.text)]
+        return max(bounds, default=None)
+
+    def flops(self, instruction: Instruction, computation: Computation) -> float:
+        """Of the matrix products in an instruction of ``computation``, those of what it calls included."""
+        if instruction.op in PRODUCTS:
+            return _product_flops(instruction, computation)
+        return self._called_flops(instruction.refers("calls"))
+
+    def _called_flops(self, name: str | None) -> float:
+        if name not in self:
+            return 0
+        if name not in self._flops:
+            self._flops[name] = sum(self.flops(i, self[name]) for i in self[name].values())
+        return self._flops[name]
+
+
+def _product_flops(product: Instruction, computation: Computation) -> float:
+    """2 M N K of [M K] x [K N] -> [M N], found without knowing the axes: the root of the product of the three sizes."""
+    factors = [computation[name].arrays[0].elements for name in product.operands[:2] if name in computation]
+    if len(factors) < 2 or not product.arrays:
+        return 0
+    return 2 * math.sqrt(math.prod(factors) * product.arrays[0].elements)
+
+
+def parse(text: str) -> Program:
+    """``compiled.as_text()`` -> Program."""
+    blocks: dict[str, list[str]] = {}
+    lines, entry = None, ""
+    for line in text.split("\n"):
+        if opening := _COMPUTATION.match(line):
+            lines = blocks[opening[2]] = []
+            entry = opening[2] if opening[1] else entry
+        elif line == "}":
+            lines = None
+        elif lines is not None and line.startswith(("  %", "  ROOT")):
+            lines.append(line)
+        elif lines:
+            lines[-1] += line  # attributes of a kernel hold line breaks
+    return Program({name: _computation(lines) for name, lines in blocks.items()}, entry)
+
+
+def _computation(lines: list[str]) -> Computation:
+    computation = Computation()
+    for line in lines:
+        if found := _INSTRUCTION.match(line):
+            root, name, shape, op, rest = found.groups()
+            operands = tuple(re.findall(r"%([\w.\-<>]+)", rest.split("), ")[0]))
+            computation[name] = Instruction(name, op, shape, operands, bool(root), line)
+    return computation

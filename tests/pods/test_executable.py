@@ -1,0 +1,168 @@
+"""What is read off a compiled program: small hand-written ones, and a stored one with the figures of another reader."""
+
+import gzip
+from pathlib import Path
+
+import pytest
+
+from lumina_jax.pods import hlo, kernels
+from lumina_jax.pods.chips import CHIPS
+from lumina_jax.pods.collectives import group_size
+from lumina_jax.pods.executable import costs, round_costs
+
+V5E = CHIPS["v5e"]
+STORED = Path(__file__).parent / "layers.hlo.gz"
+"""A scan over three layers of projection, splash attention and output, with its gradient, on four v5e chips."""
+
+LOOP = """
+HloModule loop
+
+%product (p0: bf16[128,256], p1: bf16[256,512]) -> bf16[128,512] {
+  %p0 = bf16[128,256]{1,0:T(8,128)} parameter(0)
+  %p1 = bf16[256,512]{1,0:T(8,128)} parameter(1)
+  ROOT %convolution.1 = bf16[128,512]{1,0:T(8,128)} convolution(%p0, %p1), dim_labels=bf_io->bf
+}
+
+%body (arg: (s32[], bf16[128,256])) -> (s32[], bf16[128,256]) {
+  %arg = (s32[], bf16[128,256]{1,0}) parameter(0)
+  %x = bf16[128,256]{1,0:T(8,128)} get-tuple-element(%arg), index=1
+  %w = bf16[64,512]{1,0:T(8,128)} constant({...})
+  %gather = bf16[256,512]{1,0:T(8,128)} all-gather(%w), channel_id=7, replica_groups=[2,4]<=[8], dimensions={0}
+  %fusion.1 = bf16[128,512]{1,0:T(8,128)} fusion(%x, %gather), kind=kOutput, calls=%product, \
+backend_config={"window_config":{"estimated_cycles":"3000"}}
+  %half = bf16[128,256]{1,0:T(8,128)} slice(%fusion.1), slice={[0:128], [0:256]}
+  %n = s32[] get-tuple-element(%arg), index=0
+  ROOT %tuple = (s32[], bf16[128,256]{1,0}) tuple(%n, %half)
+}
+
+%condition (arg.1: (s32[], bf16[128,256])) -> pred[] {
+  %arg.1 = (s32[], bf16[128,256]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%arg.1), index=0
+  %bound = s32[] constant(BOUND)
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+
+ENTRY %main (x.1: (s32[], bf16[128,256])) -> (s32[], bf16[128,256]) {
+  %x.1 = (s32[], bf16[128,256]{1,0}) parameter(0)
+  ROOT %while.1 = (s32[], bf16[128,256]{1,0}) while(%x.1), condition=%condition, body=%body
+}
+"""
+
+SLICED = """
+%cut (p: bf16[32,1024,128], i: s32[]) -> bf16[1024,128] {
+  %p = bf16[32,1024,128]{2,1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %layer = bf16[1,1024,128]{2,1,0} dynamic-slice(%p, %i, %zero, %zero), dynamic_slice_sizes={1,1024,128}
+  ROOT %flat = bf16[1024,128]{1,0} bitcast(%layer)
+}
+
+ENTRY %main (stack: bf16[32,1024,128], n: s32[]) -> bf16[1024,128] {
+  %stack = bf16[32,1024,128]{2,1,0} parameter(0)
+  %n = s32[] parameter(1)
+  ROOT %fusion = bf16[1024,128]{1,0SPACE} fusion(%stack, %n), kind=kLoop, calls=%cut
+}
+"""
+
+
+@pytest.mark.smoke
+def test_a_loop_counts_as_often_as_it_runs():
+    once, often = (costs(hlo.parse(LOOP.replace("BOUND", bound)), V5E) for bound in ("1", "32"))
+    assert once.seconds("mxu") == pytest.approx(3000 / V5E.clock)
+    assert once.efficiency == pytest.approx(2 * 128 * 256 * 512 / V5E.flops / (3000 / V5E.clock))
+    assert once.calls("sync") == {"all-gather/4": (1, 256 * 512 * 2 * 3 / 4)}
+    for part in ("mxu", "memory", "sync"):
+        assert often.seconds(part) == pytest.approx(32 * once.seconds(part))
+    assert often.serial == pytest.approx(often.seconds("mxu", "memory", "sync"))
+
+
+def test_an_open_loop_is_read_one_round_at_a_time():
+    program = hlo.parse(
+        LOOP.replace("%bound = s32[] constant(BOUND)", "%bound = s32[] get-tuple-element(%arg.1), index=0")
+    )
+    assert program.trips(program["main"]["while.1"]) is None
+    assert costs(program, V5E, unbounded=0).entries == ()
+    assert round_costs(program, V5E).seconds("mxu") == costs(program, V5E).seconds("mxu")
+    with pytest.raises(ValueError, match="does not decode"):
+        round_costs(hlo.parse(LOOP.replace("BOUND", "32")), V5E)
+
+
+@pytest.mark.parametrize(("space", "written"), [("", 1024 * 128 * 2), (":T(8,128)S(1)", 0)])
+def test_a_slice_reads_what_it_cuts_and_on_chip_memory_is_free(space, written):
+    index = 4
+    found = costs(hlo.parse(SLICED.replace("SPACE", space)), V5E)
+    assert found.bytes("memory") == 1024 * 128 * 2 + written + index
+
+
+def test_a_channel_counts_once_and_a_fused_all_reduce_half():
+    gather = (
+        "%{0} = bf16[256,512]{{1,0}} all-gather({0}.in), channel_id=3, replica_groups={{{{0,1}}}}, dimensions={{0}}"
+    )
+    text = "\n".join(
+        [
+            "%start (s: bf16[128,512]) -> bf16[256,512] {",
+            "  %s = bf16[128,512]{1,0} parameter(0)",
+            "  ROOT " + gather.format("all-gather.1").replace("all-gather.1.in", "%s"),
+            "}",
+            "%scatter (g: f32[64,64]) -> f32[64,64] {",
+            "  %g = f32[64,64]{1,0} parameter(0)",
+            "  ROOT %ar = f32[64,64]{1,0} all-reduce(%g), channel_id=4, replica_groups={{0,1}}, to_apply=%add",
+            "}",
+            "ENTRY %main (a: bf16[128,512], b: f32[64,64]) -> bf16[256,512] {",
+            "  %a = bf16[128,512]{1,0} parameter(0)",
+            "  %b = f32[64,64]{1,0} parameter(1)",
+            "  %async-collective-start.1 = bf16[256,512]{1,0} fusion(%a), kind=kCustom, calls=%start",
+            "  %async-collective-done.1 = bf16[256,512]{1,0} fusion(%a), kind=kCustom, calls=%start",
+            "  ROOT %all-reduce-scatter.1 = f32[32,64]{1,0} fusion(%b), kind=kCustom, calls=%scatter",
+            "}",
+        ]
+    )
+    found = costs(hlo.parse(text), V5E)
+    assert found.calls("async") == {"all-gather/2": (1, 256 * 512 * 2 / 2)}
+    assert found.calls("sync") == {"reduce-scatter/2": (1, 64 * 64 * 4 / 2)}
+    assert found.exposed == pytest.approx(found.seconds("async") - found.compute)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("replica_groups={{0,1,2,3},{4,5,6,7}}, x", 4),
+        ("replica_groups=[4,16]<=[16,4]T(1,0), x", 16),
+        ("replica_groups=mesh['replica'=4,'fsdp'=16,'tensor'=1] {'replica','fsdp'}, x", 64),
+        ("no groups", 1),
+    ],
+)
+def test_groups_in_all_spellings(text, size):
+    assert group_size(text) == size
+
+
+def test_a_stored_program_has_the_figures_of_the_reference_reader():
+    found = costs(hlo.parse(gzip.decompress(STORED.read_bytes()).decode()), V5E)
+    figures = [found.seconds(part) for part in ("mxu", "memory", "sync", "async")] + [found.bytes("memory") / 1e9]
+    assert figures == pytest.approx([3.831576e-3, 2.613042564e-4, 2.097152e-4, 2.796202667e-4, 0.214008186])
+    counted = {name: times for name, (times, _) in found.calls("kernels").items()}
+    assert counted == {"splash_mha_fwd_segmented_residuals": 6, "splash_mha_dkv_segmented_no_residuals": 3}
+
+
+def test_splash_calls_say_what_they_do():
+    program = hlo.parse(gzip.decompress(STORED.read_bytes()).decode())
+    calls = [i for c in program.values() for i in c.values() if i.op == "custom-call" and kernels.TARGET in i.text]
+    found = {kernels.splash(call) for call in calls}
+    # 4 rows x 16 heads x the 10 blocks of a causal triangle of 1024 / 256.
+    assert found == {kernels.Kernel(pass_, 256, 256, 128, 640) for pass_ in ("fwd", "fused")}
+
+
+@pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
+def test_kernels_never_beat_the_matrix_units(chip):
+    for pass_ in kernels.PRODUCTS:
+        for block in (128, 256, 512, 640, 700, 768, 1280, 2048):
+            kernel = kernels.Kernel(pass_, block, block, 128, 1)
+            assert kernel.bundles(chip) > kernels.least(pass_, block, block, 128, chip)
+
+
+def test_measured_blocks_cost_what_was_measured():
+    assert kernels.Kernel("fwd", 640, 640, 128, 1).bundles(CHIPS["v5p"]) == pytest.approx(3338)
+    # 7B, 13 rows of 1280: the 96 calls of a step with the forward pass twice, on the two cores of a v5p chip.
+    steps = 3 * 32 * 13
+    fwd, bwd = (kernels.Kernel(pass_, 640, 640, 128, steps).seconds(CHIPS["v5p"]) for pass_ in ("fwd", "fused"))
+    assert 64 * fwd + 32 * bwd == pytest.approx(0.127, abs=5e-4)
