@@ -2,7 +2,10 @@
 
 ``python run.py train configs/pods/lumina_34b_1024_v5p_512.py --distributed data.path=... data.tokenizer=...``
 
-Not compiled yet: ``run.py compile configs/pods/lumina_34b_1024_v5p_512.py --topology v5p:4x8x8`` tells whether it fits.
+What ``run.py compile configs/pods/lumina_34b_1024_v5p_512.py --topology v5p:4x8x8`` shows of one chip:
+
+    HBM GiB of 95.74  products s  traffic s  kernels s  collectives s         step s  MFU at most  compiled in
+    47.4              2.191       0.104      0.207      0.162 + 0.200 hidden  2.664   80.4%        119 s
 """
 
 from dataclasses import replace

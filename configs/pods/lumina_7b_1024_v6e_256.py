@@ -2,7 +2,10 @@
 
 ``python run.py train configs/pods/lumina_7b_1024_v6e_256.py --distributed data.path=... data.tokenizer=...``
 
-Not compiled yet: ``run.py compile configs/pods/lumina_7b_1024_v6e_256.py --topology v6e:16x16`` tells whether it fits.
+What ``run.py compile configs/pods/lumina_7b_1024_v6e_256.py --topology v6e:16x16`` shows of one chip:
+
+    HBM GiB of 31.25  products s  traffic s  kernels s  collectives s         step s  MFU at most  compiled in
+    17.7              0.303       0.055      0.093      0.095 + 0.000 hidden  0.546   40.5%        276 s
 """
 
 from dataclasses import replace
