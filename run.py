@@ -57,7 +57,25 @@ def _parser() -> argparse.ArgumentParser:
     train.set_defaults(run=_train)
 
     _add_compile(verbs)
+    _add_sample(verbs)
+    _add_convert(verbs)
+    _add_evaluate(verbs)
+    return parser
 
+
+def _add_compile(verbs: argparse._SubParsersAction) -> None:
+    check = verbs.add_parser("compile", help="what a config needs on a TPU pod and how fast it can be, without the pod")
+    _config_arguments(check)
+    check.add_argument("--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16")
+    check.add_argument("--slices", type=int, default=1, help="that many of it, joined by the data-center network (1)")
+    check.add_argument("--what", default="train,prefill,decode", help="programs, with commas (train,prefill,decode)")
+    check.add_argument("--plan", action="store_true", help="try ways to train it, and recommend one")
+    check.add_argument("--tries", type=int, default=6, help="with --plan: at most so many compilations (6)")
+    check.add_argument("--out", help="also write tables, JSON and the compiled programs into this folder")
+    check.set_defaults(run=_compile)
+
+
+def _add_sample(verbs: argparse._SubParsersAction) -> None:
     sample = verbs.add_parser("sample", help="text to pictures and text")
     _model_arguments(sample)
     sample.add_argument("--prompt", action="append", default=[], help="what to paint; may be given again")
@@ -76,37 +94,6 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--grid", action="store_true", help="also write all pictures on one sheet")
     sample.add_argument("--out", default="out/samples", help="folder for the PNGs (out/samples)")
     sample.set_defaults(run=_sample)
-
-    _add_convert(verbs)
-
-    evaluate = verbs.add_parser("evaluate", help="held-out loss, and how well the tokens of pictures are known")
-    _model_arguments(evaluate)
-    evaluate.add_argument(
-        "--data", help="a folder of run.py pretokenize the model has not seen: loss, accuracy, greedy"
-    )
-    evaluate.add_argument(
-        "--greedy", action="store_true", help="with --data: also paint each prompt greedily and compare"
-    )
-    evaluate.add_argument(
-        "--toy", type=int, metavar="N", help="paint N fresh prompts of the embedded world and judge them"
-    )
-    evaluate.add_argument("--sizes", type=int, default=128, help="with --toy: edge of the canvases' area in px (128)")
-    evaluate.add_argument("--pictures", nargs="+", metavar="FILE", help="reconstruct these through the image tokenizer")
-    evaluate.add_argument("--seed", type=int, default=0, help="with --toy: other seed, other prompts (0)")
-    evaluate.set_defaults(run=_evaluate)
-    return parser
-
-
-def _add_compile(verbs: argparse._SubParsersAction) -> None:
-    check = verbs.add_parser("compile", help="what a config needs on a TPU pod and how fast it can be, without the pod")
-    _config_arguments(check)
-    check.add_argument("--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16")
-    check.add_argument("--slices", type=int, default=1, help="that many of it, joined by the data-center network (1)")
-    check.add_argument("--what", default="train,prefill,decode", help="programs, with commas (train,prefill,decode)")
-    check.add_argument("--plan", action="store_true", help="try ways to train it, and recommend one")
-    check.add_argument("--tries", type=int, default=6, help="with --plan: at most so many compilations (6)")
-    check.add_argument("--out", help="also write tables, JSON and the compiled programs into this folder")
-    check.set_defaults(run=_compile)
 
 
 def _add_convert(verbs: argparse._SubParsersAction) -> None:
@@ -151,6 +138,24 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
     compare.add_argument("--seed", type=int, default=0, help="with logits: draws the prompts (0)")
     compare.add_argument("--tolerance", type=float, help="largest difference allowed (logits 5e-4, weights 0)")
     compare.set_defaults(run=_verify)
+
+
+def _add_evaluate(verbs: argparse._SubParsersAction) -> None:
+    evaluate = verbs.add_parser("evaluate", help="held-out loss, and how well the tokens of pictures are known")
+    _model_arguments(evaluate)
+    evaluate.add_argument(
+        "--data", help="a folder of run.py pretokenize the model has not seen: loss, accuracy, greedy"
+    )
+    evaluate.add_argument(
+        "--greedy", action="store_true", help="with --data: also paint each prompt greedily and compare"
+    )
+    evaluate.add_argument(
+        "--toy", type=int, metavar="N", help="paint N fresh prompts of the embedded world and judge them"
+    )
+    evaluate.add_argument("--sizes", type=int, default=128, help="with --toy: edge of the canvases' area in px (128)")
+    evaluate.add_argument("--pictures", nargs="+", metavar="FILE", help="reconstruct these through the image tokenizer")
+    evaluate.add_argument("--seed", type=int, default=0, help="with --toy: other seed, other prompts (0)")
+    evaluate.set_defaults(run=_evaluate)
 
 
 def _path_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,7 +52,7 @@ def model_config(settings: dict, file: Path) -> ModelConfig:
 
     Raises ValueError that begins with ``file`` for a field that is missing, no number, or not as in any Chameleon.
     """
-    try:
+    with _blaming(file):
         said = _numbers(settings | (settings.get("rope_parameters") or {}), HF_NUMBERS)
         if wrong := [f"{name} is {said[name]!r}" for name, value in HF_FIXED.items() if said.get(name, value) != value]:
             raise ValueError(f"{', '.join(wrong)}; Chameleon's models have {HF_FIXED}, and so has ours")
@@ -69,12 +71,6 @@ def model_config(settings: dict, file: Path) -> ModelConfig:
             eps=said["rms_norm_eps"],
             dropout=said.get("dropout", 0.0),
         )
-    except KeyError as missing:
-        raise ValueError(f"{file} says nothing of {missing}; it is not a Chameleon model's config.json") from None
-    except TypeError as error:
-        raise ValueError(f"{file} has a field of the wrong kind ({error}); fetch or write it again") from None
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
 
 
 def hugging_face_settings(cfg: ModelConfig, dtype: np.dtype, layout: str, base: dict) -> dict:
@@ -114,7 +110,7 @@ def meta_config(params: dict, file: Path) -> tuple[ModelConfig, int]:
 
     Raises ValueError that begins with ``file`` for a field that is missing, no number, or not as in any Chameleon.
     """
-    try:
+    with _blaming(file):
         said = _numbers(params, META_NUMBERS)
         if not said.get("qk_normalization", True):
             raise ValueError("qk_normalization is false; Chameleon's models all have it, and so does ours")
@@ -134,8 +130,15 @@ def meta_config(params: dict, file: Path) -> tuple[ModelConfig, int]:
             eps=said["norm_eps"],
             dropout=0.0,
         ), shards
+
+
+@contextmanager
+def _blaming(file: Path) -> Iterator[None]:
+    """Errors inside begin with ``file``."""
+    try:
+        yield
     except KeyError as missing:
-        raise ValueError(f"{file} says nothing of {missing}; it is not a Chameleon model's params.json") from None
+        raise ValueError(f"{file} says nothing of {missing}; it is not a Chameleon model's {file.name}") from None
     except TypeError as error:
         raise ValueError(f"{file} has a field of the wrong kind ({error}); fetch or write it again") from None
     except ValueError as error:

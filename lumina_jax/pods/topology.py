@@ -66,7 +66,7 @@ class Topology:
         """The chips as jax devices, in slices. Raises ImportError when libtpu is not installed."""
         if importlib.util.find_spec("libtpu") is None:
             raise ImportError(
-                "the TPU compiler is not installed; it runs on any Linux machine: pip install -r requirements-compile.txt"
+                "the TPU compiler is not installed; it runs on any Linux machine: pip install -r lumina_jax/pods/requirements.txt"
             )
         from jax.experimental.topologies import get_topology_desc
 
