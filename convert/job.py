@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -224,9 +225,18 @@ def whole(target: Path, replace: bool = False) -> Iterator[Path]:
         elif first:
             os.replace(unfinished, target)
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _remove(unfinished)
         raise
     multihost_utils.sync_global_devices(f"{target} in place")
+
+
+def _remove(folder: Path) -> None:
+    """Removes ``folder``, again if need be: threads of a library may still write into it for a moment after its error."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
+        if not folder.exists():
+            return
 
 
 def _move_into(folder: Path, target: Path) -> None:

@@ -103,8 +103,11 @@ def newest(folder: Path | str) -> Path:
 
 
 def read_experiment(checkpoint: Path) -> Experiment:
-    """The experiment that wrote ``checkpoint``."""
-    return from_dict(Experiment, ocp.checkpointables_metadata(checkpoint).custom_metadata[EXPERIMENT])
+    """The experiment that wrote ``checkpoint``. Raises ValueError where it does not say."""
+    metadata = ocp.checkpointables_metadata(checkpoint).custom_metadata or {}
+    if EXPERIMENT not in metadata:
+        raise ValueError(f"{checkpoint} does not say which experiment wrote it; it is not a checkpoint of run.py")
+    return from_dict(Experiment, metadata[EXPERIMENT])
 
 
 def load_weights(checkpoint: Path, shapes: Chameleon) -> Chameleon:

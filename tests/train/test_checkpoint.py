@@ -97,3 +97,11 @@ def test_only_the_latest_are_kept(tmp_path):
         saver.save(step, jax.tree.map(jnp.asarray, state))
     saver.close()
     assert [path.name for path in newest(tmp_path).parent.iterdir()] == ["30"]
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+    from orbax.checkpoint import v1 as ocp
+
+    ocp.save(tmp_path / "0", {"x": 1})
+    with pytest.raises(ValueError, match="does not say which experiment"):
+        read_experiment(tmp_path / "0")
