@@ -48,12 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verbs.add_parser("train", help="train a config, or go on where it stopped")
     _config_arguments(train)
-    train.add_argument(
-        "--distributed", action="store_true", help="join the other processes of the run: all is found on Cloud TPU"
-    )
-    train.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 is to be reached")
-    train.add_argument("--processes", type=int, metavar="N", help="elsewhere: how many there are")
-    train.add_argument("--process", type=int, metavar="I", help="elsewhere: which this is, from 0")
+    _process_arguments(train)
     train.set_defaults(run=_train)
 
     _add_compile(verbs)
@@ -102,9 +97,7 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
 
     bring = what.add_parser("import", help="any checkpoint into our own layout (Orbax)")
     _path_arguments(bring)
-    bring.add_argument(
-        "--distributed", action="store_true", help="join the other processes of a TPU pod; each reads its part"
-    )
+    _process_arguments(bring)
     bring.set_defaults(run=_import)
 
     send = what.add_parser("export", help="any checkpoint, a run's among them, into a layout for PyTorch")
@@ -117,7 +110,7 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
     )
     send.add_argument("--shards", type=int, help="number of files (default: 5 GB each; Meta: one per QK-norm group)")
     send.add_argument("--bin", action="store_true", help="torch's .bin files instead of safetensors")
-    send.add_argument("--distributed", action="store_true", help="join other processes; each writes its own files")
+    _process_arguments(send)
     send.set_defaults(run=_export)
 
     look = what.add_parser("inspect", help="what a folder holds, what is missing, and where to put it")
@@ -171,6 +164,15 @@ def _path_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vq", default="", help="a vqgan.ckpt (its .yaml beside it) that does not lie with the weights"
     )
+
+
+def _process_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--distributed", action="store_true", help="join the other processes of the run: all is found on Cloud TPU"
+    )
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 is to be reached")
+    parser.add_argument("--processes", type=int, metavar="N", help="elsewhere: how many there are")
+    parser.add_argument("--process", type=int, metavar="I", help="elsewhere: which this is, from 0")
 
 
 def _config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -284,6 +286,12 @@ def load_vq(path: str):
 
 def _train(options) -> None:
     cfg = load_experiment(options.config, options.changes)
+    with _group(options, cfg.pod) as group:
+        _train_in(group, cfg, options.config)
+
+
+def _group(options, limits):
+    """The processes that the command line joins, as a context; without --distributed this one alone."""
     place = (options.coordinator, options.processes, options.process)
     if not options.distributed and any(part is not None for part in place):
         raise ValueError("--coordinator, --processes and --process go with --distributed")
@@ -291,8 +299,7 @@ def _train(options) -> None:
 
     from lumina_jax.train.processes import Alone, joined
 
-    with joined(cfg.pod, *place) if options.distributed else nullcontext(Alone()) as group:
-        _train_in(group, cfg, options.config)
+    return joined(limits, *place) if options.distributed else nullcontext(Alone())
 
 
 def _train_in(group, cfg, config: str) -> None:
@@ -419,16 +426,18 @@ def _export(options) -> None:
 
 
 def _convert(options, layout: str, shards: int | None = None, binary: bool = False) -> None:
-    import jax
-
-    if options.distributed:
-        jax.distributed.initialize()
-    from convert.job import Wish, convert
+    from lumina_jax.config import PodConfig
 
     dtype = DTYPES[options.dtype] if options.dtype else ""
-    wish = Wish(layout, shards, dtype, binary, options.zero_image_head, options.tokenizer, options.vq)
-    notes = convert(options.source, options.target, wish)
-    if jax.process_index() == 0:
+    with _group(options, PodConfig()):
+        import jax
+
+        from convert.job import Wish, convert
+
+        wish = Wish(layout, shards, dtype, binary, options.zero_image_head, options.tokenizer, options.vq)
+        notes = convert(options.source, options.target, wish)
+        first = jax.process_index() == 0
+    if first:
         print("\n".join([str(Path(options.target)), *(f"note: {note}" for note in notes)]))
 
 

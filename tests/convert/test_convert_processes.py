@@ -63,3 +63,21 @@ def test_processes_convert_as_one(processes, devices, mesh, tmp_path):
         # Norms lie on every device; a file holds whole weights.
         assert total <= sum(read) <= 1.05 * total, step
         assert max(read) <= 1.5 * total / processes, step
+
+
+def test_the_command_line_joins_processes(tmp_path):
+    start, target = write_meta(tmp_path / "meta", Sizes()), tmp_path / "ours"
+    repository = HERE.parents[1]
+    command = [sys.executable, "run.py", "convert", "import", str(start), str(target), "--distributed"]
+    place = ["--coordinator", f"localhost:{free_port()}", "--processes", "2", "--process"]
+    shared = dict(cwd=repository, env={**os.environ, "JAX_PLATFORMS": "cpu"}, text=True, stdout=subprocess.PIPE)
+    running = [subprocess.Popen([*command, *place, str(rank)], **shared) for rank in range(2)]
+    try:
+        said = [process.communicate(timeout=150)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, 0]
+    assert str(target) in said[0] and str(target) not in said[1]
+    verified = subprocess.run([sys.executable, "run.py", "convert", "verify", start, target], **shared)
+    assert verified.returncode == 0, verified.stdout
