@@ -10,7 +10,7 @@ REPO = Path(__file__).resolve().parents[1]
 # One dict per floor, room -> its files; a file may import those before it in its room, and every file of a lower floor.
 # The room "" is the files that lie in lumina_jax itself. A new file must be given its place here.
 FLOORS = (
-    {"": ("config", "vocab", "batch")},
+    {"": ("config", "vocab", "batch", "page")},
     {"": ("layout", "conversation", "pixels", "sharding")},
     {"model": ("params", "parts", "rotation", "attention", "splash", "chameleon", "vqvae", "patchvq")},
     {
@@ -38,7 +38,7 @@ FLOORS = (
             "source",
             "tokenizer",
             "fit",
-            "report_parts",
+            "drawings",
             "report",
             "score",
             "quickstart",

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_jax.toyworld import report_parts as parts
-from lumina_jax.toyworld.report_parts import Html, Pixels, join, section, tag
+from lumina_jax import page
+from lumina_jax.page import Html, join, section, tag
+from lumina_jax.toyworld import drawings
+from lumina_jax.toyworld.drawings import Pixels
 
 STYLE = Path(__file__).with_name("report.css")
 SCALE = 1.5
@@ -100,16 +102,9 @@ def write_report(report: Report, path: Path) -> Path:
 
 
 def _page(report: Report) -> str:
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width,initial-scale=1"),
-        tag("title", report.title),
-        tag("style", Html(STYLE.read_text(encoding="utf-8"))),
-    )
     sections = (_scores, _samples, _progress, _knobs, _rebuilt, _losses, _timings, _again)
-    main = tag("main", _top(report), *(show(report) for show in sections))
-    return "<!doctype html>\n" + tag("html", head, tag("body", main), lang="en") + "\n"
+    content = (_top(report), *(show(report) for show in sections))
+    return page.page(report.title, STYLE.read_text(encoding="utf-8"), *content)
 
 
 def _top(report: Report) -> Html:
@@ -120,7 +115,7 @@ def _top(report: Report) -> Html:
         f" were painted with every stated fact right, on {len(last.canvases)} canvases of about {last.size} × {last.size} px, "
         f"by a model trained from nothing with a budget of {report.minutes:g} minutes."
     )
-    drawing = parts.canvases([stage.canvases for stage in report.stages])
+    drawing = drawings.canvases([stage.canvases for stage in report.stages])
     return tag("header", tag("div", tag("h1", report.title), tag("p", claim, rest)), drawing)
 
 
@@ -137,17 +132,17 @@ def _scores(report: Report) -> Html:
 
 
 def _score_rows(number: int, stage: Stage) -> Html:
-    drawing = parts.canvases([stage.canvases], number)
+    drawing = drawings.canvases([stage.canvases], number)
     about = f"{len(stage.canvases)} of about {stage.size} × {stage.size} px"
     cells = [tag("th", stage.name, rowspan=2, scope="rowgroup"), tag("td", drawing, about, rowspan=2, class_="shapes")]
-    for value in (f"{stage.steps:,}", parts.short(stage.tokens), parts.duration(stage.seconds)):
+    for value in (f"{stage.steps:,}", page.short(stage.tokens), page.duration(stage.seconds)):
         cells.append(tag("td", value, rowspan=2))
     rows = [_score_cells("fresh", stage.fresh), _score_cells("held-out compositions", stage.held_out)]
-    return tag("tbody", tag("tr", *cells, rows[0]), tag("tr", rows[1]), class_=parts.hue(number))
+    return tag("tbody", tag("tr", *cells, rows[0]), tag("tr", rows[1]), class_=drawings.hue(number))
 
 
 def _score_cells(name: str, score: Score) -> Html:
-    shares = (tag("td", parts.meter(share)) for share in (score.all_right, score.size_obeyed))
+    shares = (tag("td", page.meter(share)) for share in (score.all_right, score.size_obeyed))
     return join(tag("td", f"{score.count} {name}"), *shares)
 
 
@@ -180,9 +175,9 @@ def _facts(painted: Painted, wrong_only: bool = False) -> Html:
 def _framed(painted: Painted, scale: float) -> Html:
     """A picture in the colour of its verdict, or the gap it left."""
     if painted.image is None:
-        return parts.gap(painted.size, scale)
+        return drawings.gap(painted.size, scale)
     verdict = "right" if painted.all_right else "wrong"
-    return tag("div", parts.picture(painted.image, f"{painted.prompt} ({verdict})", scale), class_=f"frame {verdict}")
+    return tag("div", page.picture(painted.image, f"{painted.prompt} ({verdict})", scale), class_=f"frame {verdict}")
 
 
 def _progress(report: Report) -> Html:
@@ -190,14 +185,16 @@ def _progress(report: Report) -> Html:
         return Html()
     words = "The same prompts after each stage, as in the paper's Figure 4. A picture with a fact wrong says which."
     heads = (
-        tag("th", stage.name, tag("small", f"about {stage.size} × {stage.size} px"), class_=parts.hue(n), scope="col")
+        tag(
+            "th", stage.name, tag("small", f"about {stage.size} × {stage.size} px"), class_=drawings.hue(n), scope="col"
+        )
         for n, stage in enumerate(report.stages)
     )
     rows = (
         (row[0].prompt, (tag("td", _framed(painted, SCALE), _facts(painted, True)) for painted in row))
         for row in report.progress
     )
-    return section("After each stage", words, parts.grid(heads, rows, "grid"))
+    return section("After each stage", words, page.grid(heads, rows, "grid"))
 
 
 def _knobs(report: Report) -> Html:
@@ -216,7 +213,7 @@ def _knobs(report: Report) -> Html:
         for g in sorted({knob.guidance for knob in report.knobs})
     )
     prompts = tag("ol", *(tag("li", prompt) for prompt in asked), class_="prompts")
-    return section("Guidance, temperature and top-k", words, prompts, parts.grid(heads, rows, "grid knobs"))
+    return section("Guidance, temperature and top-k", words, prompts, page.grid(heads, rows, "grid knobs"))
 
 
 def _knob(knob: Knob) -> Html:
@@ -225,7 +222,7 @@ def _knob(knob: Knob) -> Html:
     share = float(np.mean([painted.all_right for painted in knob.painted]))
     scale = SCALE if len(knob.painted) == 1 else SMALL
     pictures = tag("div", *(_framed(painted, scale) for painted in knob.painted), class_="few")
-    return tag("td", pictures, parts.meter(share))
+    return tag("td", pictures, page.meter(share))
 
 
 def _rebuilt(report: Report) -> Html:
@@ -235,29 +232,29 @@ def _rebuilt(report: Report) -> Html:
     words = (
         "What the codebook keeps is the most a model of its codes can paint: originals beside the same pictures encoded and "
         f"decoded. Over {book['pictures']:,.0f} unseen pictures: PSNR {book['psnr_db']:.1f} dB, "
-        f"{parts.percent(book['exact'])} exact, {parts.percent(book['codes_used'])} of the codes used, "
+        f"{page.percent(book['exact'])} exact, {page.percent(book['codes_used'])} of the codes used, "
         f"perplexity {book['perplexity']:,.1f}."
     )
-    pairs = (parts.pair(*pair, SMALL) for pair in zip(report.originals, report.rebuilt, strict=True))
+    pairs = (drawings.pair(*pair, SMALL) for pair in zip(report.originals, report.rebuilt, strict=True))
     return section("Pictures through the codebook", words, tag("div", *pairs, class_="pairs"))
 
 
 def _losses(report: Report) -> Html:
-    lines = [(s.name, parts.hue(n), s.losses) for n, s in enumerate(report.stages) if s.losses]
+    lines = [(s.name, drawings.hue(n), s.losses) for n, s in enumerate(report.stages) if s.losses]
     if not lines:
         return Html()
     words = (
         "Faint: the loss as logged. Strong: smoothed. Each stage starts from the weights of the one before, on larger "
         "canvases; beside its name stands where it ended."
     )
-    return section("Training loss", words, tag("div", parts.curves(lines), class_="wide"))
+    return section("Training loss", words, tag("div", drawings.curves(lines), class_="wide"))
 
 
 def _timings(report: Report) -> Html:
     if not report.timings:
         return Html()
-    total = parts.duration(sum(seconds for _, seconds in report.timings))
-    return section("Time", f"{total} in all, compilation included. {report.machine}.", parts.bars(report.timings))
+    total = page.duration(sum(seconds for _, seconds in report.timings))
+    return section("Time", f"{total} in all, compilation included. {report.machine}.", page.bars(report.timings))
 
 
 def _again(report: Report) -> Html:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lumina_jax.page import LONE, duration, short
+from lumina_jax.toyworld.drawings import curves
 from lumina_jax.toyworld.report import Knob, Painted, Report, Score, Stage, write_report
-from lumina_jax.toyworld.report_parts import LONE, curves, duration, short
 
 EVIL = '<script src="x">&'
 PROMPTS = ("a red circle", EVIL + "1", EVIL + "2", "a blue square")

@@ -1,22 +1,18 @@
-"""What the report is built of: tags that escape, pictures and drawings that need no other file, numbers in words."""
+"""The drawings of the report: canvases, pairs of pictures, curves of losses."""
 
-import base64
-import html
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
+
+from lumina_jax.page import Html, join, picture, tag
 
 Pixels = tuple[int, int]
 Points = Sequence[tuple[int, float]]
 
 HUES = 4
 """Stages wear the classes hue0, hue1, ... of report.css in turn."""
-LONE = ("img", "meta")
-"""Tags without content or end."""
 WIDTH, HEIGHT = 1120, 380
 LEFT, TOP, RIGHT, BOTTOM = 68, 40, 1104, 324
 """The chart and its frame, in units of its view box."""
@@ -25,45 +21,9 @@ LEAST_LOSS = 1e-4
 """A logarithmic axis has no place for zero."""
 
 
-class Html(str):
-    """Markup. Every other string is text, and is escaped on its way into a tag."""
-
-
-def tag(kind: str, /, *children: str, **attributes: str | float) -> Html:
-    """An element around its children; attributes are written with "-" for "_", and ``class_`` for class."""
-    written = (f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(v))}"' for key, v in attributes.items())
-    start = f"<{kind}{''.join(written)}>"
-    return Html(start if kind in LONE else f"{start}{join(*children)}</{kind}>")
-
-
-def join(*children: str) -> Html:
-    """Children one after another, texts escaped."""
-    return Html("".join(child if isinstance(child, Html) else html.escape(child) for child in children))
-
-
 def hue(stage: int) -> str:
     """The class that colours what belongs to a stage."""
     return f"hue{stage % HUES}"
-
-
-def section(title: str, words: str, *content: str) -> Html:
-    return tag("section", tag("h2", title), tag("p", words), *content)
-
-
-def grid(heads: Iterable[Html], rows: Iterable[tuple[str, Iterable[Html]]], class_: str) -> Html:
-    """A table with ``heads`` (th) over its columns, and rows of (name, cells (td))."""
-    body = (tag("tr", tag("th", name, scope="row"), *cells) for name, cells in rows)
-    table = tag("table", tag("thead", tag("tr", tag("td"), *heads)), tag("tbody", *body), class_=class_)
-    return tag("div", table, class_="wide")
-
-
-def picture(image: np.ndarray, alt: str, scale: float) -> Html:
-    """A picture u8[Y X 3] as an inline PNG, ``scale`` CSS px for each of its own."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", optimize=True)
-    source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    height, width = image.shape[:2]
-    return tag("img", src=source, alt=alt, width=round(width * scale), height=round(height * scale))
 
 
 def pair(original: np.ndarray, rebuilt: np.ndarray, scale: float) -> Html:
@@ -91,41 +51,6 @@ def canvases(groups: Sequence[Sequence[Pixels]], stage: int = 0) -> Html:
     ]
     view = f"{-reach:g} {-reach:g} {2 * reach:g} {2 * reach:g}"
     return tag("svg", *rects, viewBox=view, class_="canvases", role="img", aria_label="canvas sizes, centred")
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f}%"
-
-
-def meter(share: float) -> Html:
-    """A share 0..1 in words and as a bar."""
-    bar = tag("span", class_="bar", style=f"--share:{100 * share:.1f}%")
-    return tag("div", tag("b", percent(share)), bar, class_="meter")
-
-
-def bars(rows: Sequence[tuple[str, float]]) -> Html:
-    """Names with their seconds, as bars of which the longest is full."""
-    most = max(seconds for _, seconds in rows) or 1.0
-    cells = []
-    for name, seconds in rows:
-        bar = tag("span", class_="bar", style=f"--share:{100 * seconds / most:.1f}%")
-        cells += [tag("dt", name), tag("dd", bar, duration(seconds))]
-    return tag("dl", *cells, class_="bars")
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {seconds} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def short(number: int) -> str:
-    """A count in at most four signs, such as 3.4M."""
-    for unit, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if number >= unit:
-            return f"{number / unit:.3g}{letter}"
-    return str(number)
 
 
 def curves(lines: Sequence[tuple[str, str, Points]]) -> Html:
