@@ -13,5 +13,5 @@ experiment = replace(
     stage,
     name="lumina_34b_512_v6e_256",
     data=replace(stage.data, batch=1024),
-    mesh=replace(stage.mesh, replica=16, fsdp=16, remat="block", dropout_rng="local", loss_chunk=256),
+    mesh=replace(stage.mesh, replica=16, fsdp=16, remat="qkv_out", dropout_rng="local", loss_chunk=256),
 )

@@ -13,5 +13,5 @@ experiment = replace(
     stage,
     name="lumina_34b_768_v5p_512",
     data=replace(stage.data, batch=512),
-    mesh=replace(stage.mesh, replica=16, fsdp=16, remat="matmuls", dropout_rng="local", loss_chunk=256),
+    mesh=replace(stage.mesh, replica=16, fsdp=16, remat="matmuls", dropout_rng="local", loss_chunk=640),
 )
