@@ -39,23 +39,69 @@ def _parser() -> argparse.ArgumentParser:
     quickstart.add_argument("--out", default="out/quickstart", help="folder of everything it makes (out/quickstart)")
     quickstart.set_defaults(run=_quickstart)
 
-    pretokenize = verbs.add_parser("pretokenize", help="pictures and text to token shards")
-    _config_arguments(pretokenize)
-    pretokenize.add_argument("--source", required=True, help="a JSON or JSONL file of records, or toy:COUNT")
-    pretokenize.add_argument("--fit", action="store_true", help="first fit codebook and tokenizer to these records")
-    pretokenize.add_argument("--seed", type=int, default=0, help="draws the crops, and the toy world's scenes (0)")
-    pretokenize.set_defaults(run=_pretokenize)
+    _add_pretokenize(verbs)
 
     train = verbs.add_parser("train", help="train a config, or go on where it stopped")
     _config_arguments(train)
     _process_arguments(train)
     train.set_defaults(run=_train)
 
+    _add_data(verbs)
     _add_compile(verbs)
     _add_sample(verbs)
     _add_convert(verbs)
     _add_evaluate(verbs)
     return parser
+
+
+def _add_data(verbs: argparse._SubParsersAction) -> None:
+    data = verbs.add_parser("data", help="look at tokens before training, and prepare sources to share them")
+    what = data.add_subparsers(dest="what", required=True, metavar="WHAT")
+
+    look = what.add_parser("inspect", help="counts, lengths, batches, mixture, and samples to read")
+    look.add_argument("path", help="a folder of run.py pretokenize, or several with commas between")
+    look.add_argument("--config", help="a config: its buckets, mixture, tokenizer and VQ model")
+    look.add_argument("changes", nargs="*", metavar="a.b=value", help="with --config: fields to change")
+    look.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the config's)")
+    look.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: the config's)")
+    look.add_argument("--samples", type=int, default=24, help="records on the sheet (24)")
+    look.add_argument("--seed", type=int, default=0, help="draws the samples (0)")
+    look.add_argument("--out", default="out/data.html", help="the sheet (out/data.html)")
+    look.set_defaults(run=_data_inspect)
+
+    prepare = what.add_parser("prepare", help="any source to a TFDS data set, made once and shared")
+    prepare.add_argument("--source", required=True, help="as of run.py pretokenize")
+    prepare.add_argument("--name", required=True, help="of the data set")
+    prepare.add_argument("--out", required=True, help="the TFDS data_dir; read it as tfds:NAME@OUT")
+    prepare.set_defaults(run=_data_prepare)
+
+
+def _add_pretokenize(verbs: argparse._SubParsersAction) -> None:
+    pretokenize = verbs.add_parser("pretokenize", help="pictures and text to token shards")
+    _config_arguments(pretokenize)
+    pretokenize.add_argument("--source", required=True, help="toy:COUNT, or any of lumina_jax.data.sources.open_source")
+    pretokenize.add_argument("--fit", action="store_true", help="first fit codebook and tokenizer to these records")
+    pretokenize.add_argument("--seed", type=int, default=0, help="draws the crops, and the toy world's scenes (0)")
+    pretokenize.add_argument(
+        "--sizes", type=_numbers, metavar="S,S", help="read once for several stages: data.size S into data.path/S, each"
+    )
+    pretokenize.add_argument(
+        "--max-tokens",
+        type=_numbers,
+        metavar="N",
+        help="reject what takes more tokens; 0 for no limit; with --sizes one for all or one for each (what data.buckets hold)",
+    )
+    pretokenize.add_argument("--shard-records", type=int, default=8192, help="source records of a shard (8192)")
+    share = pretokenize.add_mutually_exclusive_group()
+    share.add_argument(
+        "--worker", metavar="I/N", help="the share of process I of N, from 0; auto on a TPU pod, Slurm or MPI"
+    )
+    share.add_argument("--shards", metavar="A:B", help="only the shards from A up to but not with B")
+    share.add_argument("--runner", help="run as an Apache Beam pipeline on this runner: DirectRunner, DataflowRunner")
+    pretokenize.add_argument(
+        "--beam", default="", metavar="OPTIONS", help="with --runner: Beam's own options, as one text"
+    )
+    pretokenize.set_defaults(run=_pretokenize)
 
 
 def _add_compile(verbs: argparse._SubParsersAction) -> None:
@@ -197,6 +243,12 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def _numbers(text: str) -> list[int]:
+    if not all(part.isdigit() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one or more whole numbers with commas, such as 512,768,1024")
+    return [int(part) for part in text.split(",")]
+
+
 def _positive(text: str) -> float:
     value = float(text)
     if value <= 0:
@@ -229,32 +281,91 @@ def _pretokenize(options) -> None:
     cfg = load_experiment(options.config, options.changes)
     if not cfg.data.path:
         raise ValueError("data.path is empty; say where the tokens go: data.path=FOLDER")
-    from lumina_jax.data.pretokenize import pretokenize
-    from lumina_jax.vocab import Vocab
+    from functools import partial
+    from shlex import split
 
-    source, sizes = _source(options, cfg)
+    from lumina_jax.data.pretokenize import pretokenize_stages
+
+    source, sizes = _source(options.source, options.seed, cfg)
     if options.fit:
         _fit(cfg, source, options, sizes)
-    vocab = Vocab.load(cfg.data.tokenizer)
-    vq = load_vq(cfg.vq.path)
-    manifest = pretokenize(source, vq, vocab, cfg.data.path, cfg.data, options.seed, sizes=sizes)
-    print(f"{cfg.data.path}: {manifest.kept:,} records, {manifest.tokens:,} tokens, {manifest.rejected:,} rejected")
+    stages, own = _stages(options, cfg, sizes), _own(options, cfg)
+    arguments = dict(shard_records=options.shard_records, threads=cfg.data.threads, name=options.source)
+    if options.runner:
+        from lumina_jax.data.beam import pretokenize_with_beam
+
+        beam = [f"--runner={options.runner}", *split(options.beam)]
+        parts = partial(_parts, options.source, options.seed, cfg)
+        manifests = pretokenize_with_beam(parts, stages, options.seed, beam, **arguments)
+    else:
+        parts = _parts(options.source, options.seed, cfg)
+        manifests = pretokenize_stages(*parts, stages, options.seed, own=own, **arguments)
+    for stage, manifest in zip(stages, manifests, strict=False):
+        print(f"{stage.out}: {manifest.kept:,} records, {manifest.tokens:,} tokens, {manifest.rejected:,} rejected")
 
 
-def _source(options, cfg):
+def _parts(spec: str, seed: int, cfg):
+    """(source, VQ model, tokenizer), opened here: a Beam worker calls this too."""
+    from lumina_jax.vocab import Vocab
+
+    return _source(spec, seed, cfg)[0], load_vq(cfg.vq.path), Vocab.load(cfg.data.tokenizer)
+
+
+def _stages(options, cfg, sizes) -> list:
+    """The folders to write: data.path, or one in it for each of --sizes."""
+    from lumina_jax.data.making import Stage
+    from lumina_jax.layout import crop_sizes
+
+    if options.sizes and sizes:
+        raise ValueError(f"--sizes goes with pictures to crop; {options.source} draws its own, for data.size")
+    edges = options.sizes or [cfg.data.size]
+    limits = options.max_tokens or [0 if options.sizes else cfg.data.buckets[-1] + 1]
+    if len(limits) not in (1, len(edges)):
+        raise ValueError(f"--max-tokens has {len(limits)} numbers for {len(edges)} sizes; give one, or one for each")
+    limits = limits * len(edges) if len(limits) == 1 else limits
+    place = cfg.data.path.rstrip("/")
+    return [
+        Stage(
+            f"{place}/{edge}" if options.sizes else place,
+            tuple(sizes or crop_sizes(edge, cfg.data.patch, cfg.data.max_ratio)),
+            limit or None,
+        )
+        for edge, limit in zip(edges, limits, strict=True)
+    ]
+
+
+def _own(options, cfg) -> slice:
+    """The shards that --worker or --shards give to this process."""
+    if options.worker == "auto":
+        from lumina_jax.train.processes import find_place
+
+        try:
+            place = find_place(None, None, None, cfg.pod.wait)
+        except ValueError as error:
+            raise ValueError("no TPU pod, Slurm or MPI job is to be found here; give --worker I/N") from error
+        return slice(place.index, None, place.processes)
+    text, mark = (options.worker, "/") if options.worker else (options.shards or "0:", ":")
+    first, sign, last = text.partition(mark)
+    wrong = not sign or not first.isdigit() or not (last.isdigit() or (mark == ":" and not last))
+    if wrong or (mark == "/" and int(first) >= int(last)):
+        raise ValueError(f"{text!r}: expected --worker I/N with I from 0 to N - 1, or --shards A:B")
+    return slice(int(first), None, int(last)) if mark == "/" else slice(int(first), int(last) if last else None)
+
+
+def _source(spec: str, seed: int, cfg):
     """(records, canvas sizes or None for the config's crops) of --source."""
-    kind, _, count = options.source.partition(":")
+    kind, _, count = spec.partition(":")
     if kind == "toy":
         from lumina_jax.toyworld.scenes import MINI
         from lumina_jax.toyworld.source import ToySource, training_sizes
 
         if not count.isdigit() or int(count) < 1:
-            raise ValueError(f"--source {options.source}: say how many scenes, as toy:10000")
-        source = ToySource(MINI, training_sizes(cfg.data.size), int(count), options.seed)
+            raise ValueError(f"--source {spec}: say how many scenes, as toy:10000")
+        source = ToySource(MINI, training_sizes(cfg.data.size), int(count), seed)
         return source, source.sizes
-    from lumina_jax.data.sources import JsonSource
+    from lumina_jax.data.sources import open_source
 
-    return JsonSource(options.source), None
+    return open_source(spec, seed), None
 
 
 def _fit(cfg, source, options, sizes) -> None:
@@ -268,6 +379,40 @@ def _fit(cfg, source, options, sizes) -> None:
         return
     report = fit(source, cfg.vq, cfg.data, options.seed, sizes)
     print(f"{cfg.vq.path}: {json.dumps(report)}")
+
+
+def _data_inspect(options) -> None:
+    cfg = load_experiment(options.config, [*options.changes, f"data.path={options.path}"]) if options.config else None
+    if options.changes and not cfg:
+        raise ValueError(f"{options.changes[0]} changes a config; name it with --config")
+    if options.samples < 1:
+        raise ValueError(f"--samples {options.samples}; give at least 1")
+    from lumina_jax.data.inspect import printed, sheet, tables
+    from lumina_jax.data.shards import Shards, check_made_with
+    from lumina_jax.vocab import Vocab
+
+    folders = [Shards(path.strip()) for path in options.path.split(",")]
+    found = list(tables(folders, cfg and cfg.data, options.seed))
+    print(printed(found))
+    tokenizer, vq = options.tokenizer or (cfg and cfg.data.tokenizer), options.vq or (cfg and cfg.vq.path)
+    if not tokenizer or not vq:
+        print("no samples without a tokenizer and a VQ model: name them with --tokenizer and --vq, or with --config")
+        return
+    vocab = Vocab.load(tokenizer)
+    for folder in folders:
+        check_made_with(folder.manifest, vocab, where=str(folder.path))
+    out = Path(options.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(sheet(folders, found, vocab, load_vq(vq), options.samples, options.seed), encoding="utf-8")
+    print(out)
+
+
+def _data_prepare(options) -> None:
+    from lumina_jax.data.prepare import prepare
+    from lumina_jax.data.sources import open_source
+
+    folder = prepare(open_source(options.source), options.out, options.name)
+    print(f"{folder}: read it as tfds:{options.name}@{options.out}")
 
 
 def load_vq(path: str):

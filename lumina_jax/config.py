@@ -87,18 +87,29 @@ class VQConfig:
 class DataConfig:
     """Where the tokens come from and how they are batched.
 
-    ``path`` is a folder written by ``run.py pretokenize``. ``size`` is the edge of the square whose area the crops have;
-    ``patch`` is the unit of a size token in pixels. ``buckets`` are the token lengths batches are padded to, shortest first.
+    ``path`` is a folder written by ``run.py pretokenize``, or several with commas between; ``weights`` their shares, of the
+    records or of the tokens as ``mix_by`` says, without which each record comes once an epoch. ``size`` is the edge of the
+    square whose area the crops have; ``patch`` is the unit of a size token in pixels.
+
+    ``buckets`` are the lengths that rows of tokens have, shortest first. Each batch has rows of one of them: ``batch`` of the
+    longest, and of shorter ones as many more as keep the number of tokens, in multiples of ``row_multiple`` (0: of ``batch``).
+    With ``packing`` short samples share a row.
+
     ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.1).
+    ``threads`` read ahead, two batches each; none reads when asked.
     """
 
     path: str = ""
+    weights: tuple[float, ...] = ()
+    mix_by: str = "records"
     tokenizer: str = ""
     size: int = 512
     patch: int = 32
     max_ratio: float = 4.0
     buckets: tuple[int, ...] = (1280,)
     batch: int = 256
+    row_multiple: int = 0
+    packing: bool = True
     drop_context: float = 0.1
     threads: int = 2
 
@@ -111,7 +122,27 @@ class DataConfig:
             f"data.buckets={self.buckets} must be positive token lengths in rising order, at least one",
         )
         _require(self.batch >= 1, f"data.batch={self.batch}; it must be at least 1")
+        _require(
+            self.row_multiple >= 0 and self.batch % (self.row_multiple or 1) == 0,
+            f"data.row_multiple={self.row_multiple} does not divide data.batch={self.batch}; make it a divisor of it, or 0",
+        )
+        _require(
+            not self.weights or (len(self.weights) == len(self.paths) and min(self.weights) > 0),
+            f"data.weights={self.weights} must be positive, one for each folder of data.path={self.path}",
+        )
+        _require(self.mix_by in ("records", "tokens"), f"data.mix_by={self.mix_by!r}; choose 'records' or 'tokens'")
         _require(0 <= self.drop_context <= 1, f"data.drop_context={self.drop_context} is not in [0, 1]")
+        _require(self.threads >= 0, f"data.threads={self.threads}; it must not be negative (0 reads when asked)")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The folders of ``path``."""
+        return tuple(part.strip() for part in self.path.split(","))
+
+    def rows(self, length: int) -> int:
+        """How many rows a batch of rows of ``length`` has."""
+        multiple = self.row_multiple or self.batch
+        return self.batch * self.buckets[-1] // length // multiple * multiple
 
 
 @dataclass(frozen=True)
@@ -249,13 +280,17 @@ class ProfileConfig:
         return range(int(first), int(end)) if self.steps else range(0)
 
 
+PARALLEL = ("off", "sjd", "coupled", "continued")
+
+
 @dataclass(frozen=True)
 class SampleConfig:
     """How tokens are drawn (paper section 2.4, inference_solver.py of the original).
 
     ``guidance`` is the released code's scale g: ``g * (cond - uncond) + uncond``; 1 switches guidance off.
     ``min_p`` keeps tokens with p_cond >= min_p * max p_cond; 0 switches it off. Temperature acts after top-k.
-    ``parallel`` is the decoding method; "off" draws one token per pass.
+    ``parallel`` is the way of decoding. None changes how answers are distributed: "off" draws one token per pass; "sjd", "coupled"
+    and "continued" judge the drafts of a whole ``window`` in each (lumina_jax/sample/speculative.py says how).
     """
 
     guidance: float = 4.0
@@ -265,6 +300,7 @@ class SampleConfig:
     min_p: float = 0.0
     max_new_tokens: int = 8192
     parallel: str = "off"
+    window: int = 16
 
     def __post_init__(self):
         _require(self.guidance >= 0, f"sample.guidance={self.guidance}; it must not be negative (1 is off)")
@@ -274,7 +310,10 @@ class SampleConfig:
         for name in ("image_top_k", "text_top_k", "max_new_tokens"):
             _require(getattr(self, name) >= 1, f"sample.{name} is {getattr(self, name)}; it must be at least 1")
         _require(0 <= self.min_p <= 1, f"sample.min_p={self.min_p} is not in [0, 1]")
-        _require(self.parallel == "off", f"sample.parallel={self.parallel!r}; this version decodes with 'off' only")
+        _require(
+            self.parallel in PARALLEL, f"sample.parallel={self.parallel!r}; it choose one of {', '.join(PARALLEL)}"
+        )
+        _require(self.window >= 2, f"sample.window={self.window}; a pass must hold at least 2 tokens")
 
 
 @dataclass(frozen=True)
@@ -283,7 +322,8 @@ class Experiment:
 
     ``start`` names a checkpoint folder of an earlier stage whose weights begin this one (empty: random weights).
     ``save_every`` and ``keep`` rule the checkpoints under ``out``; ``log_every`` the lines of metrics.jsonl.
-    ``compile_cache`` is a folder that keeps compiled programs for the next start (empty: JAX_COMPILATION_CACHE_DIR, or none).
+    ``compile_cache`` is a folder that keeps compiled programs for the next start (empty: JAX_COMPILATION_CACHE_DIR, or none);
+    ``compile_ahead`` compiles the step for all of ``data.buckets`` before the first, not each when it first comes.
     """
 
     name: str = "experiment"
@@ -294,6 +334,7 @@ class Experiment:
     keep: int = 2
     log_every: int = 1
     compile_cache: str = ""
+    compile_ahead: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     vq: VQConfig = field(default_factory=VQConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -309,6 +350,10 @@ class Experiment:
         _require(
             self.data.batch % self.optim.accumulate == 0,
             f"data.batch={self.data.batch} is not a multiple of optim.accumulate={self.optim.accumulate}",
+        )
+        _require(
+            self.data.row_multiple % self.optim.accumulate == 0,
+            f"data.row_multiple={self.data.row_multiple} is not a multiple of optim.accumulate={self.optim.accumulate}",
         )
 
 

@@ -4,19 +4,91 @@ Source: FlexARItemProcessor and its base class (item_processor.py of the origina
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from lumina_jax.config import SampleConfig
 from lumina_jax.layout import encode_grid, images_in
-from lumina_jax.vocab import END_OF_TURN, IMAGE_SYMBOL, Vocab
+from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 
 Turn = tuple[str, str | None]
 """What the human says and what the assistant answers; None asks for the answer."""
 
 
+@dataclass(frozen=True)
+class Task:
+    """A capability: the words that ask for it (paper Figures 12 to 16), and how its answer is sampled by default."""
+
+    request: str
+    guidance: float
+    image_top_k: int
+
+
+TASKS = {
+    "generate": Task("Generate an image of {width}x{height} according to the following prompt:\n{text}", 4.0, 2000),
+    "segmentation": Task("Semantic segmentation. <|image|>", 1.0, 200),
+    # Released checkpoints were served with this spelling (demo_image2image.py).
+    "segmentation_as_served": Task("Segmentic segmentation. <|image|>", 1.0, 200),
+    "depth": Task("Depth estimation. <|image|>", 1.0, 200),
+    "normal": Task("Surface normal estimation. <|image|>", 1.0, 200),
+    "pose": Task("Human pose estimation. <|image|>", 1.0, 200),
+    "detect": Task("Detect: {text}. <|image|>", 1.0, 200),
+    "condition": Task(
+        "Generate an image according to the provided image, and according to the following caption:\n{text} <|image|>",
+        1.0,
+        200,
+    ),
+    "edit": Task("{text} {images}", 4.0, 2000),
+    "refine": Task("No edit. <|image|>", 1.0, 200),
+    "describe": Task("Describe this image in detail.<|image|>", 4.0, 2000),
+    "question": Task("{images} {text}", 4.0, 2000),
+}
+"""Every task by name. {text} is what the user says; {images} an ``<|image|>`` for each of the images it is about, none in a
+later turn of a dialog, whose images stand in the earlier ones."""
+
+SEAM = "\ufdd0"
+"""A noncharacter, which Unicode keeps for use inside programs: messages are cut at it, and it is no part of the text."""
+
+
+def literal(text: str) -> str:
+    """``text`` in which ``<|image|>`` gives its place to no image: tokenize reads it as the letters it is written with."""
+    return text.replace(SEAM, "").replace(IMAGE_SYMBOL, f"{IMAGE_SYMBOL[0]}{SEAM}{IMAGE_SYMBOL[1:]}")
+
+
 def image_prompt(width: int, height: int, text: str) -> str:
-    """The resolution-aware request for an image of ``width`` x ``height`` pixels (paper section 3.1)."""
-    return f"Generate an image of {width}x{height} according to the following prompt:\n{text}"
+    """The resolution-aware request for an image of ``width`` x ``height`` pixels (paper section 3.1); ``text`` is literal."""
+    return TASKS["generate"].request.format(width=width, height=height, text=literal(text))
+
+
+def task_prompt(task: str, text: str = "", images: int = 1) -> str:
+    """What to say for one of TASKS other than "generate", which also wants a size (:func:`image_prompt`); ``text`` is literal.
+
+    The message holds an ``<|image|>`` for each image it speaks of: one, or ``images`` for a question or an edit.
+    Raises ValueError for an unknown task, and for a text that is missing or has no place.
+    """
+    known = [name for name in TASKS if name != "generate"]
+    if task not in known:
+        raise ValueError(f"no task {task!r}; the tasks are {', '.join(known)}")
+    request = TASKS[task].request
+    if bool(text.strip()) != ("{text}" in request):
+        raise ValueError(f"the task {task!r} takes {'a' if '{text}' in request else 'no'} text, not {text!r}")
+    return request.format(text=literal(text), images=" ".join([IMAGE_SYMBOL] * images)).strip(" ")
+
+
+def served(task: str, cfg: SampleConfig) -> SampleConfig:
+    """``cfg`` with the guidance and the image top-k that one of TASKS is served with."""
+    return replace(cfg, guidance=TASKS[task].guidance, image_top_k=TASKS[task].image_top_k)
+
+
+def check_symbols(messages: Sequence[str], images: int) -> None:
+    """Raises ValueError when ``messages`` hold image symbols, and not as many as there are ``images``."""
+    symbols = sum(message.count(IMAGE_SYMBOL) for message in messages)
+    if symbols and symbols != images:
+        raise ValueError(
+            f"the texts hold {symbols} {IMAGE_SYMBOL}, but {images} images are given; make the numbers equal, "
+            f"or leave {IMAGE_SYMBOL} out of every text to put all images first"
+        )
 
 
 def tokenize(turns: Sequence[Turn], grids: Sequence[np.ndarray], vocab: Vocab) -> tuple[np.ndarray, np.ndarray]:
@@ -26,6 +98,9 @@ def tokenize(turns: Sequence[Turn], grids: Sequence[np.ndarray], vocab: Vocab) -
     their images and their ends of turn included. Each ``<|image|>`` in the texts gives its place to the next of ``grids``
     (image codes i32[R C]); where no text holds one, all images go before the first human message. After an answer of
     None, allowed in the last turn only, the sequence ends with the human message: a prompt to generate from.
+
+    No text can forge a token: the name of a special token other than ``<|image|>`` is text like any other, and so is
+    ``<|image|>`` in what went through :func:`literal`.
 
     Raises ValueError when the symbols and the grids differ in number, or an answer other than the last is None.
     """
@@ -37,17 +112,11 @@ def tokenize(turns: Sequence[Turn], grids: Sequence[np.ndarray], vocab: Vocab) -
                 f"turn {number} of {len(turns)} has no answer; only the last may lack one: answer or drop it"
             )
     messages = [message for turn in turns for message in turn if message is not None]
+    check_symbols(messages, len(grids))
     if not any(IMAGE_SYMBOL in message for message in messages):
         messages[0] = f"{IMAGE_SYMBOL} " * len(grids) + messages[0]
-    pieces = [np.array(vocab.encode(message + END_OF_TURN), np.int32) for message in messages]
-    symbols = sum(int((piece == vocab.image_symbol).sum()) for piece in pieces)
-    if symbols != len(grids):
-        raise ValueError(
-            f"the texts hold {symbols} {IMAGE_SYMBOL}, but {len(grids)} images are given; make the numbers equal, "
-            f"or leave {IMAGE_SYMBOL} out of every text to put all images first"
-        )
     images = iter(grids)
-    pieces = [_place_images(piece, images, vocab) for piece in pieces]
+    pieces = [_encode(message, images, vocab) for message in messages]
     tokens = np.concatenate([np.array([vocab.bos], np.int32), *pieces])
     # Human messages and answers alternate, so every second piece is an answer.
     learned = [np.full(len(piece), index % 2 == 1) for index, piece in enumerate(pieces)]
@@ -68,10 +137,11 @@ def drop_context(tokens: np.ndarray, learn: np.ndarray, vocab: Vocab) -> tuple[n
     return tokens[image], np.ones(image.stop - image.start, bool)
 
 
-def _place_images(piece: np.ndarray, images: Iterator[np.ndarray], vocab: Vocab) -> np.ndarray:
-    """``piece`` with each image symbol replaced by the tokens of the next grid of the iterator ``images``."""
-    texts = np.split(piece, np.flatnonzero(piece == vocab.image_symbol))
-    parts = [texts[0]]
-    for text in texts[1:]:
-        parts += [encode_grid(next(images), vocab), text[1:]]
-    return np.concatenate(parts)
+def _encode(message: str, images: Iterator[np.ndarray], vocab: Vocab) -> np.ndarray:
+    """A message with its end of turn -> tokens i32[n], each image symbol replaced by the next grid of ``images``."""
+    parts = []
+    for number, text in enumerate(message.split(IMAGE_SYMBOL)):
+        if number:
+            parts.append(encode_grid(next(images), vocab))
+        parts += [np.array(vocab.encode_literally(piece), np.int32) for piece in text.split(SEAM)]
+    return np.concatenate([*parts, np.array([vocab.end_of_turn], np.int32)])

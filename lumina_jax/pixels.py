@@ -6,17 +6,29 @@ Sources: var_center_crop and center_crop (item_processor.py), ImageTokenizer (Ch
 import numpy as np
 from PIL import Image
 
+MOST_ENLARGED = 16
+"""A picture so long and thin that covering its crop takes more than this many times the crop's area is cut first."""
+
+DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
 
 def crop(image: Image.Image, size: tuple[int, int], offset_share: tuple[float, float]) -> Image.Image:
     """Shrinks ``image`` until it just covers ``size`` (width, height) and cuts that size out of it.
 
     ``offset_share`` in [0, 1)² says where: the share of the free columns and rows that lies left of and above the crop;
-    draw it uniformly for a random crop. The image keeps its mode.
+    draw it uniformly for a random crop. The image keeps its mode. Whatever its shape, no picture larger than itself or
+    MOST_ENLARGED crops is made.
     """
-    shrunk = cover(image, size)
-    free = (shrunk.width - size[0] + 1, shrunk.height - size[1] + 1)
+    image = _halve(image, size)
+    whole = _covering(image, size)
+    free = (whole[0] - size[0] + 1, whole[1] - size[1] + 1)
     left, upper = int(offset_share[0] * free[0]), int(offset_share[1] * free[1])
-    return shrunk.crop((left, upper, left + size[0], upper + size[1]))
+    box = (left, upper, left + size[0], upper + size[1])
+    if whole[0] * whole[1] <= MOST_ENLARGED * size[0] * size[1]:
+        return _resize(image, whole).crop(box)
+    # The same filter at the same places, evaluated for the crop alone: equal up to one level of rounding.
+    source = tuple(min(edge / full * own, own) for edge, full, own in zip(box, whole * 2, image.size * 2, strict=True))
+    return image.resize(size, resample=Image.Resampling.BICUBIC, box=source)
 
 
 def random_crop(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
@@ -26,10 +38,40 @@ def random_crop(image: Image.Image, size: tuple[int, int], rng: np.random.Genera
 
 def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resizes ``image`` so that it just covers ``size`` (width, height): box halvings, then one bicubic step."""
+    image = _halve(image, size)
+    return _resize(image, _covering(image, size))
+
+
+def _halve(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     while image.width >= 2 * size[0] and image.height >= 2 * size[1]:
         image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
+    return image
+
+
+def _covering(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
+    """The (width, height) at which ``image`` just covers ``size``."""
     scale = max(size[0] / image.width, size[1] / image.height)
-    return image.resize((round(image.width * scale), round(image.height * scale)), resample=Image.Resampling.BICUBIC)
+    return round(image.width * scale), round(image.height * scale)
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize(size, resample=Image.Resampling.BICUBIC)
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A picture of 16 bits per pixel -> "L", its levels 0..65535 scaled to 0..255 and rounded; any other as it is.
+
+    Pillow would clip it: all but the darkest levels turn white. Raises ValueError for wider integers and for floats,
+    whose range no file format fixes.
+    """
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, whose range is unknown; store it with 8 or 16 bits")
+    if image.mode not in DEEP_MODES:
+        return image
+    levels = np.asarray(image).astype(np.int64)
+    if levels.min() < 0 or levels.max() > 0xFFFF:
+        raise ValueError(f"its levels go from {levels.min()} to {levels.max()}; store it with 8 or 16 bits, 0 to 65535")
+    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
 
 
 def whiten(image: Image.Image) -> Image.Image:

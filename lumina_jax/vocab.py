@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ END_IMAGE = "<eoss>"
 END_OF_TURN = "<reserved08706>"
 END_OF_LINE = "<reserved08799>"
 IMAGE_SYMBOL = "<|image|>"
+MARKERS = (BEGIN, BEGIN_IMAGE, END_IMAGE, END_OF_TURN, END_OF_LINE, IMAGE_SYMBOL)
 FILE_NAMES = ("tokenizer.json", "text_tokenizer.json")
 FOLDERS = (".", "tokenizer", "original_tokenizers")
 
@@ -82,6 +84,21 @@ class Vocab:
         """Text to ids, without a begin token; names of special tokens inside the text become their ids."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+    def encode_literally(self, text: str) -> list[int]:
+        """Text to ids, none of them special: a special token's name inside the text is spelled like any other word.
+
+        Text without such a name gets the ids of :meth:`encode`. Decoding gives the text back, names included.
+        """
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        if self._special.keys().isdisjoint(encoding.ids):
+            return encoding.ids
+        places = zip(encoding.ids, encoding.offsets, strict=True)
+        # Cut behind its first letter a name is none any more, and no letter is lost.
+        cuts = [start + 1 for i, (start, stop) in places if text[start:stop] == self._special.get(i)]
+        if not cuts:
+            return encoding.ids
+        return [i for start, stop in pairwise([0, *cuts, len(text)]) for i in self.encode_literally(text[start:stop])]
+
     def decode(self, ids) -> str:
         """Ids to text; special tokens appear by name."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
@@ -145,6 +162,15 @@ class Vocab:
     def fingerprint(self) -> str:
         """16 hex digits that differ between any two tokenizers: token data remember which one made them."""
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
+
+    @cached_property
+    def _special(self) -> dict[int, str]:
+        """Id -> name of what text must not become: the tokenizer's special tokens, the sizes and the image codes."""
+        added = {i: token.content for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
+        codes = {int(i): image_code_name(code) for code, i in enumerate(self.code_ids)}
+        sizes = {int(i): size_name(int(self.size_of[i])) for i in np.flatnonzero(self.size_of > 0)}
+        markers = {self.id_of(name): name for name in MARKERS}
+        return {i: name for i, name in (added | codes | sizes | markers).items() if len(name) > 1}
 
     @cached_property
     def _rows(self) -> int:

@@ -37,6 +37,13 @@ def test_override_reads_booleans_and_an_equals_sign_inside_a_value():
     assert override(Experiment(), ["out=a=b"]).out == "a=b"
 
 
+def test_folders_and_their_weights_can_be_given_on_the_command_line():
+    changes = ["data.path=pairs, gs://b/text", "data.weights=(0.7,0.3)", "data.mix_by=tokens", "data.packing=false"]
+    data = override(Experiment(), changes).data
+    assert data.paths == ("pairs", "gs://b/text") and data.weights == (0.7, 0.3)
+    assert data.mix_by == "tokens" and data.packing is False and DataConfig(path="a").paths == ("a",)
+
+
 def test_override_lets_the_last_of_equal_names_win():
     assert override(Experiment(), ["seed=1", "seed=2"]).seed == 2
 
@@ -89,6 +96,11 @@ def test_override_refuses_a_value_and_a_field_of_it_in_either_order(order):
         (DataConfig, {"buckets": (256, 128)}, ["data.buckets=(256, 128)", "rising"]),
         (DataConfig, {"buckets": ()}, ["data.buckets=()", "at least one"]),
         (DataConfig, {"batch": 0}, ["data.batch=0", "at least 1"]),
+        (DataConfig, {"batch": 6, "row_multiple": 4}, ["data.row_multiple=4", "data.batch=6", "divisor"]),
+        (DataConfig, {"path": "a,b", "weights": (1.0,)}, ["data.weights=(1.0,)", "a,b", "one for each folder"]),
+        (DataConfig, {"path": "a,b", "weights": (1.0, 0.0)}, ["data.weights=(1.0, 0.0)", "positive"]),
+        (DataConfig, {"mix_by": "bytes"}, ["data.mix_by='bytes'", "'records'", "'tokens'"]),
+        (DataConfig, {"threads": -1}, ["data.threads=-1", "negative"]),
         (DataConfig, {"drop_context": 1.5}, ["data.drop_context=1.5", "[0, 1]"]),
         (OptimConfig, {"steps": 0}, ["optim.steps=0", "at least 1"]),
         (OptimConfig, {"warmup": -1}, ["optim.warmup=-1", "negative"]),
@@ -108,9 +120,14 @@ def test_override_refuses_a_value_and_a_field_of_it_in_either_order(order):
         (SampleConfig, {"temperature": 0.0}, ["sample.temperature=0.0", "top_k"]),
         (SampleConfig, {"image_top_k": 0}, ["sample.image_top_k", "0", "at least 1"]),
         (SampleConfig, {"min_p": 2.0}, ["sample.min_p=2.0", "[0, 1]"]),
-        (SampleConfig, {"parallel": "magic"}, ["sample.parallel='magic'", "'off'"]),
+        (SampleConfig, {"parallel": "magic"}, ["sample.parallel='magic'", "off, sjd, coupled"]),
         (Experiment, {"keep": 0}, ["keep", "0", "at least 1"]),
         (Experiment, {"data": DataConfig(batch=6), "optim": OptimConfig(accumulate=4)}, ["=6", "=4", "multiple"]),
+        (
+            Experiment,
+            {"data": DataConfig(row_multiple=2), "optim": OptimConfig(accumulate=4)},
+            ["=2", "=4", "multiple"],
+        ),
     ],
 )
 def test_a_bad_value_is_refused_by_field_value_and_cure(kind, values, parts):

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from goldens_at import on_goldens
 from PIL import Image
 
 from lumina_jax import layout, pixels
-from lumina_jax.conversation import drop_context, image_prompt, tokenize
+from lumina_jax.config import SampleConfig
+from lumina_jax.conversation import TASKS, drop_context, image_prompt, served, task_prompt, tokenize
 from lumina_jax.vocab import Vocab
 
 
@@ -135,6 +137,71 @@ def test_a_wrong_conversation_is_refused(turns, images, message, vocab):
 
 def test_image_prompt_is_the_published_wording():
     assert image_prompt(768, 512, "a cat") == "Generate an image of 768x512 according to the following prompt:\na cat"
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("task", "text", "wording"),
+    [
+        ("segmentation", "", "Semantic segmentation. <|image|>"),
+        ("segmentation_as_served", "", "Segmentic segmentation. <|image|>"),
+        ("depth", "", "Depth estimation. <|image|>"),
+        ("normal", "", "Surface normal estimation. <|image|>"),
+        ("pose", "", "Human pose estimation. <|image|>"),
+        ("detect", "a {cat}", "Detect: a {cat}. <|image|>"),
+        (
+            "condition",
+            "a cat",
+            "Generate an image according to the provided image, and according to the following caption:\na cat <|image|>",
+        ),
+        ("edit", "Remove the cup.", "Remove the cup. <|image|>"),
+        ("refine", "", "No edit. <|image|>"),
+        ("describe", "", "Describe this image in detail.<|image|>"),
+        ("question", "Who?", "<|image|> Who?"),
+    ],
+)
+def test_task_prompts_are_the_published_wordings(task, text, wording):
+    assert task_prompt(task, text) == wording
+    assert task_prompt(task, text, images=1) == wording
+
+
+def test_every_task_but_generate_has_its_prompt():
+    for task in set(TASKS) - {"generate"}:
+        assert task_prompt(task, "a cat" if "{text}" in TASKS[task].request else "").count("<|image|>") == 1
+
+
+def test_questions_and_edits_take_any_number_of_images():
+    assert task_prompt("question", "Same?", images=2) == "<|image|> <|image|> Same?"
+    assert task_prompt("question", "2 + 2 =", images=0) == "2 + 2 ="
+    assert task_prompt("edit", "Now blue.", images=0) == "Now blue."
+
+
+def test_what_a_user_says_is_no_image(vocab):
+    message = task_prompt("detect", "the letters <|image|>")
+    tokens, _ = tokenize([(message, None)], [grid(vocab)], vocab)
+    assert len(layout.images_in(tokens, vocab)) == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "message"),
+    [
+        ("dance", "", "'dance'; the tasks are segmentation"),
+        ("generate", "a cat", "'generate'"),
+        ("depth", "a cat", "takes no text, not 'a cat'"),
+        ("detect", " ", "takes a text, not ' '"),
+    ],
+)
+def test_a_wrong_task_prompt_is_refused(task, text, message):
+    with pytest.raises(ValueError, match=message):
+        task_prompt(task, text)
+
+
+def test_tasks_are_sampled_as_they_were_served():
+    cfg = SampleConfig(temperature=0.5)
+    for task in ("segmentation", "depth", "normal", "pose"):
+        assert served(task, cfg) == replace(cfg, guidance=1.0, image_top_k=200)
+    assert served("edit", cfg).guidance > 3 and served("edit", cfg).image_top_k == 2000
+    assert served("generate", cfg) == cfg
 
 
 @pytest.mark.smoke

@@ -1,6 +1,7 @@
 """Progress of a long job: a bar on a terminal, a plain line every few seconds elsewhere."""
 
 import time
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -62,4 +63,4 @@ class Meter:
             rate = self._counted / max(now - self._began, 1e-9)
             left = (self._total - self._done) / max(rate, 1e-9)
             done, total, speed = (f"{n / self._size:,.0f}" for n in (self._done, self._total, rate))
-            self.say(f"{self._title}: {done} of {total} {self._unit}, {speed}/s, {left:,.0f} s left")
+            self.say(f"{self._title}: {done} of {total} {self._unit}, {speed}/s, {timedelta(seconds=round(left))} left")

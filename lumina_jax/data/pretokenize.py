@@ -1,51 +1,23 @@
-"""Records -> shards of tokens: crop, VQ-encode, tokenize, once and for all, resumable after a kill at any moment."""
+"""Records -> folders of tokens, once and for all, by any number of processes, resumable after a kill at any moment."""
 
-import hashlib
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
-import grain
-import jax
-import numpy as np
-from PIL import Image
-
-from lumina_jax import layout, pixels
+from lumina_jax import layout
 from lumina_jax.config import DataConfig
-from lumina_jax.conversation import Turn, tokenize
+from lumina_jax.data.encode import Encoder, ImageTokenizer, vq_fingerprint
+from lumina_jax.data.folder import Folder
+from lumina_jax.data.making import Maker, Stage
 from lumina_jax.data.meter import Meter
-from lumina_jax.data.shards import (
-    MANIFEST,
-    RECORDS,
-    SETTINGS,
-    Manifest,
-    Settings,
-    read_json,
-    write_json,
-    write_shard,
-    write_totals,
-)
+from lumina_jax.data.shards import MANIFEST, SETTINGS, Manifest, Settings, read_json, write_json
 from lumina_jax.data.sources import Source
-from lumina_jax.model.patchvq import PatchVQ
+from lumina_jax.data.totals import write_totals
 from lumina_jax.vocab import Vocab, size_name
 
-BAD_RECORD = (ValueError, OSError)
-PENDING_BATCHES = 16
+SHARD_RECORDS = 8192
+"""Some 100 MB of tokens of 768-px images. A kill costs each process the work on two shards at the most."""
 
-
-class ImageTokenizer(Protocol):
-    """What VQVAE and PatchVQ have in common."""
-
-    @property
-    def stride(self) -> int: ...
-
-    @property
-    def codes(self) -> int: ...
-
-    def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """f32[B Y X 3] in [-1, 1] -> i32[B R C]."""
+EVERY = slice(None)
 
 
 def pretokenize(
@@ -55,62 +27,144 @@ def pretokenize(
     out: str | Path,
     cfg: DataConfig,
     seed: int,
-    shard_records: int = 4096,
+    shard_records: int = SHARD_RECORDS,
     batch: int = 64,
     sizes: Sequence[tuple[int, int]] | None = None,
     progress: bool = True,
-) -> Manifest:
-    """Writes every record of ``source`` as tokens into the folder ``out`` (its format: data.shards).
+    max_tokens: int | None = None,
+    own: slice = EVERY,
+    name: str = "",
+) -> Manifest | None:
+    """:func:`pretokenize_stages` with one stage: the folder ``out`` with crops of ``sizes``.
 
-    Each image is cropped at random to the best of ``sizes`` (width, height; by default the crop sizes of cfg.size,
-    cfg.patch and cfg.max_ratio) and encoded with images of its size, at most ``batch`` at a time. The output is a pure
-    function of these arguments: killed at any moment and called again, it redoes at most the shard it was writing and
-    ends in the same bytes. A bad record is listed with its reason in rejects.jsonl, never replaced and never fatal.
-
-    A finished folder is left as it is. Raises ValueError when ``out`` was begun with other settings, or when sizes, VQ
-    model and tokenizer do not fit together.
+    They are by default the crop sizes of cfg.size, cfg.patch and cfg.max_ratio.
     """
-    out = Path(out)
-    sizes = tuple(sizes or layout.crop_sizes(cfg.size, cfg.patch, cfg.max_ratio))
-    _check_fit(sizes, vq, vocab)
-    settings = Settings(
-        records=len(source),
-        source=source.fingerprint,
-        tokenizer=vocab.fingerprint,
-        vq=vq_fingerprint(vq),
-        seed=seed,
-        crops=tuple(f"{width}x{height}" for width, height in sizes),
-        shard_records=shard_records,
+    stage = Stage(out, tuple(sizes or layout.crop_sizes(cfg.size, cfg.patch, cfg.max_ratio)), max_tokens)
+    manifests = pretokenize_stages(
+        source, vq, vocab, [stage], seed, shard_records, batch, cfg.threads, progress, own, name
     )
-    _begin(out, settings)
-    with Meter(f"pretokenize {out}", len(source), progress) as meter:
-        if (out / MANIFEST).is_file():
-            meter.say(f"{out} is finished already")
-            return read_json(out / MANIFEST, Manifest)
-        job = _Job(source, vq, vocab, sizes, seed, batch, cfg.threads)
-        for shard in range(settings.shards):
-            if settings.file(out, shard, RECORDS).is_file():
-                meter.skip(len(settings.span(shard)))
-            else:
-                _make_shard(out, settings, shard, job, meter)
-    return write_totals(out, settings)
+    return manifests[0] if manifests else None
 
 
-def crop_size(image_size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The crop (width, height) of an image: none when it has one of ``sizes`` already, else layout.best_crop.
+def pretokenize_stages(
+    source: Source,
+    vq: ImageTokenizer,
+    vocab: Vocab,
+    stages: Sequence[Stage],
+    seed: int,
+    shard_records: int = SHARD_RECORDS,
+    batch: int = 64,
+    threads: int = 2,
+    progress: bool = True,
+    own: slice = EVERY,
+    name: str = "",
+) -> list[Manifest]:
+    """Writes every record of ``source`` as tokens into the folder of each stage (its format: data.shards).
 
-    Where sizes of several areas stand together, best_crop would enlarge a picture to the largest of its aspect ratio.
+    Each image is read once, cropped at random to the best size of each stage, and encoded with images of its size, at most
+    ``batch`` at a time on each device. A folder is a pure function of these arguments, whatever the other stages are: killed
+    at any moment and called again, this redoes what it had begun, two shards at most, and ends in the same bytes. A bad record
+    is listed with its reason in rejects.jsonl, never replaced, never cut and never fatal.
+
+    Of the shards this process makes those of ``own``: ``slice(i, None, n)`` are those of process i of n, which may write
+    into the same folders at the same time. The last to finish writes the totals, and gets the manifests; the others get an
+    empty list. What is whole is left as it is, whoever made it, so a later start may have another number of processes.
+
+    Raises ValueError when a folder was begun with other settings, or when sizes, VQ model and tokenizer do not fit together.
     """
-    return image_size if image_size in sizes else layout.best_crop(image_size, list(sizes))
+    settings = stage_settings(source, vq, vocab, stages, seed, shard_records, name)
+    folders = begin(stages, settings)
+    mine = set(range(settings[0].shards)[own])
+    title = f"pretokenize {', '.join(map(str, folders))}"
+    with Meter(title, sum(len(settings[0].span(shard)) for shard in mine), progress) as meter:
+        if all(folder.has(MANIFEST) for folder in folders):
+            meter.say(f"{', '.join(map(str, folders))}: finished already")
+            return finish(stages)
+        todo = shards_to_make(folders, settings, mine)
+        meter.skip(sum(len(settings[0].span(shard)) for shard in mine - set(todo)))
+        encoder = Encoder.on_devices(vq, batch)
+        Maker(source, vocab, encoder, stages, settings, threads).make(todo, meter)
+        if left := shards_to_make(folders, settings, set(range(settings[0].shards))):
+            meter.say(f"{len(left)} of {settings[0].shards} shards are still to be made by other processes")
+            return []
+    return finish(stages)
 
 
-def vq_fingerprint(vq: ImageTokenizer) -> str:
-    """16 hex digits that differ between any two VQ models: of the SHA-256 of their weights."""
-    arrays = [vq.codebook] if isinstance(vq, PatchVQ) else jax.tree.leaves(vq)
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.asarray(array).tobytes())
-    return digest.hexdigest()[:16]
+def stage_settings(
+    source: Source,
+    vq: ImageTokenizer,
+    vocab: Vocab,
+    stages: Sequence[Stage],
+    seed: int,
+    shard_records: int = SHARD_RECORDS,
+    name: str = "",
+) -> list[Settings]:
+    """What the folder of each stage will say it was made from; ValueError when the parts do not fit together."""
+    if len(source) == 0:
+        raise ValueError("the source has no records; there is nothing to pretokenize")
+    for stage in stages:
+        _check_fit(stage.sizes, vq, vocab)
+    made_from = dict(
+        records=len(source), source=source.fingerprint, tokenizer=vocab.fingerprint, vq=vq_fingerprint(vq), seed=seed
+    )
+    return [
+        Settings(
+            **made_from,
+            crops=tuple(f"{width}x{height}" for width, height in stage.sizes),
+            shard_records=shard_records,
+            max_tokens=stage.max_tokens,
+            name=name,
+        )
+        for stage in stages
+    ]
+
+
+def begin(stages: Sequence[Stage], settings: Sequence[Settings]) -> list[Folder]:
+    """Claims the folder of each stage; ValueError when one belongs to other settings."""
+    folders = [Folder(stage.out) for stage in stages]
+    if len({folder.place for folder in folders}) < len(folders):
+        raise ValueError(f"two stages have one folder, {folders[0]}; give each its own")
+    for folder, wanted in zip(folders, settings, strict=True):
+        if not folder.has(SETTINGS):
+            write_json(folder, SETTINGS, wanted)
+    for folder, wanted in zip(folders, settings, strict=True):
+        if differences := read_json(folder, SETTINGS, Settings).differences(wanted):
+            raise ValueError(
+                f"{folder} was begun with {', '.join(differences)}; choose another folder, or delete this one to make it anew"
+            )
+    return folders
+
+
+def shards_to_make(
+    folders: Sequence[Folder], settings: Sequence[Settings], shards: set[int]
+) -> dict[int, tuple[int, ...]]:
+    """Of ``shards`` those that are not whole -> the numbers of the stages that lack them."""
+    missing = [set(each.missing(folder)) & shards for folder, each in zip(folders, settings, strict=True)]
+    return {
+        shard: tuple(stage for stage, lacks in enumerate(missing) if shard in lacks)
+        for shard in sorted(set().union(*missing))
+    }
+
+
+def finish(stages: Sequence[Stage]) -> list[Manifest]:
+    """The manifests of folders whose shards are all whole, written where they are not yet. It needs no source.
+
+    Raises ValueError naming the shards that a folder lacks.
+    """
+    return [_finish(Folder(stage.out)) for stage in stages]
+
+
+def _finish(folder: Folder) -> Manifest:
+    if folder.has(MANIFEST):
+        folder.tidy()
+        return read_json(folder, MANIFEST, Manifest)
+    settings = read_json(folder, SETTINGS, Settings)
+    if missing := settings.missing(folder):
+        raise ValueError(
+            f"{folder} lacks {len(missing)} of its {settings.shards} shards, {missing[0]} the first; start the processes "
+            "that make them again"
+        )
+    return write_totals(folder, settings)
 
 
 def _check_fit(sizes: Sequence[tuple[int, int]], vq: ImageTokenizer, vocab: Vocab) -> None:
@@ -131,121 +185,3 @@ def _check_fit(sizes: Sequence[tuple[int, int]], vq: ImageTokenizer, vocab: Voca
                 f"crops with an edge of {edge} px need the token {size_name(edge // unit)}, which {vocab.source} lacks; "
                 "choose a smaller data.size or data.max_ratio"
             )
-
-
-def _begin(out: Path, settings: Settings) -> None:
-    """Claims the folder for ``settings``; ValueError when it belongs to others."""
-    if settings.records == 0:
-        raise ValueError("the source has no records; there is nothing to pretokenize")
-    if (out / SETTINGS).is_file():
-        if differences := read_json(out / SETTINGS, Settings).differences(settings):
-            raise ValueError(
-                f"{out} was begun with {', '.join(differences)}; choose another folder, or delete this one to make it anew"
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / SETTINGS, settings)
-
-
-@dataclass(frozen=True)
-class _Cropped:
-    """A record on its way: its turns and its crops, or the reason why it is rejected."""
-
-    index: int
-    turns: list[Turn] = field(default_factory=list)
-    crops: list[Image.Image] = field(default_factory=list)
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class _Job:
-    """What turns source records into samples."""
-
-    source: Source
-    vq: ImageTokenizer
-    vocab: Vocab
-    sizes: Sequence[tuple[int, int]]
-    seed: int
-    batch: int
-    threads: int
-
-    def crop(self, index: int) -> _Cropped:
-        try:
-            record = self.source[index]
-            sizes = [crop_size(image.size, self.sizes) for image in record.images]
-            crops = [
-                pixels.whiten(pixels.random_crop(image, size, np.random.default_rng([self.seed, index, number])))
-                for number, (image, size) in enumerate(zip(record.images, sizes, strict=True))
-            ]
-            return _Cropped(index, record.conversation(sizes), crops)
-        except BAD_RECORD as error:
-            return _Cropped(index, reason=str(error) or repr(error))
-
-    def crop_all(self, span: range) -> Iterator[list[_Cropped]]:
-        """The records of ``span`` in order, in blocks read ahead by ``threads`` threads."""
-        blocks = grain.MapDataset.range(span.start, span.stop, self.batch)
-        read = blocks.map(lambda first: [self.crop(i) for i in range(first, min(first + self.batch, span.stop))])
-        return iter(read.to_iter_dataset(grain.ReadOptions(self.threads, 2 * self.threads)))
-
-    def sample(self, turns: list[Turn], grids: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        tokens, learn = tokenize(turns, grids, self.vocab)
-        if not learn[1:].any():
-            raise ValueError("nothing in the record is learned: it has no answer")
-        return tokens, learn
-
-
-class _GridEncoder:
-    """Encodes images in batches of one size, whatever order the sizes come in.
-
-    Which images share a batch depends on their order alone: redoing a shard gives the same codes to the last bit.
-    """
-
-    def __init__(self, vq: ImageTokenizer, batch: int):
-        self.vq, self.batch = vq, batch
-        self.grids: dict[tuple[int, int], np.ndarray] = {}
-        self._pending: dict[tuple[int, int], list[tuple[tuple[int, int], Image.Image]]] = defaultdict(list)
-
-    def add(self, key: tuple[int, int], image: Image.Image) -> None:
-        """Takes an image; its grid i32[R C] will stand under ``key``, after :meth:`finish` at the latest."""
-        self._pending[image.size].append((key, image))
-        if len(self._pending[image.size]) == self.batch:
-            self._encode(image.size)
-        elif sum(map(len, self._pending.values())) > PENDING_BATCHES * self.batch:
-            self._encode(max(self._pending, key=lambda size: len(self._pending[size])))
-
-    def finish(self) -> dict[tuple[int, int], np.ndarray]:
-        """All grids by key."""
-        for size in list(self._pending):
-            self._encode(size)
-        return self.grids
-
-    def _encode(self, size: tuple[int, int]) -> None:
-        group = self._pending.pop(size)
-        while group:
-            # Powers of two: what is left over compiles a handful of shapes per size, not one for every number.
-            count = self.batch if len(group) == self.batch else 1 << (len(group).bit_length() - 1)
-            now, group = group[:count], group[count:]
-            codes = self.vq.encode(np.stack([pixels.to_pixels(image) for _, image in now]))
-            self.grids.update(zip([key for key, _ in now], np.asarray(codes), strict=True))
-
-
-def _make_shard(out: Path, settings: Settings, shard: int, job: _Job, meter: Meter) -> None:
-    encoder, read = _GridEncoder(job.vq, job.batch), []
-    for block in job.crop_all(settings.span(shard)):
-        for record in block:
-            for number, image in enumerate(record.crops):
-                encoder.add((record.index, number), image)
-            read.append((record.index, record.turns, len(record.crops), record.reason))
-        meter.advance(len(block))
-    grids = encoder.finish()
-
-    kept, rejects = [], []
-    for index, turns, images, reason in read:
-        try:
-            if reason is not None:
-                raise ValueError(reason)
-            kept.append(job.sample(turns, [grids[index, number] for number in range(images)]))
-        except ValueError as error:
-            rejects.append((index, str(error)))
-
-    write_shard(out, settings, shard, kept, rejects)

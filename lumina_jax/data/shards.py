@@ -2,42 +2,49 @@
 
 ::
 
-    settings.json                  what the tokens were made from, written first
-    00003-of-00010.array_record    the kept records of one range of the source, in order
-    00003-of-00010.lengths.npy     i32[n 2]: tokens and learned tokens of each
-    00003-of-00010.rejects.jsonl   {"index", "reason"} of each source record that was not kept
-    lengths.npy                    i32[N]: tokens of each record of all shards, in order
-    rejects.jsonl                  all rejects
-    manifest.json                  the counts, written last: with it the folder is whole
+    settings.json           what the tokens were made from, written first
+    00003-of-00010.json     of one range of the source: lengths, counts and rejects
+    00003-of-00010.tokens   the kept records of that range, one behind the other; with it the shard is whole
+    lengths.npy             i32[N]: tokens of each record of all shards, in order
+    rejects.jsonl           {"index", "reason"} of each source record that was not kept
+    manifest.json           the counts, written last: with it the folder is whole
 
-A record is n little-endian int32: the token where it is learned, its bitwise complement (negative) where it is not.
+A record of n tokens is n little-endian int32: the token where it is learned, its bitwise complement (negative) where it is
+not. Where a record lies follows from the lengths, so reading holds nothing per record but that one memory-mapped array.
 """
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+import resource
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from lumina_jax.config import from_dict, to_dict
+from lumina_jax.data.folder import Folder
+from lumina_jax.vocab import Vocab
 
 SETTINGS = "settings.json"
 MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"
 REJECTS = "rejects.jsonl"
-RECORDS = "array_record"
+REPORT = "json"
+TOKENS = "tokens"
+TOKEN_BYTES = 4
+SPARE_FILES = 256
+"""File handles left to everything but the shards."""
 
 
 @dataclass(frozen=True)
 class Settings:
     """Everything the tokens depend on. ``source``, ``tokenizer`` and ``vq`` are fingerprints; ``records`` counts the source.
 
-    ``crops`` are the candidate sizes as "WxH" in pixels; a shard covers ``shard_records`` records of the source.
+    ``crops`` are the candidate sizes as "WxH" in pixels; a shard covers ``shard_records`` records of the source; samples of
+    more than ``max_tokens`` are rejected (None: none are). ``name`` says for people where the records came from.
     """
 
     records: int
@@ -47,6 +54,8 @@ class Settings:
     seed: int
     crops: tuple[str, ...]
     shard_records: int
+    max_tokens: int | None = None
+    name: str = field(default="", compare=False)
 
     @property
     def shards(self) -> int:
@@ -56,19 +65,29 @@ class Settings:
         """The source records of a shard."""
         return range(shard * self.shard_records, min((shard + 1) * self.shard_records, self.records))
 
-    def file(self, folder: Path, shard: int, kind: str) -> Path:
-        """A file of a shard; ``kind`` is RECORDS, LENGTHS or REJECTS."""
-        return folder / f"{shard:05d}-of-{self.shards:05d}.{kind}"
+    def file(self, shard: int, kind: str) -> str:
+        """The name of a shard's file; ``kind`` is REPORT or TOKENS."""
+        return f"{shard:05d}-of-{self.shards:05d}.{kind}"
+
+    def missing(self, folder: Folder) -> list[int]:
+        """The shards that ``folder`` does not hold whole, in order."""
+        names = folder.names()
+        return [shard for shard in range(self.shards) if self.file(shard, TOKENS) not in names]
 
     def differences(self, other: "Settings") -> list[str]:
-        """Each field that ``other`` has otherwise, as "name=ours instead of theirs"."""
-        pairs = [(field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
+        """Each field that ``other`` has otherwise and that matters, as "name=ours instead of theirs"."""
+        names = [field.name for field in fields(self) if field.compare]
+        pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
         return [f"{name}={_short(ours)} instead of {_short(theirs)}" for name, ours, theirs in pairs if ours != theirs]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a whole folder holds. ``histogram`` counts the records of edges[i] <= tokens < edges[i + 1]."""
+    """What a whole folder holds. ``histogram`` counts the records of edges[i] <= tokens < edges[i + 1].
+
+    ``kinds`` counts records by what is shown and what is learned ("text", "text to image", "image to text", "mixed"),
+    ``crops`` the images of each size; ``shard_kept`` are the records of each shard.
+    """
 
     settings: Settings
     kept: int
@@ -77,9 +96,15 @@ class Manifest:
     learned: int
     edges: tuple[int, ...]
     histogram: tuple[int, ...]
+    kinds: dict[str, int]
+    crops: dict[str, int]
+    shard_kept: tuple[int, ...]
 
 
-Stored = TypeVar("Stored", Settings, Manifest)
+Reject = dict[str, int | str]
+"""The "index" of a source record that was not kept, and the "reason", in which its source names the record or its file."""
+
+Stored = TypeVar("Stored")
 
 
 def _short(value: object) -> str:
@@ -99,118 +124,130 @@ def unpack(record: bytes) -> tuple[np.ndarray, np.ndarray]:
     return np.where(learn, signed, ~signed).astype(np.int32), learn
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has ``write`` fill a temporary file and gives it its name at the end: ``path`` is whole whenever it exists."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+def check_made_with(
+    manifest: Manifest, vocab: Vocab, vq: str | None = None, where: str = "the folder of tokens"
+) -> None:
+    """Raises ValueError unless the tokens were made with ``vocab`` and with the VQ model of fingerprint ``vq``.
+
+    The VQ model is not asked for where it is None, nor where no record holds an image.
+    """
+    made = manifest.settings
+    if made.tokenizer != vocab.fingerprint:
+        raise ValueError(
+            f"{where} was made with the tokenizer {made.tokenizer}, but {vocab.source} is {vocab.fingerprint}; "
+            "set data.tokenizer to the one it was made with, or pretokenize again"
+        )
+    if vq is not None and manifest.crops and made.vq != vq:
+        raise ValueError(
+            f"{where} was made with the VQ model {made.vq}, but that of vq.path is {vq}; "
+            "set vq.path to the one it was made with, or pretokenize again"
+        )
 
 
-def write_json(path: Path, value: Settings | Manifest) -> None:
-    """Writes a record of this module, whole or not at all."""
-    write_whole(path, lambda file: file.write_text(json.dumps(to_dict(value), indent=1) + "\n"))
-
-
-def read_json(path: Path, kind: type[Stored]) -> Stored:
+def read_json(folder: Folder, name: str, kind: type[Stored]) -> Stored:
     """Reads what :func:`write_json` wrote; ValueError naming the file when it is something else."""
     try:
-        return from_dict(kind, json.loads(path.read_text()))
+        return from_dict(kind, json.loads(folder.read(name)))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} was not written by this version's pretokenize: {error}") from error
+        raise ValueError(f"{folder}/{name} was not written by this version's pretokenize: {error}") from error
 
 
-def write_shard(
-    folder: Path,
-    settings: Settings,
-    shard: int,
-    samples: list[tuple[np.ndarray, np.ndarray]],
-    rejects: list[tuple[int, str]],
-) -> None:
-    """Writes the three files of a shard: ``samples`` are (tokens i32[n], learn bool[n]), ``rejects`` (source index, reason).
-
-    The records come to their name last: a shard that has them is whole.
-    """
-
-    def records(path: Path) -> None:
-        writer = ArrayRecordWriter(str(path), "group_size:1")
-        for tokens, learn in samples:
-            writer.write(pack(tokens, learn))
-        writer.close()
-
-    lengths = np.array([(len(tokens), learn.sum()) for tokens, learn in samples], np.int32).reshape(-1, 2)
-    lines = "".join(json.dumps({"index": index, "reason": reason}) + "\n" for index, reason in rejects)
-    write_whole(settings.file(folder, shard, LENGTHS), lambda path: _save(path, lengths))
-    write_whole(settings.file(folder, shard, REJECTS), lambda path: path.write_text(lines))
-    write_whole(settings.file(folder, shard, RECORDS), records)
-
-
-def write_totals(folder: Path, settings: Settings) -> Manifest:
-    """Joins what lies beside the shards, once all are written, and writes the manifest last."""
-    shards = range(settings.shards)
-    lengths = np.concatenate([np.load(settings.file(folder, shard, LENGTHS)) for shard in shards])
-    rejects = "".join(settings.file(folder, shard, REJECTS).read_text() for shard in shards)
-    tokens = lengths[:, 0]
-    shortest, longest = (tokens.min(), tokens.max()) if len(tokens) else (0, 0)
-    edges = np.unique(np.linspace(shortest, longest + 1, 17).astype(int))
-    manifest = Manifest(
-        settings=settings,
-        kept=len(tokens),
-        rejected=rejects.count("\n"),
-        tokens=int(tokens.sum(dtype=np.int64)),
-        learned=int(lengths[:, 1].sum(dtype=np.int64)),
-        edges=tuple(edges.tolist()),
-        histogram=tuple(np.histogram(tokens, edges)[0].tolist()),
-    )
-    write_whole(folder / LENGTHS, lambda path: _save(path, tokens))
-    write_whole(folder / REJECTS, lambda path: path.write_text(rejects))
-    write_json(folder / MANIFEST, manifest)
-    return manifest
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:  # np.save would append .npy to the name
-        np.save(file, array)
+def write_json(folder: Folder, name: str, value: object, indent: int | None = 1) -> None:
+    """Writes a record of this module, whole or not at all."""
+    folder.put_text(name, json.dumps(to_dict(value), indent=indent) + "\n")
 
 
 class Shards:
-    """A folder written by pretokenize, as one list of samples.
+    """A folder written by pretokenize, as one list of samples; it lies on a local or mounted disk.
 
-    ``lengths`` i32[N] are their numbers of tokens, memory-mapped. Raises FileNotFoundError when the folder is none of
-    pretokenize's or is not finished, ValueError when it is empty or its files do not belong together.
+    ``lengths`` i32[N] are their numbers of tokens, memory-mapped. Safe to read from several threads, and cheap to send to
+    other processes, which open it anew. Raises FileNotFoundError when the folder is none of pretokenize's or is not
+    finished, ValueError when it is empty or its files do not belong together.
     """
 
     def __init__(self, path: str | Path):
-        path = Path(path)
-        if not (path / MANIFEST).is_file():
-            begun = (path / SETTINGS).is_file()
+        if "://" in str(path):
+            raise ValueError(f"{path} is not on this machine; copy it to a local disk, or mount it (gcsfuse)")
+        self.path = Path(path)
+        if not (self.path / MANIFEST).is_file():
+            begun = (self.path / SETTINGS).is_file()
             raise FileNotFoundError(
                 f"{path} is an unfinished pretokenize; give its command again and it goes on where it stopped"
                 if begun
                 else f"{path} holds no {MANIFEST}: it is no folder written by `run.py pretokenize`; make it first"
             )
-        self.manifest = read_json(path / MANIFEST, Manifest)
+        self.manifest = read_json(Folder(self.path), MANIFEST, Manifest)
         if self.manifest.kept == 0:
-            raise ValueError(f"{path} holds no records; {path / REJECTS} says why all were rejected")
+            raise ValueError(f"{path} holds no records; {self.path / REJECTS} says why all were rejected")
         settings = self.manifest.settings
-        files = [settings.file(path, shard, RECORDS) for shard in range(settings.shards)]
-        missing = [file.name for file in [*files, path / LENGTHS] if not file.is_file()]
+        self._files = [self.path / settings.file(shard, TOKENS) for shard in range(settings.shards)]
+        self._starts = np.cumsum([0, *self.manifest.shard_kept])
+        self._handles: dict[int, int] = {}
+        self._opening = threading.Lock()
+        missing = [file.name for file in [*self._files, self.path / LENGTHS] if not file.is_file()]
         if missing:
             raise FileNotFoundError(f"{path} lacks {', '.join(missing[:3])}; copy it whole or pretokenize it again")
-        self.lengths = np.load(path / LENGTHS, mmap_mode="r")
-        self._records = ArrayRecordDataSource([str(file) for file in files])
-        if not len(self._records) == len(self.lengths) == self.manifest.kept:
-            raise ValueError(
-                f"{path} is damaged: {len(self._records)} records, {len(self.lengths)} lengths, but {MANIFEST} says "
-                f"{self.manifest.kept}; pretokenize it again"
-            )
+        self.lengths = np.load(self.path / LENGTHS, mmap_mode="r")
+        self._check_sizes()
+        _allow_open_files(len(self._files))
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One sample: tokens i32[n] and learn bool[n]."""
-        return unpack(self._records[index])
+        """One sample: tokens i32[n] and learn bool[n]. IndexError outside of 0 to N - 1."""
+        if not 0 <= index < len(self.lengths):
+            raise IndexError(f"record {index} of {len(self.lengths)} in {self.path}")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        before = int(self.lengths[self._starts[shard] : index].sum(dtype=np.int64))
+        count = TOKEN_BYTES * int(self.lengths[index])
+        record = os.pread(self._handle(shard), count, TOKEN_BYTES * before)
+        if len(record) != count:
+            raise OSError(f"{self._files[shard]} ended in record {index}; it was cut after it was opened")
+        return unpack(record)
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Several samples, in the order asked for."""
-        return [unpack(record) for record in self._records.__getitems__(indices)]
+        return [self[index] for index in indices]
+
+    def __reduce__(self):
+        return Shards, (self.path,)
+
+    def __del__(self):
+        for handle in getattr(self, "_handles", {}).values():
+            os.close(handle)
+
+    def _handle(self, shard: int) -> int:
+        """The open file of a shard."""
+        if (handle := self._handles.get(shard)) is None:
+            with self._opening:
+                if (handle := self._handles.get(shard)) is None:
+                    handle = self._handles[shard] = os.open(self._files[shard], os.O_RDONLY)
+        return handle
+
+    def _check_sizes(self) -> None:
+        kept, tokens = self.manifest.kept, self.manifest.tokens
+        if len(self.lengths) != kept or self._starts[-1] != kept:
+            raise ValueError(
+                f"{self.path} is damaged: {len(self.lengths)} lengths, but {MANIFEST} says {kept} records; pretokenize it again"
+            )
+        size = sum(file.stat().st_size for file in self._files)
+        if size != TOKEN_BYTES * tokens:
+            raise ValueError(
+                f"{self.path} is damaged: its .{TOKENS} files have {size} bytes, but {MANIFEST} says {tokens} tokens, which "
+                f"take {TOKEN_BYTES * tokens}; copy it whole or pretokenize it again"
+            )
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises this process's soft limit of open files so that ``count`` shards fit; OSError when its hard limit forbids."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + SPARE_FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise OSError(
+            f"{count} shards need {needed} open files, but {hard} are allowed; raise it (ulimit -Hn), or pretokenize again with "
+            "more records per shard"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -7,7 +7,7 @@ import numpy as np
 
 from lumina_jax import layout, pixels
 from lumina_jax.config import DataConfig, VQConfig
-from lumina_jax.data.pretokenize import crop_size
+from lumina_jax.data.making import crop_size
 from lumina_jax.data.sources import Source
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.toyworld.scenes import MINI, World

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.config import Experiment, SampleConfig
+from lumina_jax.data.folder import write_whole
 from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
-from lumina_jax.data.shards import write_whole
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pixels import to_image, to_pixels
 from lumina_jax.toyworld.fit import fit_world

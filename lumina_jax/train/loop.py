@@ -1,7 +1,8 @@
 """A run from its first step to its last, over whatever was done of it before."""
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from lumina_jax.sharding import AXES, check_rows, global_batch, make_mesh
 from lumina_jax.train.checkpoint import Saver, load_weights, newest
 from lumina_jax.train.metrics import Log
 from lumina_jax.train.processes import Alone, Group
+from lumina_jax.train.programs import Programs
 from lumina_jax.train.step import TrainState, init_state, make_step, state_shapes, steps
 from lumina_jax.train.trace import Trace
 
@@ -34,7 +36,8 @@ def train(
     """
     group = group or Alone()
     mesh = make_mesh(cfg.mesh)
-    check_rows(cfg.data.batch // cfg.optim.accumulate, mesh)
+    for length in cfg.data.buckets:
+        check_rows(cfg.data.rows(length) // cfg.optim.accumulate, mesh)
     with closing(Saver(cfg)) as saver, group.guard():
         group.at("loading")
         found = saver.restore(state_shapes(cfg, mesh))
@@ -62,13 +65,16 @@ def _go_on(
     with (
         closing(Log(cfg, start, show)) as log,
         closing(_Preemption(mesh)) as preempted,
-        closing(Trace(cfg, make_step(cfg, mesh), start)) as trace,
+        closing(Trace(cfg, programs := Programs(cfg, mesh, make_step(cfg, mesh), log.say), start)) as trace,
     ):
-        world = _world(islice(local, last - start), mesh, start, group)
-        for done, state, metrics in steps(state, world, trace, start):  # noqa: B020, replaced each step
+        if cfg.compile_ahead:
+            group.at("compiling ahead")
+            programs.compile_all()
+        feed = Feed(islice(local, last - start), mesh, start, group)
+        for done, state, metrics in steps(state, feed, trace, start):  # noqa: B020, replaced each step
             if done == start + 1:
                 group.meet("compiling the first step", cfg.pod.patience)
-            log.write(done, metrics)
+            log.write(done, metrics, feed.waited)
             stopping = preempted.heard()
             if stopping or done % cfg.save_every == 0 or done == last:
                 log.sync()
@@ -83,13 +89,29 @@ def _go_on(
     return state
 
 
-def _world(local: Iterable[Batch], mesh: Mesh, start: int, group: Group) -> Iterator[Batch]:
-    """This host's rows -> global batches; says at which one the process is, and whether it reads or computes."""
-    group.at(f"reading batch {start + 1}")
-    for step, rows in enumerate(local, start + 1):
-        group.at(f"step {step}")
-        yield global_batch(rows, mesh)
-        group.at(f"reading batch {step + 1}")
+class Feed:
+    """This host's rows -> global batches on the devices, read while those compute; says at which one the process is.
+
+    A step is only queued when it is asked for: while it runs, the batch of the next is taken from what was read ahead and
+    sent to the devices. ``waited`` are the seconds it took until the last one's rows were there, which are few unless reading
+    is slower than training.
+    """
+
+    def __init__(self, local: Iterator[Batch], mesh: Mesh, start: int, group: Group):
+        self._local, self._mesh, self._step, self._group = local, mesh, start, group
+        self.waited = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        self._step += 1
+        self._group.at(f"reading batch {self._step}")
+        begin = time.monotonic()
+        rows = next(self._local)
+        self.waited = time.monotonic() - begin
+        self._group.at(f"step {self._step}")
+        return global_batch(rows, self._mesh)
 
 
 def begin(cfg: Experiment, mesh: Mesh) -> TrainState:

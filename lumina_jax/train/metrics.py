@@ -32,7 +32,8 @@ class Log:
     def __init__(self, cfg: Experiment, start: int, show: bool = True):
         self._cfg, self._begin, self._start, self._tokens = cfg, time.monotonic(), start, 0.0
         self._writes = jax.process_index() == 0
-        self._pending: tuple[int, Metrics] | None = None
+        self._pending: tuple[int, Metrics, float] | None = None
+        self._waited = 0.0
         self._file = None
         self._line_at = 0.0
         self._bar = None
@@ -53,10 +54,10 @@ class Log:
             self._bar.start()
         self._show = show
 
-    def write(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of ``step`` and records those of the step before."""
+    def write(self, step: int, metrics: Metrics, waited: float = 0.0) -> None:
+        """Takes the metrics of ``step``, and the seconds it ``waited`` for its batch; records those of the step before."""
         self.flush()
-        self._pending = (step, metrics)
+        self._pending = (step, metrics, waited)
 
     def flush(self) -> None:
         """Records what is pending. Raises FloatingPointError when its loss or gradient is not a number."""
@@ -70,7 +71,12 @@ class Log:
         if self._writes:
             os.fsync(self._file.fileno())
 
-    def _record(self, step: int, metrics: Metrics) -> None:
+    def say(self, line: str) -> None:
+        """Puts a line on the screen, where this process shows anything."""
+        if self._writes and self._show:
+            print(f"{self._cfg.name}: {line}", flush=True)
+
+    def _record(self, step: int, metrics: Metrics, waited: float) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
         if not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])):
             raise FloatingPointError(
@@ -78,18 +84,20 @@ class Log:
                 "lower optim.lr, raise optim.z_loss or optim.warmup, then start again from the last checkpoint"
             )
         self._tokens += values["tokens"]
+        self._waited += waited
         if not self._writes or (step % self._cfg.log_every and step != self._cfg.optim.steps):
             return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         speed = self._tokens / max(time.monotonic() - self._begin, 1e-9)
         if step % BOARD_EVERY == 0:
-            for name, value in (values | {"learned_tokens_per_second": speed}).items():
+            for name, value in (values | {"learned_tokens_per_second": speed, "wait": waited}).items():
                 self._board.add_scalar(name, value, step)
         if self._show:
             self._report(step, values["loss"], speed)
 
     def _report(self, step: int, loss: float, speed: float) -> None:
-        text = f"loss {loss:.3f}  {speed:,.0f} learned tok/s"
+        share = self._waited / max(time.monotonic() - self._begin, 1e-9)
+        text = f"loss {loss:.3f}  {speed:,.0f} learned tok/s  {share:.1%} waiting for data"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
         elif time.monotonic() - self._line_at > SECONDS_BETWEEN_LINES or step == self._cfg.optim.steps:

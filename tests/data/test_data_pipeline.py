@@ -8,13 +8,16 @@ import pytest
 from data_parts import CONFIG, SIZES, NoiseSource, tiny_vocab, tiny_vq
 
 from lumina_jax.batch import Batch
+from lumina_jax.config import DataConfig
 from lumina_jax.conversation import drop_context
-from lumina_jax.data.buckets import BucketPlan
-from lumina_jax.data.pipeline import batches, pad
+from lumina_jax.data.buckets import BucketPlan, Places
+from lumina_jax.data.pipeline import batches, lay_out
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.data.shards import Shards
 
 VOCAB, SEED = tiny_vocab(), 2
+CONFIG = replace(CONFIG, buckets=(96, 160, 320))
+TWO = replace(CONFIG, weights=(1, 2), path="a,b")
 
 
 @pytest.fixture(scope="module")
@@ -24,33 +27,73 @@ def path(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A second folder, of eight records."""
+    out = tmp_path_factory.mktemp("other")
+    pretokenize(NoiseSource(8), tiny_vq(), VOCAB, out, CONFIG, 1, sizes=SIZES, progress=False)
+    return out
+
+
 def equal(a: Batch, b: Batch) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def planned(paths, cfg: DataConfig) -> BucketPlan:
+    return BucketPlan([Shards(path).lengths for path in paths], cfg, SEED)
+
+
+def found(batch: Batch, places: Places):
+    """(folder, record, inputs, targets, learn) of each sample of a whole batch, as the plan says where it is."""
+    for row in range(places.rows):
+        mine = np.flatnonzero(places.row == row)
+        assert batch.segments[row].max() == len(mine)
+        for segment, place in enumerate(mine, start=1):
+            at = np.flatnonzero(batch.segments[row] == segment)
+            assert (np.diff(at) == 1).all()
+            np.testing.assert_array_equal(batch.positions[row, at], np.arange(len(at)))
+            parts = (part[row, at] for part in (batch.inputs, batch.targets, batch.learn))
+            yield places.folder[place], places.record[place], *parts
+        empty = batch.segments[row] == 0
+        assert not any(part[row, empty].any() for part in batch)
+
+
 @pytest.mark.smoke
-def test_a_batch_is_its_samples_shifted_by_one(path):
-    shards = Shards(path)
-    plan = BucketPlan(shards.lengths - 1, CONFIG.buckets, CONFIG.batch, SEED)
-    for step, batch in enumerate(batches(path, replace(CONFIG, drop_context=0.0), VOCAB, SEED, stop=9)):
-        bucket, ids = plan(step)
+@pytest.mark.parametrize("changes", [{"packing": False}, {"packing": True}])
+def test_a_batch_is_its_samples_shifted_by_one(path, changes):
+    cfg = replace(CONFIG, drop_context=0.0, **changes)
+    shards, plan = Shards(path), planned([path], cfg)
+    shared = 0
+    for step, batch in enumerate(batches(path, cfg, VOCAB, SEED, stop=9)):
+        places = plan(step)
         assert [x.dtype for x in batch] == [np.int32, np.int32, bool, np.int32, np.int32]
-        assert all(x.shape == (CONFIG.batch, bucket) for x in batch)
-        for row, index in enumerate(ids):
-            tokens, learn = shards[index]
-            n = len(tokens) - 1
-            np.testing.assert_array_equal(batch.inputs[row, :n], tokens[:-1])
-            np.testing.assert_array_equal(batch.targets[row, :n], tokens[1:])
-            np.testing.assert_array_equal(batch.learn[row, :n], learn[1:])
-            np.testing.assert_array_equal(batch.positions[row, :n], np.arange(n))
-            assert (batch.segments[row, :n] == 1).all() and not any(x[row, n:].any() for x in batch)
+        assert all(x.shape == (places.rows, places.length) for x in batch)
+        for _, record, inputs, targets, learned in found(batch, places):
+            tokens, learn = shards[int(record)]
+            np.testing.assert_array_equal(inputs, tokens[:-1])
+            np.testing.assert_array_equal(targets, tokens[1:])
+            np.testing.assert_array_equal(learned, learn[1:])
+        shared += batch.segments.max() > 1
+    assert (shared > 0) == cfg.packing
+
+
+def test_folders_are_mixed(path, other):
+    cfg = replace(TWO, drop_context=0.0)
+    shards, plan = [Shards(path), Shards(other)], planned([path, other], cfg)
+    both = f"{path}, {other}"
+    seen = set()
+    for step, batch in enumerate(batches(both, cfg, VOCAB, SEED, stop=9)):
+        for folder, record, inputs, _, _ in found(batch, plan(step)):
+            np.testing.assert_array_equal(inputs, shards[folder][int(record)][0][:-1])
+            seen.add((int(folder), int(record)))
+    assert len({record for folder, record in seen if folder == 1}) == 8 and len(seen) > 40
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_the_hosts_hold_the_rows_of_one_global_batch(path, hosts):
-    cfg = replace(CONFIG, drop_context=0.5)
-    alone = batches(path, cfg, VOCAB, SEED, stop=20)
-    together = zip(*(batches(path, cfg, VOCAB, SEED, 0, 20, host, hosts) for host in range(hosts)), strict=True)
+def test_the_hosts_hold_the_rows_of_one_global_batch(path, other, hosts):
+    cfg, both = replace(TWO, drop_context=0.5), f"{path},{other}"
+    alone = batches(both, cfg, VOCAB, SEED, stop=20)
+    together = zip(*(batches(both, cfg, VOCAB, SEED, 0, 20, host, hosts) for host in range(hosts)), strict=True)
     for whole, parts in zip(alone, together, strict=True):
         assert equal(whole, Batch(*(np.concatenate(rows) for rows in zip(*parts, strict=True))))
 
@@ -64,37 +107,55 @@ def test_starting_later_is_skipping(path, threads):
     assert len(pairs) == 7 and all(equal(a, b) for a, b in pairs)
 
 
+def test_other_hosts_go_on_where_some_stopped(path):
+    """Six steps on four hosts, then six on two, are twelve on one."""
+
+    def on(hosts: int, start: int, stop: int) -> list[Batch]:
+        parts = zip(*(batches(path, CONFIG, VOCAB, SEED, start, stop, h, hosts) for h in range(hosts)), strict=True)
+        return [Batch(*(np.concatenate(rows) for rows in zip(*each, strict=True))) for each in parts]
+
+    moved, alone = on(4, 0, 6) + on(2, 6, 12), on(1, 0, 12)
+    assert len(moved) == 12 and all(equal(a, b) for a, b in zip(moved, alone, strict=True))
+
+
 def test_contexts_are_dropped_at_their_rate_and_only_from_single_images(path):
-    shards = Shards(path)
-    plan = BucketPlan(shards.lengths - 1, CONFIG.buckets, CONFIG.batch, SEED)
     cfg = replace(CONFIG, drop_context=0.3)
+    shards, plan = Shards(path), planned([path], cfg)
     dropped = allowed = 0
     for step, batch in enumerate(batches(path, cfg, VOCAB, SEED, stop=150)):
-        for row, index in enumerate(plan(step)[1]):
-            tokens, learn = shards[index]
+        for _, record, inputs, _, learned in found(batch, plan(step)):
+            tokens, learn = shards[int(record)]
             bare, _ = drop_context(tokens, learn, VOCAB)
-            found = batch.inputs[row, : int(batch.segments[row].sum())]
-            is_bare = not np.array_equal(found, tokens[:-1])
-            assert not is_bare or (len(bare) < len(tokens) and np.array_equal(found, bare[:-1]))
-            if is_bare:
-                assert batch.learn[row, : len(found)].all() and batch.inputs[row, 0] == VOCAB.boi
+            is_bare = not np.array_equal(inputs, tokens[:-1])
+            assert not is_bare or (len(bare) < len(tokens) and np.array_equal(inputs, bare[:-1]))
+            assert not is_bare or (learned.all() and inputs[0] == VOCAB.boi)
             allowed += len(bare) < len(tokens)
             dropped += is_bare
     assert abs(dropped / allowed - 0.3) < 4 * np.sqrt(0.3 * 0.7 / allowed)
 
 
 def test_a_full_row_needs_no_padding():
-    batch = pad([(np.arange(1, 6, dtype=np.int32), np.array([False, False, True, True, True]))], 4)
+    tokens, learn = np.arange(1, 6, dtype=np.int32), np.array([False, False, True, True, True])
+    batch = lay_out([(tokens, learn)], [0], (1, 4))
     assert batch.inputs.tolist() == [[1, 2, 3, 4]] and batch.targets.tolist() == [[2, 3, 4, 5]]
     assert batch.learn.tolist() == [[False, True, True, True]] and batch.segments.all()
+    packed = lay_out([(tokens, learn), (tokens[2:], learn[2:])], [1, 1], (2, 7))
+    assert packed.inputs.tolist() == [[0] * 7, [1, 2, 3, 4, 3, 4, 0]]
+    assert packed.segments.tolist() == [[0] * 7, [1, 1, 1, 1, 2, 2, 0]]
+    assert packed.positions.tolist() == [[0] * 7, [0, 1, 2, 3, 0, 1, 0]]
 
 
-def test_wrong_uses_fail_at_the_call(path):
-    with pytest.raises(ValueError, match=r"data.batch=8 cannot be shared by 3 hosts.*multiple of 3"):
-        batches(path, CONFIG, VOCAB, SEED, host=0, hosts=3)
+def test_wrong_uses_fail_at_the_call(path, tmp_path):
+    with pytest.raises(ValueError, match=r"data.batch=8 makes batches of 24 rows of 96.*by 5 hosts.*multiple of 5"):
+        batches(path, CONFIG, VOCAB, SEED, host=0, hosts=5)
     with pytest.raises(ValueError, match=r"set data.tokenizer to the one"):
         batches(path, CONFIG, tiny_vocab("<other>"), SEED)
     with pytest.raises(ValueError, match=r"raise data.buckets"):
         batches(path, replace(CONFIG, buckets=(32,)), VOCAB, SEED)
     with pytest.raises(FileNotFoundError, match="pretokenize"):
         batches(path / "none", CONFIG, VOCAB, SEED)
+    with pytest.raises(ValueError, match=r"data.weights=\(1, 2\) must be positive, one for each folder"):
+        batches(path, TWO, VOCAB, SEED)
+    pretokenize(NoiseSource(4), tiny_vq(1), VOCAB, tmp_path, CONFIG, 0, sizes=SIZES, progress=False)
+    with pytest.raises(ValueError, match=r"VQ model .* but .* with .*; pretokenize one of them again"):
+        batches(f"{path},{tmp_path}", CONFIG, VOCAB, SEED)

@@ -96,7 +96,7 @@ def test_the_fingerprint_follows_the_content(folder):
         ({"image": "a.png", "caption": None}, "'caption' is a JSON NoneType, not a text"),
         ({"image": "a.png", "caption": "\ud83d"}, "surrogates not allowed"),
         ({"image": "none.png", "caption": "x"}, "none.png: No such file"),
-        ({"image": "data", "caption": "x"}, "cannot identify image file"),
+        ({"image": "data", "caption": "x"}, r"data: no image that Pillow can read; its first bytes are 7b 22"),
         ({"image": [3], "caption": "x"}, "neither a path nor a list of paths"),
         ({"image": "a.png", IMAGE_SYMBOL: "a.png", "caption": "x"}, "both 'image' and"),
         ({"conversations": []}, "at least one message"),

@@ -1,0 +1,152 @@
+"""Crops -> grids of codes, on whatever devices this host has, in batches whose shapes are few."""
+
+import functools
+import hashlib
+from collections import defaultdict, deque
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from PIL import Image
+
+from lumina_jax import pixels
+from lumina_jax.model.patchvq import PatchVQ
+from lumina_jax.model.vqvae import VQVAE
+
+PIXELS = 2**20
+"""What a device encodes at once at the most, in pixels: four crops of 512², one of 1024². It fills any chip."""
+
+RUNNING = 2
+"""Batches given to the devices whose codes are not fetched yet: the next is prepared while they work."""
+
+NOT_CODES = ("decoder", "post_quant_conv")
+"""Parts of a VQVAE that its codes do not depend on."""
+
+
+class ImageTokenizer(Protocol):
+    """What VQVAE and PatchVQ have in common."""
+
+    @property
+    def stride(self) -> int: ...
+
+    @property
+    def codes(self) -> int: ...
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """f32[B Y X 3] in [-1, 1] -> i32[B R C]."""
+
+
+def vq_fingerprint(vq: ImageTokenizer) -> str:
+    """16 hex digits that differ between any two VQ models that code pictures differently: of the SHA-256 of their weights.
+
+    Reads each weight once, on the host; a VQVAE's decoder does not count.
+    """
+    digest = hashlib.sha256()
+    for array in [vq.codebook] if isinstance(vq, PatchVQ) else _coding_weights(vq):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def _coding_weights(vq: ImageTokenizer) -> list[jax.Array]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(vq)
+    return [leaf for path, leaf in leaves if not jax.tree_util.keystr(path).lstrip(".").startswith(NOT_CODES)]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A VQ model and where it runs: a VQVAE on every local device, each with rows of its own; any other on the host.
+
+    The codes do not depend on the number of devices: each runs the same program on the same ``rows`` pictures.
+    """
+
+    vq: ImageTokenizer
+    most_rows: int
+    mesh: Mesh | None
+
+    @classmethod
+    def on_devices(cls, vq: ImageTokenizer, most_rows: int, devices: list[jax.Device] | None = None) -> "Encoder":
+        """``most_rows`` pictures at once on each of ``devices`` (default: all of this host), fewer where they are large."""
+        if not isinstance(vq, VQVAE):
+            return cls(vq, most_rows, None)
+        mesh = Mesh(np.array(devices or jax.local_devices()), ("device",))
+        return cls(jax.device_put(vq, NamedSharding(mesh, P())), most_rows, mesh)
+
+    @property
+    def devices(self) -> int:
+        return 1 if self.mesh is None else self.mesh.size
+
+    def rows(self, size: tuple[int, int]) -> int:
+        """How many pictures of ``size`` (width, height) make a batch of one device."""
+        return max(1, min(self.most_rows, PIXELS // (size[0] * size[1])))
+
+    def __call__(self, batches: list[np.ndarray]) -> jax.Array | np.ndarray:
+        """At most one batch u8[B Y X 3] per device, B at most :meth:`rows` -> codes i32[devices*rows R C], rows by device.
+
+        Batches that are missing or short are filled up, so that each size compiles once; on the host nothing compiles.
+        """
+        if self.mesh is None:
+            return self.vq.encode(_values()[batches[0]])
+        _, height, width, _ = batches[0].shape
+        rows = self.rows((width, height))
+        filled = np.zeros((self.devices, rows, height, width, 3), np.uint8)
+        for place, batch in zip(filled, batches, strict=False):
+            place[: len(batch)] = batch
+        values = _values()[filled.reshape(-1, height, width, 3)]
+        return self.vq.encode(jax.device_put(values, NamedSharding(self.mesh, P("device"))))
+
+
+class GridEncoder:
+    """Encodes the images of one shard in batches of one size, whatever order the sizes come in.
+
+    Which images share a batch depends on their order alone: redoing a shard, on any number of devices, gives the same
+    codes to the last bit.
+    """
+
+    def __init__(self, encoder: Encoder):
+        self._encoder = encoder
+        self._grids: dict[Hashable, np.ndarray] = {}
+        self._waiting: dict[tuple[int, int], list[tuple[Hashable, np.ndarray]]] = defaultdict(list)
+        self._running: deque[tuple[list[list[Hashable]], jax.Array | np.ndarray]] = deque()
+
+    def add(self, key: Hashable, crop: np.ndarray) -> None:
+        """Takes a crop u8[Y X 3]; its grid i32[R C] will stand under ``key``."""
+        size = (crop.shape[1], crop.shape[0])
+        self._waiting[size].append((key, crop))
+        if len(self._waiting[size]) == self._encoder.rows(size) * self._encoder.devices:
+            self._start(size)
+
+    def flush(self) -> None:
+        """Starts what still waits; nothing may be added any more."""
+        for size in list(self._waiting):
+            self._start(size)
+
+    def grids(self) -> dict[Hashable, np.ndarray]:
+        """All grids by key, once :meth:`flush` was called; waits for the devices."""
+        while self._running:
+            self._fetch()
+        return self._grids
+
+    def _start(self, size: tuple[int, int]) -> None:
+        waiting, rows = self._waiting.pop(size), self._encoder.rows(size)
+        groups = [waiting[first : first + rows] for first in range(0, len(waiting), rows)]
+        codes = self._encoder([np.stack([crop for _, crop in group]) for group in groups])
+        self._running.append(([[key for key, _ in group] for group in groups], codes))
+        if len(self._running) > RUNNING:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        groups, codes = self._running.popleft()
+        codes = np.asarray(codes)
+        # Only the last group may be short, so the keys stand at the front.
+        self._grids.update(zip([key for group in groups for key in group], codes, strict=False))
+
+
+@functools.cache
+def _values() -> np.ndarray:
+    """f32[256]: what pixels.to_pixels makes of each level; looking it up is many times as fast as computing it again."""
+    levels = np.arange(256, dtype=np.uint8)[None]
+    return pixels.to_pixels(Image.fromarray(np.stack([levels] * 3, -1), "RGB"))[0, :, 0]

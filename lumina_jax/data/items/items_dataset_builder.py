@@ -1,0 +1,51 @@
+"""A TFDS builder for any source: image files as they are, and the conversation beside them.
+
+It stands in a package of its own because TFDS looks for builders that way.
+"""
+
+import json
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+
+from lumina_jax.data.sources.prepared import IMAGES, RECORD
+from lumina_jax.data.sources.record import StoredRecord
+
+
+def to_example(record: StoredRecord) -> dict[str, object]:
+    """A record -> ``images``, the files' bytes, and ``record``, the JSON of Lumina's form without its images."""
+    if record.caption is not None:
+        item = {"caption": record.caption}
+    else:
+        texts = [(speaker, text) for turn in record.turns for speaker, text in zip(("human", "gpt"), turn, strict=True)]
+        item = {"conversations": [{"from": speaker, "value": text} for speaker, text in texts]}
+    return {IMAGES: [file.content for file in record.files], RECORD: json.dumps(item, ensure_ascii=False)}
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """Writes the (number, record) pairs of ``records`` as the data set ``name``, in ArrayRecord and in their order.
+
+    ``about`` tells where they are from.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, name: str, records: Iterator[tuple[int, StoredRecord]], about: str, data_dir: str):
+        self.name = name
+        self._records, self._about = records, about
+        super().__init__(data_dir=data_dir, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {IMAGES: tfds.features.Sequence(tfds.features.Text()), RECORD: tfds.features.Text()}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self._about,
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, object]]]:
+        return ((number, to_example(record)) for number, record in self._records)

@@ -1,0 +1,106 @@
+"""Where records come from: one small interface, and the formats behind it."""
+
+import os
+import re
+from collections.abc import Callable
+
+from lumina_jax.data.sources.adapters import mini_gemini, openhermes, pair
+from lumina_jax.data.sources.folder import open_folder
+from lumina_jax.data.sources.images import open_image
+from lumina_jax.data.sources.lumina import JsonSource, parse_record
+from lumina_jax.data.sources.record import Record, Source, StoredSource
+from lumina_jax.data.sources.spans import index_lines
+from lumina_jax.data.sources.table import TableSource
+from lumina_jax.data.sources.webdataset import WebDatasetSource
+
+__all__ = ["JsonSource", "Record", "Source", "index_lines", "open_image", "open_source", "parse_record"]
+
+LIST_SUFFIXES = (".json", ".jsonl")
+TABLE_SUFFIXES = (".csv", ".tsv")
+COLUMNS = re.compile(r"(image|text)=([^,]+)(?:,(image|text)=([^,]+))?")
+
+
+def open_source(spec: str, seed: int = 0) -> Source:
+    """The source that ``spec`` names; ``seed`` is for sources that draw their records, which none of these does.
+
+    ==================================================  =====================================================================
+    PATH.json, PATH.jsonl                               Lumina's records (JsonSource)
+    PATH.csv, PATH.tsv, pairs:FILE[@IMAGES]             image-caption pairs under any usual column names (adapters.pair)
+    folder:DIR                                          images with captions beside, or a metadata.jsonl (open_folder)
+    tfds:NAME[/CONFIG][:VERSION][:SPLIT][@DATA_DIR]     a data set TFDS prepared as ArrayRecord (TfdsSource)
+    webdataset:PATTERN[@INDEX.npz]                      tar shards, as shards/{000..099}.tar (WebDatasetSource)
+    parquet:PATTERN[@image=COLUMN,text=COLUMN]          Parquet files of Hugging Face data sets (ParquetSource)
+    openhermes:FILE                                     text dialogues as OpenHermes-2.5 has them
+    mini-gemini:FILE@IMAGES                             image dialogues as Mini-Gemini and LLaVA have them
+    ==================================================  =====================================================================
+
+    Files may lie on this machine, on gs://, or behind http(s)://. Raises ValueError for a kind that is not known, OSError when
+    a file is not there, ImportError naming the package that an address needs.
+    """
+    kind, _, rest = spec.partition(":")
+    if kind in KINDS and rest and not rest.startswith("//"):
+        return KINDS[kind](rest)
+    path = spec.partition("?")[0]  # an address may carry a signature
+    if path.endswith(LIST_SUFFIXES):
+        return JsonSource(spec)
+    if path.endswith(TABLE_SUFFIXES):
+        return TableSource(spec)
+    if os.path.isdir(spec):
+        raise ValueError(f"{spec} is a folder; say what lies in it: folder:{spec}, or {_kinds()}")
+    raise ValueError(
+        f"{spec}: no kind of source that is known; give a file {', '.join(LIST_SUFFIXES + TABLE_SUFFIXES)}, or {_kinds()}"
+    )
+
+
+def _kinds() -> str:
+    return ", ".join(f"{kind}:..." for kind in KINDS)
+
+
+def _behind(rest: str, wanted: Callable[[str], object]) -> tuple[str, str | None]:
+    """What stands before and behind the last @, if what is behind is ``wanted``."""
+    before, at, behind = rest.rpartition("@")
+    return (before, behind) if at and before and wanted(behind) else (rest, None)
+
+
+def _pairs(rest: str) -> StoredSource:
+    path, images = _behind(rest, bool)
+    if path.partition("?")[0].endswith(TABLE_SUFFIXES):
+        return TableSource(path, images)
+    return JsonSource(path, images, pair)
+
+
+def _mini_gemini(rest: str) -> StoredSource:
+    path, images = _behind(rest, bool)
+    if images is None:
+        raise ValueError(f"mini-gemini:{rest}: say where its images lie: mini-gemini:FILE@IMAGES")
+    return JsonSource(path, images, mini_gemini)
+
+
+def _tfds(rest: str) -> StoredSource:
+    from lumina_jax.data.sources.prepared import TfdsSource  # a second of imports
+
+    name, _, data_dir = rest.partition("@")
+    return TfdsSource(name, data_dir or None)
+
+
+def _webdataset(rest: str) -> StoredSource:
+    pattern, index = _behind(rest, lambda behind: behind.endswith(".npz"))
+    return WebDatasetSource(pattern, index)
+
+
+def _parquet(rest: str) -> StoredSource:
+    from lumina_jax.data.sources.parquet import ParquetSource  # half a second of imports
+
+    pattern, columns = _behind(rest, COLUMNS.fullmatch)
+    return ParquetSource(pattern, **dict(word.split("=") for word in columns.split(",")) if columns else {})
+
+
+KINDS: dict[str, Callable[[str], StoredSource]] = {
+    "folder": open_folder,
+    "tfds": _tfds,
+    "webdataset": _webdataset,
+    "parquet": _parquet,
+    "pairs": _pairs,
+    "openhermes": lambda rest: JsonSource(rest, adapt=openhermes),
+    "mini-gemini": _mini_gemini,
+}

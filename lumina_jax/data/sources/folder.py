@@ -1,0 +1,93 @@
+"""A folder of images with their captions beside them."""
+
+import hashlib
+import json
+import posixpath
+
+from lumina_jax.data.sources import files
+from lumina_jax.data.sources.adapters import imagefolder
+from lumina_jax.data.sources.images import SUFFIXES, ImageFile, read_image
+from lumina_jax.data.sources.lumina import JsonSource
+from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
+from lumina_jax.data.sources.table import TableSource
+
+METADATA = ("metadata.jsonl", "metadata.csv")
+TEXTS = (".txt", ".caption", ".json")
+
+
+def open_folder(folder: str) -> StoredSource:
+    """The records of a folder: those its metadata.jsonl or metadata.csv lists, or else its images by their companions.
+
+    The first is the form of Hugging Face's imagefolder: ``file_name`` and ``text`` (or ``caption``, or ``conversations``).
+    """
+    listed = files.listing(folder)
+    for name in METADATA:
+        if any(path == name for path, _ in listed):
+            place = files.join(folder, name)
+            reader = JsonSource if name.endswith(".jsonl") else TableSource
+            return reader(place, adapt=imagefolder)
+    return FolderSource(folder, listed)
+
+
+class FolderSource(StoredSource):
+    """Every image below a folder, with the caption in the .txt, .caption or .json of its name; .json may hold a whole record.
+
+    In the order of the paths. An image without a caption and a text without an image are bad records; a .json without an
+    image is a record of text. Names are held in memory: sets past a few million images belong in tar shards.
+    """
+
+    def __init__(self, folder: str, listed: list[tuple[str, int]]):
+        self.folder = folder
+        stems: dict[str, list[str]] = {}
+        for path, _ in listed:
+            stem, suffix = posixpath.splitext(path)
+            if suffix.lower() in SUFFIXES + TEXTS:
+                stems.setdefault(stem, []).append(path)
+        self._records = [record for stem in sorted(stems) for record in _records(stems[stem])]
+        self.fingerprint = self._digest(listed)
+        if not self._records:
+            raise ValueError(f"{folder} holds no image ({', '.join(SUFFIXES[:4])}, ...) and no {METADATA[0]}")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def stored(self, index: int) -> StoredRecord:
+        image, text = self._records[index]
+        name = image or text
+        try:
+            if text is None:
+                raise ValueError(f"no caption beside it; looked for {', '.join(TEXTS)}")
+            item = self._item(text) | ({"image": image} if image else {})
+            return stored_record(item, self._fetch)
+        except ValueError as error:
+            raise ValueError(f"{files.join(self.folder, name)}: {error}") from error
+
+    def _item(self, text: str) -> dict:
+        content = files.read(files.join(self.folder, text))
+        if not text.endswith(".json"):
+            return {"caption": content.decode("utf-8-sig").strip()}
+        item = json.loads(content)
+        if not isinstance(item, dict):
+            raise ValueError(f"{text} holds a JSON {type(item).__name__}, not an object")
+        return {key: item[key] for key in ("conversations", "caption", "text") if key in item}
+
+    def _fetch(self, image: object) -> ImageFile:
+        return read_image(files.join(self.folder, str(image)))
+
+    def _digest(self, listed: list[tuple[str, int]]) -> str:
+        """Of every name and size, and of what the texts say."""
+        digest = hashlib.sha256()
+        for path, size in listed:
+            digest.update(f"{path}\0{size}\0".encode(errors="surrogateescape"))
+        for _, text in self._records:
+            if text is not None:
+                digest.update(files.read(files.join(self.folder, text)))
+        return digest.hexdigest()[:16]
+
+
+def _records(paths: list[str]) -> list[tuple[str | None, str | None]]:
+    """(image, text) for each image of one name, or (None, text) where there is no image."""
+    images = sorted(path for path in paths if posixpath.splitext(path)[1].lower() in SUFFIXES)
+    by_suffix = {posixpath.splitext(path)[1].lower(): path for path in paths}
+    text = next((by_suffix[suffix] for suffix in TEXTS if suffix in by_suffix), None)
+    return [(image, text) for image in images] or [(None, text)]

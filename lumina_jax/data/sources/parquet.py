@@ -1,0 +1,131 @@
+"""Parquet files as Hugging Face data sets ship: rows by number, one row group in memory at a time."""
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lumina_jax.data.sources import files
+from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, PAIR_IMAGES, dialogue, pair
+from lumina_jax.data.sources.images import ImageFile, read_image
+from lumina_jax.data.sources.recent import Recent
+from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
+
+KEPT_GROUPS = 4
+MAGIC = b"PAR1"
+
+
+class ParquetSource(StoredSource):
+    """Rows of the Parquet files that ``pattern`` stands for (see files.expand), file by file.
+
+    The image column holds ``{bytes, path}``, bare bytes or a path relative to the file, or lists of these; beside it
+    stands a caption, or ``conversations`` of ``from`` and ``value`` in Lumina's or LLaVA's form. Which columns these are
+    the file's own Hugging Face features tell, or their names (adapters.pair), or ``image`` and ``text``.
+
+    In memory are 16 bytes for each row group, and the KEPT_GROUPS groups read last. Raises FileNotFoundError, or
+    ValueError when a file is no Parquet or no column fits.
+    """
+
+    def __init__(self, pattern: str, image: str | None = None, text: str | None = None):
+        self.places = files.expand(pattern)
+        digest, counts, groups = hashlib.sha256(), [], []
+        for number, place in enumerate(self.places):
+            footer, rows, schema = _footer(place)
+            digest.update(posixpath.basename(place).encode() + footer)
+            counts += rows
+            groups += [(number, group) for group in range(len(rows))]
+            if number == 0:
+                self._image, self._text = _columns(schema, place, image, text)
+        self.fingerprint = digest.hexdigest()[:16]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._groups = np.array(groups, np.int32).reshape(-1, 2)
+        self._recent: Recent[pa.Table] = Recent(KEPT_GROUPS)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def stored(self, index: int) -> StoredRecord:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        group = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - (int(self._ends[group - 1]) if group else 0)
+        place = self.places[self._groups[group, 0]]
+        name = f"{place}, row group {self._groups[group, 1]}, row {row}"
+        try:
+            table = self._recent.get(group, lambda: self._read_group(group))
+            (values,) = table.slice(row, 1).to_pylist()
+            return stored_record(self._item(values), lambda image: _file(image, place, name))
+        except (ValueError, pa.ArrowException) as error:
+            raise ValueError(f"{name}: {error}") from error
+
+    def _read_group(self, group: int) -> pa.Table:
+        number, inside = map(int, self._groups[group])
+        columns = [name for name in (self._image, self._text) if name is not None]
+        try:
+            with files.open_binary(self.places[number]) as file:
+                return pq.ParquetFile(file).read_row_group(inside, columns=columns)
+        except OSError as error:  # also how pyarrow says "damaged"
+            raise ValueError(str(error).strip()) from error
+
+    def _item(self, values: Mapping[str, object]) -> object:
+        image = values[self._image] if self._image else None
+        if isinstance(values[self._text], list) and self._text == "conversations":
+            return dialogue({"conversations": values[self._text], "image": image})
+        return pair({"image": image, "caption": values[self._text]})
+
+
+def _footer(place: str) -> tuple[bytes, list[int], pa.Schema]:
+    """The bytes that describe a file, the rows of each of its groups, and its columns."""
+    size = files.size(place)
+    tail = files.read(place, max(size - 8, 0), size)
+    if tail[4:] != MAGIC:
+        raise ValueError(f"{place} is no Parquet file, or is cut short: it does not end with {MAGIC.decode()}")
+    footer = files.read(place, max(size - 8 - int.from_bytes(tail[:4], "little"), 0), size)
+    try:
+        described = pq.read_metadata(pa.BufferReader(MAGIC + footer))
+        return (
+            footer,
+            [described.row_group(i).num_rows for i in range(described.num_row_groups)],
+            described.schema.to_arrow_schema(),
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def _columns(schema: pa.Schema, place: str, image: str | None, text: str | None) -> tuple[str | None, str]:
+    """The image column, or None, and that of the caption or the conversations."""
+    if unknown := [name for name in (image, text) if name is not None and name not in schema.names]:
+        raise ValueError(f"{place} has no column {unknown[0]!r}, only {', '.join(schema.names)}")
+    by_name = {name.lower(): name for name in reversed(schema.names)}
+    declared = _image_features(schema)
+    image = image or next(iter(declared), None) or next((by_name[n] for n in PAIR_IMAGES if n in by_name), None)
+    text = text or next((by_name[n] for n in ("conversations", *PAIR_CAPTIONS) if n in by_name), None)
+    if text is None or (image is None and text != "conversations"):
+        raise ValueError(
+            f"{place} has columns {', '.join(schema.names)}: which is the image, which the caption or the conversations? "
+            "Say it behind the pattern: @image=COLUMN,text=COLUMN"
+        )
+    return image, text
+
+
+def _image_features(schema: pa.Schema) -> list[str]:
+    """The columns that the Hugging Face features in the file call images."""
+    held = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = held.get("info", {}).get("features", {})
+    return [name for name, feature in features.items() if '"Image"' in json.dumps(feature) and name in schema.names]
+
+
+def _file(image: object, place: str, name: str) -> ImageFile:
+    if isinstance(image, Mapping):
+        content, path = image.get("bytes"), image.get("path")
+        image = path if content is None else content
+        name = f"{name}, {path}" if path else name
+    if isinstance(image, bytes):
+        return ImageFile(name, image)
+    if isinstance(image, str):
+        return read_image(files.join(files.folder_of(place), image))
+    raise ValueError("the image is neither {bytes, path} nor bytes nor a path")

@@ -1,0 +1,144 @@
+"""What a source yields: conversations with their images, as they are stored and as they are used."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Protocol
+
+from PIL import Image
+
+from lumina_jax.conversation import Turn, check_symbols, image_prompt
+from lumina_jax.data.sources.images import ImageFile, decode_image
+from lumina_jax.vocab import IMAGE_SYMBOL
+
+IMAGE_KEYS = ("image", IMAGE_SYMBOL)
+CAPTION_KEYS = ("caption", "text")
+SPEAKERS = (("human",), ("gpt", "assistant"))
+
+
+@dataclass(frozen=True)
+class Record:
+    """A conversation and its images, neither cropped nor tokenized.
+
+    ``images`` fill the ``<|image|>`` symbols of ``turns`` in order (see conversation.tokenize). A record with a ``caption``
+    has no turns and one image: its conversation asks for that image at the size it will be cropped to.
+    """
+
+    turns: list[Turn]
+    images: list[Image.Image]
+    caption: str | None = None
+
+    def __post_init__(self):
+        _check_caption(self.caption, self.turns, len(self.images))
+
+    def conversation(self, sizes: Sequence[tuple[int, int]]) -> list[Turn]:
+        """The turns, once ``sizes``, the (width, height) in pixels of each crop, are known."""
+        if self.caption is None:
+            return self.turns
+        width, height = sizes[0]
+        return [(image_prompt(width, height, self.caption), IMAGE_SYMBOL)]
+
+
+class Source(Protocol):
+    """A numbered collection of records, safe to read from several threads."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the records do."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record:
+        """Raises ValueError or OSError for a bad record; the text of the error is the reason of its rejection."""
+
+
+@dataclass(frozen=True)
+class StoredRecord:
+    """A record whose images are files still."""
+
+    turns: list[Turn]
+    files: list[ImageFile] = field(default_factory=list)
+    caption: str | None = None
+
+    def decode(self) -> Record:
+        """ValueError naming the file when an image is damaged."""
+        return Record(self.turns, [decode_image(file) for file in self.files], self.caption)
+
+
+class StoredSource:
+    """A source that can give its records as they are stored: what is copied stays the same to the last bit."""
+
+    fingerprint: str
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def stored(self, index: int) -> StoredRecord:
+        """Raises ValueError or OSError for a bad record."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Record:
+        return self.stored(index).decode()
+
+
+def stored_record(item: object, fetch: Callable[[object], ImageFile]) -> StoredRecord:
+    """A record in Lumina's form (see JsonSource) -> the same with its images, which ``fetch`` gets by what stands for them.
+
+    Raises ValueError when the record is not well-formed, before anything is fetched.
+    """
+    if not isinstance(item, Mapping):
+        raise ValueError(f"the record is a JSON {type(item).__name__}, not an object")
+    images = _images(item)
+    if "conversations" in item:
+        turns = _parse_turns(item["conversations"])
+        check_symbols([message for turn in turns for message in turn if message is not None], len(images))
+        return StoredRecord(turns, [fetch(image) for image in images])
+    key = next((key for key in CAPTION_KEYS if key in item), None)
+    if key is None:
+        raise ValueError(f"the record has neither 'conversations' nor 'caption', only {', '.join(item) or 'nothing'}")
+    caption = checked_text(item[key], f"'{key}'")
+    _check_caption(caption, [], len(images))
+    return StoredRecord([], [fetch(image) for image in images], caption)
+
+
+def checked_text(value: object, name: str) -> str:
+    """``value`` if it is a text that can be tokenized; ValueError naming it by ``name`` otherwise."""
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is a JSON {type(value).__name__}, not a text")
+    value.encode()  # JSON can spell half a surrogate pair, which no tokenizer takes: UnicodeEncodeError is a ValueError
+    return value
+
+
+def _images(item: Mapping) -> list[object]:
+    keys = [key for key in IMAGE_KEYS if item.get(key) is not None]
+    if len(keys) > 1:
+        raise ValueError(f"images stand under both {keys[0]!r} and {keys[1]!r}; keep one")
+    found = item[keys[0]] if keys else []
+    return found if isinstance(found, list) else [found]
+
+
+def _parse_turns(messages: object) -> list[Turn]:
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("'conversations' is not a list of at least one message")
+    texts: list[str | None] = []
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise ValueError(f"message {number} of the conversation is not an object with 'from' and 'value'")
+        if (speaker := message.get("from")) not in SPEAKERS[number % 2]:
+            raise ValueError(f"message {number} is from {speaker!r}; human and gpt must take turns, human first")
+        value = message.get("value")
+        unanswered = value is None and number % 2 == 1 and number == len(messages) - 1
+        text = None if unanswered else checked_text(value, f"the value of message {number}")
+        if number % 2 and text is not None and not text.strip():
+            raise ValueError(f"message {number}, an answer, is empty; there is nothing to learn from it")
+        texts.append(text)
+    return list(zip_longest(texts[::2], texts[1::2]))
+
+
+def _check_caption(caption: str | None, turns: Sequence[Turn], images: int) -> None:
+    if caption is None:
+        return
+    if turns or images != 1:
+        raise ValueError(f"a record with a caption has one image and no turns, not {images} and {len(turns)}")
+    if not caption.strip():
+        raise ValueError("the caption is empty; it asks for nothing")

@@ -1,0 +1,58 @@
+"""Image-text pairs as the rows of a CSV or TSV file."""
+
+import csv
+import hashlib
+import io
+from collections.abc import Callable
+
+from lumina_jax.data.sources import files
+from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, PAIR_IMAGES, pair
+from lumina_jax.data.sources.images import read_image
+from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
+
+BARE = ("caption", "url")
+"""The columns of a file without a header, as Conceptual Captions is published."""
+
+
+class TableSource(StoredSource):
+    """Records of a .csv or .tsv file, all of it in memory; its header names an image column and a caption column.
+
+    Names as in adapters.pair; image paths are relative to ``folder``, by default the file's own. Two columns without a
+    header are caption and image. Raises FileNotFoundError, or ValueError when the columns cannot be told.
+    """
+
+    def __init__(self, path: str, folder: str | None = None, adapt: Callable[[object], object] = pair):
+        self.path, self._adapt = path, adapt
+        self.folder = files.folder_of(path) if folder is None else folder
+        content = files.read(path)
+        self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
+        # What is no UTF-8 survives as half surrogates, which the record that holds them is refused for.
+        text = io.StringIO(content.decode("utf-8-sig", errors="surrogateescape"), newline="")
+        rows = csv.reader(text, delimiter="\t" if path.endswith(".tsv") else ",")
+        rows = [row for row in rows if row]
+        self._header, self._rows = _split_header(rows, path)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def stored(self, index: int) -> StoredRecord:
+        row = self._rows[index]
+        try:
+            if len(row) != len(self._header):
+                raise ValueError(f"the row has {len(row)} fields, the header {len(self._header)}")
+            item = self._adapt(dict(zip(self._header, row, strict=True)))
+            return stored_record(item, lambda image: read_image(files.join(self.folder, str(image))))
+        except ValueError as error:
+            raise ValueError(f"{self.path}, record {index}: {error}") from error
+
+
+def _split_header(rows: list[list[str]], path: str) -> tuple[list[str], list[list[str]]]:
+    first = [name.strip().lower() for name in rows[0]] if rows else []
+    if any(name in PAIR_IMAGES for name in first) and any(name in PAIR_CAPTIONS for name in first):
+        return first, rows[1:]
+    if len(first) == len(BARE) and not any(name in PAIR_IMAGES + PAIR_CAPTIONS for name in first):
+        return list(BARE), rows
+    raise ValueError(
+        f"{path}: the header {', '.join(first) or '(none)'} must name an image ({', '.join(PAIR_IMAGES[:5])}, ...) "
+        f"and a caption ({', '.join(PAIR_CAPTIONS[:3])}, ...)"
+    )

@@ -1,0 +1,191 @@
+"""Padding of the batch plan beside the original's rule, and the plan of 100 million records: ``python tests/bench/data_plan.py``.
+
+Prints one JSON line for each stage of FP-SFT and one for the large plan. The records are drawn, a million a stage, from a
+seeded generator: 75% text to image, 15% image to text, 10% text alone. Pictures have log-normal aspect ratios (0.35 around
+1:1) and take the tokens of the best crop of the stage (layout.py); captions are log-normal around 90 tokens, within 10 to 300,
+answers around 120, within 20 to 300, and texts around 350, within 20 to 4,000. A text-to-image sample is <s>, 22 tokens of
+request, caption, end of turn, picture, end of turn; image to text is <s>, picture, 20 tokens of question, end of turn, answer,
+end of turn; one token less of each is predicted.
+
+The original sorts by length, shuffles within windows of 500 global batches, shuffles the batches, gives each of 64 GPUs 8
+samples of one, pads to the longest with no sample sharing a row, and drops the remainder. "padding" is to the longest of the
+global batch: a GPU pads to the longest of its own samples, but waits for the one with the longest. A step costs 6 per weight
+and place, and 6 * layers * width * length**2 for causal attention, on 7B; 64 chips compute at half of a v5p's peak each.
+"""
+
+import argparse
+import json
+import resource
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np
+
+from lumina_jax.config import DataConfig, ModelConfig
+from lumina_jax.data.buckets import BucketPlan
+from lumina_jax.layout import best_crop, crop_sizes, grid_tokens
+
+RECORDS = 1_000_000
+KINDS = ("text to image", "image to text", "text")
+SHARES = (0.75, 0.15, 0.10)
+REQUEST, QUESTION = 22, 20
+STAGES = {
+    512: DataConfig(size=512, buckets=(1152, 2176, 2304, 2432, 2560, 5120), batch=192),
+    768: DataConfig(size=768, buckets=(2304, 2432, 2560, 4864, 5120), batch=192),
+    1024: DataConfig(size=1024, buckets=(4096, 4224, 4352, 4480, 4608), batch=192),
+}
+CHIPS, FLOPS = 64, 0.5 * 459e12
+"""A v5p-128 at half of its peak."""
+PER_GPU, WINDOW = 8, 500
+WEIGHTS = 6.74e9
+"""Of 7B, without the embedding."""
+LARGE = 100_000_000
+
+
+def draw(size: int, records: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The length and the kind of each record, i32[records] and i64[records]."""
+    rng = np.random.default_rng([seed, size])
+    kind = rng.choice(len(KINDS), records, p=SHARES)
+    picture = np.array(tuple(_picture_tokens(size)))[_crops(size, rng.normal(0, 0.35, records))]
+    caption, answer, text = (
+        np.exp(rng.normal(np.log(middle), spread, records)).clip(*within).astype(int)
+        for middle, spread, within in ((90, 0.6, (10, 300)), (120, 0.6, (20, 300)), (350, 0.9, (20, 4000)))
+    )
+    tokens = np.select([kind == 0, kind == 1], [REQUEST + caption + picture + 3, QUESTION + picture + answer + 3], text)
+    return (tokens - 1).astype(np.int32), kind
+
+
+def _picture_tokens(size: int) -> list[int]:
+    return [grid_tokens(height // 16, width // 16) for width, height in crop_sizes(size)]
+
+
+def _crops(size: int, logs: np.ndarray) -> np.ndarray:
+    """The best crop for each logarithm of an aspect ratio, found on a grid of 2,001 ratios."""
+    sizes = crop_sizes(size)
+    grid = np.linspace(-2, 2, 2001)
+    best = np.array(
+        [sizes.index(best_crop((round(1e4 * np.exp(log / 2)), round(1e4 / np.exp(log / 2))), sizes)) for log in grid]
+    )
+    return best[np.searchsorted(grid, logs.clip(-2, 2))]
+
+
+def flops(rows: np.ndarray | int, length: np.ndarray | int) -> np.ndarray | float:
+    """Of a training step of 7B on ``rows`` rows of ``length``."""
+    model = ModelConfig()
+    return rows * length * (6 * WEIGHTS + 6 * model.layers * model.width * length)
+
+
+def original(lengths: np.ndarray, seed: int = 0) -> dict[str, float]:
+    """Padding and speed of the original's rule."""
+    rng, samples = np.random.default_rng(seed), PER_GPU * CHIPS
+    order = np.argsort(lengths, kind="stable")
+    for begin in range(0, len(order), samples * WINDOW):
+        rng.shuffle(order[begin : begin + samples * WINDOW])
+    batches = lengths[order[: len(order) // samples * samples]].reshape(-1, samples // PER_GPU, PER_GPU)
+    batches = batches[rng.permutation(len(batches))]
+    longest, used = batches.max(2), batches.sum()
+    seconds = flops(PER_GPU, longest.max(1).astype(float)).sum() / FLOPS
+    return {
+        "padding": round(1 - used / (longest.max(1).sum() * samples), 4),
+        "padding_within_each_gpu": round(1 - used / (longest.sum() * PER_GPU), 4),
+        "tokens_per_second": round(used / seconds),
+        "shapes": len(np.unique(longest)),
+    }
+
+
+def ours(lengths: np.ndarray, kind: np.ndarray, cfg: DataConfig) -> dict[str, object]:
+    """The same of the plan, and how evenly its batches mix the kinds of records."""
+    begin = time.perf_counter()
+    plan = BucketPlan([lengths + 1], cfg, 0)
+    built = time.perf_counter() - begin
+    seconds = sum(s.steps * flops(s.rows, s.length) for s in plan.shapes) / FLOPS / CHIPS
+    steps = [plan(step) for step in range(min(plan.steps, 1000))]
+    text = [lengths[p.record][kind[p.record] == 2].sum() / lengths[p.record].sum() for p in steps]
+    full = [np.bincount(p.row, minlength=p.rows).mean() for p in steps]
+    return {
+        "padding": round(plan.padding, 4),
+        "tokens_per_second": round(int(lengths.sum()) / seconds),
+        "shapes": [[s.rows, s.length, s.steps] for s in plan.shapes],
+        "cut": 0,
+        "samples_per_row": round(float(np.mean(full)), 2),
+        "text_share_of_a_batch": [round(float(np.percentile(text, q)), 3) for q in (0, 50, 100)],
+        "padding_that_dropping_contexts_adds": round(dropping(lengths, kind, cfg), 4),
+        "seconds_to_build": round(built, 2),
+    }
+
+
+def dropping(lengths: np.ndarray, kind: np.ndarray, cfg: DataConfig) -> float:
+    """The share of places that ``drop_context`` of the text-to-image samples leave empty: their requests and captions."""
+    pictures = np.mean(_picture_tokens(cfg.size))
+    made = kind == 0
+    return cfg.drop_context * float(lengths[made].sum() - pictures * made.sum()) / float(lengths.sum())
+
+
+def large(records: int) -> dict[str, object]:
+    """Seconds and memory of the plan of ``records`` records, and how long a batch takes to find."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = np.lib.format.open_memmap(f"{folder}/lengths.npy", "w+", np.int32, (records,))
+        for begin in range(0, records, RECORDS):
+            tokens[begin : begin + RECORDS] = draw(512, min(RECORDS, records - begin), begin)[0] + 1
+        tokens.flush()
+        del tokens
+        before = memory()
+        begin = time.perf_counter()
+        plan = BucketPlan([np.load(f"{folder}/lengths.npy", mmap_mode="r")], STAGES[512], 0)
+        built, after = time.perf_counter() - begin, memory()
+        taken = []
+        for step in np.random.default_rng(0).integers(0, 10 * plan.steps, 2000).tolist():
+            begin, cpu = time.perf_counter(), time.process_time()
+            places = plan(step)
+            taken.append((time.perf_counter() - begin, time.process_time() - cpu))
+    wall, cpu = zip(*taken, strict=True)
+    return {
+        "benchmark": "plan of many records",
+        "records": records,
+        "steps_per_epoch": plan.steps,
+        "seconds_to_build": round(built, 2),
+        "anonymous_mib": {"before": before, "after": after},
+        "peak_mib_with_mapped_lengths": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "microseconds_per_step": {
+            "median": round(1e6 * np.median(wall)),
+            "mean_of_the_core": round(1e6 * np.mean(cpu)),
+        },
+        "samples_per_step": len(places.row),
+    }
+
+
+def memory() -> int:
+    """MiB this process holds besides mapped files."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) // 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=int, default=RECORDS, help="of each stage (1,000,000)")
+    parser.add_argument("--large", type=int, default=LARGE, help="records of the large plan, 0 for none (100,000,000)")
+    options = parser.parse_args()
+    if options.large:
+        print(json.dumps(large(options.large)), flush=True)
+    for size, cfg in STAGES.items():
+        lengths, kind = draw(size, options.records)
+        theirs, mine = original(lengths), ours(lengths, kind, cfg)
+        unpacked = ours(lengths, kind, replace(cfg, packing=False))["padding"]
+        result = {
+            "benchmark": f"padding, stage {size}",
+            "lengths": {KINDS[k]: [int(lengths[kind == k].min()), int(lengths[kind == k].max())] for k in range(3)},
+            "ours": mine,
+            "ours_without_packing": unpacked,
+            "original": theirs,
+            "tokens_per_second_ratio": round(mine["tokens_per_second"] / theirs["tokens_per_second"], 3),
+        }
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

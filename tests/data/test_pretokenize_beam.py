@@ -1,0 +1,49 @@
+"""As a Beam pipeline, pretokenizing writes what it writes without; skipped where apache-beam is not installed."""
+
+from pathlib import Path
+
+import pytest
+from data_parts import SIZES, NoiseSource, tiny_vocab, tiny_vq
+
+pytest.importorskip("apache_beam", reason="the extra of lumina_jax/data/PRETOKENIZE.md is not installed")
+
+from lumina_jax.data.beam import pretokenize_with_beam
+from lumina_jax.data.making import Stage
+from lumina_jax.data.pretokenize import pretokenize_stages
+
+SEED, SHARD, BATCH = 5, 8, 4
+OPTIONS = ["--runner=DirectRunner"]
+
+
+def open_parts():
+    return NoiseSource(bad=(3, 17)), tiny_vq(), tiny_vocab()
+
+
+def stages(out: Path) -> list[Stage]:
+    return [Stage(str(out / "small"), SIZES, 400), Stage(str(out / "large"), [(32, 32)], 400)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_beam_writes_the_same_bytes_and_goes_on_from_any_other_start(tmp_path):
+    manifests = pretokenize_stages(*open_parts(), stages(tmp_path / "whole"), SEED, SHARD, BATCH, progress=False)
+    begun = tmp_path / "begun"
+    pretokenize_stages(*open_parts(), stages(begun), SEED, SHARD, BATCH, progress=False, own=slice(0, None, 3))
+    kept = {name: (begun / name).stat().st_mtime_ns for name in contents(begun)}
+    for out in (tmp_path / "anew", begun, begun):
+        assert pretokenize_with_beam(open_parts, stages(out), SEED, OPTIONS, SHARD, BATCH) == manifests
+        assert contents(out) == contents(tmp_path / "whole")
+    assert {name: (begun / name).stat().st_mtime_ns for name in kept} == kept
+
+
+def test_a_worker_with_other_files_stops_the_pipeline(tmp_path):
+    opened = []
+
+    def other_each_time():
+        opened.append(NoiseSource(50 + len(opened)))
+        return opened[-1], tiny_vq(), tiny_vocab()
+
+    with pytest.raises(Exception, match="this worker has records=51 instead of 50"):
+        pretokenize_with_beam(other_each_time, stages(tmp_path), SEED, OPTIONS, SHARD, BATCH)

@@ -1,0 +1,257 @@
+"""Laws of reading bytes: local and remote files read alike, by ranges, whatever the server; failures name the file."""
+
+import http.server
+import json
+import os
+import threading
+from functools import partial
+from urllib.parse import parse_qs, unquote, urlparse
+
+import fsspec
+import numpy as np
+import pytest
+from data_parts import noise
+
+from lumina_jax.data.sources import files, open_source
+from lumina_jax.data.sources.lumina import REMOTE_BLOCK
+from lumina_jax.data.sources.recent import Recent
+
+LETTERS = bytes(range(256)) * 40
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; knows ranges, unlike its parent, while ``ranges`` is set, and fails the first ``failures`` requests."""
+
+    ranges = True
+    failures = 0
+    asked: list[str]
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        if type(self).failures:
+            type(self).failures -= 1
+            return self.send_error(503)
+        if "refused" in self.path:
+            return self.send_error(403)
+        return self.answer(self.translate_path(self.path))
+
+    def answer(self, path):
+        if not os.path.isfile(path):
+            return self.send_error(404)
+        with open(path, "rb") as file:
+            content = file.read()
+        span = self.headers.get("Range", "") if self.ranges else ""
+        self.send_response(206 if span else 200)
+        if span:
+            first, last = span.removeprefix("bytes=").split("-")
+            self.send_header("Content-Range", f"bytes {span.removeprefix('bytes=')}/{len(content)}")
+            content = content[int(first) : int(last) + 1 if last else None]
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+        return None
+
+
+class Bucket(Server):
+    """As much of the interface of Google Cloud Storage as reading and listing one bucket takes."""
+
+    def do_GET(self):
+        url = urlparse(self.path)
+        self.asked.append(self.path)
+        name = unquote(url.path.partition("/o/")[2])
+        if "alt=media" in url.query or "/download/" in url.path:
+            return self.answer(os.path.join(self.directory, name))
+        if name:
+            return self.entry(name)
+        prefix = parse_qs(url.query).get("prefix", [""])[0]
+        found = [self.described(name) for name, _ in files.listing(self.directory) if name.startswith(prefix)]
+        return self.reply({"items": found})
+
+    def entry(self, name):
+        if not os.path.isfile(os.path.join(self.directory, name)):
+            return self.send_error(404)
+        return self.reply(self.described(name))
+
+    def described(self, name):
+        size = os.stat(os.path.join(self.directory, name)).st_size
+        return {"name": name, "bucket": "pod", "size": str(size), "id": name}
+
+    def reply(self, value):
+        content = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def serve(tmp_path, monkeypatch):
+    """A function that serves ``tmp_path`` by a handler class -> its address; remote file systems forget what they knew."""
+    monkeypatch.setattr(files, "FIRST_PAUSE", 0.0)
+    servers = []
+
+    def start(kind):
+        handler = type(kind.__name__, (kind,), {"asked": [], "failures": 0})
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path)))
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_address[1]}", handler
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def web(serve):
+    pytest.importorskip("aiohttp")
+    return serve(Server)
+
+
+@pytest.fixture
+def bucket(serve, monkeypatch):
+    core = pytest.importorskip("gcsfs.core")
+    address, handler = serve(Bucket)
+    system = core.GCSFileSystem(token="anon", endpoint_url=address, project="none", skip_instance_cache=True)
+    monkeypatch.setattr(fsspec, "filesystem", lambda protocol: system)
+    return "gs://pod", handler
+
+
+def pictures(folder):
+    """A JSONL of three captioned pictures: beside it, below it, and a missing one."""
+    (folder / "sub").mkdir()
+    noise((12, 8), 0).save(folder / "a.png")
+    noise((6, 10), 1).save(folder / "sub" / "b.png")
+    lines = [{"image": name, "caption": name} for name in ("a.png", "./sub/b.png", "none.png")]
+    (folder / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.mark.parametrize("span", [(0, None), (7, None), (0, 5), (300, 901), (10200, 99999)])
+@pytest.mark.parametrize("kind", ["local", "memory", "web", "blunt", "bucket"])
+def test_every_place_reads_alike(tmp_path, kind, span, request):
+    (tmp_path / "file").write_bytes(LETTERS)
+    folder = str(tmp_path)
+    if kind == "memory":
+        folder = "memory://folder"
+        fsspec.filesystem("memory").pipe_file("/folder/file", LETTERS)
+    elif kind == "blunt":
+        folder, handler = request.getfixturevalue("web")
+        handler.ranges = False
+    elif kind != "local":
+        folder, _ = request.getfixturevalue(kind)
+    place = files.join(folder, "file")
+    assert files.size(place) == len(LETTERS)
+    assert files.read(place, span[0], span[1] and min(span[1], len(LETTERS))) == LETTERS[span[0] : span[1]]
+    assert b"".join(files.blocks(place, 1000)) == LETTERS
+    assert files.folder_of(place) == folder
+
+
+def test_records_and_images_come_over_http(tmp_path, web):
+    pictures(tmp_path)
+    remote, local = open_source(f"{web[0]}/data.jsonl"), open_source(str(tmp_path / "data.jsonl"))
+    assert remote.fingerprint == local.fingerprint and len(remote) == 3
+    for index in range(2):
+        there, here = remote[index], local[index]
+        assert there.caption == here.caption
+        np.testing.assert_array_equal(np.asarray(there.images[0]), np.asarray(here.images[0]))
+    with pytest.raises(OSError, match=r"http://\S+/none\.png: not found"):
+        remote[2]
+    # Neighbours share a block: the first record asked for the only one.
+    assert sum(path == "/data.jsonl" for path in web[1].asked) <= 5
+
+
+def test_records_and_images_come_from_a_bucket(tmp_path, bucket):
+    pictures(tmp_path)
+    source = open_source("gs://pod/data.jsonl")
+    assert [source[i].images[0].size for i in range(2)] == [(12, 8), (6, 10)]
+    with pytest.raises(OSError, match=r"gs://pod/none\.png: not found"):
+        source[2]
+    assert [name for name, _ in files.listing("gs://pod")] == ["a.png", "data.jsonl", "sub/b.png"]
+    assert files.expand("gs://pod/*.png") == ["gs://pod/a.png"]
+
+
+def test_local_records_may_name_remote_images(tmp_path, web):
+    pictures(tmp_path)
+    (tmp_path / "far.jsonl").write_text(json.dumps({"image": f"{web[0]}/a.png", "caption": "x"}))
+    assert open_source(str(tmp_path / "far.jsonl"))[0].images[0].size == (12, 8)
+
+
+def test_a_failure_that_passes_is_no_bad_record_and_a_refusal_is_one_at_once(tmp_path, web):
+    (tmp_path / "file").write_bytes(LETTERS)
+    address, handler = web
+    handler.failures = files.ATTEMPTS - 1
+    assert files.read(f"{address}/file") == LETTERS
+    handler.failures = files.ATTEMPTS
+    with pytest.raises(OSError, match=r"/file: .*503.*attempt 4"):
+        files.read(f"{address}/file")
+    handler.asked.clear()
+    with pytest.raises(OSError, match=r"/refused: .*403"):
+        files.read(f"{address}/refused")
+    assert len(handler.asked) == 1
+
+
+def test_a_long_remote_file_is_read_in_blocks(monkeypatch, tmp_path):
+    monkeypatch.setattr("lumina_jax.data.sources.lumina.REMOTE_BLOCK", 50)
+    question = {"from": "human", "value": "question " * 9}
+    items = [{"conversations": [question, {"from": "gpt", "value": str(i)}]} for i in range(9)]
+    fsspec.filesystem("memory").pipe_file("/long.jsonl", "\n".join(map(json.dumps, items)).encode())
+    source = open_source("memory://long.jsonl")
+    assert [source[i].turns[0][1] for i in (8, 0, 4, 8)] == ["8", "0", "4", "8"]
+    assert REMOTE_BLOCK > 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("s-{08..11}.tar", ["s-08.tar", "s-09.tar", "s-10.tar", "s-11.tar"]),
+        ("{a,b}/{1..2}", ["a/1", "a/2", "b/1", "b/2"]),
+        ("{b,a}-*.tar", ["b-1.tar", "b-2.tar", "a-1.tar"]),
+        ("?-1.tar", ["a-1.tar", "b-1.tar"]),
+        ("plain", ["plain"]),
+    ],
+)
+def test_patterns_stand_for_files_in_order(tmp_path, monkeypatch, pattern, words):
+    monkeypatch.chdir(tmp_path)
+    for name in ("b-2.tar", "b-1.tar", "a-1.tar"):
+        (tmp_path / name).touch()
+    assert files.expand(pattern) == words
+
+
+def test_a_pattern_without_files_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"x\*\.tar matches no file"):
+        files.expand(f"{tmp_path}/x*.tar")
+
+
+def test_recent_makes_once_for_all_threads_and_forgets_the_oldest():
+    recent, made, barrier = Recent(2), [], threading.Barrier(4)
+
+    def make(key):
+        made.append(key)
+        return key * 2
+
+    def ask():
+        barrier.wait()
+        assert recent.get(1, lambda: make(1)) == 2
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [1]
+    for key in (2, 3, 2, 1):
+        assert recent.get(key, lambda key=key: make(key)) == 2 * key
+    assert made == [1, 2, 3, 1]
+
+
+def test_recent_does_not_hold_a_failure():
+    recent = Recent(2)
+    with pytest.raises(ZeroDivisionError):
+        recent.get("x", lambda: 1 // 0)
+    assert recent.get("x", lambda: 7) == 7

@@ -1,0 +1,119 @@
+"""Data sets prepared with TFDS: what is shared is what was there, to the last bit; the catalogue's are read as they are."""
+
+import importlib
+import json
+import pickle
+
+import numpy as np
+import pytest
+from data_parts import NoiseSource, noise
+
+from lumina_jax.data.prepare import prepare
+from lumina_jax.data.sources import open_source
+from lumina_jax.vocab import IMAGE_SYMBOL
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for seed, name in enumerate(["a.png", "b.png", "sub/a.jpg", "bad.png", "c.png"]):
+        noise((12, 8), seed).save(tmp_path / name)
+    (tmp_path / "a.txt").write_text("an a")
+    (tmp_path / "b.caption").write_text(f"a b, {IMAGE_SYMBOL}")
+    turns = [{"from": "human", "value": f"What? {IMAGE_SYMBOL}"}, {"from": "gpt", "value": "A dög."}]
+    (tmp_path / "sub" / "a.json").write_text(json.dumps({"conversations": turns}))
+    (tmp_path / "bad.png").write_bytes((tmp_path / "bad.png").read_bytes()[:99])
+    (tmp_path / "bad.txt").write_text("x")
+    return tmp_path
+
+
+def test_what_is_prepared_once_reads_as_its_source(folder, tmp_path):
+    original = open_source(f"folder:{folder}")
+    home = prepare(original, tmp_path / "shared", "my_pictures", threads=2, progress=False)
+    rejects = [json.loads(line) for line in (home / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["index"] for reject in rejects] == [2, 3] and "no caption beside" in rejects[1]["reason"]
+    shared = open_source(f"tfds:my_pictures@{tmp_path}/shared")
+    assert len(shared) == 3
+    for here, there in enumerate((0, 1, 4)):
+        mine, theirs = shared.stored(here), original.stored(there)
+        assert (mine.turns, mine.caption) == (theirs.turns, theirs.caption)
+        assert [file.content for file in mine.files] == [file.content for file in theirs.files]
+    assert pickle.loads(pickle.dumps(shared))[1].caption == f"a b, {IMAGE_SYMBOL}"
+    assert len(open_source(f"tfds:my_pictures:1.0.0:train[1:]@{tmp_path}/shared")) == 2
+    other = prepare(open_source(f"folder:{folder}/sub"), tmp_path / "shared", "sub", progress=False)
+    assert other.exists() and open_source(f"tfds:sub@{tmp_path}/shared").fingerprint != shared.fingerprint
+
+
+def test_pictures_without_files_are_prepared_without_loss(tmp_path):
+    source = NoiseSource(12, bad=(3,))
+    prepare(source, tmp_path, "noise", progress=False)
+    shared = open_source(f"tfds:noise@{tmp_path}")
+    good = [index for index in range(12) if index != 3]
+    assert len(shared) == len(good)
+    for mine, index in zip(map(shared.__getitem__, range(len(good))), good, strict=True):
+        theirs = source[index]
+        assert (mine.turns, mine.caption) == (theirs.turns, theirs.caption)
+        for a, b in zip(mine.images, theirs.images, strict=True):
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_prepare_refuses_what_cannot_be_found_again(tmp_path):
+    with pytest.raises(ValueError, match="small letters"):
+        prepare(NoiseSource(2), tmp_path, "My Set", progress=False)
+    with pytest.raises(ValueError, match="no records"):
+        prepare(NoiseSource(0), tmp_path, "empty", progress=False)
+    prepare(NoiseSource(2), tmp_path, "noise", progress=False)
+    with pytest.raises(FileExistsError, match="exists already"):
+        prepare(NoiseSource(2), tmp_path, "noise", progress=False)
+    with pytest.raises(FileNotFoundError, match=r"no data set other in .* which holds noise"):
+        open_source(f"tfds:other@{tmp_path}")
+    with pytest.raises(ValueError, match="split"):
+        open_source(f"tfds:noise:validation@{tmp_path}")
+
+
+CATALOGUE = """
+import io
+import numpy as np
+import tensorflow_datasets as tfds
+
+kinds = tfds.features
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.1.0")
+
+    def _info(self):
+        several = kinds.Sequence({"id": kinds.Scalar(np.int64), "text": kinds.Text()})
+        features = {"image": kinds.Image(encoding_format="png"), "FEATURE": several if SEVERAL else kinds.Text()}
+        return tfds.core.DatasetInfo(builder=self, features=kinds.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        several = [{"id": 1, "text": "a dög"}, {"id": 2, "text": "other"}]
+        image = io.BytesIO(open("PICTURE", "rb").read())
+        return {"val": [(0, {"image": image, "FEATURE": several if SEVERAL else "a dög"})]}
+
+    def _generate_examples(self):
+        raise NotImplementedError
+"""
+
+
+@pytest.mark.parametrize(("several", "feature"), [(False, "caption"), (True, "captions")])
+def test_a_set_of_the_catalogue_gives_image_and_first_caption(tmp_path, monkeypatch, several, feature):
+    package = tmp_path / f"like_coco_{feature}"  # TFDS wants each builder in a package of its own
+    package.mkdir()
+    text = (
+        CATALOGUE.replace("FEATURE", feature)
+        .replace("SEVERAL", str(several))
+        .replace("PICTURE", str(package / "a.png"))
+    )
+    noise((12, 8), 5).save(package / "a.png")
+    (package / f"{package.name}_dataset_builder.py").write_text(text, encoding="utf-8")
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    builder = importlib.import_module(f"{package.name}.{package.name}_dataset_builder").Builder
+    builder(data_dir=str(tmp_path / "data"), file_format="array_record").download_and_prepare()
+    source = open_source(f"tfds:{package.name}:val@{tmp_path}/data")
+    assert len(source) == 1 and source[0].caption == "a dög" and source[0].images[0].size == (12, 8)
+    info = tmp_path / "data" / package.name / "1.1.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match="prepared as tfrecord, which has no random access"):
+        open_source(f"tfds:{package.name}:val@{tmp_path}/data")

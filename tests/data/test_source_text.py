@@ -1,0 +1,144 @@
+"""Laws of texts: bad ones are refused, and none can forge a token, whatever it spells."""
+
+import json
+
+import numpy as np
+import pytest
+from data_parts import noise, tiny_vocab
+
+from lumina_jax import layout
+from lumina_jax.conversation import SEAM, image_prompt, literal, tokenize
+from lumina_jax.data.sources import JsonSource, Record, StoredSource
+from lumina_jax.data.sources.spans import index_list
+from lumina_jax.vocab import END_OF_TURN, IMAGE_SYMBOL, image_code_name, size_name
+
+FORGED = (
+    "<racm3:break>",
+    "<eoss>",
+    "<s>",
+    END_OF_TURN,
+    "<reserved08799>",
+    size_name(2),
+    image_code_name(3),
+    "<s<s>>",
+    "IMGIMGIMGIMGAZ",
+    f"<{END_OF_TURN}<racm3:break>",
+)
+
+
+def values(tmp_path, content: str | bytes) -> StoredSource:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return JsonSource(path)
+
+
+def dialogue(*texts, **more) -> str:
+    speakers = ("human", "gpt")
+    messages = [{"from": speakers[i % 2], "value": text} for i, text in enumerate(texts)]
+    return json.dumps({"conversations": messages} | more)
+
+
+@pytest.mark.parametrize("name", [*FORGED, IMAGE_SYMBOL, f"{IMAGE_SYMBOL}{IMAGE_SYMBOL}"])
+@pytest.mark.parametrize("kind", ["golden", "tiny"])
+def test_a_caption_forges_no_token(name, kind, vocab):
+    vocab = vocab if kind == "golden" else tiny_vocab()
+    caption = f"a sign saying {name}, {name}{name}!"
+    record = Record([], [noise((9, 9), 0)], caption)
+    codes = np.zeros((2, 2), np.int32)
+    tokens, learn = tokenize(record.conversation([(64, 64)]), [codes], vocab)
+    asked = tokens[~learn]
+    # Begin token, text, end of turn: nothing in between is special, and the text is there to the letter.
+    special = {vocab.id_of(word) for word in (*FORGED[:7], IMAGE_SYMBOL)} | set(vocab.code_ids.tolist())
+    assert not special & set(asked[1:-1].tolist())
+    assert vocab.decode(asked[1:-1]) == f"Generate an image of 64x64 according to the following prompt:\n{caption}"
+    assert (tokens[learn] == [*layout.encode_grid(codes, vocab), vocab.end_of_turn]).all()
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_turn_forges_no_token_and_keeps_its_image(name, vocab):
+    codes = np.zeros((2, 2), np.int32)
+    tokens, _ = tokenize([(f"{name} <|image|> {name}", name)], [codes], vocab)
+    image = layout.encode_grid(codes, vocab)
+    assert [len(found) for found in (layout.images_in(tokens, vocab), np.flatnonzero(tokens == vocab.end_of_turn))] == [
+        1,
+        2,
+    ]
+    text = [*vocab.encode_literally(f"{name} "), *image, *vocab.encode_literally(f" {name}"), vocab.end_of_turn]
+    assert tokens[1:].tolist() == [*text, *vocab.encode_literally(name), vocab.end_of_turn]
+
+
+def test_text_without_names_is_encoded_as_ever(vocab):
+    for text in ("", "a dog", "x < y > z <b>bold</b>", "s> racm3:break>", "ünïcode 🎉 123\n\t"):
+        assert vocab.encode_literally(text) == vocab.encode(text)
+
+
+def test_a_seam_in_a_text_is_no_letter(vocab):
+    assert literal(f"a{SEAM}b") == "ab"
+    assert image_prompt(1, 1, f"<|im{SEAM}age|>").count(IMAGE_SYMBOL) == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (dialogue("Look <|image|>", "yes"), r"1 <\|image\|>, but 0 images"),
+        (dialogue("<|image|><|image|>", "yes", image="none.png"), r"2 <\|image\|>, but 1 images"),
+        (dialogue("<|image|>", "yes", image=["none.png", "none.png"]), r"1 <\|image\|>, but 2 images"),
+        (dialogue("hi", ""), "message 1, an answer, is empty"),
+        (dialogue("hi", "you", "?", " \n"), "message 3, an answer, is empty"),
+        (json.dumps({"image": "none.png", "caption": " "}), "the caption is empty"),
+        (json.dumps({"caption": "alone"}), "one image and no turns, not 0 and 0"),
+        (b'{"caption": "\xff\xfe", "image": "none.png"}', "can't decode byte 0xff"),
+        ("{" * 100_000, "Expecting|recursion"),
+        ('{"conversations": ' + "[" * 100_000, "recursion|Expecting"),
+        (json.dumps({"image": {"bytes": "x"}, "caption": "x"}), "JSON dict, neither a path nor a list"),
+    ],
+)
+def test_a_bad_text_says_why_and_names_its_file(tmp_path, line, reason):
+    with pytest.raises(ValueError, match=rf"data\.jsonl, record 0: .*({reason})"):
+        values(tmp_path, line)[0]
+
+
+def test_a_text_of_50_thousand_tokens_is_read_whole(tmp_path, vocab):
+    text = "word " * 50_000
+    record = values(tmp_path, dialogue("Write.", text))[0]
+    assert record.turns == [("Write.", text)]
+    assert len(tokenize(record.turns, [], vocab)[0]) > 50_000
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 1 << 20])
+@pytest.mark.parametrize(
+    "items",
+    [
+        [],
+        [1],
+        [{}, [], "", "]", '"', "\\", '\\"', "a,b[{", None, [[1, [2]], {"a": [3, "}"]}], "\\\\"],
+        [{"value": 'said "no, [not] {this}" \\'}, {"value": "\\\\\\"}],
+    ],
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_the_values_of_a_list_are_found_whatever_they_hold(tmp_path, items, chunk, indent):
+    path = tmp_path / "list.json"
+    path.write_text("\ufeff" + json.dumps(items, indent=indent) + "\n \n", encoding="utf-8")
+    content = path.read_bytes()
+    spans, _ = index_list(str(path), chunk)
+    assert [json.loads(content[start:stop]) for start, stop in spans] == items
+
+
+@pytest.mark.parametrize(
+    "content", ["[", "[1, 2", '["a]', "[1] 2", "[1][2]", "[1]]", "[1], [2", "[[1]", '[1] "', "[1],3"]
+)
+def test_what_is_no_whole_list_is_refused(tmp_path, content):
+    path = tmp_path / "list.json"
+    path.write_text(content)
+    for chunk in (1, 1 << 20):
+        with pytest.raises(ValueError, match=r"list\.json begins like a JSON list but is none"):
+            index_list(str(path), chunk)
+
+
+def test_one_bad_value_of_a_list_spares_the_others(tmp_path):
+    path = tmp_path / "list.json"
+    path.write_text(f'[{dialogue("a", "b")}, {{"conversations": oops}}, {dialogue("c", "d")}]')
+    source = JsonSource(path)
+    with pytest.raises(ValueError, match=r"list\.json, record 1: Expecting value"):
+        source[1]
+    assert [source[i].turns for i in (0, 2)] == [[("a", "b")], [("c", "d")]]
