@@ -7,11 +7,11 @@ from itertools import permutations
 import numpy as np
 
 from lumina_jax.toyworld.scenes import (
+    ALL_SHAPES,
     BACKGROUNDS,
     COLOURS,
     REGIONS,
     RELATIONS,
-    SHAPES,
     SIZES,
     Object,
     Scene,
@@ -112,6 +112,17 @@ def caption(scene: Scene, rng: np.random.Generator) -> Caption:
     return Caption(" ".join(str(claim) for claim in claims), (*claims, Count(len(things))))
 
 
+def describe(scene: Scene) -> Caption:
+    """Everything there is to say about a scene, in one wording only: the object further left or up comes first."""
+    first, *rest = scene.objects
+    if rest and relation(first, rest[0]) not in ("left of", "above"):
+        first, rest = rest[0], [first]
+    things = [Thing(one.colour, one.shape, one.size) for one in (first, *rest)]
+    where = Relation(relation(first, rest[0])) if rest else Region(region(first, scene.canvas))
+    claims = (things[0], where, *things[1:], Background(scene.background))
+    return Caption(" ".join(str(claim) for claim in claims), (*claims, Count(len(things))))
+
+
 def parse(text: str) -> Caption:
     """What a prompt in the words of :func:`caption` claims; also takes "on a white background".
 
@@ -207,7 +218,7 @@ def _thing(words: _Words) -> Thing:
     words.need(_each("a"))
     size = words.take(_each(SIZES))
     colour = words.need(_each(COLOURS))
-    return Thing(colour, words.need(_each(SHAPES)), size)
+    return Thing(colour, words.need(_each(ALL_SHAPES)), size)
 
 
 def _each(words: Iterable[str]) -> dict[str, str]:

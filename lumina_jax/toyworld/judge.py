@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from lumina_jax.toyworld.captions import Caption, Count, grade
+from lumina_jax.toyworld.figures import PERSON, POSES, Pose
 from lumina_jax.toyworld.scenes import BACKGROUNDS, COLOURS, SHAPES, Object, Pixels, Scene, mask, radii
 
 LEAST_IOU = 0.75
@@ -20,6 +21,11 @@ SPOT = 3
 """Side in px of the smallest square that counts as something extra; thinner seams are edges that did not come out sharp."""
 MOST_OBJECTS = 6
 """Only the largest patches of colour are read as objects; a picture with more has something extra anyway."""
+
+Kind = tuple[str, Pose]
+"""A shape and its pose."""
+KINDS: tuple[Kind, ...] = tuple((shape, ()) for shape in SHAPES)
+ALL_KINDS = (*KINDS, *((PERSON, pose) for pose in POSES))
 
 NAMES = (*BACKGROUNDS, *COLOURS)
 NO_COLOUR = len(NAMES)
@@ -50,9 +56,9 @@ class Sight(NamedTuple):
     clean: bool
 
 
-def judge(image: np.ndarray, caption: Caption, size: Pixels | None = None) -> Verdict:
+def judge(image: np.ndarray, caption: Caption, size: Pixels | None = None, kinds: tuple[Kind, ...] = KINDS) -> Verdict:
     """Checks every claim of ``caption`` on a picture u8[Y X 3]; ``size`` (width, height) in px is a claim where given."""
-    seen = perceive(image)
+    seen = perceive(image, kinds)
     facts = [
         Fact(str(claim), right and (seen.clean or not isinstance(claim, Count)))
         for claim, right in zip(caption.claims, grade(seen.scene, caption.claims), strict=True)
@@ -62,19 +68,19 @@ def judge(image: np.ndarray, caption: Caption, size: Pixels | None = None) -> Ve
     return Verdict(tuple(facts))
 
 
-def perceive(image: np.ndarray) -> Sight:
-    """Reads the scene in a picture u8[Y X 3]: the background most pixels have, and every object that can be recognised."""
+def perceive(image: np.ndarray, kinds: tuple[Kind, ...] = KINDS) -> Sight:
+    """Reads the scene in a picture u8[Y X 3]: the background most pixels have, and every object of ``kinds``."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"a picture of shape {image.shape} and dtype {image.dtype}; the judge takes uint8[Y X 3]")
     canvas = image.shape[1], image.shape[0]
     colours = _colours(image)
     counts = np.bincount(colours.ravel(), minlength=NO_COLOUR + 1)
     background = NAMES[int(counts[: len(BACKGROUNDS)].argmax())]
-    least = LEAST_IOU * min(mask(shape, radii(canvas)["small"]).sum() for shape in SHAPES)
+    least = LEAST_IOU * _templates(radii(canvas)["small"], kinds)[1].min()
     present = [colour for colour in COLOURS if counts[NAMES.index(colour)] >= least]
     blobs = [blob for colour in present for blob in _blobs(colours, colour, least)]
     largest = sorted(blobs, key=lambda blob: -blob.pixels.sum())[:MOST_OBJECTS]
-    objects = tuple(thing for blob in largest if (thing := _recognise(blob, canvas)) is not None)
+    objects = tuple(thing for blob in largest if (thing := _recognise(blob, canvas, kinds)) is not None)
     scene = Scene(*canvas, background, objects)
     return Sight(scene, not _has_spot(colours != _colours_of(scene)))
 
@@ -108,7 +114,8 @@ def _colours_of(scene: Scene) -> np.ndarray:
     """What :func:`_colours` gives where the scene came out perfectly."""
     colours = np.full((scene.height, scene.width), NAMES.index(scene.background), np.uint8)
     for thing in scene.objects:
-        colours[thing.box(scene.canvas)][mask(thing.shape, radii(scene.canvas)[thing.size])] = NAMES.index(thing.colour)
+        inside = mask(thing.shape, radii(scene.canvas)[thing.size], thing.pose)
+        colours[thing.box(scene.canvas)][inside] = NAMES.index(thing.colour)
     return colours
 
 
@@ -123,17 +130,20 @@ def _blobs(colours: np.ndarray, colour: str, least: float) -> list[_Blob]:
     ]
 
 
-def _recognise(blob: _Blob, canvas: Pixels) -> Object | None:
+def _recognise(blob: _Blob, canvas: Pixels, kinds: tuple[Kind, ...]) -> Object | None:
     """The object whose shape covers a blob best, or None where none covers it well enough."""
     sizes = radii(canvas)
     exact = {size: radius for size, radius in sizes.items() if blob.pixels.shape == (2 * radius, 2 * radius)}
-    fits = [_best_fit(blob, size, radius, 0 if exact else SEARCH, canvas) for size, radius in (exact or sizes).items()]
+    search = 0 if exact else SEARCH
+    fits = [_best_fit(blob, size, radius, search, canvas, kinds) for size, radius in (exact or sizes).items()]
     iou, thing = max(fits, key=lambda fit: fit[0])
     return thing if iou >= LEAST_IOU else None
 
 
-def _best_fit(blob: _Blob, size: str, radius: int, search: int, canvas: Pixels) -> tuple[float, Object]:
-    """Tries every shape of a radius, wholly on the canvas, up to ``search`` px from the blob's centre: (IoU, object)."""
+def _best_fit(
+    blob: _Blob, size: str, radius: int, search: int, canvas: Pixels, kinds: tuple[Kind, ...]
+) -> tuple[float, Object]:
+    """Tries every kind of a radius, wholly on the canvas, up to ``search`` px from the blob's centre: (IoU, object)."""
     height, width = blob.pixels.shape
     x, y = blob.left + width // 2, blob.top + height // 2
     reach = radius + search
@@ -141,7 +151,7 @@ def _best_fit(blob: _Blob, size: str, radius: int, search: int, canvas: Pixels) 
     rows, inside_rows = _overlap(blob.top, height, y - reach, 2 * reach)
     columns, inside_columns = _overlap(blob.left, width, x - reach, 2 * reach)
     window[inside_rows, inside_columns] = blob.pixels[rows, columns]
-    templates, areas = _templates(radius)
+    templates, areas = _templates(radius, kinds)
     shifts = 2 * search + 1
     views = np.lib.stride_tricks.sliding_window_view(window, (2 * radius, 2 * radius)).reshape(shifts * shifts, -1)
     common = views @ templates
@@ -149,8 +159,9 @@ def _best_fit(blob: _Blob, size: str, radius: int, search: int, canvas: Pixels) 
     xs, ys = (at + np.arange(-search, search + 1) for at in (x, y))
     ious[(ys < radius) | (ys > canvas[1] - radius)] = 0
     ious[:, (xs < radius) | (xs > canvas[0] - radius)] = 0
-    down, across, shape = np.unravel_index(int(ious.argmax()), ious.shape)
-    return float(ious[down, across, shape]), Object(SHAPES[shape], blob.colour, size, int(xs[across]), int(ys[down]))
+    down, across, kind = np.unravel_index(int(ious.argmax()), ious.shape)
+    shape, pose = kinds[kind]
+    return float(ious[down, across, kind]), Object(shape, blob.colour, size, int(xs[across]), int(ys[down]), pose)
 
 
 def _overlap(start: int, length: int, window: int, window_length: int) -> tuple[slice, slice]:
@@ -160,9 +171,9 @@ def _overlap(start: int, length: int, window: int, window_length: int) -> tuple[
 
 
 @lru_cache(maxsize=64)
-def _templates(radius: int) -> tuple[np.ndarray, np.ndarray]:
-    """All shapes of a radius as columns, f32[(2r)(2r) S], and how many pixels each has, f32[S]."""
-    columns = np.stack([mask(shape, radius).ravel() for shape in SHAPES], axis=-1).astype(np.float32)
+def _templates(radius: int, kinds: tuple[Kind, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """All kinds of a radius as columns, f32[(2r)(2r) S], and how many pixels each has, f32[S]."""
+    columns = np.stack([mask(shape, radius, pose).ravel() for shape, pose in kinds], axis=-1).astype(np.float32)
     return columns, columns.sum(0)
 
 

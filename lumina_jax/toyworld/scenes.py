@@ -8,11 +8,13 @@ patches of all scenes form a small dictionary that a patch quantiser holds exact
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
+
+from lumina_jax.toyworld.figures import PERSON, POSES, RADIUS, Pose, person
 
 COLOURS = {
     "red": (225, 45, 45),
@@ -24,6 +26,7 @@ COLOURS = {
 }
 BACKGROUNDS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
 SHAPES = ("circle", "square", "triangle")
+ALL_SHAPES = (*SHAPES, PERSON)
 SIZES = ("small", "large")
 RELATIONS = ("left of", "right of", "above", "below")
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -59,8 +62,10 @@ def radii(canvas: Pixels) -> dict[str, int]:
 
 
 @lru_cache(maxsize=256)
-def mask(shape: str, radius: int) -> np.ndarray:
+def mask(shape: str, radius: int, pose: Pose = ()) -> np.ndarray:
     """The pixels of a shape in its box: bool[2r 2r], read-only. It touches all four sides of the box."""
+    if shape == PERSON:
+        return person(radius, pose)
     steps = np.arange(2 * radius) + 0.5 - radius
     across, down = steps[None, :], steps[:, None]
     if shape == "circle":
@@ -70,20 +75,21 @@ def mask(shape: str, radius: int) -> np.ndarray:
     elif shape == "triangle":
         inside = 2 * np.abs(across) <= down + radius + 0.5
     else:
-        raise ValueError(f"no shape {shape!r}; the shapes are {', '.join(SHAPES)}")
+        raise ValueError(f"no shape {shape!r}; the shapes are {', '.join(ALL_SHAPES)}")
     inside.flags.writeable = False
     return inside
 
 
 @dataclass(frozen=True)
 class Object:
-    """One shape: its words and its centre in px from the left and upper edge."""
+    """One shape: its words, its centre in px from the left and upper edge, and what its limbs do if it has any."""
 
     shape: str
     colour: str
     size: str
     x: int
     y: int
+    pose: Pose = ()
 
     def box(self, canvas: Pixels) -> tuple[slice, slice]:
         """The (rows, columns) it spans on a canvas of (width, height)."""
@@ -97,6 +103,23 @@ def relation(subject: Object, other: Object) -> str:
     if abs(dx) > abs(dy):
         return "left of" if dx < 0 else "right of"
     return "above" if dy < 0 else "below"
+
+
+def is_of_size(thing: Object, canvas: Pixels) -> bool:
+    """Whether an object is as large as such a shape may be; only persons know but one size."""
+    return thing.shape != PERSON or radii(canvas)[thing.size] == RADIUS
+
+
+def posed(thing: Object, rng: np.random.Generator) -> Object:
+    """The same object with limbs drawn at random, where it has any."""
+    return replace(thing, pose=pick(rng, POSES)) if thing.shape == PERSON else thing
+
+
+def clear(first: Object, second: Object, canvas: Pixels) -> bool:
+    """Whether two objects may stand together: apart, and with no doubt about their relation."""
+    reach = radii(canvas)[first.size] + radii(canvas)[second.size]
+    dx, dy = abs(first.x - second.x), abs(first.y - second.y)
+    return max(dx, dy) >= reach + GAP and abs(dx - dy) >= CLEAR
 
 
 def region(thing: Object, canvas: Pixels) -> str:
@@ -125,7 +148,8 @@ class Scene:
         radius = radii(self.canvas)
         pixels = _blank(self.canvas, self.background).copy()
         for thing in self.objects:
-            pixels[thing.box(self.canvas)] = _stamp(thing.shape, thing.colour, self.background, radius[thing.size])
+            stamp = _stamp(thing.shape, thing.pose, thing.colour, self.background, radius[thing.size])
+            pixels[thing.box(self.canvas)] = stamp
         return pixels
 
 
@@ -135,9 +159,9 @@ def _blank(canvas: Pixels, background: str) -> np.ndarray:
 
 
 @lru_cache(maxsize=1024)
-def _stamp(shape: str, colour: str, background: str, radius: int) -> np.ndarray:
+def _stamp(shape: str, pose: Pose, colour: str, background: str, radius: int) -> np.ndarray:
     """A shape in its box, u8[2r 2r 3]: boxes never overlap, so a scene is drawn by copying whole stamps."""
-    pixels = np.where(mask(shape, radius)[..., None], COLOURS[colour], BACKGROUNDS[background])
+    pixels = np.where(mask(shape, radius, pose)[..., None], COLOURS[colour], BACKGROUNDS[background])
     return pixels.astype(np.uint8)
 
 
@@ -147,6 +171,7 @@ class World:
 
     ``snap`` is the grid of the centres in px; ``single_share`` the share of scenes with one object, the others have two.
     ``held_out`` lists (colour, shape, relation) of a subject that no training scene shows, read from either object.
+    Persons are of one size in px and come in all poses.
     """
 
     shapes: tuple[str, ...] = SHAPES
@@ -161,7 +186,7 @@ class World:
     )
 
     def __post_init__(self):
-        for name, known in (("shapes", SHAPES), ("colours", COLOURS), ("backgrounds", BACKGROUNDS)):
+        for name, known in (("shapes", ALL_SHAPES), ("colours", COLOURS), ("backgrounds", BACKGROUNDS)):
             chosen = getattr(self, name)
             if not chosen or not set(chosen) <= set(known):
                 raise ValueError(f"world.{name}={chosen}; choose at least one of {', '.join(known)}")
@@ -184,16 +209,18 @@ class World:
         canvas = int(size[0]), int(size[1])
         if min(canvas) < SHORTEST:
             raise ValueError(f"a canvas of {canvas[0]}x{canvas[1]} px; each side must be at least {SHORTEST}")
+        if PERSON in self.shapes and RADIUS not in radii(canvas).values():
+            raise ValueError(f"no size of a {canvas[0]}x{canvas[1]} px canvas is that of persons; choose a smaller one")
         rng = np.random.default_rng((seed, index, *canvas, int(held_out)))
-        background = _pick(rng, self.backgrounds)
+        background = pick(rng, self.backgrounds)
         pairs = _pairs(canvas, self.snap)
         if held_out:
             objects = self._held_out_pair(rng, pairs, canvas)
         elif pairs and rng.random() >= self.single_share:
-            objects = self._pair(rng, pairs)
+            objects = self._pair(rng, pairs, canvas)
         else:
             objects = self._single(rng, canvas)
-        return Scene(*canvas, background, objects)
+        return Scene(*canvas, background, tuple(posed(thing, rng) for thing in objects))
 
     def is_held_out(self, subject: Object, other: Object) -> bool:
         """Whether the pair shows a held-out triple, read from either object."""
@@ -203,36 +230,49 @@ class World:
         )
 
     def _single(self, rng: np.random.Generator, canvas: Pixels) -> tuple[Object, ...]:
-        size = _pick(rng, SIZES)
-        x, y = (int(_pick(rng, _centres(side, radii(canvas)[size], self.snap))) for side in canvas)
-        return (Object(_pick(rng, self.shapes), _pick(rng, self.colours), size, x, y),)
-
-    def _pair(self, rng: np.random.Generator, pairs: Pairs) -> tuple[Object, ...]:
         while True:
-            word = _pick(rng, tuple(pairs))
-            objects = self._placed(rng, pairs[word], _pick(rng, self.colours), _pick(rng, self.shapes))
-            if not self.is_held_out(*objects):
+            size = pick(rng, SIZES)
+            x, y = (int(pick(rng, _centres(side, radii(canvas)[size], self.snap))) for side in canvas)
+            thing = Object(pick(rng, self.shapes), pick(rng, self.colours), size, x, y)
+            if is_of_size(thing, canvas):
+                return (thing,)
+
+    def _pair(self, rng: np.random.Generator, pairs: Pairs, canvas: Pixels) -> tuple[Object, ...]:
+        while True:
+            word = pick(rng, tuple(pairs))
+            objects = self._placed(rng, pairs[word], pick(rng, self.colours), pick(rng, self.shapes))
+            if not self.is_held_out(*objects) and all(is_of_size(thing, canvas) for thing in objects):
                 return objects
 
     def _held_out_pair(self, rng: np.random.Generator, pairs: Pairs, canvas: Pixels) -> tuple[Object, ...]:
         triples = tuple(triple for triple in self.held_out if triple[2] in pairs)
         if not triples:
             raise ValueError(f"a canvas of {canvas[0]}x{canvas[1]} px has no room for any triple of {self.held_out}")
-        colour, shape, word = _pick(rng, triples)
-        return self._placed(rng, pairs[word], colour, shape)
+        while True:
+            colour, shape, word = pick(rng, triples)
+            objects = self._placed(rng, pairs[word], colour, shape)
+            if all(is_of_size(thing, canvas) for thing in objects):
+                return objects
 
     def _placed(
         self, rng: np.random.Generator, places: tuple[Places, ...], colour: str, shape: str
     ) -> tuple[Object, ...]:
         """A subject of this colour and shape, and another object of any kind."""
-        first, second, centres = _pick(rng, places)
-        ax, ay, bx, by = _pick(rng, centres).tolist()
-        other = Object(_pick(rng, self.shapes), _pick(rng, self.colours), second, bx, by)
+        first, second, centres = pick(rng, places)
+        ax, ay, bx, by = pick(rng, centres).tolist()
+        other = Object(pick(rng, self.shapes), pick(rng, self.colours), second, bx, by)
         return Object(shape, colour, first, ax, ay), other
+
+    def centres(self, size: str, canvas: Pixels) -> list[Pixels]:
+        """Where (x, y) the centre of an object of ``size`` may lie on a canvas."""
+        xs, ys = (_centres(side, radii(canvas)[size], self.snap) for side in canvas)
+        return [(x, y) for y in ys for x in xs]
 
 
 MINI = World()
 FULL = World(colours=tuple(COLOURS), backgrounds=tuple(BACKGROUNDS))
+OMNI = World(shapes=ALL_SHAPES)
+"""The mini world and persons in it."""
 
 
 @lru_cache(maxsize=256)
@@ -267,5 +307,6 @@ def _centres(side: int, radius: int, snap: int) -> range:
     return range(-(-radius // snap) * snap, side - radius + 1, snap)
 
 
-def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """One of the options, each as likely."""
     return options[int(rng.integers(len(options)))]

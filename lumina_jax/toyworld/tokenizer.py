@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from lumina_jax.conversation import image_prompt
+from lumina_jax.conversation import TASKS, image_prompt
 from lumina_jax.toyworld.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES, SIZES
 from lumina_jax.vocab import (
     BEGIN,
@@ -31,6 +31,18 @@ SIZE_UNITS = 16
 TEMPLATES = tuple(re.split(r"\d+x\d+", image_prompt(1, 1, "")))
 """What stands before and behind the size in a request for an image: one token each."""
 
+TASK_TEMPLATES = (
+    *TEMPLATES,
+    *(
+        piece
+        for name, task in TASKS.items()
+        if name != "generate"
+        for piece in re.split(r"\{\w+\}|<\|image\|>", task.request)
+        if re.search(r"\w", piece)
+    ),
+)
+"""What stands before and behind the places to fill in, in the requests of all tasks."""
+
 WORDS = (
     *("a", "the", "in", "at", "on", "of", "and", "to", "background", "image"),
     *("top", "bottom", "left", "right", "middle"),
@@ -40,12 +52,18 @@ WORDS = (
 """Words besides the scenes' own: those of captions, and of tasks, questions and answers about scenes."""
 
 
-def build(codes: int, texts: Iterable[str] = (), limit: int = 4096, size_units: int = SIZE_UNITS) -> Tokenizer:
+def build(
+    codes: int,
+    texts: Iterable[str] = (),
+    limit: int = 4096,
+    size_units: int = SIZE_UNITS,
+    templates: tuple[str, ...] = TEMPLATES,
+) -> Tokenizer:
     """A tokenizer for ``codes`` image codes in which each word of the world is one token.
 
-    So are the words of ``texts``, a user's own captions: the ``limit`` most frequent of them. Heights and
-    widths go up to ``size_units``. Ids in order: the general
-    tokens, the image codes, the markers, the sizes, the 256 bytes, the prompt's pieces, the words.
+    So are ``templates``, the fixed pieces of prompts, and the words of ``texts``, a user's own captions: the ``limit`` most
+    frequent of them. Heights and widths go up to ``size_units``. Ids in order: the general tokens, the image codes, the
+    markers, the sizes, the 256 bytes, the prompts' pieces, the words.
     """
     if codes < 1:
         raise ValueError(f"{codes} image codes; a tokenizer needs at least 1")
@@ -55,8 +73,8 @@ def build(codes: int, texts: Iterable[str] = (), limit: int = 4096, size_units: 
         *(END_IMAGE, BEGIN_IMAGE, END_OF_TURN, END_OF_LINE),
         *(size_name(units) for units in range(1, size_units + 1)),
     ]
-    split = _pre_tokenizer()
-    names = (*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *_pieces(split, [*TEMPLATES, *_world_words()]))
+    split = _pre_tokenizer(templates)
+    names = (*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *_pieces(split, [*templates, *_world_words()]))
     learned = _pieces(split, texts)[:limit]
     ids = {name: number for number, name in enumerate(dict.fromkeys((*names, *learned)))}
     # No merges: a piece is one token where the vocabulary has it whole, and bytes where it has not.
@@ -83,8 +101,8 @@ def _world_words() -> list[str]:
     return [word if word[0].isupper() else f" {word}" for phrase in phrases for word in phrase.split()]
 
 
-def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
-    whole = "|".join(re.escape(template) for template in TEMPLATES)
+def _pre_tokenizer(templates: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
+    whole = "|".join(re.escape(template) for template in templates)
     # One pattern instead of Chameleon's chain of splitters, which would cut the templates again.
     pattern = Regex(rf"{whole}|[\t\n]|    |  |\p{{N}}|[\p{{P}}\p{{S}}]| ?\p{{L}}+")
     return pre_tokenizers.Sequence(
