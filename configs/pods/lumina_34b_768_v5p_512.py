@@ -2,7 +2,10 @@
 
 ``python run.py train configs/pods/lumina_34b_768_v5p_512.py --distributed data.path=... data.tokenizer=...``
 
-Not compiled yet: ``run.py compile configs/pods/lumina_34b_768_v5p_512.py --topology v5p:4x8x8`` tells whether it fits.
+What ``run.py compile configs/pods/lumina_34b_768_v5p_512.py --topology v5p:4x8x8`` shows of one chip:
+
+    HBM GiB of 95.74  products s  traffic s  kernels s  collectives s         step s  MFU at most  compiled in
+    52.0              2.418       0.093      0.149      0.165 + 0.197 hidden  2.825   82.3%        687 s
 """
 
 from dataclasses import replace

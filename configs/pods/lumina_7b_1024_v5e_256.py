@@ -16,5 +16,5 @@ experiment = replace(
     stage,
     name="lumina_7b_1024_v5e_256",
     data=replace(stage.data, batch=256),
-    mesh=replace(stage.mesh, replica=16, fsdp=16, remat="qkv_out", dropout_rng="local", loss_chunk=1152),
+    mesh=replace(stage.mesh, replica=16, fsdp=16, remat="qkv_out", dropout_rng="local", loss_chunk=256),
 )

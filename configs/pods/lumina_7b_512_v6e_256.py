@@ -2,7 +2,10 @@
 
 ``python run.py train configs/pods/lumina_7b_512_v6e_256.py --distributed data.path=... data.tokenizer=...``
 
-Not compiled yet: ``run.py compile configs/pods/lumina_7b_512_v6e_256.py --topology v6e:16x16`` tells whether it fits.
+What ``run.py compile configs/pods/lumina_7b_512_v6e_256.py --topology v6e:16x16`` shows of one chip:
+
+    HBM GiB of 31.25  products s  traffic s  kernels s  collectives s         step s  MFU at most  compiled in
+    19.1              0.324       0.041      0.047      0.044 + 0.057 hidden  0.456   50.7%        1088 s
 """
 
 from dataclasses import replace

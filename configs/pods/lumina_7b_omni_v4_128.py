@@ -2,7 +2,10 @@
 
 ``python run.py train configs/pods/lumina_7b_omni_v4_128.py --distributed data.path=... data.tokenizer=...``
 
-Not compiled yet: ``run.py compile configs/pods/lumina_7b_omni_v4_128.py --topology v4:4x4x4`` tells whether it fits.
+What ``run.py compile configs/pods/lumina_7b_omni_v4_128.py --topology v4:4x4x4`` shows of one chip:
+
+    HBM GiB of 30.75  products s  traffic s  kernels s  collectives s         step s  MFU at most  compiled in
+    27.9              3.534       0.114      0.456      0.060 + 0.082 hidden  4.164   59.7%        376 s
 """
 
 from dataclasses import replace

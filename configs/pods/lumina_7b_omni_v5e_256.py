@@ -2,7 +2,10 @@
 
 ``python run.py train configs/pods/lumina_7b_omni_v5e_256.py --distributed data.path=... data.tokenizer=...``
 
-Not compiled yet: ``run.py compile configs/pods/lumina_7b_omni_v5e_256.py --topology v5e:16x16`` tells whether it fits.
+What ``run.py compile configs/pods/lumina_7b_omni_v5e_256.py --topology v5e:16x16`` shows of one chip:
+
+    HBM GiB of 15.75  products s  traffic s  kernels s  collectives s         step s  MFU at most  compiled in
+    12.2              1.266       0.081      0.203      0.101 + 0.114 hidden  1.651   70.1%        1706 s
 """
 
 from dataclasses import replace

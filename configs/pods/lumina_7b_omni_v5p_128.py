@@ -2,7 +2,10 @@
 
 ``python run.py train configs/pods/lumina_7b_omni_v5p_128.py --distributed data.path=... data.tokenizer=...``
 
-Not compiled yet: ``run.py compile configs/pods/lumina_7b_omni_v5p_128.py --topology v5p:4x4x4`` tells whether it fits.
+What ``run.py compile configs/pods/lumina_7b_omni_v5p_128.py --topology v5p:4x4x4`` shows of one chip:
+
+    HBM GiB of 95.74  products s  traffic s  kernels s  collectives s         step s  MFU at most  compiled in
+    49.5              1.429       0.076      0.268      0.033 + 0.038 hidden  1.806   82.5%        1016 s
 """
 
 from dataclasses import replace
