@@ -279,8 +279,8 @@ def _quickstart(options) -> None:
 
 def _pretokenize(options) -> None:
     cfg = load_experiment(options.config, options.changes)
-    if not cfg.data.path:
-        raise ValueError("data.path is empty; say where the tokens go: data.path=FOLDER")
+    if not cfg.data.path or len(cfg.data.paths) > 1:
+        raise ValueError(f"data.path={cfg.data.path!r}; say where the tokens go, one folder: data.path=FOLDER")
     from functools import partial
     from shlex import split
 
@@ -449,7 +449,7 @@ def _group(options, limits):
 
 def _train_in(group, cfg, config: str) -> None:
     """Trains as one process of ``group``."""
-    for field, value in (("data.path", cfg.data.path), ("data.tokenizer", cfg.data.tokenizer)):
+    for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
         if not value or not Path(value).exists():
             raise FileNotFoundError(f"{field}={value!r} is not there; make it with run.py pretokenize {config}")
     import jax
@@ -466,7 +466,9 @@ def _train_in(group, cfg, config: str) -> None:
 
     vocab = Vocab.load(cfg.data.tokenizer)
     vocab.check_fits(cfg.model.vocab)
-    agree(cfg, group, {"tokenizer": vocab.fingerprint, "manifest": to_dict(Shards(cfg.data.path).manifest)})
+    manifests = {path: Shards(path).manifest for path in cfg.data.paths}
+    _check_vq(cfg, vocab, manifests)
+    agree(cfg, group, {"tokenizer": vocab.fingerprint, "manifests": [to_dict(part) for part in manifests.values()]})
 
     host, hosts = data_share(make_mesh(cfg.mesh), jax.process_index())
 
@@ -476,6 +478,21 @@ def _train_in(group, cfg, config: str) -> None:
     train(cfg, local, group=group)
     if jax.process_index() == 0:
         print(f"{cfg.name}: {cfg.optim.steps} steps done; weights and metrics in {cfg.out}")
+
+
+def _check_vq(cfg, vocab, manifests) -> None:
+    """Refuses tokens of pictures that another VQ model than that of vq.path has made."""
+    if not cfg.vq.path or not any(manifest.crops for manifest in manifests.values()):
+        return
+    if not Path(cfg.vq.path).exists():
+        print(f"vq.path={cfg.vq.path} is not here: whether it made the tokens of the pictures is not known")
+        return
+    from lumina_jax.data.encode import vq_fingerprint
+    from lumina_jax.data.shards import check_made_with
+
+    own = vq_fingerprint(load_vq(cfg.vq.path))
+    for path, manifest in manifests.items():
+        check_made_with(manifest, vocab, own, path)
 
 
 def _compile(options) -> int:

@@ -8,7 +8,7 @@ experiment = Experiment(
     save_every=100,
     model=ModelConfig(vocab=5120, width=128, layers=4, heads=4, kv_heads=4, head_dim=32, mlp=384, dropout=0.0),
     vq=VQConfig(kind="patch", path="out/own/vq.npz", codes=4096),
-    data=DataConfig(path="out/own/data", tokenizer="out/own", size=256, buckets=(320, 384), batch=4),
+    data=DataConfig(path="out/own/data", tokenizer="out/own", size=256, buckets=(320, 384), batch=4, packing=False),
     optim=OptimConfig(
         steps=300, lr=2e-3, min_lr=1e-4, warmup=40, hold=0.3, decay="linear", weight_decay=0.01, clip=1.0
     ),

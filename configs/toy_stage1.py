@@ -13,7 +13,7 @@ experiment = Experiment(
         vocab=663, width=64, layers=4, heads=2, kv_heads=2, head_dim=32, mlp=192, qk_groups=1, dropout=0.0
     ),
     vq=VQConfig(kind="patch", path="out/toy/vq.npz", codes=326),
-    data=DataConfig(path="out/toy/data64", tokenizer="out/toy", size=64, buckets=(42, 50), batch=16),
+    data=DataConfig(path="out/toy/data64", tokenizer="out/toy", size=64, buckets=(42, 50), batch=16, packing=False),
     optim=OptimConfig(
         steps=3000, lr=8e-3, min_lr=4e-4, warmup=60, hold=0.3, decay="linear", weight_decay=0.1, clip=1.0
     ),

@@ -2,7 +2,10 @@
 
 ``python run.py train configs/pods/lumina_34b_omni_v6e_256.py --distributed data.path=... data.tokenizer=...``
 
-Not compiled yet: ``run.py compile configs/pods/lumina_34b_omni_v6e_256.py --topology v6e:16x16`` tells whether it fits.
+What ``run.py compile configs/pods/lumina_34b_omni_v6e_256.py --topology v6e:16x16`` shows of one chip:
+
+    HBM GiB of 31.25  products s  traffic s  kernels s  collectives s         step s  MFU at most  compiled in
+    30.6              1.868       0.194      0.338      0.243 + 0.298 hidden  2.643   45.3%        889 s
 """
 
 from dataclasses import replace

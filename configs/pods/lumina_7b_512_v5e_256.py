@@ -2,10 +2,10 @@
 
 ``python run.py train configs/pods/lumina_7b_512_v5e_256.py --distributed data.path=... data.tokenizer=...``
 
-What ``run.py compile configs/pods/lumina_7b_512_v5e_256.py --topology v5e:16x16`` shows of one chip:
+What ``run.py compile configs/pods/lumina_7b_512_v5e_256.py --topology 2 x v5e:16x16`` shows of one chip:
 
     HBM GiB of 15.75  products s  traffic s  kernels s  collectives s         step s  MFU at most  compiled in
-    12.3              1.262       0.061      0.083      0.101 + 0.114 hidden  1.506   71.6%        307 s
+    12.3              1.276       0.066      0.084      0.105 + 0.116 hidden  1.532   70.4%        1210 s
 """
 
 from dataclasses import replace

@@ -120,8 +120,7 @@ def pack(tokens: np.ndarray, learn: np.ndarray) -> bytes:
 def unpack(record: bytes) -> tuple[np.ndarray, np.ndarray]:
     """The inverse of :func:`pack`."""
     signed = np.frombuffer(record, "<i4")
-    learn = signed >= 0
-    return np.where(learn, signed, ~signed).astype(np.int32), learn
+    return (signed ^ (signed >> 31)).astype(np.int32), signed >= 0
 
 
 def check_made_with(
@@ -187,7 +186,7 @@ class Shards:
         missing = [file.name for file in [*self._files, self.path / LENGTHS] if not file.is_file()]
         if missing:
             raise FileNotFoundError(f"{path} lacks {', '.join(missing[:3])}; copy it whole or pretokenize it again")
-        self.lengths = np.load(self.path / LENGTHS, mmap_mode="r")
+        self.lengths = np.asarray(np.load(self.path / LENGTHS, mmap_mode="r"))
         self._check_sizes()
         _allow_open_files(len(self._files))
 
