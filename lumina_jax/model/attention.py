@@ -1,5 +1,6 @@
 """Causal attention with QK-norm and rotary positions, over whole sequences or over a cache."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -9,15 +10,19 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lumina_jax.config import ModelConfig
 from lumina_jax.model.params import weight
-from lumina_jax.model.parts import QKNorm, rotate
+from lumina_jax.model.parts import QKNorm, product, rotate
+from lumina_jax.sharding import platform
+
+BLOCK, BLOCKS = 64, 8
+"""The fewest queries in a block of attention on a CPU, and the most blocks: each takes time to compile."""
 
 
 class KVCache(NamedTuple):
-    """Keys and values of every layer, filled from slot 0; all rows share slots, so short prompts are padded on the left.
+    """Keys and values of every layer, filled from slot 0. Short prompts are padded on the left.
 
-    ``keys`` and ``values`` are [L B N S K], the order in which a decoding step reads them; ``length`` i32[] is the number of
-    filled slots; ``visible_from`` i32[B] is the first slot a row may see, and its positions are counted from there: padding
-    stays hidden, and so does the prompt from the unconditional row of a guided pair.
+    ``keys`` and ``values`` are [L B N S K], the order in which a decoding step reads them; ``length`` is the number of filled
+    slots, i32[] while all rows are equally far, else i32[B]; ``visible_from`` i32[B] is the first slot a row may see, and its
+    positions are counted from there: padding stays hidden, and so does the prompt from the unconditional row of a guided pair.
     """
 
     keys: jax.Array
@@ -40,9 +45,9 @@ class Attention(nnx.Module):
 
     def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B T D] -> query [B H T K], key and value [B N T K], as the matrices give them."""
-        query = jnp.einsum("BTD,DHK->BHTK", x, self.wq[...])
-        key = jnp.einsum("BTD,DNK->BNTK", x, self.wk[...])
-        value = jnp.einsum("BTD,DNK->BNTK", x, self.wv[...])
+        query = product("BTD,DHK->BHTK", x, self.wq[...])
+        key = product("BTD,DNK->BNTK", x, self.wk[...])
+        value = product("BTD,DNK->BNTK", x, self.wv[...])
         return checkpoint_name(query, "query"), checkpoint_name(key, "key"), checkpoint_name(value, "value")
 
     def project(self, x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -53,7 +58,7 @@ class Attention(nnx.Module):
 
     def output(self, mixed: jax.Array) -> jax.Array:
         """[B T H K] -> [B T D]."""
-        return jnp.einsum("BTHK,HKD->BTD", mixed, self.wo[...])
+        return product("BTHK,HKD->BTD", mixed, self.wo[...])
 
 
 def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
@@ -69,6 +74,22 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) 
     return jnp.einsum("BNhTS,BNSK->BTNhK", shares, value).reshape(B, T, H, K)
 
 
+def attend_causal(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """:func:`attend` for whole sequences and a mask bool[B T T] (or [1 T T]) that lets no query see a later key.
+
+    CPUs take the queries in blocks, each with the keys up to its end, and the scores of a block again for the gradient: they
+    leave half of the work out, and what is at work stays in the cache.
+    """
+    if platform() != "cpu":
+        return attend(query, key, value, mask)
+    T = query.shape[1]
+    size = max(BLOCK, -(-T // BLOCKS))
+    spans = [(start, min(start + size, T)) for start in range(0, T, size)]
+    one = jax.checkpoint(attend)
+    parts = [one(query[:, a:b], key[:, :, :b], value[:, :, :b], mask[:, a:b, :b]) for a, b in spans]
+    return jnp.concatenate(parts, axis=1)
+
+
 def causal_mask(T: int, segments: jax.Array | None) -> jax.Array:
     """bool[B T T] ([1 T T] without segments): a token sees itself and earlier tokens of its own segment."""
     mask = jnp.tril(jnp.ones((1, T, T), bool))
@@ -77,9 +98,42 @@ def causal_mask(T: int, segments: jax.Array | None) -> jax.Array:
     return mask & (segments[:, :, None] == segments[:, None, :])
 
 
-def cache_mask(T: int, cache: KVCache) -> jax.Array:
-    """bool[B T S] for the T tokens about to be written: each sees its row's visible slots up to its own, and always itself."""
-    slots = jnp.arange(cache.keys.shape[3])
-    own = cache.length + jnp.arange(T)
-    start = cache.visible_from[:, None, None]
-    return (slots <= own[:, None]) & (slots >= start) | (slots == own[:, None])
+def attend_past(query: jax.Array, past: KVCache, own: tuple[jax.Array, jax.Array], layer, reach: int) -> jax.Array:
+    """:func:`attend` to the first ``reach`` slots of a layer of the cache and, behind them, to the T tokens' own key and value.
+
+    A token sees its row's visible slots that are filled, the tokens before it as far as they are visible, and always itself.
+    """
+    B, T, H, K = query.shape
+    N = own[0].shape[1]
+    grouped = query.reshape(B, T, N, H // N, K)
+    length, start = (jnp.broadcast_to(part, B)[:, None, None] for part in (past.length, past.visible_from))
+    new, slots = jnp.arange(T), jnp.arange(reach)
+    before = (new <= new[:, None]) & (length + new >= start) | (new == new[:, None])
+    parts = [(*own, before)]
+    if reach:
+        cut = (1, B, N, reach, K)
+        filled = [jax.lax.dynamic_slice(part, (layer, 0, 0, 0, 0), cut)[0] for part in (past.keys, past.values)]
+        parts.append((*filled, (slots < length) & (slots >= start)))
+
+    def score(key, mask):
+        scores = jnp.einsum("BTNhK,BNSK->BNhTS", grouped, key, preferred_element_type=jnp.float32) * K**-0.5
+        return jnp.where(mask[:, None, None], scores, -jnp.inf)
+
+    scores = [score(key, mask) for key, _, mask in parts]
+    top = functools.reduce(jnp.maximum, [jnp.max(part, axis=-1, keepdims=True) for part in scores])
+    shares = [jnp.exp(part - top) for part in scores]
+    whole = sum(jnp.sum(part, axis=-1, keepdims=True) for part in shares)
+    mixed = [
+        jnp.einsum("BNhTS,BNSK->BTNhK", (share / whole).astype(value.dtype), value, preferred_element_type=jnp.float32)
+        for share, (_, value, _) in zip(shares, parts, strict=True)
+    ]
+    return sum(mixed).astype(query.dtype).reshape(B, T, H, K)
+
+
+def fill(part: jax.Array, new: jax.Array, length: jax.Array) -> jax.Array:
+    """Keys or values [L B N S K] with ``new`` [L B N T K] from slot ``length`` (i32[], or i32[B]) on, in place where it can be."""
+    new = new.astype(part.dtype)
+    if length.ndim == 0:
+        return jax.lax.dynamic_update_slice(part, new, (0, 0, 0, length, 0))
+    one_row = lambda row, change, at: jax.lax.dynamic_update_slice(row, change, (0, 0, at, 0))  # noqa: E731
+    return jax.vmap(one_row, (1, 1, 0), 1)(part, new, length)

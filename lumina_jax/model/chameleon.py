@@ -1,6 +1,7 @@
 """The Chameleon decoder: embedding, a scan over blocks, final norm, untied head (paper section 2.1)."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from lumina_jax.config import REMAT, ModelConfig
-from lumina_jax.model.attention import Attention, KVCache, attend, cache_mask, causal_mask
+from lumina_jax.model.attention import Attention, KVCache, attend_causal, attend_past, causal_mask, fill
 from lumina_jax.model.params import weight
 from lumina_jax.model.parts import MLP, RMSNorm, dropout, rotary
 from lumina_jax.model.splash import LANES, splash_attend
@@ -106,34 +107,35 @@ class Chameleon(nnx.Module):
         zeros = functools.partial(jnp.zeros, shape, self.head.dtype)
         return KVCache(zeros(), zeros(), jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
 
-    def cached(self, ids: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:
+    def cached(self, ids: jax.Array, cache: KVCache, reaches: Sequence[int] | None = None) -> tuple[jax.Array, KVCache]:
         """Token ids i32[B T] that follow what ``cache`` holds -> (hidden [B T D], the cache with them in it).
 
-        They take slots ``length`` to ``length + T - 1``. Where those reach past the last slot the result is undefined.
+        A row's tokens take its slots ``length`` to ``length + T - 1``. Where those reach past the last slot the result is
+        undefined. ``reaches`` are numbers of slots, falling: attention reads the least that hold what is filled, which the first
+        must; without it, all slots.
         """
         T = ids.shape[1]
-        slots = cache.length + jnp.arange(T)
+        reaches = (cache.keys.shape[3],) if reaches is None else reaches
+        slots = jnp.broadcast_to(cache.length, len(ids))[:, None] + jnp.arange(T)
         positions = jnp.maximum(slots - cache.visible_from[:, None], 0)
-        x = self._embed(ids)
-        angles = rotary(positions, self.cfg.head_dim, self.cfg.rope_base, x.dtype)
-        mask = cache_mask(T, cache)
+        angles = rotary(positions, self.cfg.head_dim, self.cfg.rope_base, self.head.dtype)
+        spare = sum((jnp.max(cache.length) <= reach).astype(jnp.int32) for reach in reaches[1:])
 
-        def run(carry, layer):
-            x, keys, values = carry
+        def run(x, layer):
             block, index = layer
+            own = None
 
             def attention(x):
-                nonlocal keys, values
-                query, key, value = block.attention.project(x, angles)
-                at = (index, 0, 0, cache.length, 0)
-                keys = jax.lax.dynamic_update_slice(keys, key[None].astype(keys.dtype), at)
-                values = jax.lax.dynamic_update_slice(values, value[None].astype(values.dtype), at)
-                return block.attention.output(attend(query, keys[index], values[index], mask))
+                nonlocal own
+                query, *own = block.attention.project(x, angles)
+                looks = [functools.partial(attend_past, reach=reach) for reach in reaches]
+                return block.attention.output(jax.lax.switch(spare, looks, query, cache, own, index))
 
-            return (block(x, attention, None), keys, values), None
+            return block(x, attention, None), own
 
-        carry = (x, cache.keys, cache.values)
-        (x, keys, values), _ = jax.lax.scan(run, carry, (self.blocks, jnp.arange(self.cfg.layers)))
+        x = self._embed(ids)
+        x, (keys, values) = jax.lax.scan(run, x, (self.blocks, jnp.arange(self.cfg.layers)))
+        keys, values = (fill(*part, cache.length) for part in ((cache.keys, keys), (cache.values, values)))
         return self.norm(x), cache._replace(keys=keys, values=values, length=cache.length + T)
 
     def _step(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None, attention: str, rng: str):
@@ -147,7 +149,7 @@ class Chameleon(nnx.Module):
             mask = causal_mask(x.shape[1], segments)
 
             def mix(attention, x):
-                return attend(*attention.project(x, angles), mask)
+                return attend_causal(*attention.project(x, angles), mask)
 
         def step(x, layer):
             block, key = layer

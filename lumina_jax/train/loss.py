@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from lumina_jax.sharding import ROWS, STORE, joined, per_device, shared, size_of, total
+from lumina_jax.sharding import ROWS, STORE, joined, per_device, platform, shared, size_of, total
 
 TILE = 128
 """Rows of a matrix that TPUs multiply without padding."""
@@ -87,7 +87,7 @@ def _own_part(hidden, head, targets, learn, *, z_weight: float, chunk: int):
         logits = jnp.einsum("TD,DV->TV", rows, head, preferred_element_type=jnp.float32)
         normaliser = _logsumexp(logits)
         chosen = jnp.arange(head.shape[1]) == targets - first
-        own = total(jnp.sum(jnp.where(chosen, logits, 0), -1, keepdims=True), "tensor")
+        own = total(_own(logits, targets - first, chosen), "tensor")
         slope = (1 + 2 * z_weight * normaliser) * jnp.exp(logits - normaliser) - chosen
         slope = (learn * slope).astype(rows.dtype)
         new = LossSums(jnp.sum((normaliser - own) * learn), jnp.sum(normaliser**2 * learn), jnp.sum(learn))
@@ -100,6 +100,14 @@ def _own_part(hidden, head, targets, learn, *, z_weight: float, chunk: int):
     d_hidden = d_hidden.reshape(-1, D)[: B * T].reshape(B, T, D)
     d_head = total(shared(d_head.astype(head.dtype), "fsdp"), "replica")
     return *(total(part, ROWS) for part in sums), d_hidden, d_head
+
+
+def _own(logits: jax.Array, targets: jax.Array, chosen: jax.Array) -> jax.Array:
+    """Logits [T V], targets i32[T 1] counted from the first of them, where they are bool[T V] -> [T 1], 0 if absent."""
+    if platform() != "cpu":
+        return jnp.sum(jnp.where(chosen, logits, 0), -1, keepdims=True)
+    here = (targets >= 0) & (targets < logits.shape[1])
+    return jnp.where(here, jnp.take_along_axis(logits, jnp.where(here, targets, 0), -1), 0)
 
 
 def _logsumexp(logits: jax.Array) -> jax.Array:

@@ -1,18 +1,26 @@
-"""Training throughput of the toy model on one core, beside PyTorch: ``python tests/bench/train.py`` prints one JSON line.
+"""Training throughput on the CPU beside PyTorch: ``python tests/bench/train.py`` prints one JSON line.
 
-Both train the same decoder (RMSNorm, QK LayerNorm, rotary positions, SwiGLU, cross-entropy and z-loss, clipping, AdamW) on
-the same random tokens in float32, in turns, so that what else the machine does strikes both. Figures are medians.
+Ours and transformers' Chameleon under torch's AdamW begin with the same weights (our export, which transformers reads) and
+train on the same random tokens, in float32, with as many threads, whole sequences learned. Both take each step in full:
+forward, cross-entropy, backward, clipping to the global norm, AdamW on every weight. Neither has a z-loss or dropout:
+transformers knows no z-loss, and ours is switched off rather than added to it. Every weight has a twin (QK-norm rows are one
+per head on both sides), and the losses must stay the same, or the benchmark fails.
+
+They take turns, so that what else the machine does strikes both; figures are medians over the turns. ``cpu_seconds`` is the
+processor time of a step, which a busy machine disturbs less than the clock.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -20,150 +28,190 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax
 import numpy as np
 import torch
-from torch import nn
-from torch.nn import functional
+import transformers
 
-from configs.toy_stage1 import experiment
+from convert import save_model
 from lumina_jax.batch import Batch
-from lumina_jax.config import Experiment, MeshConfig, ModelConfig
+from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimConfig
+from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.params import count
 from lumina_jax.sharding import global_batch, make_mesh
 from lumina_jax.train.step import init_state, make_step
 
-TOKENS = 56
+Step = Callable[[], tuple[float, tuple[float, ...]]]
+"""Does one step: (its loss, when its parts ended)."""
 
 
-class Block(nn.Module):
-    """One pre-norm layer of the decoder."""
+class Size(NamedTuple):
+    """A model, and what is trained on at once unless the command line says otherwise."""
 
-    def __init__(self, cfg: ModelConfig):
-        super().__init__()
-        inner = cfg.heads * cfg.head_dim
-        self.cfg = cfg
-        self.attention_norm = nn.RMSNorm(cfg.width, cfg.eps)
-        self.mlp_norm = nn.RMSNorm(cfg.width, cfg.eps)
-        self.qkv = nn.Linear(cfg.width, 3 * inner, bias=False)
-        self.q_norm, self.k_norm = nn.LayerNorm(cfg.head_dim), nn.LayerNorm(cfg.head_dim)
-        self.out = nn.Linear(inner, cfg.width, bias=False)
-        self.gate_up = nn.Linear(cfg.width, 2 * cfg.mlp, bias=False)
-        self.down = nn.Linear(cfg.mlp, cfg.width, bias=False)
-
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        B, T, _ = x.shape
-        heads = self.qkv(self.attention_norm(x)).view(B, T, 3, self.cfg.heads, self.cfg.head_dim)
-        query, key, value = (part.transpose(1, 2) for part in heads.unbind(2))
-        query, key = rotate(self.q_norm(query), cos, sin), rotate(self.k_norm(key), cos, sin)
-        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(B, T, -1))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
-        return x + self.down(functional.silu(gate) * up)
+    model: ModelConfig
+    rows: int
+    length: int
+    steps: int
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = x.chunk(2, -1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+SIZES = {
+    # The model of configs/toy_stage1.py.
+    "toy": Size(
+        ModelConfig(vocab=663, width=64, layers=4, heads=2, kv_heads=2, head_dim=32, mlp=192, qk_groups=2, dropout=0.0),
+        rows=16,
+        length=56,
+        steps=20,
+    ),
+    # 50.9M weights. Pre-norm, heads of 64, an MLP of three widths, and a vocabulary of Chameleon's 8,192 image codes beside as
+    # many text tokens: a third of the weights is embedding and head, as is usual at this size.
+    "50m": Size(
+        ModelConfig(
+            vocab=16384, width=512, layers=10, heads=8, kv_heads=8, head_dim=64, mlp=1536, qk_groups=8, dropout=0.0
+        ),
+        rows=4,
+        length=256,
+        steps=1,
+    ),
+}
+OPTIM = OptimConfig(steps=10_000, lr=1e-3, min_lr=1e-3, warmup=0, clip=1.0, z_loss=0.0)
 
 
-class Decoder(nn.Module):
-    def __init__(self, cfg: ModelConfig):
-        super().__init__()
-        self.embedding = nn.Embedding(cfg.vocab, cfg.width)
-        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.layers))
-        self.norm = nn.RMSNorm(cfg.width, cfg.eps)
-        self.head = nn.Linear(cfg.width, cfg.vocab, bias=False)
-        frequencies = cfg.rope_base ** (-torch.arange(0, cfg.head_dim, 2) / cfg.head_dim)
-        angles = torch.arange(TOKENS)[:, None] * frequencies
-        self.register_buffer("cos", angles.cos())
-        self.register_buffer("sin", angles.sin())
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.embedding(ids)
-        for block in self.blocks:
-            x = block(x, self.cos, self.sin)
-        return self.head(self.norm(x))
+def experiment(model: ModelConfig, rows: int, length: int) -> Experiment:
+    """Nothing computed twice, and layers side by side: what a model this small trains fastest with."""
+    return Experiment(
+        name="bench",
+        model=model,
+        data=DataConfig(batch=rows, buckets=(length,)),
+        optim=OPTIM,
+        mesh=MeshConfig(fsdp=1, compute="float32", remat="none", unroll=model.layers),
+    )
 
 
-def tokens(cfg: Experiment) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, cfg.model.vocab, (cfg.data.batch, TOKENS + 1), dtype=np.int32)
-
-
-def ours(cfg: Experiment) -> tuple[Callable[[], float], int]:
-    """(one training step that returns its loss, the number of weights)."""
-    mesh = make_mesh(cfg.mesh)
+def ours(cfg: Experiment, ids: np.ndarray) -> tuple[Step, Chameleon]:
+    """(our training step, its first weights on the host)."""
+    mesh = make_mesh(cfg.mesh, jax.devices()[:1])
     state, step = init_state(cfg, mesh), make_step(cfg, mesh)
-    ids = tokens(cfg)
-    positions = np.tile(np.arange(TOKENS, dtype=np.int32), (cfg.data.batch, 1))
-    learn, segments = np.ones(positions.shape, bool), np.ones_like(positions)
-    batch = global_batch(Batch(ids[:, :-1], ids[:, 1:], learn, positions, segments), mesh)
-    weights = count(state.model)
+    first = jax.device_get(state.model)
+    learn = np.ones(ids.shape, bool)
+    learn[:, -1] = False  # as transformers, whose labels are the inputs, moved by one
+    positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+    batch = global_batch(Batch(ids, np.roll(ids, -1, 1), learn, positions, np.ones_like(ids)), mesh)
 
-    def one() -> float:
+    def one() -> tuple[float, tuple[float, ...]]:
         nonlocal state
         state, metrics = step(state, batch)
         jax.block_until_ready(state)
-        return float(metrics.loss)
+        return float(metrics.loss), (time.perf_counter(),)
 
-    return one, weights
+    return one, first
 
 
-def torch_s(cfg: Experiment) -> tuple[Callable[[], float], int]:
-    """The same in PyTorch."""
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    model, optim = Decoder(cfg.model), cfg.optim
-    weights = list(model.parameters())
+def torch_s(cfg: Experiment, model: Chameleon, ids: np.ndarray) -> tuple[Step, int]:
+    """(the same in PyTorch, the number of weights it trains); its parts are forward, backward and update."""
+    unused = dict(
+        base_channels=32, channel_multiplier=[1], num_res_blocks=1
+    )  # transformers builds a VQ encoder as well
+    transformers.logging.set_verbosity_error()  # it says that our export has none
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, cfg.model, folder)
+        theirs = transformers.ChameleonForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, vq_config=unused
+        )
+    theirs.train().model.vqmodel.requires_grad_(False)
+    weights = [weight for weight in theirs.parameters() if weight.requires_grad]
+    optim, inputs = cfg.optim, torch.tensor(ids, dtype=torch.long)
     adam = torch.optim.AdamW(
         weights, lr=optim.lr, betas=(optim.b1, optim.b2), eps=optim.eps, weight_decay=optim.weight_decay, fused=True
     )
-    ids = torch.tensor(tokens(cfg), dtype=torch.long)
 
-    def one() -> float:
-        logits = model(ids[:, :-1]).flatten(0, 1)
-        xent = functional.cross_entropy(logits, ids[:, 1:].flatten())
-        loss = xent + optim.z_loss * torch.logsumexp(logits, -1).square().mean()
+    def one() -> tuple[float, tuple[float, ...]]:
+        loss = theirs(input_ids=inputs, labels=inputs, use_cache=False).loss
+        forward = time.perf_counter()
         adam.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(weights, optim.clip)
+        backward = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_(weights, optim.clip)
         adam.step()
-        return loss.item()
+        return loss.item(), (forward, backward, time.perf_counter())
 
     return one, sum(weight.numel() for weight in weights)
 
 
-def seconds(step: Callable[[], float], steps: int) -> float:
-    """Median seconds of a step."""
-    taken = []
+class Turn(NamedTuple):
+    """Means over the steps of one turn, in seconds, and the loss of its last step."""
+
+    seconds: float
+    cpu: float
+    parts: tuple[float, ...]
+    loss: float
+
+
+def turn(step: Step, steps: int) -> Turn:
+    cpu, spans = time.process_time(), []
     for _ in range(steps):
         begin = time.perf_counter()
-        step()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
+        loss, ends = step()
+        spans.append([end - start for start, end in zip((begin, *ends), ends, strict=False)])
+    parts = tuple(sum(span) / steps for span in zip(*spans, strict=True))
+    return Turn(sum(parts), (time.process_time() - cpu) / steps, parts, loss)
+
+
+def together(mine: Step, theirs: Step, steps: int) -> tuple[Turn, Turn]:
+    """A turn of each. Raises SystemExit where their losses differ."""
+    turns = turn(mine, steps), turn(theirs, steps)
+    a, b = (t.loss for t in turns)
+    if not math.isclose(a, b, rel_tol=5e-3):
+        raise SystemExit(f"our loss is {a:.5f} and PyTorch's {b:.5f} after the same steps; they do not train the same")
+    return turns
+
+
+def medians(turns: list[Turn]) -> dict[str, float | list[float]]:
+    def middle(values) -> float:
+        return round(statistics.median(values), 4)
+
+    return {
+        "seconds": middle(t.seconds for t in turns),
+        "cpu_seconds": middle(t.cpu for t in turns),
+        "parts": [middle(part) for part in zip(*(t.parts for t in turns), strict=True)],
+        "last_loss": round(turns[-1].loss, 4),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="50m", help="the model (50m)")
+    parser.add_argument("--threads", type=int, default=1, help="processors and threads of each (1)")
+    parser.add_argument("--rows", type=int, help="sequences in a batch (toy: 16, 50m: 4)")
+    parser.add_argument("--length", type=int, help="tokens in a sequence (toy: 56, 50m: 256)")
     parser.add_argument("--rounds", type=int, default=5, help="how often the two take turns (5)")
-    parser.add_argument("--steps", type=int, default=40, help="steps of each in a turn (40)")
+    parser.add_argument("--steps", type=int, help="steps of each in a turn (toy: 20, 50m: 1)")
     options = parser.parse_args()
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before either starts its threads
-    mesh = MeshConfig(fsdp=1, compute="float32", remat="none", loss_chunk=experiment.mesh.loss_chunk, unroll=4)
-    cfg = replace(experiment, mesh=mesh)
-    (jax_step, weights), (torch_step, torch_weights) = ours(cfg), torch_s(cfg)
-    for step in (jax_step, torch_step):
-        seconds(step, 5)
-    turns = [(seconds(jax_step, options.steps), seconds(torch_step, options.steps)) for _ in range(options.rounds)]
-    ours_s, torch_s_ = (statistics.median(column) for column in zip(*turns, strict=True))
-    size = cfg.data.batch * TOKENS
+    size = SIZES[options.size]
+    rows, length, steps = options.rows or size.rows, options.length or size.length, options.steps or size.steps
+    processors = sorted(os.sched_getaffinity(0))
+    if options.threads > len(processors):
+        parser.error(f"--threads {options.threads}: there are {len(processors)} processors")
+    os.sched_setaffinity(0, processors[: options.threads])  # before either starts its threads
+    torch.set_num_threads(options.threads)
+    cfg = experiment(size.model, rows, length)
+    ids = np.random.default_rng(0).integers(0, size.model.vocab, (rows, length), dtype=np.int32)
+    mine, first = ours(cfg, ids)
+    theirs, weights = torch_s(cfg, first, ids)
+    warm = together(mine, theirs, 1)  # compiles
+    turns = [together(mine, theirs, steps) for _ in range(options.rounds)]
+    us, them = (medians(list(column)) for column in zip(*turns, strict=True))
     result = {
-        "benchmark": "toy training step, one core",
-        "tokens_per_second": round(size / ours_s),
-        "torch_tokens_per_second": round(size / torch_s_),
-        "ratio": round(torch_s_ / ours_s, 3),
-        "ratios": [round(theirs / mine, 3) for mine, theirs in turns],
-        "milliseconds": round(1000 * ours_s, 2),
-        "batch": [cfg.data.batch, TOKENS],
-        "weights": [weights, torch_weights],
-        "versions": {"jax": jax.__version__, "torch": torch.__version__},
+        "benchmark": "training step on the CPU",
+        "size": options.size,
+        "ratio": round(statistics.median(b.seconds / a.seconds for a, b in turns), 3),
+        "ratios": [round(b.seconds / a.seconds, 3) for a, b in turns],
+        "cpu_ratio": round(statistics.median(b.cpu / a.cpu for a, b in turns), 3),
+        "tokens_per_second": round(rows * length / us["seconds"], 1),
+        "torch_tokens_per_second": round(rows * length / them["seconds"], 1),
+        "ours": us,
+        "torch (parts: forward, backward, update)": them,
+        "first_loss": [round(t.loss, 5) for t in warm],
+        "batch": [rows, length],
+        "threads": options.threads,
+        "weights": [count(first), weights],
+        "versions": {"jax": jax.__version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
     print(json.dumps(result))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lumina_jax.config import DataConfig
+from lumina_jax.data import index
 from lumina_jax.data.buckets import BucketPlan, Places
 
 BUCKETS = (10, 20, 40)
@@ -131,6 +132,13 @@ def test_fewer_records_than_a_batch_repeat_within_it():
     for step in range(5):
         places = plan(step)
         assert (places.length, places.rows) == (20, 8) and sorted(np.bincount(places.record).tolist()) == [2, 3, 3]
+
+
+def test_lengths_are_read_some_at_a_time(monkeypatch):
+    of = lengths(203)
+    whole = planned(of)
+    monkeypatch.setattr(index, "CHUNK", 7)
+    assert all(same(whole(step), planned(of)(step)) for step in range(3))
 
 
 def test_a_record_too_long_is_an_error_that_counts_and_cures():
