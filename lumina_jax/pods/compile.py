@@ -1,9 +1,9 @@
 """Compiles an experiment's programs for a topology and reads the result; no array is ever made.
 
-They are the very programs that :mod:`lumina_jax.train.step` and :mod:`lumina_jax.sample.decode` run; prefill and the loop over
-tokens are one.
+They are the very programs that :mod:`lumina_jax.train.step` and :mod:`lumina_jax.sample.decode` run.
 """
 
+import functools
 import math
 import re
 import time
@@ -29,6 +29,7 @@ from lumina_jax.pods.executable import Costs, Memory, costs, memory, round_costs
 from lumina_jax.pods.flags import compiler_options
 from lumina_jax.pods.topology import Topology
 from lumina_jax.sample import decode
+from lumina_jax.sample.loop import KNOWN
 from lumina_jax.sharding import ROWS, check_rows, make_mesh, shardings
 from lumina_jax.train.step import jitted_step, state_shapes
 from lumina_jax.vocab import BEGIN, BEGIN_IMAGE, END_IMAGE, END_OF_LINE, END_OF_TURN, Vocab, image_code_name, size_name
@@ -112,7 +113,7 @@ def outcomes(cfg: Experiment, topology: Topology, what: Sequence[str] = PROGRAMS
     if "train" in what:
         yield train_step(cfg, topology, devices)
     if set(what) - {"train"}:
-        yield from (outcome for outcome in sampling(cfg, topology, devices) if outcome.what in what)
+        yield from sampling(cfg, topology, devices, what)
 
 
 def train_step(cfg: Experiment, topology: Topology, devices: list[jax.Device]) -> Outcome:
@@ -133,8 +134,10 @@ def train_step(cfg: Experiment, topology: Topology, devices: list[jax.Device]) -
     return Outcome("train", cfg, topology, dict(mesh.shape), work, build, read)
 
 
-def sampling(cfg: Experiment, topology: Topology, devices: list[jax.Device]) -> Iterator[Outcome]:
-    """Prefill, and one round of the loop over tokens: a prompt for each group of chips that shares one model, in bfloat16.
+def sampling(
+    cfg: Experiment, topology: Topology, devices: list[jax.Device], what: Sequence[str] = PROGRAMS
+) -> Iterator[Outcome]:
+    """Prefill, and one pass of the loop over tokens: a prompt for each group of chips that shares one model, in bfloat16.
 
     A group is mesh.tensor chips; where training does not split over tensor, those of a host that divide heads, MLP and vocabulary.
     """
@@ -149,18 +152,17 @@ def sampling(cfg: Experiment, topology: Topology, devices: list[jax.Device]) -> 
         shardings(shapes, mesh),
     )
     prompts = [np.zeros(PROMPT, np.int32)] * mesh.shape["replica"]
-    settings = replace(cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT, 1))
-    lowered = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
-    build = _build(lowered, topology, begin)
+    settings = replace(cfg.sample, parallel="off", max_new_tokens=max(max(cfg.data.buckets) - PROMPT - KNOWN, 1))
+    programs = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
     rows = len(prompts) * (2 if cfg.sample.guidance != 1 else 1)
-    slots = decode.bucket(PROMPT + settings.max_new_tokens)
-    cache = 2 * m.layers * rows * m.kv_heads * slots * m.head_dim * 2 / topology.chips
-    work = Work(rows, PROMPT, weights=_held(model), cache=cache)
-    program = hlo.parse(build.text) if build.memory else None
-    prefill = costs(program, topology.chip, unbounded=0) if program else None
-    token = round_costs(program, topology.chip) if program else None
-    yield Outcome("prefill", cfg, topology, dict(mesh.shape), work, build, prefill)
-    yield Outcome("decode", cfg, topology, dict(mesh.shape), replace(work, length=1), build, token)
+    work = Work(rows, PROMPT, weights=_held(model), cache=programs.cache / topology.chips)
+    for name, read in (("prefill", functools.partial(costs, unbounded=0)), ("decode", round_costs)):
+        if name in what:
+            build = _build(getattr(programs, name), topology, begin)
+            found = read(hlo.parse(build.text), topology.chip) if build.memory else None
+            done = replace(work, length=PROMPT if name == "prefill" else 1)
+            yield Outcome(name, cfg, topology, dict(mesh.shape), done, build, found)
+        begin = time.monotonic()
 
 
 def train_flops(cfg: Experiment, weights: int, rows: int, length: int) -> float:

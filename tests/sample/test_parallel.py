@@ -1,0 +1,103 @@
+"""Laws of passes with many tokens: where nothing is left to chance the answers of one-by-one decoding, in fewer passes."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_model, tiny_vocab
+
+from lumina_jax.config import PARALLEL, SampleConfig
+from lumina_jax.layout import encode_grid
+from lumina_jax.sample import decode, generate, picture
+from lumina_jax.sample.decode import answers
+from lumina_jax.sample.request import lay_out
+
+VOCAB = tiny_vocab()
+MODEL = tiny_model()
+KEY = jax.random.key(0)
+METHODS = [method for method in PARALLEL if method != "off"]
+GREEDY = SampleConfig(guidance=3.0, image_top_k=1, text_top_k=1, max_new_tokens=120, parallel="off", window=6)
+SAMPLED = replace(GREEDY, temperature=1.3, image_top_k=6, text_top_k=40)
+HEAD = (VOCAB.boi, VOCAB.size_id(2), VOCAB.size_id(1))
+PROMPTS = [
+    np.array([0, 22, 23, 24, *HEAD, *VOCAB.code_ids[:2], VOCAB.newline]),
+    np.array([0, 25]),
+    np.array([0, 26, 27, *encode_grid(np.ones((2, 2), int), VOCAB), 28, VOCAB.boi]),
+    np.array(HEAD),
+] * 2
+SIZES = [None, None, None, None, None, (4, 6), (4, 6), None]
+
+pytestmark = pytest.mark.usefixtures("plain_code")
+
+
+def equal(some, others) -> bool:
+    return all(len(a) == len(b) and (a == b).all() for a, b in zip(some, others, strict=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_greedy_answers_are_those_of_one_by_one_decoding(method):
+    parallel = replace(GREEDY, parallel=method)
+    for guidance in (3.0, 7.0):
+        expected, slow = answers(MODEL, PROMPTS, KEY, replace(GREEDY, guidance=guidance), VOCAB, sizes=SIZES)
+        got, fast = answers(MODEL, PROMPTS, KEY, replace(parallel, guidance=guidance), VOCAB, sizes=SIZES)
+        assert equal(got, expected)
+        assert fast.sum() < slow.sum()
+
+
+def test_greedy_answers_without_guidance_are_those_of_one_by_one_decoding():
+    plain = replace(GREEDY, guidance=1.0)
+    expected = generate(MODEL, PROMPTS, KEY, plain, VOCAB, sizes=SIZES)
+    assert equal(generate(MODEL, PROMPTS, KEY, replace(plain, parallel="coupled"), VOCAB, sizes=SIZES), expected)
+
+
+def test_matched_answers_are_those_of_one_by_one_decoding_by_chance_too():
+    expected = generate(MODEL, PROMPTS, KEY, SAMPLED, VOCAB, sizes=SIZES)
+    grids = [piece for row in expected for piece in picture.split(row, VOCAB) if isinstance(piece, np.ndarray)]
+    assert len(grids) > 8
+    assert equal(generate(MODEL, PROMPTS, KEY, replace(SAMPLED, parallel="matched"), VOCAB, sizes=SIZES), expected)
+
+
+def test_a_prompt_has_the_same_answer_alone_and_in_a_batch():
+    cfg = replace(SAMPLED, parallel="coupled")
+    together, passes = answers(MODEL, PROMPTS, KEY, cfg, VOCAB)
+    for row in (0, 1, 6):
+        alone, own = answers(MODEL, PROMPTS[row : row + 1], KEY, cfg, VOCAB, keys=[jax.random.fold_in(KEY, row)])
+        assert equal(alone, together[row : row + 1]) and own[0] == passes[row]
+
+
+def test_every_token_has_the_scores_and_the_noise_of_a_pass_of_its_own():
+    for row in (0, 1, 2):
+        tokens, _ = decode.trace(MODEL, PROMPTS[row], KEY, SAMPLED, VOCAB)
+        ends = np.flatnonzero(tokens == VOCAB.end_of_turn)
+        expected = tokens[: ends[0]] if len(ends) else tokens
+        assert (generate(MODEL, [PROMPTS[row]], KEY, SAMPLED, VOCAB)[0] == expected).all()
+
+
+def test_known_tokens_take_no_pass():
+    image = encode_grid(np.zeros((4, 6), int), VOCAB)
+    cfg = replace(GREEDY, max_new_tokens=len(image) - 1)
+    (answer,), passes = answers(MODEL, [np.array([0, VOCAB.boi])], KEY, cfg, VOCAB, sizes=[(4, 6)])
+    assert len(answer) == len(image) - 1 and answer[-1] == VOCAB.eoi
+    # Of 30 tokens 24 are codes; what follows the last end-of-line is drawn together with end-image.
+    assert passes.tolist() == [25]
+
+
+def test_a_prompt_is_fed_once_for_all_its_answers():
+    prompts = [PROMPTS[0], PROMPTS[1]] * 4
+    request, copies, rows = lay_out(prompts, KEY, VOCAB, 40)
+    assert copies == 4
+    assert (request.ids[::4][np.repeat([0, 1], 4)] == request.ids).all()
+    assert all((request.ids[row][-len(prompt) :] == prompt).all() for row, prompt in zip(rows, prompts, strict=True))
+    assert lay_out(prompts, KEY, VOCAB, 40, parts=4).copies == 2
+    assert lay_out([*prompts, PROMPTS[2]], KEY, VOCAB, 40).copies == 1
+    apart = [
+        generate(MODEL, prompts[:1], KEY, SAMPLED, VOCAB, keys=[jax.random.fold_in(KEY, row)])[0] for row in (0, 2)
+    ]
+    assert equal([generate(MODEL, prompts, KEY, SAMPLED, VOCAB)[row] for row in (0, 2)], apart)
+
+
+@pytest.mark.parametrize(("field", "value"), [("parallel", "eagle"), ("window", 1)])
+def test_unknown_ways_are_told(field, value):
+    with pytest.raises(ValueError, match=f"sample.{field}="):
+        SampleConfig(**{field: value})
