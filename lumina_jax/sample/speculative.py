@@ -9,8 +9,6 @@ p, and their q is that p.
 How these are drawn is the method (``SampleConfig.parallel``). "sjd" (speculative Jacobi decoding, arXiv 2410.01699) draws them
 anew in each pass; "coupled" (arXiv 2510.24211) with the same noise for a place in every pass, so that a draft changes only as far
 as p does; "continued" (ibid., arXiv 2603.18599) judges the old drafts there as well, and draws anew only for those that fail.
-"matched" takes the noise of one-by-one decoding, lets a draft stand only where p and that noise give it again, and so answers with
-the very tokens of one-by-one decoding, whereas the others only follow the same distribution.
 """
 
 from typing import NamedTuple
@@ -65,9 +63,6 @@ def judge(
 
     ``logp`` f32[B W E]; ``given`` bool[B W] are places whose token is known without the model; at the last there is no draft.
     """
-    if method == "matched":
-        codes = _drawn(logp, noise.token, ids)
-        return _leading(given | (codes == drafts.codes)), drafts._replace(codes=codes)
     p, q = jnp.exp(logp), drafts.q
     u = jax.vmap(jax.vmap(jax.random.uniform))(noise.coin)
     at_draft = [jnp.take_along_axis(part, drafts.codes[..., None], axis=2)[..., 0] for part in (p, q)]
