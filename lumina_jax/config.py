@@ -310,9 +310,7 @@ class SampleConfig:
         for name in ("image_top_k", "text_top_k", "max_new_tokens"):
             _require(getattr(self, name) >= 1, f"sample.{name} is {getattr(self, name)}; it must be at least 1")
         _require(0 <= self.min_p <= 1, f"sample.min_p={self.min_p} is not in [0, 1]")
-        _require(
-            self.parallel in PARALLEL, f"sample.parallel={self.parallel!r}; it choose one of {', '.join(PARALLEL)}"
-        )
+        _require(self.parallel in PARALLEL, f"sample.parallel={self.parallel!r}; choose one of {', '.join(PARALLEL)}")
         _require(self.window >= 2, f"sample.window={self.window}; a pass must hold at least 2 tokens")
 
 

@@ -11,7 +11,7 @@ from tiny import tiny_model, tiny_vocab
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.layout import encode_grid
-from lumina_jax.sample import generate
+from lumina_jax.sample import decode, generate, loop, speculative
 from lumina_jax.sample.guidance import Knobs, Place, place_of, scores
 
 VOCAB = tiny_vocab()
@@ -114,3 +114,20 @@ def test_a_distortion_of_two_percent_is_caught(truths):
     z, p = deviations(drawn(None), true)
     assert z < LARGEST_Z and p > LEAST_P
     assert all(deviations(drawn(step), true)[0] > LARGEST_Z for step in (0, 7))
+
+
+def test_drafts_that_survive_with_their_old_q_are_caught(truths, monkeypatch):
+    right = speculative.judge
+
+    def wrong(method, logp, drafts, *rest):
+        kept, after = right(method, logp, drafts, *rest)
+        survived = (after.codes == drafts.codes)[..., None] & (drafts.q.sum(axis=2, keepdims=True) > 0)
+        return kept, after._replace(q=jnp.where(survived, drafts.q, after.q))
+
+    # A window that holds the whole image: its drafts live through many passes.
+    cfg = replace(CHOICES, guidance=1.0, parallel="continued", window=8)
+    monkeypatch.setattr(loop, "judge", wrong)
+    decode._decode.clear_cache()
+    z, p = deviations(answers(cfg), truths[1.0])
+    decode._decode.clear_cache()
+    assert z > LARGEST_Z or p < LEAST_P
