@@ -625,11 +625,13 @@ def _evaluate(options) -> None:
     model, vocab, vq, experiment = load_for_sampling(options)
     results = {}
     if options.data:
+        from lumina_jax.data.encode import vq_fingerprint
         from lumina_jax.evaluate.heldout import greedy_match, held_out
 
-        results["held_out"] = held_out(model, vocab, options.data)
+        made_with = vq_fingerprint(vq)
+        results["held_out"] = held_out(model, vocab, options.data, vq=made_with)
         if options.greedy:
-            results["greedy"] = greedy_match(model, vocab, options.data)
+            results["greedy"] = greedy_match(model, vocab, options.data, vq=made_with)
     if options.pictures:
         from lumina_jax.evaluate.reconstruction import reconstruction
 

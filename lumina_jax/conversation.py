@@ -3,7 +3,7 @@
 Source: FlexARItemProcessor and its base class (item_processor.py of the original).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -91,7 +91,12 @@ def check_symbols(messages: Sequence[str], images: int) -> None:
         )
 
 
-def tokenize(turns: Sequence[Turn], grids: Sequence[np.ndarray], vocab: Vocab) -> tuple[np.ndarray, np.ndarray]:
+def tokenize(
+    turns: Sequence[Turn],
+    grids: Sequence[np.ndarray],
+    vocab: Vocab,
+    encode: Callable[[str], list[int]] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """A conversation -> tokens i32[n] and learn bool[n].
 
     The tokens are the begin token, then each message in turn with an end-of-turn behind it; what is learned is the answers,
@@ -100,7 +105,7 @@ def tokenize(turns: Sequence[Turn], grids: Sequence[np.ndarray], vocab: Vocab) -
     None, allowed in the last turn only, the sequence ends with the human message: a prompt to generate from.
 
     No text can forge a token: the name of a special token other than ``<|image|>`` is text like any other, and so is
-    ``<|image|>`` in what went through :func:`literal`.
+    ``<|image|>`` in what went through :func:`literal`. ``encode`` knows the ids of :func:`texts` already.
 
     Raises ValueError when the symbols and the grids differ in number, or an answer other than the last is None.
     """
@@ -111,16 +116,19 @@ def tokenize(turns: Sequence[Turn], grids: Sequence[np.ndarray], vocab: Vocab) -
             raise ValueError(
                 f"turn {number} of {len(turns)} has no answer; only the last may lack one: answer or drop it"
             )
-    messages = [message for turn in turns for message in turn if message is not None]
+    messages, images = _messages(turns, len(grids)), iter(grids)
     check_symbols(messages, len(grids))
-    if not any(IMAGE_SYMBOL in message for message in messages):
-        messages[0] = f"{IMAGE_SYMBOL} " * len(grids) + messages[0]
-    images = iter(grids)
-    pieces = [_encode(message, images, vocab) for message in messages]
+    encode = encode or vocab.encode_literally
+    pieces = [_encode(message, images, vocab, encode) for message in messages]
     tokens = np.concatenate([np.array([vocab.bos], np.int32), *pieces])
     # Human messages and answers alternate, so every second piece is an answer.
     learned = [np.full(len(piece), index % 2 == 1) for index, piece in enumerate(pieces)]
     return tokens, np.concatenate([np.array([False]), *learned])
+
+
+def texts(turns: Sequence[Turn], images: int) -> Iterator[str]:
+    """What :func:`tokenize` encodes of a conversation about so many images."""
+    return (part for message in _messages(turns, images) for span in _spans(message) for part in span)
 
 
 def drop_context(tokens: np.ndarray, learn: np.ndarray, vocab: Vocab) -> tuple[np.ndarray, np.ndarray]:
@@ -137,11 +145,24 @@ def drop_context(tokens: np.ndarray, learn: np.ndarray, vocab: Vocab) -> tuple[n
     return tokens[image], np.ones(image.stop - image.start, bool)
 
 
-def _encode(message: str, images: Iterator[np.ndarray], vocab: Vocab) -> np.ndarray:
+def _messages(turns: Sequence[Turn], images: int) -> list[str]:
+    """Human messages and answers, with a symbol for each image."""
+    messages = [message for turn in turns for message in turn if message is not None]
+    if messages and not any(IMAGE_SYMBOL in message for message in messages):
+        messages[0] = f"{IMAGE_SYMBOL} " * images + messages[0]
+    return messages
+
+
+def _spans(message: str) -> list[list[str]]:
+    """What stands before, between and behind the images of a message, each in the pieces that are encoded by themselves."""
+    return [text.split(SEAM) for text in message.split(IMAGE_SYMBOL)]
+
+
+def _encode(message: str, images: Iterator[np.ndarray], vocab: Vocab, encode: Callable[[str], list[int]]) -> np.ndarray:
     """A message with its end of turn -> tokens i32[n], each image symbol replaced by the next grid of ``images``."""
     parts = []
-    for number, text in enumerate(message.split(IMAGE_SYMBOL)):
+    for number, span in enumerate(_spans(message)):
         if number:
             parts.append(encode_grid(next(images), vocab))
-        parts += [np.array(vocab.encode_literally(piece), np.int32) for piece in text.split(SEAM)]
+        parts += [np.array(encode(text), np.int32) for text in span]
     return np.concatenate([*parts, np.array([vocab.end_of_turn], np.int32)])

@@ -1,12 +1,13 @@
 """Text <-> ids, the special tokens and the image codes, all looked up by name in the tokenizer file."""
 
 import hashlib
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Encoding, Tokenizer
 
 BEGIN = "<s>"
 BEGIN_IMAGE = "<racm3:break>"
@@ -89,7 +90,15 @@ class Vocab:
 
         Text without such a name gets the ids of :meth:`encode`. Decoding gives the text back, names included.
         """
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return self._literally(text, self._tokenizer.encode(text, add_special_tokens=False))
+
+    def encode_all(self, texts: Iterable[str]) -> dict[str, list[int]]:
+        """Each of ``texts`` -> its ids as of :meth:`encode_literally`, each encoded once, on all cores together."""
+        texts = list(dict.fromkeys(texts))
+        encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return {text: self._literally(text, encoding) for text, encoding in zip(texts, encodings, strict=True)}
+
+    def _literally(self, text: str, encoding: Encoding) -> list[int]:
         if self._special.keys().isdisjoint(encoding.ids):
             return encoding.ids
         places = zip(encoding.ids, encoding.offsets, strict=True)

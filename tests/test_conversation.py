@@ -12,7 +12,7 @@ from PIL import Image
 
 from lumina_jax import layout, pixels
 from lumina_jax.config import SampleConfig
-from lumina_jax.conversation import TASKS, drop_context, image_prompt, served, task_prompt, tokenize
+from lumina_jax.conversation import TASKS, drop_context, image_prompt, literal, served, task_prompt, texts, tokenize
 from lumina_jax.vocab import Vocab
 
 
@@ -112,6 +112,22 @@ def test_images_without_a_symbol_go_before_the_first_human_message(vocab):
     implicit = tokenize([("Compare.", "Yes."), ("Sure?", "No.")], codes, vocab)
     explicit = tokenize([("<|image|> <|image|> Compare.", "Yes."), ("Sure?", "No.")], codes, vocab)
     assert all((a == b).all() for a, b in zip(implicit, explicit, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("turns", "images"),
+    [
+        ([("Hi <|image|> there", "<|image|>")], 2),
+        ([("Compare.", "Yes."), ("Compare.", None)], 1),
+        ([(literal("the letters <|image|> in <s>"), "Yes.")], 0),
+    ],
+)
+def test_texts_are_all_that_is_encoded(turns, images, vocab):
+    grids = [grid(vocab, seed) for seed in range(images)]
+    known = vocab.encode_all(texts(turns, images))
+    alone, together = tokenize(turns, grids, vocab), tokenize(turns, grids, vocab, known.__getitem__)
+    assert all((a == b).all() for a, b in zip(alone, together, strict=True))
+    assert all(ids == vocab.encode_literally(text) for text, ids in known.items())
 
 
 def test_without_an_answer_the_sequence_is_a_prompt(vocab):

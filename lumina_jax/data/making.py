@@ -1,7 +1,7 @@
 """Source records -> whole shards of every stage: each record read and decoded once, cropped, VQ-encoded and tokenized."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from lumina_jax import layout, pixels
-from lumina_jax.conversation import Turn, tokenize
+from lumina_jax.conversation import Turn, texts, tokenize
 from lumina_jax.data.encode import Encoder, GridEncoder
 from lumina_jax.data.folder import Folder
 from lumina_jax.data.meter import Meter
@@ -53,6 +53,14 @@ class _Draft:
         for number, crop in enumerate(view.crops):
             self.grids.add((index, number), crop)
         self.records.append((index, view.turns, [crop.shape[1::-1] for crop in view.crops], view.reason))
+
+    def texts(self, vocab: Vocab) -> dict[str, list[int]]:
+        """The ids of every text of the records."""
+        found: list[str] = []
+        for _, turns, sizes, reason in self.records:
+            if reason is None:
+                found += texts(turns, len(sizes))
+        return vocab.encode_all(found)
 
 
 @dataclass(frozen=True)
@@ -124,12 +132,13 @@ class Maker:
     def _write(self, shard: int, drafts: dict[int, _Draft], meter: Meter) -> None:
         for stage, draft in drafts.items():
             samples, rejects, kinds, crops = [], [], Counter(), Counter()
-            grids = draft.grids.grids()
+            grids, encoded = draft.grids.grids(), draft.texts(self.vocab)
             for index, turns, sizes, reason in draft.records:
                 try:
                     if reason is not None:
                         raise ValueError(reason)
-                    sample = self._sample(turns, [grids[index, number] for number in range(len(sizes))], stage)
+                    pictures = [grids[index, number] for number in range(len(sizes))]
+                    sample = self._sample(turns, pictures, stage, encoded.__getitem__)
                 except ValueError as error:
                     rejects.append({"index": index, "reason": _reason(error)})
                     continue
@@ -145,8 +154,10 @@ class Maker:
                     f"first because {rejects[0]['reason']}; if that has passed, delete {file} and start again"
                 )
 
-    def _sample(self, turns: list[Turn], grids: list[np.ndarray], stage: int) -> tuple[np.ndarray, np.ndarray]:
-        tokens, learn = tokenize(turns, grids, self.vocab)
+    def _sample(
+        self, turns: list[Turn], grids: list[np.ndarray], stage: int, encode: Callable[[str], list[int]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        tokens, learn = tokenize(turns, grids, self.vocab, encode)
         if not learn[1:].any():
             raise ValueError("nothing in the record is learned: it has no answer")
         most = self.settings[stage].max_tokens

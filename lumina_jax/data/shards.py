@@ -213,8 +213,10 @@ class Shards:
         return Shards, (self.path,)
 
     def __del__(self):
-        for handle in getattr(self, "_handles", {}).values():
-            os.close(handle)
+        # At the end of the interpreter the module may be gone, and the system closes them anyway.
+        if os.close is not None:
+            for handle in getattr(self, "_handles", {}).values():
+                os.close(handle)
 
     def _handle(self, shard: int) -> int:
         """The open file of a shard."""

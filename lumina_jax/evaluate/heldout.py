@@ -9,7 +9,7 @@ import numpy as np
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.data.pipeline import pad
-from lumina_jax.data.shards import Shards
+from lumina_jax.data.shards import Shards, check_made_with
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample import generate
 from lumina_jax.train.loss import token_loss
@@ -20,12 +20,14 @@ LENGTH_STEP = 64
 SLACK_TOKENS = 16
 
 
-def held_out(model: Chameleon, vocab: Vocab, path: str, most: int = 4096) -> dict[str, float]:
+def held_out(model: Chameleon, vocab: Vocab, path: str, most: int = 4096, vq: str | None = None) -> dict[str, float]:
     """Mean cross-entropy (nats) and greedy accuracy over the learned tokens of a pretokenized folder.
 
-    Looks at ``most`` records at the most, spread over the folder. The context is always whole.
+    Looks at ``most`` records at the most, spread over the folder. The context is always whole. Raises ValueError when the
+    folder was made with another tokenizer, or with another VQ model than that of fingerprint ``vq``.
     """
-    shards = _checked(path, vocab)
+    shards = Shards(path)
+    check_made_with(shards.manifest, vocab, vq, path)
 
     @jax.jit
     def measure(model, batch):
@@ -45,12 +47,14 @@ def held_out(model: Chameleon, vocab: Vocab, path: str, most: int = 4096) -> dic
     return {"tokens": tokens, "xent": xent / tokens, "accuracy": right / tokens}
 
 
-def greedy_match(model: Chameleon, vocab: Vocab, path: str, most: int = 256) -> dict[str, float]:
+def greedy_match(model: Chameleon, vocab: Vocab, path: str, most: int = 256, vq: str | None = None) -> dict[str, float]:
     """The share of each answer's own tokens that greedy decoding, without guidance, returns from its prompt alone.
 
     Token by token at the same place in the answer; ``worst`` and ``mean`` over records, ``exact`` the share without a miss.
+    Raises as :func:`held_out` does.
     """
-    shards = _checked(path, vocab)
+    shards = Shards(path)
+    check_made_with(shards.manifest, vocab, vq, path)
     cfg = SampleConfig(guidance=1.0, image_top_k=1, text_top_k=1)
     shares = []
     for samples in _groups(shards, most):
@@ -72,15 +76,6 @@ def greedy_match(model: Chameleon, vocab: Vocab, path: str, most: int = 256) -> 
         "mean": float(np.mean(shares)),
         "exact": float(np.mean([share == 1 for share in shares])),
     }
-
-
-def _checked(path: str, vocab: Vocab) -> Shards:
-    shards = Shards(path)
-    if shards.manifest.settings.tokenizer != vocab.fingerprint:
-        raise ValueError(
-            f"{path} was made with another tokenizer than {vocab.source}; give --tokenizer the one it was made with"
-        )
-    return shards
 
 
 def _groups(shards: Shards, most: int) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:

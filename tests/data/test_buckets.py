@@ -93,6 +93,13 @@ def test_epochs_are_shuffled_anew():
     assert len({places.length for places in epoch(plan, 0)[: plan.steps // 2]}) == len(plan.shapes)
 
 
+def test_which_lengths_share_a_batch_is_drawn_anew_every_epoch():
+    of = lengths(500)
+    plan = planned(of, ALONE)
+    first, second = ({tuple(sorted(of[places.record])) for places in epoch(plan, number)} for number in range(2))
+    assert len(first & second) < 0.1 * len(first)
+
+
 def test_batches_mix_all_that_their_bucket_holds():
     of = np.tile([19, 20], 4000)
     plan = planned(of, replace(ALONE, batch=64))
