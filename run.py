@@ -111,6 +111,7 @@ def _add_compile(verbs: argparse._SubParsersAction) -> None:
     check.add_argument("--slices", type=int, default=1, help="that many of it, joined by the data-center network (1)")
     check.add_argument("--what", default="train,prefill,decode", help="programs, with commas (train,prefill,decode)")
     check.add_argument("--plan", action="store_true", help="try ways to train it, and recommend one")
+    check.add_argument("--int8", action="store_true", help="sampling with int8 matrices, as run.py sample --int8")
     check.add_argument("--tries", type=int, default=6, help="with --plan: at most so many compilations (6)")
     check.add_argument("--out", help="also write tables, JSON and the compiled programs into this folder")
     check.set_defaults(run=_compile)
@@ -234,6 +235,9 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the one the model names or holds)")
     parser.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
+    parser.add_argument(
+        "--int8", action="store_true", help="hold the blocks' matrices in int8: half the memory to read"
+    )
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -510,7 +514,7 @@ def _compile(options) -> int:
     if options.plan:
         return 0 if plan.run(cfg, target, options.tries, out) else 1
     what = check_programs(options.what)
-    found = [report.show(outcome, out) for outcome in outcomes(cfg, target, what)]
+    found = [report.show(outcome, out) for outcome in outcomes(cfg, target, what, options.int8)]
     print(f"a run on such a pod wants: export LIBTPU_INIT_ARGS='{libtpu_init_args(target.chip)}'")
     return 0 if all(outcome.costs for outcome in found) else 1
 
@@ -529,8 +533,8 @@ def load_for_sampling(options):
     if missing := companions.notes(found, source.folder):
         raise FileNotFoundError("; ".join(missing))
     companions.check(found, source.cfg)
-    model, _ = load_model(folder)
-    return _for_this_device(model), found.vocab(), load_vq(str(found.vq)), experiment
+    model, vocab = _for_this_device(load_model(folder)[0]), found.vocab()
+    return _as_int8(model, vocab) if options.int8 else model, vocab, load_vq(str(found.vq)), experiment
 
 
 def _for_this_device(model):
@@ -541,6 +545,21 @@ def _for_this_device(model):
     if jax.default_backend() != "cpu":
         return model
     return jax.tree.map(lambda weight: weight.astype(jnp.float32), model)
+
+
+def _as_int8(model, vocab):
+    """The model with int8 matrices; says what that does to the logits of a prompt."""
+    import numpy as np
+
+    from lumina_jax.conversation import image_prompt, tokenize
+    from lumina_jax.model.int8 import logit_error, quantized
+
+    ids = tokenize([(image_prompt(512, 512, "A lighthouse at dusk, seen from the sea."), None)], [], vocab)[0]
+    ids = np.minimum(ids, model.cfg.vocab - 1)[None]
+    exact = model.logits(model(ids))
+    model = quantized(model, consume=True)
+    print(f"int8 matrices: over a prompt's {ids.size} tokens, {logit_error(exact, model.logits(model(ids)))}")
+    return model
 
 
 def _sample(options) -> None:

@@ -12,7 +12,7 @@ REPO = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"": ("config", "vocab", "batch", "page")},
     {"": ("layout", "conversation", "pixels", "maps", "marks", "measures", "sharding")},
-    {"model": ("params", "parts", "rotation", "attention", "splash", "chameleon", "vqvae", "patchvq")},
+    {"model": ("params", "int8", "parts", "rotation", "attention", "splash", "chameleon", "vqvae", "patchvq")},
     {
         "data": (
             "meter",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from lumina_jax.model.int8 import Scaled
 from lumina_jax.model.params import ones, weight, zeros
 from lumina_jax.sharding import ROWS, per_device, platform, size_of
 
@@ -80,11 +81,17 @@ def _swiglu_gradient(given, change):
 _swiglu.defvjp(lambda gate, up: (_swiglu(gate, up), (gate, up)), _swiglu_gradient)
 
 
-def product(letters: str, x: jax.Array, w: jax.Array) -> jax.Array:
+def product(letters: str, x: jax.Array, w: jax.Array | Scaled) -> jax.Array:
     """``jnp.einsum(letters, x, w)`` of activations and a weight whose first axes are the last of x.
 
-    CPUs get it as a product of two matrices: XLA's gradients of any other transpose whole activations there.
+    An int8 weight is scaled behind the sum. CPUs get the others as a product of two matrices: XLA's gradients of any other
+    transpose whole activations there.
     """
+    if isinstance(w, Scaled):
+        inputs, weights, outputs = letters.replace("->", ",").split(",")
+        channels = "".join(letter for letter in weights if letter not in inputs)
+        given = product(letters, x, w.codes.astype(x.dtype))
+        return jnp.einsum(f"{outputs},{channels}->{outputs}", given, w.scale).astype(x.dtype)
     if platform() != "cpu":
         return jnp.einsum(letters, x, w)
     inputs, weights, outputs = letters.replace("->", ",").split(",")

@@ -20,8 +20,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from lumina_jax.batch import Batch
-from lumina_jax.config import Experiment, MeshConfig
+from lumina_jax.config import Experiment, MeshConfig, ModelConfig
 from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.model.int8 import quantized
 from lumina_jax.model.params import count
 from lumina_jax.pods import hlo
 from lumina_jax.pods.chips import GIB
@@ -47,7 +48,7 @@ class Work:
     """What one run of a program does: ``rows`` times ``length`` tokens over all chips.
 
     ``flops`` per chip are those the model asks for, recomputation left out (training only). ``weights``, ``optimizer`` and
-    ``cache`` are bytes of one chip.
+    ``cache`` are bytes of one chip; ``dtype`` is that of the weights, in words.
     """
 
     rows: int
@@ -56,6 +57,7 @@ class Work:
     weights: float = 0.0
     optimizer: float = 0.0
     cache: float = 0.0
+    dtype: str = "float32"
 
     @property
     def tokens(self) -> int:
@@ -91,6 +93,13 @@ class Outcome:
         """HBM bytes of a chip that stay free; negative when the program does not fit."""
         return self.topology.chip.hbm - self.build.needed
 
+    @property
+    def bound(self) -> float:
+        """Seconds to read the weights and a full cache once, the least a decoded token can take."""
+        m = self.experiment.model
+        embedding = 2 * m.vocab * m.width / self.mesh["tensor"]  # a token reads one row of it
+        return (self.work.weights - embedding + self.work.cache) / self.topology.chip.bandwidth
+
     def mfu(self, seconds: float) -> float:
         """Share of the chips' peak that the model's own products reach in a run of ``seconds``."""
         return self.work.flops / self.topology.chip.flops / seconds
@@ -104,8 +113,10 @@ def check_programs(text: str) -> tuple[str, ...]:
     return names
 
 
-def outcomes(cfg: Experiment, topology: Topology, what: Sequence[str] = PROGRAMS) -> Iterator[Outcome]:
-    """Compiles and reads the programs ``what``, one after the other.
+def outcomes(
+    cfg: Experiment, topology: Topology, what: Sequence[str] = PROGRAMS, int8: bool = False
+) -> Iterator[Outcome]:
+    """Compiles and reads the programs ``what``, one after the other; with ``int8`` those of sampling have int8 matrices.
 
     Raises ValueError when mesh, batch or model do not divide over the chips, ImportError without libtpu.
     """
@@ -113,7 +124,7 @@ def outcomes(cfg: Experiment, topology: Topology, what: Sequence[str] = PROGRAMS
     if "train" in what:
         yield train_step(cfg, topology, devices)
     if set(what) - {"train"}:
-        yield from sampling(cfg, topology, devices, what)
+        yield from sampling(cfg, topology, devices, what, int8)
 
 
 def train_step(cfg: Experiment, topology: Topology, devices: list[jax.Device]) -> Outcome:
@@ -135,9 +146,10 @@ def train_step(cfg: Experiment, topology: Topology, devices: list[jax.Device]) -
 
 
 def sampling(
-    cfg: Experiment, topology: Topology, devices: list[jax.Device], what: Sequence[str] = PROGRAMS
+    cfg: Experiment, topology: Topology, devices: list[jax.Device], what: Sequence[str] = PROGRAMS, int8: bool = False
 ) -> Iterator[Outcome]:
-    """Prefill, and one pass of the loop over tokens: a prompt for each group of chips that shares one model, in bfloat16.
+    """Prefill, and one pass of the loop over tokens: a prompt for each group of chips that shares one model, in bfloat16
+    (with ``int8``, the matrices of its blocks in int8).
 
     A group is mesh.tensor chips; where training does not split over tensor, those of a host that divide heads, MLP and vocabulary.
     """
@@ -145,17 +157,20 @@ def sampling(
     tensor = cfg.mesh.tensor if cfg.mesh.tensor > 1 else math.gcd(HOST, len(devices), m.kv_heads, m.mlp, m.vocab)
     mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=tensor), devices)
     begin = time.monotonic()
-    shapes = jax.eval_shape(lambda: Chameleon(cfg.model, nnx.Rngs(0)))
-    model = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16, sharding=place),
-        shapes,
-        shardings(shapes, mesh),
-    )
+    shapes = jax.eval_shape(functools.partial(_stored, cfg.model, int8))
+    model = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, shardings(shapes, mesh))
     prompts = [np.zeros(PROMPT, np.int32)] * mesh.shape["replica"]
-    settings = replace(cfg.sample, parallel="off", max_new_tokens=max(max(cfg.data.buckets) - PROMPT - KNOWN, 1))
+    window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window
+    settings = replace(cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT - window, 1))
     programs = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
     rows = len(prompts) * (2 if cfg.sample.guidance != 1 else 1)
-    work = Work(rows, PROMPT, weights=_held(model), cache=programs.cache / topology.chips)
+    work = Work(
+        rows,
+        PROMPT,
+        weights=_held(model),
+        cache=programs.cache / topology.chips,
+        dtype="int8 and bfloat16" if int8 else "bfloat16",
+    )
     for name, read in (("prefill", functools.partial(costs, unbounded=0)), ("decode", round_costs)):
         if name in what:
             build = _build(getattr(programs, name), topology, begin)
@@ -163,6 +178,12 @@ def sampling(
             done = replace(work, length=PROMPT if name == "prefill" else 1)
             yield Outcome(name, cfg, topology, dict(mesh.shape), done, build, found)
         begin = time.monotonic()
+
+
+def _stored(cfg: ModelConfig, int8: bool) -> Chameleon:
+    """A model as sampling holds it."""
+    model = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), Chameleon(cfg, nnx.Rngs(0)))
+    return quantized(model) if int8 else model
 
 
 def train_flops(cfg: Experiment, weights: int, rows: int, length: int) -> float:

@@ -131,14 +131,23 @@ def costs(program: Program, chip: Chip, unbounded: int = 1) -> Costs:
 def round_costs(program: Program, chip: Chip) -> Costs:
     """Of one round of the loop whose number of rounds depends on what it computes: its body and its condition.
 
-    Raises ValueError when there is none.
+    Of several it is the outermost: loops in its body are counted as in :func:`costs`. Raises ValueError when there is none.
     """
-    loops = (i for c in program.values() for i in c.values() if i.op == "while" and program.trips(i) is None)
-    loop = next(loops, None)
+    loop = next(_open_loops(program, program.entry), None)
     if loop is None:
         raise ValueError("the program has no loop with an open number of rounds; it does not decode")
     parts = (_walk(program, chip, loop.refers(part), 1, 1) for part in ("body", "condition"))
     return Costs(tuple(entry for part in parts for entry in part))
+
+
+def _open_loops(program: Program, name: str) -> Iterator[Instruction]:
+    """Loops without a fixed number of rounds that a computation runs itself, or in what it calls."""
+    for i in program[name].values():
+        if i.op == "while" and program.trips(i) is None:
+            yield i
+        elif i.op in ("while", "call", "conditional"):
+            for inner in [i.refers("body")] if i.op == "while" else _taken(i):
+                yield from _open_loops(program, inner)
 
 
 def _walk(program: Program, chip: Chip, name: str, times: int, unbounded: int) -> Iterator[Entry]:

@@ -50,7 +50,7 @@ def table(outcome: Outcome) -> Table:
 def _memory(o: Outcome) -> list[tuple[str, float, str]]:
     """(what, bytes, note)."""
     work, memory, limit = o.work, o.build.memory, f"of {o.topology.chip.hbm / GIB:.2f} GiB"
-    lines = [("weights", work.weights, "float32" if o.what == "train" else "bfloat16")]
+    lines = [("weights", work.weights, work.dtype)]
     if work.optimizer:
         lines.append(("optimizer state", work.optimizer, "float32"))
     if memory is None:
@@ -73,10 +73,7 @@ def _add_seconds(shown: Table, o: Outcome) -> None:
     shown.add_row(f"{unit}, in series", duration(costs.serial), "thin products priced too high")
     shown.add_row(f"{unit}, at the roofline", duration(costs.roof), "prefetches left out")
     if o.what == "decode":
-        m = o.experiment.model
-        embedding = 2 * m.vocab * m.width / o.mesh["tensor"]  # a token reads one row of it
-        floor = (o.work.weights - embedding + o.work.cache) / o.topology.chip.bandwidth
-        shown.add_row("weights and full cache, read once", duration(floor), "no token can be faster")
+        shown.add_row("weights and full cache, read once", duration(o.bound), "no token can be faster")
 
 
 def _about(o: Outcome, part: str) -> str:
@@ -147,6 +144,7 @@ def record(outcome: Outcome) -> dict:
         "accumulate": o.experiment.optim.accumulate,
         "rows": o.work.rows,
         "tokens": o.work.tokens,
+        "weights": o.work.dtype,
         "fits": costs is not None,
         "hbm_gib": {
             "weights": _short(o.work.weights / GIB),
@@ -167,6 +165,8 @@ def record(outcome: Outcome) -> dict:
     found["mxu_efficiency"] = _short(costs.efficiency)
     if o.what == "train":
         found["mfu"] = {"serial": _short(o.mfu(costs.serial)), "best": _short(o.mfu(costs.best))}
+    if o.what == "decode":
+        found["seconds"]["bound"] = _short(o.bound)
     found["collectives"] = {
         part: {name: {"times": times, "gb": _short(sent / 1e9)} for name, (times, sent) in costs.calls(part).items()}
         for part in ("sync", "async", "dcn")
@@ -207,7 +207,8 @@ def show(outcome: Outcome, out: Path | None) -> Outcome:
 def save(outcome: Outcome, folder: Path) -> list[Path]:
     """Writes the table (.txt), the record (.json) and, where there is one, the compiled program (.hlo.gz) into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{stem(outcome)}.{outcome.what}{end}" for end in (".txt", ".json", ".hlo.gz")]
+    what = outcome.what + (".int8" if "int8" in outcome.work.dtype else "")
+    paths = [folder / f"{stem(outcome)}.{what}{end}" for end in (".txt", ".json", ".hlo.gz")]
     paths[0].write_text(text(outcome))
     paths[1].write_text(json.dumps(record(outcome), indent=2) + "\n")
     if outcome.costs is None:

@@ -12,13 +12,14 @@ from lumina_jax.pods.chips import CHIPS, Chip
 
 SHAPES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 SHAPES_3D = (
+    (1, 1, 1),
     (2, 2, 1),
     (2, 2, 2),
     (2, 2, 4),
     (2, 4, 4),
     *itertools.combinations_with_replacement(range(4, 29, 4), 3),
 )
-"""Slices that can be rented: from one host to cubes of 4 x 4 x 4 side by side."""
+"""One chip of a host, then the slices that can be rented: from one host to cubes of 4 x 4 x 4 side by side."""
 
 
 def environment() -> dict[str, str]:

@@ -43,10 +43,10 @@ def _read(program: Program, computation: Computation, parameter: str, whole: flo
     """Bytes of ``parameter``, ``whole`` in all, that a computation reads: slices read what they cut, updates in place nothing."""
     names, read = {parameter}, 0.0
     for i in computation.values():
-        if i.op == "bitcast" and i.operands and i.operands[0] in names:
+        if _seen_through(i) in names:
             names.add(i.name)
     for i in computation.values():
-        if i.op == "bitcast" or not names & set(i.operands):
+        if i.name in names or not names & set(i.operands):
             continue
         if i.op in SLICING:
             read += i.bytes  # wherever the slice goes to, it comes from HBM
@@ -60,3 +60,11 @@ def _read(program: Program, computation: Computation, parameter: str, whole: flo
         elif not (i.op == "dynamic-update-slice" and i.operands[0] in names):
             return whole
     return read
+
+
+def _seen_through(i: Instruction) -> str | None:
+    """The operand of which an instruction inside a fusion is another view: no number of it is moved."""
+    if i.op == "bitcast":
+        return next(iter(i.operands), None)
+    whole = re.search(r"output_to_operand_aliasing=\{\{\}: \((\d+), \{\}\)\}", i.text)
+    return i.operands[int(whole[1])] if i.op == "fusion" and whole else None

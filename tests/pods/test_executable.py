@@ -87,6 +87,32 @@ def test_an_open_loop_is_read_one_round_at_a_time():
         round_costs(hlo.parse(LOOP.replace("BOUND", "32")), V5E)
 
 
+def test_of_open_loops_within_each_other_the_outermost_is_read():
+    inner = """
+%inner (a: (s32[], bf16[128,256])) -> (s32[], bf16[128,256]) {
+  ROOT %a = (s32[], bf16[128,256]{1,0}) parameter(0)
+}
+
+%open (b: (s32[], bf16[128,256])) -> pred[] {
+  ROOT %b = pred[] parameter(0)
+}
+"""
+    text = LOOP.replace("HloModule loop", "HloModule loop" + inner).replace("constant(BOUND)", "iota()")
+    text = text.replace(
+        "  %half =", "  %while.2 = (s32[], bf16[128,256]{1,0}) while(%arg), condition=%open, body=%inner\n  %half ="
+    )
+    assert round_costs(hlo.parse(text), V5E).seconds("mxu") == pytest.approx(3000 / V5E.clock)
+
+
+def test_a_slice_of_an_array_in_another_tiling_reads_what_it_cuts():
+    view = (
+        "%retiled = bf16[32,1024,128]{2,1,0:T(8,128)} fusion(%p), kind=kLoop, "
+        "output_to_operand_aliasing={{}: (0, {})}, calls=%same\n  %i ="
+    )
+    text = SLICED.replace("SPACE", "").replace("%i =", view, 1).replace("dynamic-slice(%p", "dynamic-slice(%retiled")
+    assert costs(hlo.parse(text), V5E) == costs(hlo.parse(SLICED.replace("SPACE", "")), V5E)
+
+
 @pytest.mark.parametrize(("space", "written"), [("", 1024 * 128 * 2), (":T(8,128)S(1)", 0)])
 def test_a_slice_reads_what_it_cuts_and_on_chip_memory_is_free(space, written):
     index = 4

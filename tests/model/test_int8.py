@@ -1,0 +1,102 @@
+"""Laws of int8 matrices: no number is off by more than half a step, and products are those of the numbers that stand there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lumina_jax.config import MeshConfig, ModelConfig
+from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.model.int8 import SUMMED, Int8, logit_error, quantized
+from lumina_jax.model.params import is_param
+from lumina_jax.model.parts import product
+from lumina_jax.sharding import make_mesh, shardings
+
+CFG = ModelConfig(vocab=64, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_groups=2, dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def model() -> Chameleon:
+    return Chameleon(CFG, nnx.Rngs(0))
+
+
+def numbers(weight) -> np.ndarray:
+    """A weight f32, of int8 or not."""
+    if not isinstance(weight, Int8):
+        return np.asarray(weight[...])
+    codes, scale = weight[...]
+    letters, channels = (part.get_metadata()["letters"] for part in (weight.codes, weight.scale))
+    stacked = "L" * (codes.ndim - len(letters))
+    return np.einsum(f"{stacked}{letters},{stacked}{channels}->{stacked}{letters}", np.float32(codes), scale)
+
+
+def weights(model) -> list:
+    return jax.tree.leaves(model, is_leaf=lambda node: is_param(node) or isinstance(node, Int8))
+
+
+@pytest.mark.smoke
+def test_numbers_are_off_by_half_a_step_at_most(model):
+    pairs = list(zip(weights(model), weights(quantized(model)), strict=True))
+    assert sum(isinstance(after, Int8) for _, after in pairs) == 7
+    for before, after in pairs:
+        if not isinstance(after, Int8):
+            assert before is after and before.get_metadata()["letters"] not in SUMMED
+            continue
+        codes, scale = after[...]
+        letters = before.get_metadata()["letters"]
+        assert codes.dtype == jnp.int8 and codes.shape == before.shape and scale.dtype == jnp.float32
+        axes = tuple(1 + letters.index(letter) for letter in SUMMED[letters])
+        assert (np.abs(np.int32(codes)).max(axes) >= 127).all()
+        steps = np.expand_dims(np.asarray(scale), axes)
+        assert (np.abs(numbers(after) - before[...]) <= 0.5001 * steps).all()
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("letters", ["BTD,DHK->BHTK", "BTHK,HKD->BTD", "BTD,DF->BTF"])
+def test_products_are_those_of_the_numbers_that_stand_there(letters):
+    sizes = dict(B=2, T=3, D=16, H=4, K=8, F=24)
+    inputs, matrix = letters.split("->")[0].split(",")
+    x, w = (jax.random.normal(jax.random.key(i), [sizes[c] for c in part]) for i, part in enumerate((inputs, matrix)))
+    held = Int8(w, matrix)
+    assert jnp.allclose(product(letters, x, held[...]), jnp.einsum(letters, x, numbers(held)), atol=1e-5)
+
+
+def test_a_model_of_whole_steps_is_the_same_in_int8(model):
+    exact = quantized(model)
+    whole = jax.tree.map(
+        lambda weight, held: weight.replace(jnp.asarray(numbers(held))),
+        model,
+        exact,
+        is_leaf=lambda node: is_param(node) or isinstance(node, Int8),
+    )
+    ids = jnp.arange(24).reshape(2, 12)
+    assert jnp.allclose(whole(ids), exact(ids), atol=1e-4)
+    hidden, cache = exact.cached(ids[:, :7], exact.empty_cache(2, 16))
+    rest, _ = exact.cached(ids[:, 7:], cache)
+    assert jnp.allclose(jnp.concatenate([hidden, rest], axis=1), exact(ids), atol=1e-4)
+
+
+def test_logits_keep_close(model):
+    ids = jnp.arange(60).reshape(2, 30)
+    found = logit_error(model.logits(model(ids)), quantized(model).logits(quantized(model)(ids)))
+    assert 0 < found.rms < 0.05 * found.spread and found.same > 0.8
+    assert "the same at" in str(found)
+
+
+def test_codes_and_scales_are_split_like_the_weights_they_stand_for(model):
+    mesh = make_mesh(MeshConfig(replica=1, fsdp=2, tensor=2), jax.devices()[:4])
+    placed = quantized(jax.device_put(model, shardings(model, mesh)))
+    made = jax.device_put(quantized(model), shardings(quantized(model), mesh))
+    assert made.blocks.mlp.gate.scale[...].sharding.spec == jax.sharding.PartitionSpec(None, "tensor")
+    assert made.blocks.mlp.down.codes[...].sharding.spec == jax.sharding.PartitionSpec(None, "tensor", "fsdp")
+    assert all((a == b).all() for a, b in zip(jax.tree.leaves(placed), jax.tree.leaves(made), strict=True))
+
+
+def test_matrices_are_given_up_one_by_one_where_asked():
+    model = Chameleon(CFG, nnx.Rngs(0))
+    gate, norm = model.blocks.mlp.gate[...], model.norm.scale[...]
+    quantized(model)
+    assert not gate.is_deleted()
+    quantized(model, consume=True)
+    assert gate.is_deleted() and not norm.is_deleted()
