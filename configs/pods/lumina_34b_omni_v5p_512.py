@@ -1,6 +1,6 @@
 """Omni-SFT of Lumina-mGPT 34B on v5p-512 (256 chips): 256 rows of 5,120 tokens a step.
 
-``python run.py train configs/pods/lumina_34b_omni_v5p_512.py --distributed data.path=... data.tokenizer=...``
+``python run.py train configs/pods/lumina_34b_omni_v5p_512.py --distributed data.tokenizer=...``
 
 What ``run.py compile configs/pods/lumina_34b_omni_v5p_512.py --topology v5p:4x8x8`` shows of one chip:
 

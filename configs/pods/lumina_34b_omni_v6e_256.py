@@ -1,6 +1,6 @@
 """Omni-SFT of Lumina-mGPT 34B on v6e-256 (256 chips): 256 rows of 5,120 tokens a step.
 
-``python run.py train configs/pods/lumina_34b_omni_v6e_256.py --distributed data.path=... data.tokenizer=...``
+``python run.py train configs/pods/lumina_34b_omni_v6e_256.py --distributed data.tokenizer=...``
 
 What ``run.py compile configs/pods/lumina_34b_omni_v6e_256.py --topology v6e:16x16`` shows of one chip:
 

@@ -1,6 +1,6 @@
 """Omni-SFT of Lumina-mGPT 7B on v4-128 (64 chips): 192 rows of 5,120 tokens a step.
 
-``python run.py train configs/pods/lumina_7b_omni_v4_128.py --distributed data.path=... data.tokenizer=...``
+``python run.py train configs/pods/lumina_7b_omni_v4_128.py --distributed data.tokenizer=...``
 
 What ``run.py compile configs/pods/lumina_7b_omni_v4_128.py --topology v4:4x4x4`` shows of one chip:
 

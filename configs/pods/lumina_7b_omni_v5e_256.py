@@ -1,6 +1,6 @@
 """Omni-SFT of Lumina-mGPT 7B on v5litepod-256 (256 chips): 256 rows of 5,120 tokens a step.
 
-``python run.py train configs/pods/lumina_7b_omni_v5e_256.py --distributed data.path=... data.tokenizer=...``
+``python run.py train configs/pods/lumina_7b_omni_v5e_256.py --distributed data.tokenizer=...``
 
 What ``run.py compile configs/pods/lumina_7b_omni_v5e_256.py --topology v5e:16x16`` shows of one chip:
 

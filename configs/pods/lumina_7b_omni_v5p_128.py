@@ -1,6 +1,6 @@
 """Omni-SFT of Lumina-mGPT 7B on v5p-128 (64 chips): 192 rows of 5,120 tokens a step.
 
-``python run.py train configs/pods/lumina_7b_omni_v5p_128.py --distributed data.path=... data.tokenizer=...``
+``python run.py train configs/pods/lumina_7b_omni_v5p_128.py --distributed data.tokenizer=...``
 
 What ``run.py compile configs/pods/lumina_7b_omni_v5p_128.py --topology v5p:4x4x4`` shows of one chip:
 

@@ -121,9 +121,12 @@ class Maker:
     def _view(self, record: Record, index: int, sizes: Sequence[tuple[int, int]], seed: int) -> _View:
         try:
             chosen = [crop_size(image.size, sizes) for image in record.images]
+            # A photo and its depth, or a picture and its edit, are cut at the same place: their pixels stay over each other.
+            first: dict[tuple[int, int], int] = {}
+            draws = [first.setdefault(image.size, number) for number, image in enumerate(record.images)]
             crops = [
-                np.asarray(pixels.whiten(pixels.random_crop(image, size, np.random.default_rng([seed, index, number]))))
-                for number, (image, size) in enumerate(zip(record.images, chosen, strict=True))
+                np.asarray(pixels.whiten(pixels.random_crop(image, size, np.random.default_rng([seed, index, draw]))))
+                for image, size, draw in zip(record.images, chosen, draws, strict=True)
             ]
             return _View(record.conversation(chosen), crops)
         except BAD_RECORD as error:

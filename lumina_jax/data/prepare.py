@@ -36,7 +36,7 @@ def prepare(source: Source, data_dir: str | Path, name: str, threads: int = 4, p
         raise ValueError("the source has no records; there is nothing to prepare")
     rejects: list[dict[str, object]] = []
     with Meter(f"prepare {name}", len(source), progress) as meter:
-        records = _good(source, threads, meter, rejects)
+        records = good_records(source, threads, meter, rejects)
         builder = Builder(name, records, f"{len(source)} records of source {source.fingerprint}", str(data_dir))
         folder = Path(builder.data_path)
         if folder.exists():
@@ -47,7 +47,7 @@ def prepare(source: Source, data_dir: str | Path, name: str, threads: int = 4, p
     return folder
 
 
-def _good(
+def good_records(
     source: Source, threads: int, meter: Meter, rejects: list[dict[str, object]]
 ) -> Iterator[tuple[int, StoredRecord]]:
     """(number, record) of the good records in order, read ahead by ``threads`` threads; the others go to ``rejects``."""

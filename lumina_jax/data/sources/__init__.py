@@ -17,6 +17,10 @@ __all__ = ["JsonSource", "Record", "Source", "index_lines", "open_image", "open_
 
 LIST_SUFFIXES = (".json", ".jsonl")
 TABLE_SUFFIXES = (".csv", ".tsv")
+OMNI = (
+    *("magicbrush", "seed-edit", "vkitti2", "sintel", "nyuv2", "scannet"),
+    *("coco-pose", "oneformer", "refcoco"),
+)
 COLUMNS = re.compile(r"(image|text)=([^,]+)(?:,(image|text)=([^,]+))?")
 
 
@@ -32,6 +36,7 @@ def open_source(spec: str, seed: int = 0) -> Source:
     parquet:PATTERN[@image=COLUMN,text=COLUMN]          Parquet files of Hugging Face data sets (ParquetSource)
     openhermes:FILE                                     text dialogues as OpenHermes-2.5 has them
     mini-gemini:FILE@IMAGES                             image dialogues as Mini-Gemini and LLaVA have them
+    SET:PATH[@OPTION=VALUE,...]                         a published set of Omni-SFT: a kind of OMNI (data.omni, OMNI.md)
     ==================================================  =====================================================================
 
     Files may lie on this machine, on gs://, or behind http(s)://. Raises ValueError for a kind that is not known, OSError when
@@ -95,6 +100,15 @@ def _parquet(rest: str) -> StoredSource:
     return ParquetSource(pattern, **dict(word.split("=") for word in columns.split(",")) if columns else {})
 
 
+def _omni(name: str) -> Callable[[str], StoredSource]:
+    def open_it(rest: str) -> StoredSource:
+        from lumina_jax.data.omni import open_set  # it uses the files of this package
+
+        return open_set(name, rest)
+
+    return open_it
+
+
 KINDS: dict[str, Callable[[str], StoredSource]] = {
     "folder": open_folder,
     "tfds": _tfds,
@@ -103,4 +117,5 @@ KINDS: dict[str, Callable[[str], StoredSource]] = {
     "pairs": _pairs,
     "openhermes": lambda rest: JsonSource(rest, adapt=openhermes),
     "mini-gemini": _mini_gemini,
+    **{name: _omni(name) for name in OMNI},
 }

@@ -1,0 +1,80 @@
+"""Captions of photos that stand in a file of their own, found by the photo's path."""
+
+import hashlib
+import json
+import posixpath
+from collections.abc import Mapping
+
+import numpy as np
+
+from lumina_jax.data.omni.members import CocoFile
+from lumina_jax.data.sources import files, spans
+from lumina_jax.data.sources.adapters import pair
+from lumina_jax.data.sources.record import checked_text
+
+
+class LineCaptions:
+    """Lines ``{"image": PATH, "caption": TEXT}`` of a JSONL file, under any usual names (adapters.pair); 24 bytes each."""
+
+    def __init__(self, place: str):
+        self.place = place
+        self._spans, self.fingerprint = spans.index_lines(place)
+        keys = np.array([_key(self._read(span).get("image")) for span in self._spans], np.uint64)
+        self._order = np.argsort(keys, kind="stable")
+        self._keys = keys[self._order]
+
+    def of(self, photo: str) -> str:
+        """The caption of the photo with that path; ValueError when there is none."""
+        wanted = np.uint64(_key(photo))
+        first, end = (int(np.searchsorted(self._keys, wanted, side)) for side in ("left", "right"))
+        for line in self._order[first:end]:
+            item = self._read(self._spans[line])
+            if item.get("image") == photo:
+                return _caption(item.get("caption"), f"{self.place}, line {line}")
+        raise ValueError(f"{self.place} has no caption of {photo}; add one, or leave the photo out with match=")
+
+    def _read(self, span: np.ndarray) -> Mapping:
+        try:
+            item = pair(json.loads(files.read(self.place, int(span[0]), int(span[1]))))
+        except ValueError as error:
+            raise ValueError(f"{self.place}, byte {span[0]}: {error}") from error
+        if not isinstance(item, Mapping):
+            raise ValueError(f"{self.place}, byte {span[0]}: a JSON {type(item).__name__}, not an object")
+        return item
+
+
+class CocoCaptions:
+    """COCO's captions_train2017.json and its like: of the captions of an image the first."""
+
+    def __init__(self, place: str):
+        self.place = place
+        held = CocoFile(place, lambda annotation: "caption" in annotation)
+        self.fingerprint = held.fingerprint
+        entries = (held.entry(index) for index in range(len(held)))
+        self._captions = {image.get("file_name"): annotations[0]["caption"] for image, annotations in entries}
+
+    def of(self, photo: str) -> str:
+        """The caption of the photo with that path or name; ValueError when there is none."""
+        name = posixpath.basename(photo)
+        if name not in self._captions:
+            raise ValueError(f"{self.place} has no caption of {name}")
+        return _caption(self._captions[name], self.place)
+
+
+Captions = LineCaptions | CocoCaptions
+
+
+def open_captions(place: str) -> Captions:
+    """A JSONL file of captions, or COCO's JSON of them; OSError, or ValueError when it is neither."""
+    return LineCaptions(place) if place.endswith(".jsonl") else CocoCaptions(place)
+
+
+def _caption(value: object, where: str) -> str:
+    caption = checked_text(value, f"{where}: the caption").strip()
+    if not caption:
+        raise ValueError(f"{where}: the caption is empty; it asks for nothing")
+    return caption
+
+
+def _key(path: object) -> int:
+    return int.from_bytes(hashlib.blake2b(str(path).encode(errors="surrogatepass"), digest_size=8).digest(), "little")

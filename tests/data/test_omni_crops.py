@@ -1,0 +1,26 @@
+from data_parts import CONFIG, SIZES, noise, tiny_vocab, tiny_vq
+from lumina_jax import layout
+from lumina_jax.data.pretokenize import pretokenize
+from lumina_jax.data.shards import Shards
+from lumina_jax.data.sources import Record
+from lumina_jax.vocab import IMAGE_SYMBOL
+
+
+class Twins:
+    """The same noise twice, of a shape that is cut: only at the same place do both become the same codes."""
+
+    fingerprint = "twins"
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Record:
+        return Record([(IMAGE_SYMBOL, IMAGE_SYMBOL)], [noise((61, 37), index)] * 2)
+
+
+def test_pictures_of_one_size_are_cut_at_the_same_place(tmp_path):
+    vocab = tiny_vocab()
+    pretokenize(Twins(), tiny_vq(), vocab, tmp_path, CONFIG, 0, sizes=SIZES, progress=False)
+    for tokens, _ in map(Shards(tmp_path).__getitem__, range(8)):
+        first, second = (layout.decode_grid(tokens[image], vocab).tolist() for image in layout.images_in(tokens, vocab))
+        assert first == second
