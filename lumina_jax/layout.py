@@ -100,6 +100,23 @@ def decode_grid(ids: np.ndarray, vocab: Vocab) -> np.ndarray:
     return codes
 
 
+def decode_lines(ids: np.ndarray, vocab: Vocab) -> tuple[np.ndarray, int]:
+    """The beginning of an image, token ids i32[n] from begin-image on, -> (codes i32[r C] of its whole lines, its rows R).
+
+    Before height and width are known that is (i32[0 0], 0). Raises ValueError where the beginning breaks the rule.
+    """
+    ids = np.asarray(ids, np.int32)
+    if len(ids) < 3:
+        return np.zeros((0, 0), np.int32), 0
+    rows, cols = grid_shape(ids[1], ids[2], vocab)
+    lines = ids[3 : 3 + rows * (cols + 1)]
+    lines = lines[: len(lines) // (cols + 1) * (cols + 1)].reshape(-1, cols + 1)
+    codes = vocab.code_of[lines[:, :cols]]
+    if (codes < 0).any() or (lines[:, cols:] != vocab.newline).any():
+        raise ValueError(f"the first {len(lines)} lines of the image hold a token that has no place there")
+    return codes, rows
+
+
 def grid_shape(height_id: int, width_id: int, vocab: Vocab) -> tuple[int, int]:
     """The (rows, cols) of codes that two size tokens stand for; ValueError when one is no size token."""
     for name, token in (("height", height_id), ("width", width_id)):

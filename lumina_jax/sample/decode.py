@@ -168,7 +168,7 @@ def _prefill(model: Chameleon, request: Request, *, vocab: Vocab, shape: Shape) 
         cache=KVCache(
             spread(cache.keys), spread(cache.values), jnp.full(visible_from.size, length - 1), visible_from.ravel()
         ),
-        q=jnp.zeros((B, 0 if shape.method == "off" else shape.window - 1, head.shape[1])),
+        q=jnp.zeros((B, 0 if shape.method in ("off", "matched") else shape.window - 1, head.shape[1])),
         place=Place(*(jnp.asarray(part) for part in request.place)),
         passes=jnp.zeros(B, jnp.int32),
         done=jnp.asarray(request.idle),

@@ -30,7 +30,7 @@ from lumina_jax.sample.guidance import (
     tempered,
 )
 from lumina_jax.sample.request import Request
-from lumina_jax.sample.speculative import Drafts, Noise, guess, judge, neighbours
+from lumina_jax.sample.speculative import Drafts, Noise, guess, judge, match, neighbours, resembling
 from lumina_jax.sharding import constrain, size_of
 from lumina_jax.vocab import Vocab
 
@@ -128,29 +128,45 @@ def step(at: Setting, state: State) -> State:
         done=state.done | (token == vocab.end_of_turn) | (count >= knobs.max_new_tokens),
         sound=state.sound & sound & also,
     )
-    return state if proposed is None else _drafted(at, state, q, kept, ahead)
+    if proposed is None:
+        return state
+    old = jnp.clip(ahead - kept, 0, W)
+    return _drafted(at, state, q, kept, old) if q is not None else _looked_up(at, state, ids, kept, old)
 
 
 def _judged(at: Setting, state: State, hidden, ids, rule, ahead):
-    """Of a pass with drafts: how many stand i32[B], tokens i32[B W] from now on, their q f32[B W E], whether logits were finite."""
+    """Of a pass with drafts: how many stand i32[B], tokens i32[B W] from now on, their q f32[B W E] (None: they need none), and
+    whether the logits were finite."""
     B, W = ids.shape
     cond, uncond, sound = _split(at, jnp.einsum("BTD,DV->BTV", hidden, at.head, preferred_element_type=jnp.float32))
     flat = [None if part is None else part.reshape(B * W, -1) for part in (cond, uncond)]
-    logp = jax.nn.log_softmax(tempered(code_scores(*flat, at.knobs), at.knobs.temperature)).reshape(B, W, -1)
-    given = rule >= 0
-    q = jnp.where(given[:, :-1, None], 0, state.q)
-    drafts = Drafts(at.numbers[jnp.roll(ids, -1, axis=1)], jnp.pad(q, ((0, 0), (0, 1), (0, 0))))
+    scored = tempered(code_scores(*flat, at.knobs), at.knobs.temperature).reshape(B, W, -1)
+    given, drafts = rule >= 0, jnp.roll(ids, -1, axis=1)
     chance = Noise.of(at.request.keys, state.count[:, None] + jnp.arange(W), state.passes)
-    kept, drafts = judge(at.shape.method, logp, drafts, given, chance, at.ids)
-    tokens = jnp.where(given, rule, jnp.asarray(at.ids)[drafts.codes])
-    return jnp.minimum(kept, ahead), tokens, drafts.q, sound
+    if at.shape.method == "matched":
+        (kept, codes), q = match(scored, drafts, given, chance.token, at.ids), None
+    else:
+        q = jnp.pad(jnp.where(given[:, :-1, None], 0, state.q), ((0, 0), (0, 1), (0, 0)))
+        drafts = Drafts(at.numbers[drafts], q)
+        kept, (codes, q) = judge(at.shape.method, jax.nn.log_softmax(scored), drafts, given, chance, at.ids)
+    return jnp.minimum(kept, ahead), jnp.where(given, rule, jnp.asarray(at.ids)[codes]), q, sound
 
 
-def _drafted(at: Setting, state: State, q, kept, ahead) -> State:
-    """The drafts of the next pass: those that stand behind the new token, drawn from q f32[B W E], and guesses behind them."""
+def _looked_up(at: Setting, state: State, ids, kept, old) -> State:
+    """The drafts of the next pass for "matched": ``old`` i32[B] stand behind the new token, where ids i32[B W] were fed."""
+    n = ids.shape[1] - 1
+    fed = jnp.take_along_axis(ids, jnp.minimum(kept[:, None] + 1 + jnp.arange(n), n), axis=1)
+    first = at.request.ids.shape[1] + state.count
+    rule = rules(state.place, n, at.vocab)
+    return state._replace(
+        tokens=resembling(state.tokens, first, fed, old, state.place, rule, jnp.asarray(at.ids)[at.numbers])
+    )
+
+
+def _drafted(at: Setting, state: State, q, kept, old) -> State:
+    """The drafts of the next pass: ``old`` i32[B] behind the new token, drawn from q f32[B W E], and guesses behind them."""
     W = q.shape[1]
     first = at.request.ids.shape[1] + state.count
-    old = jnp.clip(ahead - kept, 0, W)
     tokens, found = neighbours(state.tokens, first, first + old, state.place, W - 1)
     keys = Noise.of(at.request.keys, state.count[:, None] + jnp.arange(W - 1), state.passes)
     new = guess(tokens, found, keys.guess, at.ids, at.numbers)

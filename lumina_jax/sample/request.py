@@ -1,5 +1,6 @@
 """A batch of prompts as arrays: what the caller asks for, checked and laid out in cache slots before anything is compiled."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -60,7 +61,7 @@ def lay_out(
             raise ValueError(f"prompt {row}: {error}") from error
     wanted = _checked_sizes(sizes, len(prompts), V, vocab)
     if keys is None:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(prompts)))
+        keys = _keys(key, len(prompts))
     elif len(keys) != len(prompts):
         raise ValueError(f"{len(keys)} keys for {len(prompts)} prompts; give one each")
     # The last token of a prompt is fed with the first pass of decoding, all before it by the prefill.
@@ -86,6 +87,12 @@ def bucket(n: int) -> int:
     return -(-n // step) * step
 
 
+@functools.partial(jax.jit, static_argnames="n")
+def _keys(key: jax.Array, n: int) -> jax.Array:
+    """One key per row. Compiled, as each operation on keys by itself takes a millisecond: longer than a pass of a small model."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
+
+
 def _arranged(request: Request, parts: int) -> Batch:
     """Adds idle rows until ``parts`` divide them, and brings equal prompts together as far as each part has whole groups."""
     asked = len(request.ids)
@@ -93,7 +100,8 @@ def _arranged(request: Request, parts: int) -> Batch:
     _, prompt, counts = np.unique(request.ids[filled], axis=0, return_inverse=True, return_counts=True)
     copies = math.gcd(*map(int, counts), len(filled) // parts)
     order = np.argsort(prompt.ravel(), kind="stable") if copies > 1 else np.arange(len(filled))
-    request = jax.tree.map(lambda part: part[filled[order]], request)
+    if not np.array_equal(filled[order], np.arange(asked)):
+        request = jax.tree.map(lambda part: part[filled[order]], request)
     return Batch(request._replace(idle=order >= asked), copies, np.argsort(order)[:asked])
 
 

@@ -1,14 +1,19 @@
 """Parallel decoding that changes nothing but the time it takes: many drafts are judged in one pass, and some are kept.
 
 A pass feeds the last token of a row and drafts of those behind it, and gives the distribution p at every place, all of guidance,
-rule, top-k and temperature in it. A draft x that was drawn from q stands with probability min(1, p(x) / q(x)); at the first that
-does not, the token is drawn from what p has above q. Every kept token then follows p exactly, whatever q was, as long as what
-drew x is independent of the tokens before, on which p and q depend. Behind the first place that failed there are new drafts from
-p, and their q is that p.
+rule, top-k and temperature in it. Two kinds of methods (``SampleConfig.parallel``) turn that into tokens.
 
-How these are drawn is the method (``SampleConfig.parallel``). "sjd" (speculative Jacobi decoding, arXiv 2410.01699) draws them
-anew in each pass; "coupled" (arXiv 2510.24211) with the same noise for a place in every pass, so that a draft changes only as far
-as p does; "continued" (ibid., arXiv 2603.18599) judges the old drafts there as well, and draws anew only for those that fail.
+"matched" (predictive sampling, arXiv 2002.09928) draws the token of a place from p with the place's own noise, which is the same
+in every pass, as one-by-one decoding does. A draft stands when it is that token, so answers are those of one-by-one decoding
+whatever the drafts are: they may depend on anything. They are what p said in the pass before, and where that has lost its ground
+what followed when the image last looked like this (:func:`resembling`).
+
+The others draw a draft x from a q that is known; it stands with probability min(1, p(x) / q(x)), and at the first that does not,
+the token is drawn from what p has above q. Every kept token then follows p exactly, whatever q was, as long as what drew x is
+independent of the tokens before, on which p and q depend. Behind the first place that failed there are new drafts from p, and
+their q is that p. "sjd" (speculative Jacobi decoding, arXiv 2410.01699) draws them anew in each pass; "coupled" (arXiv
+2510.24211) with the same noise for a place in every pass, so that a draft changes only as far as p does; "continued" (ibid.,
+arXiv 2603.18599) judges the old drafts there as well, and draws anew only for those that fail.
 """
 
 from typing import NamedTuple
@@ -24,6 +29,9 @@ COINS = 1 << 30
 
 SHARE = 0.95
 """How probable a guess makes it that a place repeats a neighbour."""
+
+ALIKE = (4, 2, 1)
+"""What it says for a place that the token left of it is the same, the one above, the one above to the right."""
 
 
 class Drafts(NamedTuple):
@@ -81,6 +89,18 @@ def judge(
     return kept, Drafts(jnp.where(slots < first, drafts.codes, jnp.where(slots == first, failed, anew)), p)
 
 
+def match(
+    scored: jax.Array, drafts: jax.Array, given: jax.Array, noise: jax.Array, ids: np.ndarray
+) -> tuple[jax.Array, jax.Array]:
+    """(how many drafts stand, i32[B]; the codes i32[B W] that one-by-one decoding draws where all drafts before stand).
+
+    ``scored`` f32[B W E] are log p up to a constant of each place; ``drafts`` i32[B W] are tokens, of whatever kind; ``noise``
+    [B W] are the keys of the places' tokens.
+    """
+    codes = _drawn(scored, noise, ids)
+    return _leading(given | (jnp.asarray(ids)[codes] == drafts)), codes
+
+
 def _leading(stands: jax.Array) -> jax.Array:
     """i32[B]: how many of bool[B W] hold up to the first that does not; the last does not count."""
     return jnp.cumprod(stands[:, :-1], axis=1).sum(axis=1)
@@ -126,3 +146,46 @@ def guess(tokens: jax.Array, found: jax.Array, keys: jax.Array, ids: np.ndarray,
     weights = share[..., None] * found / jnp.maximum(found.sum(axis=2, keepdims=True), 1)
     q = (jax.nn.one_hot(near, E) * weights[..., None]).sum(axis=2) + (1 - share[..., None]) / E
     return Drafts(codes, q)
+
+
+def resembling(
+    tokens: jax.Array,
+    first: jax.Array,
+    fed: jax.Array,
+    old: jax.Array,
+    place: Place,
+    rule: jax.Array,
+    as_code: jax.Array,
+) -> jax.Array:
+    """``tokens`` i32[B S] with a draft in each of the n slots from ``first`` i32[B] on, of which ``place`` is the first's Place.
+
+    A draft from the last pass, as the first ``old`` i32[B] are, stays where the token left of it is still what was ``fed``
+    i32[B n] there. All others become the code that last followed the same token, most of all under the same (ALIKE); without
+    one, new drafts repeat a neighbour. ``rule`` i32[B n] are those of the places; ``as_code`` i32[V] is the token itself where it
+    is a code, and any code elsewhere.
+    """
+    rows, line = jnp.arange(len(tokens)), jnp.maximum(place.cols, 1)[:, None] + 1
+    behind = jnp.concatenate([jnp.ones_like(line), line, line - 1], axis=1)
+    slots = jnp.arange(tokens.shape[1])
+
+    def around(tokens, slot):
+        return tokens[rows[:, None, None], jnp.maximum(slot[..., None] - behind[:, None], 0)]
+
+    past = (slots < first[:, None]) & (as_code[tokens] == tokens)
+    seen = around(tokens, jnp.broadcast_to(slots, tokens.shape))
+
+    def one(tokens, at):
+        number, fed, rule = at
+        slot = first + number
+        here = around(tokens, slot[:, None])
+        alike = seen == here
+        score = jnp.where(past & alike[..., 0], (alike * np.array(ALIKE)).sum(axis=2), 0)
+        latest = jnp.argmax(score * len(slots) + slots, axis=1)
+        left, above = here[:, 0, 0], here[:, 0, 1]
+        near = jnp.where(as_code[left] == left, left, as_code[above])
+        mine, draft = number < old, tokens[rows, slot]
+        known = score[rows, latest] > 0
+        draft = jnp.where(mine & ((left == fed) | ~known), draft, jnp.where(known, tokens[rows, latest], near))
+        return tokens.at[rows, slot].set(jnp.where(rule >= 0, rule, draft)), None
+
+    return jax.lax.scan(one, tokens, (jnp.arange(fed.shape[1]), fed.T, rule.T))[0]

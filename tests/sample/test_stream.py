@@ -1,0 +1,79 @@
+"""Continuous batching: every answer is the one its prompt gets alone, whatever rows it shared and whenever it came."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from tiny import tiny_model, tiny_vocab
+
+from lumina_jax.config import MeshConfig, SampleConfig
+from lumina_jax.conversation import tokenize
+from lumina_jax.sample import generate
+from lumina_jax.sample.stream import stream
+from lumina_jax.sharding import make_mesh, shardings
+
+VOCAB = tiny_vocab()
+CFG = SampleConfig(max_new_tokens=24, image_top_k=12, text_top_k=10)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def asked(count: int) -> tuple[list[np.ndarray], list[tuple[int, int] | None]]:
+    """Prompts of many lengths, some for a picture of some size."""
+    prompts = [tokenize([(f"w{number % 5} " * (1 + number % 4), None)], [], VOCAB)[0] for number in range(count)]
+    begun = [np.append(prompt, VOCAB.boi) if number % 3 else prompt for number, prompt in enumerate(prompts)]
+    return begun, [(2, 2 + 2 * (number % 2)) if number % 3 else None for number in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("cfg", "rows"), [(replace(CFG, guidance=1.0), 1), (replace(CFG, parallel="coupled", window=6), 3)]
+)
+def test_answers_are_those_of_generate(model, cfg, rows):
+    prompts, sizes = asked(7)
+    key = jax.random.key(3)
+    alone = generate(model, prompts, key, cfg, VOCAB, sizes=sizes)
+    news = list(stream(model, prompts, key, cfg, VOCAB, sizes=sizes, rows=rows))
+    assert sorted(one.index for one in news) == list(range(7)) and all(one.done for one in news)
+    for one in news:
+        np.testing.assert_array_equal(one.tokens, alone[one.index])
+
+
+def test_equal_prompts_and_a_mesh_change_nothing(model):
+    prompts, sizes = asked(3)
+    prompts, sizes = [prompts[1]] * 4 + [prompts[2]] * 5, [sizes[1]] * 4 + [sizes[2]] * 5
+    key = jax.random.key(4)
+    alone = generate(model, prompts, key, CFG, VOCAB, sizes=sizes)
+    mesh = make_mesh(MeshConfig(replica=2, fsdp=1, tensor=2), jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(model, shardings(model, mesh))
+        news = list(stream(placed, prompts, key, CFG, VOCAB, sizes=sizes, rows=3))
+    assert sorted(one.index for one in news) == list(range(9))
+    for one in news:
+        np.testing.assert_array_equal(one.tokens, alone[one.index])
+
+
+def test_what_grows_can_be_watched(model):
+    prompts, sizes = asked(4)
+    key = jax.random.key(5)
+    alone = generate(model, prompts, key, CFG, VOCAB, sizes=sizes)
+    seen: dict[int, list] = {index: [] for index in range(4)}
+    for one in stream(model, prompts, key, CFG, VOCAB, sizes=sizes, rows=2, every=2):
+        seen[one.index].append(one)
+    for index, news in seen.items():
+        assert [one.done for one in news] == [False] * (len(news) - 1) + [True]
+        lengths = [len(one.tokens) for one in news]
+        assert lengths == sorted(lengths)
+        for one in news:
+            np.testing.assert_array_equal(one.tokens, alone[index][: len(one.tokens)])
+    assert max(map(len, seen.values())) > 3
+
+
+@pytest.mark.parametrize("wrong", [dict(rows=0), dict(every=0), dict(sizes=[(3, 3)] * 2)])
+def test_wrong_arguments_are_refused_before_the_first_answer(model, wrong):
+    prompts, _ = asked(2)
+    with pytest.raises(ValueError, match="at least 1|must be even"):
+        stream(model, prompts, jax.random.key(0), CFG, VOCAB, **wrong)
