@@ -9,6 +9,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent
 TOY_MODEL = "assets/toy"
+OMNI_MINUTES = 30
+TASK_EXERCISES = 96
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -37,9 +39,22 @@ def _parser() -> argparse.ArgumentParser:
         "--minutes", type=_positive, default=10, help="budget on 2 cores, compilation included (10)"
     )
     quickstart.add_argument("--out", default="out/quickstart", help="folder of everything it makes (out/quickstart)")
+    quickstart.add_argument(
+        "--omni",
+        type=_positive,
+        nargs="?",
+        const=OMNI_MINUTES,
+        metavar="MINUTES",
+        help=f"then go on to one model for all tasks, with a budget of its own ({OMNI_MINUTES}); writes omni/tasks.html",
+    )
     quickstart.set_defaults(run=_quickstart)
 
     _add_pretokenize(verbs)
+
+    grow = verbs.add_parser("grow", help="weights for the larger tokenizer of a config: what its training starts from")
+    _config_arguments(grow)
+    _model_arguments(grow)
+    grow.set_defaults(run=_grow)
 
     train = verbs.add_parser("train", help="train a config, or go on where it stopped")
     _config_arguments(train)
@@ -75,12 +90,20 @@ def _add_data(verbs: argparse._SubParsersAction) -> None:
     prepare.add_argument("--out", required=True, help="the TFDS data_dir; read it as tfds:NAME@OUT")
     prepare.set_defaults(run=_data_prepare)
 
+    export = what.add_parser("export", help="any source to JSON lines and pictures, to read and to edit")
+    export.add_argument("--source", required=True, help="as of run.py pretokenize")
+    export.add_argument("--out", required=True, help="the folder; read it as OUT/records.jsonl")
+    export.set_defaults(run=_data_export)
+
 
 def _add_pretokenize(verbs: argparse._SubParsersAction) -> None:
     pretokenize = verbs.add_parser("pretokenize", help="pictures and text to token shards")
     _config_arguments(pretokenize)
-    pretokenize.add_argument("--source", required=True, help="toy:COUNT, or any of lumina_jax.data.sources.open_source")
+    pretokenize.add_argument(
+        "--source", required=True, help="toy:COUNT, omni:COUNT, or any of lumina_jax.data.sources.open_source"
+    )
     pretokenize.add_argument("--fit", action="store_true", help="first fit codebook and tokenizer to these records")
+    pretokenize.add_argument("--base", help="with --fit and omni: the PatchVQ .npz whose codes keep their numbers")
     pretokenize.add_argument("--seed", type=int, default=0, help="draws the crops, and the toy world's scenes (0)")
     pretokenize.add_argument(
         "--sizes", type=_numbers, metavar="S,S", help="read once for several stages: data.size S into data.path/S, each"
@@ -120,13 +143,34 @@ def _add_compile(verbs: argparse._SubParsersAction) -> None:
 def _add_sample(verbs: argparse._SubParsersAction) -> None:
     sample = verbs.add_parser("sample", help="text to pictures and text")
     _model_arguments(sample)
-    sample.add_argument("--prompt", action="append", default=[], help="what to paint; may be given again")
-    sample.add_argument("--prompts", help="a file with one prompt a line")
+    sample.add_argument("--prompt", action="append", default=[], help="what to paint, or to do; may be given again")
+    sample.add_argument(
+        "--prompts", metavar="FILE", help="a prompt a line; in .jsonl files an object with prompt, size, task ..."
+    )
+    sample.add_argument("--task", help="what to do with --image: depth, segmentation, edit, describe ... (generate)")
+    sample.add_argument(
+        "--image", action="append", default=[], help="a picture for --task or --raw; may be given again"
+    )
     sample.add_argument(
         "--size", type=_size, help="WIDTHxHEIGHT in pixels (default: a square of the model's training area)"
     )
     sample.add_argument("--free-size", action="store_true", help="say the size in the prompt only; do not force it")
     sample.add_argument("--raw", action="store_true", help="give the prompts as they are: for dialog, without a size")
+    sample.add_argument("--chat", action="store_true", help="talk: a line a turn, pictures as @file.png in it")
+    sample.add_argument(
+        "--live", action="store_true", help="show one answer as it grows: text here, the picture in live.png"
+    )
+    sample.add_argument("--per-prompt", type=int, default=1, metavar="N", help="answers to each prompt (1)")
+    sample.add_argument(
+        "--rows", type=int, default=16, help="answers at work at once; a row that ends takes the next (16)"
+    )
+    sample.add_argument(
+        "--tensor", type=int, metavar="N", help="split the model over N of this host's devices, answers over the others"
+    )
+    sample.add_argument("--resume", action="store_true", help="go on in a folder that a run of the same command left")
+    sample.add_argument(
+        "--worker", metavar="I/N", help="the share of process I of N, from 0; auto on a TPU pod, Slurm or MPI"
+    )
     sample.add_argument("--seed", type=int, default=0, help="same seed, same pictures (0)")
     sample.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is off")
     sample.add_argument("--temperature", type=float, help="below 1 safer, above 1 wilder")
@@ -192,9 +236,22 @@ def _add_evaluate(verbs: argparse._SubParsersAction) -> None:
     evaluate.add_argument(
         "--toy", type=int, metavar="N", help="paint N fresh prompts of the embedded world and judge them"
     )
-    evaluate.add_argument("--sizes", type=int, default=128, help="with --toy: edge of the canvases' area in px (128)")
+    evaluate.add_argument(
+        "--tasks",
+        type=int,
+        nargs="?",
+        const=TASK_EXERCISES,
+        metavar="N",
+        help=f"N fresh exercises of every task of the embedded world ({TASK_EXERCISES}): a table, JSON and a sheet",
+    )
+    evaluate.add_argument(
+        "--sizes",
+        type=int,
+        help="edge of the canvases' area in px (with --toy 128, with --tasks 64, which most records have)",
+    )
+    evaluate.add_argument("--out", default="out/tasks", help="with --tasks: folder of the sheet (out/tasks)")
     evaluate.add_argument("--pictures", nargs="+", metavar="FILE", help="reconstruct these through the image tokenizer")
-    evaluate.add_argument("--seed", type=int, default=0, help="with --toy: other seed, other prompts (0)")
+    evaluate.add_argument("--seed", type=int, default=0, help="with --toy and --tasks: other seed, other prompts (0)")
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -279,6 +336,20 @@ def _quickstart(options) -> None:
 
     stages = [load_experiment(str(REPOSITORY / f"configs/toy_stage{n}.py"), []) for n in (1, 2, 3)]
     print(quickstart(stages, Path(options.out), options.minutes))
+    if options.omni:
+        from lumina_jax.toyworld.omni_quickstart import omni_quickstart
+
+        cfg = load_experiment(str(REPOSITORY / "configs/toy_omni.py"), [])
+        print(omni_quickstart(cfg, Path(options.out), options.omni))
+
+
+def _grow(options) -> None:
+    cfg = load_experiment(options.config, options.changes)
+    from lumina_jax.toyworld.grow import write_start
+    from lumina_jax.vocab import Vocab
+
+    model, old, _, _ = load_for_sampling(options)
+    print(write_start(model, old, Vocab.load(cfg.data.tokenizer), cfg))
 
 
 def _pretokenize(options) -> None:
@@ -293,7 +364,7 @@ def _pretokenize(options) -> None:
     source, sizes = _source(options.source, options.seed, cfg)
     if options.fit:
         _fit(cfg, source, options, sizes)
-    stages, own = _stages(options, cfg, sizes), _own(options, cfg)
+    stages, own = _stages(options, cfg, sizes), _own(options)
     arguments = dict(shard_records=options.shard_records, threads=cfg.data.threads, name=options.source)
     if options.runner:
         from lumina_jax.data.beam import pretokenize_with_beam
@@ -338,22 +409,32 @@ def _stages(options, cfg, sizes) -> list:
     ]
 
 
-def _own(options, cfg) -> slice:
+def _own(options) -> slice:
     """The shards that --worker or --shards give to this process."""
-    if options.worker == "auto":
+    if options.worker:
+        index, workers = _worker(options.worker)
+        return slice(index, None, workers)
+    first, sign, last = (options.shards or "0:").partition(":")
+    if not sign or not first.isdigit() or (last and not last.isdigit()):
+        raise ValueError(f"--shards {options.shards}: expected A:B, the shards from A up to but not with B")
+    return slice(int(first), int(last) if last else None)
+
+
+def _worker(text: str) -> tuple[int, int]:
+    """--worker I/N, or auto -> (I, N)."""
+    if text == "auto":
+        from lumina_jax.config import PodConfig
         from lumina_jax.train.processes import find_place
 
         try:
-            place = find_place(None, None, None, cfg.pod.wait)
+            place = find_place(None, None, None, PodConfig().wait)
         except ValueError as error:
             raise ValueError("no TPU pod, Slurm or MPI job is to be found here; give --worker I/N") from error
-        return slice(place.index, None, place.processes)
-    text, mark = (options.worker, "/") if options.worker else (options.shards or "0:", ":")
-    first, sign, last = text.partition(mark)
-    wrong = not sign or not first.isdigit() or not (last.isdigit() or (mark == ":" and not last))
-    if wrong or (mark == "/" and int(first) >= int(last)):
-        raise ValueError(f"{text!r}: expected --worker I/N with I from 0 to N - 1, or --shards A:B")
-    return slice(int(first), None, int(last)) if mark == "/" else slice(int(first), int(last) if last else None)
+        return place.index, place.processes
+    first, _, last = text.partition("/")
+    if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise ValueError(f"{text!r}: expected --worker I/N with I from 0 to N - 1")
+    return int(first), int(last)
 
 
 def _source(spec: str, seed: int, cfg):
@@ -367,6 +448,14 @@ def _source(spec: str, seed: int, cfg):
             raise ValueError(f"--source {spec}: say how many scenes, as toy:10000")
         source = ToySource(MINI, training_sizes(cfg.data.size), int(count), seed)
         return source, source.sizes
+    if kind == "omni":
+        from lumina_jax.toyworld.omni import OmniSource, omni_sizes
+        from lumina_jax.toyworld.scenes import OMNI
+
+        if not count.isdigit() or int(count) < 1:
+            raise ValueError(f"--source {spec}: say how many exercises, as omni:10000")
+        source = OmniSource(OMNI, omni_sizes(cfg.data.size), int(count), seed)
+        return source, source.sizes
     from lumina_jax.data.sources import open_source
 
     return open_source(spec, seed), None
@@ -378,6 +467,13 @@ def _fit(cfg, source, options, sizes) -> None:
         raise ValueError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
     from lumina_jax.toyworld.fit import fit, fit_world
 
+    if options.source.startswith("omni:"):
+        from lumina_jax.toyworld.omni_fit import fit_omni
+
+        fit_omni(cfg.vq, cfg.data, load_vq(options.base) if options.base else None)
+        return
+    if options.base:
+        raise ValueError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")
     if options.source.startswith("toy:"):
         fit_world(cfg.vq, cfg.data)
         return
@@ -417,6 +513,14 @@ def _data_prepare(options) -> None:
 
     folder = prepare(open_source(options.source), options.out, options.name)
     print(f"{folder}: read it as tfds:{options.name}@{options.out}")
+
+
+def _data_export(options) -> None:
+    from lumina_jax.data.export import export
+    from lumina_jax.data.sources import open_source
+
+    path, good, bad = export(open_source(options.source), options.out)
+    print(f"{path}: {good:,} records, {bad:,} rejected")
 
 
 def load_vq(path: str):
@@ -519,8 +623,8 @@ def _compile(options) -> int:
     return 0 if all(outcome.costs for outcome in found) else 1
 
 
-def load_for_sampling(options):
-    """(model, vocab, VQ, experiment or None) that --model, --tokenizer and --vq name."""
+def load_for_sampling(options, mesh=None):
+    """(model, vocab, VQ, experiment or None) that --model, --tokenizer and --vq name; the model on ``mesh``."""
     from convert import companions, load_model
     from convert.job import open_source, run_of
 
@@ -533,7 +637,7 @@ def load_for_sampling(options):
     if missing := companions.notes(found, source.folder):
         raise FileNotFoundError("; ".join(missing))
     companions.check(found, source.cfg)
-    model, vocab = _for_this_device(load_model(folder)[0]), found.vocab()
+    model, vocab = _for_this_device(load_model(folder, mesh)[0]), found.vocab()
     return _as_int8(model, vocab) if options.int8 else model, vocab, load_vq(str(found.vq)), experiment
 
 
@@ -563,30 +667,135 @@ def _as_int8(model, vocab):
 
 
 def _sample(options) -> None:
-    prompts = list(options.prompt)
-    if options.prompts:
-        prompts += [line for line in Path(options.prompts).read_text().splitlines() if line.strip()]
-    if not prompts:
-        raise ValueError("no prompts; give --prompt TEXT (again for more) or --prompts FILE")
-    from lumina_jax.sample.job import Job, check_size, paint
+    from lumina_jax.sample.ask import Desk, read_lines
 
-    model, vocab, vq, experiment = load_for_sampling(options)
-    data = experiment.data if experiment else None
-    size = None
-    if not options.raw:
-        size = options.size or ((data.size, data.size) if data else (512, 512))
-        check_size(size, vq.stride, vocab, data)
-    job = Job(tuple(prompts), size, options.seed, _sample_config(options, experiment), options.free_size)
-    for path, text in paint(model, vq, vocab, job, Path(options.out), options.grid):
-        print(path, text, flush=True)
+    lines = read_lines(Path(options.prompts)) if options.prompts else []
+    if not (lines or options.prompt or options.image or options.chat):
+        raise ValueError("no prompts; give --prompt TEXT (again for more), --prompts FILE, or --task NAME --image FILE")
+    if options.per_prompt < 1 or options.rows < 1:
+        raise ValueError(f"--per-prompt {options.per_prompt} --rows {options.rows}; both must be at least 1")
+    with _sampling_mesh(options) as mesh:
+        model, vocab, vq, experiment = load_for_sampling(options, mesh)
+        desk = Desk(vq, vocab, experiment.data if experiment else None, not options.free_size)
+        if options.chat:
+            return _chat(model, desk, options, _settings(options, experiment)("describe"))
+        _paint(model, desk, options, tuple(_asks(desk, options, lines, _settings(options, experiment))))
 
 
-def _sample_config(options, experiment):
-    """The model's own settings of sampling, changed by what the command line says."""
+def _asks(desk, options, lines: list[dict], settings) -> list:
+    """The prompts of the command line, then those of a file."""
+    from lumina_jax.sample.ask import open_image
+
+    images, task = [open_image(Path(file)) for file in options.image], options.task or "generate"
+    if options.size and (options.raw or task != "generate"):
+        raise ValueError(
+            "--size goes with pictures made from text alone; those of other tasks have their picture's size"
+        )
+    if options.raw:
+        asks = [desk.talk(text, images, settings("question")) for text in options.prompt]
+    elif task == "generate":
+        if images:
+            raise ValueError("--image goes with --task or --raw; run.py sample --task depth --image FILE")
+        asks = [desk.generate(text, options.size, settings(task)) for text in options.prompt]
+    elif options.prompt:
+        asks = [desk.task(task, text, images, settings(task)) for text in options.prompt]
+    else:
+        asks = [desk.task(task, "", [image], settings(task)) for image in images]
+    for number, line in enumerate(lines, start=1):
+        try:
+            asks.append(desk.line(line, Path(options.prompts).parent, settings))
+        except ValueError as error:
+            raise ValueError(f"{options.prompts}, prompt {number}: {error}") from error
+    return asks
+
+
+def _paint(model, desk, options, asks: tuple) -> None:
+    """Answers ``asks`` into --out."""
+    from lumina_jax.data.meter import Meter
+    from lumina_jax.sample.job import Job, finished, paint, sheet
+
+    own = _worker(options.worker) if options.worker else (0, 1)
+    job, out = Job(asks, options.seed, options.per_prompt, options.rows, own), Path(options.out)
+    if options.live:
+        return _live(model, desk, job, out)
+    done = finished(job, out) if options.resume else []
+    answers = list(done)
+    shown = len(job.places) > 1
+    with Meter("sampling", len(job.places), shown, unit="answers") as meter:
+        meter.skip(len(done))
+        for answer in paint(model, desk.vq, desk.vocab, job, out, done):
+            answers.append(answer)
+            _show(out, job, answer)
+            meter.advance(1)
+    if options.grid and any(answer.files for answer in answers):
+        print(sheet(job, out, answers))
+
+
+def _show(out: Path, job, answer) -> None:
+    text = answer.text or "; ".join(answer.broken)
+    for name in answer.files or [job.record]:
+        print(out / name, text, flush=True)
+
+
+def _live(model, desk, job, out: Path) -> None:
+    """One answer in sight: text on stdout, each picture in live.png until it is whole."""
+    if len(job.places) != 1:
+        raise ValueError(f"--live shows one answer, not {len(job.places)}; give one prompt")
+    from lumina_jax.sample.live import watch
+
+    (place,) = job.places
+    ask = job.asks[place[0]]
+    _follow(watch(model, desk.vq, desk.vocab, ask.ids, job.key(place), ask.cfg, size=ask.size), out, job.stem(place))
+
+
+def _follow(events, out: Path, stem: str) -> None:
+    """Prints what is said, and keeps the newest preview of each picture in live.png, the last as STEM-K.png."""
+    from lumina_jax.sample.live import Words
+
+    out.mkdir(parents=True, exist_ok=True)
+    for event in events:
+        if isinstance(event, Words):
+            print(event.text, end="", flush=True)
+            continue
+        event.picture.save(out / "live.tmp.png")
+        os.replace(out / "live.tmp.png", out / "live.png")
+        print(f"\r{out / 'live.png'}: {event.lines} of {event.of} lines ", end="", file=sys.stderr, flush=True)
+        if event.lines == event.of:
+            event.picture.save(out / f"{stem}-{event.number}.png")
+            print(f"\n{out / f'{stem}-{event.number}.png'}", flush=True)
+    print(flush=True)
+
+
+def _chat(model, desk, options, cfg) -> None:
+    """A dialog on stdin and stdout, until an empty line or the end of the input."""
+    import re
+
+    import jax
+
+    from lumina_jax.sample.ask import open_image
+    from lumina_jax.sample.live import Chat
+
+    chat, turn = Chat(model, desk, jax.random.key(options.seed), cfg), 0
+    print("a line is a turn; @file.png in it is a picture; an empty line ends", file=sys.stderr)
+    while line := (input("> ") if sys.stdin.isatty() else sys.stdin.readline()).strip():
+        try:
+            images = [open_image(Path(file)) for file in re.findall(r"@(\S+)", line)]
+            _follow(chat.say(re.sub(r"@\S+", "<|image|>", line), images), Path(options.out), f"turn{turn}")
+        except ValueError as error:
+            print(f"run.py sample: {error}", file=sys.stderr)
+            continue
+        turn += 1
+
+
+def _settings(options, experiment):
+    """Task -> how it is sampled: the model's own settings, as the task is served, changed by what the command line says."""
     from dataclasses import replace
 
     from lumina_jax.config import SampleConfig
+    from lumina_jax.conversation import TASKS, served
 
+    if options.task and options.task not in TASKS:
+        raise ValueError(f"--task {options.task}: the tasks are {', '.join(TASKS)}")
     said = dict(
         guidance=options.guidance,
         temperature=options.temperature,
@@ -594,8 +803,30 @@ def _sample_config(options, experiment):
         min_p=options.min_p,
         max_new_tokens=options.max_new_tokens,
     )
+    changes = {name: value for name, value in said.items() if value is not None}
     own = experiment.sample if experiment else SampleConfig()
-    return replace(own, **{name: value for name, value in said.items() if value is not None})
+    return lambda task: replace(own if task == "generate" else served(task, own), **changes)
+
+
+def _sampling_mesh(options):
+    """The devices that share the model, as a context; without --tensor one device."""
+    from contextlib import contextmanager, nullcontext
+
+    if options.tensor is None:
+        return nullcontext()
+    import jax
+
+    from lumina_jax.config import MeshConfig
+    from lumina_jax.sharding import make_mesh
+
+    mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=options.tensor), jax.local_devices())
+
+    @contextmanager
+    def on():
+        with jax.set_mesh(mesh):
+            yield mesh
+
+    return on()
 
 
 def _import(options) -> None:
@@ -639,8 +870,8 @@ def _verify(options) -> int:
 
 
 def _evaluate(options) -> None:
-    if not (options.data or options.toy or options.pictures):
-        raise ValueError("nothing to evaluate; give --data FOLDER, --toy N or --pictures FILE ...")
+    if not (options.data or options.toy or options.pictures or options.tasks):
+        raise ValueError("nothing to evaluate; give --data FOLDER, --toy N, --tasks or --pictures FILE ...")
     model, vocab, vq, experiment = load_for_sampling(options)
     results = {}
     if options.data:
@@ -660,8 +891,26 @@ def _evaluate(options) -> None:
         from lumina_jax.toyworld.score import score_table
 
         settings = experiment.sample if experiment else SampleConfig()
-        results["toy"] = score_table(model, vq, vocab, settings, options.sizes, options.toy, options.seed)
+        results["toy"] = score_table(model, vq, vocab, settings, options.sizes or 128, options.toy, options.seed)
+    if options.tasks:
+        results["tasks"] = _evaluate_tasks(options, model, vocab, vq, experiment)
     print(json.dumps(results, indent=2))
+
+
+def _evaluate_tasks(options, model, vocab, vq, experiment) -> dict:
+    """Every task's scores; the table goes to the screen, the sheet into --out."""
+    from lumina_jax.config import SampleConfig
+    from lumina_jax.toyworld.source import stage_sizes
+    from lumina_jax.toyworld.task_sheet import line, write_sheets
+    from lumina_jax.toyworld.tasks import evaluate_tasks
+
+    settings, found = experiment.sample if experiment else SampleConfig(), []
+    sizes = stage_sizes(options.sizes or 64)
+    for result in evaluate_tasks(model, vq, vocab, settings, sizes, options.tasks, options.seed):
+        found.append(result)
+        print(f"{result.task}: {line(result.mean)}", flush=True)
+    print(write_sheets(found, Path(options.out)))
+    return {result.task: result.mean for result in found}
 
 
 if __name__ == "__main__":

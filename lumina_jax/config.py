@@ -280,7 +280,7 @@ class ProfileConfig:
         return range(int(first), int(end)) if self.steps else range(0)
 
 
-PARALLEL = ("off", "sjd", "coupled", "continued")
+PARALLEL = ("off", "sjd", "coupled", "continued", "matched")
 
 
 @dataclass(frozen=True)
@@ -289,8 +289,9 @@ class SampleConfig:
 
     ``guidance`` is the released code's scale g: ``g * (cond - uncond) + uncond``; 1 switches guidance off.
     ``min_p`` keeps tokens with p_cond >= min_p * max p_cond; 0 switches it off. Temperature acts after top-k.
-    ``parallel`` is the way of decoding. None changes how answers are distributed: "off" draws one token per pass; "sjd", "coupled"
-    and "continued" judge the drafts of a whole ``window`` in each (lumina_jax/sample/speculative.py says how).
+    ``parallel`` is the way of decoding. None changes how answers are distributed: "off" draws one token per pass; "matched", "sjd",
+    "coupled" and "continued" judge the drafts of a whole ``window`` in each (lumina_jax/sample/speculative.py says how).
+    "matched", which takes the fewest passes, also gives the very answers of "off" (up to rounding).
     """
 
     guidance: float = 4.0
@@ -299,7 +300,7 @@ class SampleConfig:
     text_top_k: int = 5
     min_p: float = 0.0
     max_new_tokens: int = 8192
-    parallel: str = "off"
+    parallel: str = "matched"
     window: int = 16
 
     def __post_init__(self):

@@ -24,25 +24,33 @@ from lumina_jax.toyworld.exercises import (
 )
 from lumina_jax.toyworld.figures import PERSON
 from lumina_jax.toyworld.scenes import OMNI, Pixels, Scene, World, pick
-from lumina_jax.toyworld.source import EVALUATION
+from lumina_jax.toyworld.source import EVALUATION, STAGES, stage_sizes
 from lumina_jax.toyworld.views import VIEWS
 
 MIX: Mapping[str, float] = MappingProxyType(
     {
-        "generate": 3.0,
+        "generate": 2.0,
         **dict.fromkeys(VIEWS, 1.0),
-        "detect": 1.5,
+        "pose": 1.5,
+        "detect": 2.0,
         **{f"{view}_to_image": 1.0 for view in VIEWS},
-        **dict.fromkeys(edits.KINDS, 1.0),
-        "edits": 1.5,
-        "describe": 1.0,
-        "question": 1.5,
-        "compare": 1.0,
-        "text": 1.0,
+        "pose_to_image": 2.0,
+        **dict.fromkeys(edits.KINDS, 1.5),
+        "edits": 2.0,
+        "describe": 2.0,
+        "question": 5.0,
+        "compare": 3.0,
+        "text": 3.0,
         REFINE: 0.5,
     }
 )
-"""Every task, and how often it comes: weights, of which only the proportions count."""
+"""Every task, and how often it comes: weights, of which only the proportions count.
+
+An answer in words is a few tokens among the dozens of a picture, so it must come more often to be learned as fast.
+"""
+
+OFTEN: Mapping[int, int] = MappingProxyType(dict(zip(STAGES, (6, 2, 1), strict=True)))
+"""How many times as often a canvas of a stage comes as one of the last: what small ones teach is true of all."""
 
 MOST_SCENES = 256
 """A canvas has no room for a task when none of so many scenes will do."""
@@ -74,6 +82,11 @@ def exercises(
     return [
         exercise(world, task, sizes[index % len(sizes)], EVALUATION + seed, index, held_out) for index in range(count)
     ]
+
+
+def omni_sizes(target: int) -> list[Pixels]:
+    """The canvases of all tasks, up to those of about ``target``² px: each as many times as OFTEN says."""
+    return [size for stage, times in OFTEN.items() if stage <= target for size in times * stage_sizes(stage)]
 
 
 class OmniSource:

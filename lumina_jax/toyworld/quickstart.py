@@ -62,10 +62,10 @@ def quickstart(stages: list[Experiment], out: Path, minutes: float, prompts_per_
 
     Raises ValueError when ``out`` holds a run of another budget.
     """
-    if _claim(out, minutes):
+    if claim(out, minutes, REPORT):
         print(f"{out}: everything is done already; delete the folder to start again", flush=True)
         return out / REPORT
-    clock = _Clock(out)
+    clock = Clock(out)
     stages = [_scaled(stage, number, out, minutes) for number, stage in enumerate(stages)]
     with clock.part("codebook and tokenizer"):
         vq, vocab = _alphabet(out, stages[0])
@@ -97,8 +97,8 @@ def quickstart(stages: list[Experiment], out: Path, minutes: float, prompts_per_
     return write_report(report, out / REPORT)
 
 
-def _claim(out: Path, minutes: float) -> bool:
-    """Whether ``out`` is finished; takes it for this budget if it is new."""
+def claim(out: Path, minutes: float, last: str) -> bool:
+    """Whether ``out`` is finished, its ``last`` file there; takes it for this budget if it is new."""
     out.mkdir(parents=True, exist_ok=True)
     plan = out / "plan.json"
     if plan.is_file() and (there := json.loads(plan.read_text())["minutes"]) != minutes:
@@ -107,7 +107,7 @@ def _claim(out: Path, minutes: float) -> bool:
             "to see or finish that one, or delete the folder"
         )
     write_whole(plan, lambda file: file.write_text(json.dumps({"minutes": minutes})))
-    return (out / REPORT).is_file()
+    return (out / last).is_file()
 
 
 def _scaled(stage: Experiment, number: int, out: Path, minutes: float) -> Experiment:
@@ -132,7 +132,7 @@ def _alphabet(out: Path, stage: Experiment) -> tuple[PatchVQ, Vocab]:
     return PatchVQ.load(out / "vq.npz"), vocab
 
 
-def _stage(stage: Experiment, number: int, count: int, vq: PatchVQ, vocab: Vocab, clock: "_Clock", asked: int) -> Part:
+def _stage(stage: Experiment, number: int, count: int, vq: PatchVQ, vocab: Vocab, clock: "Clock", asked: int) -> Part:
     """Tokens, training and scores of one stage."""
     sizes, name = stage_sizes(stage.data.size), f"stage {number + 1}"
     with clock.part(f"{name}: {count:,} scenes to tokens"):
@@ -195,7 +195,7 @@ def _tell(stage: Stage) -> None:
     )
 
 
-class _Clock:
+class Clock:
     """Wall seconds of each part, summed over the runs that worked on it, in ``out``/timings.json."""
 
     def __init__(self, out: Path):

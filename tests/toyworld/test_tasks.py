@@ -1,0 +1,103 @@
+"""Evaluating tasks: a model that replies with the truth is perfect in every task, and each is served as it should be."""
+
+import json
+from itertools import accumulate
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumina_jax.config import DataConfig, SampleConfig, VQConfig
+from lumina_jax.conversation import TASKS, tokenize
+from lumina_jax.model.patchvq import PatchVQ
+from lumina_jax.pixels import to_pixels
+from lumina_jax.toyworld import tasks
+from lumina_jax.toyworld.exercises import dialog, replies
+from lumina_jax.toyworld.omni import MIX, exercises
+from lumina_jax.toyworld.omni_fit import fit_omni
+from lumina_jax.toyworld.omni_judge import WORST
+from lumina_jax.toyworld.source import stage_sizes
+from lumina_jax.toyworld.task_sheet import steps, write_sheets
+from lumina_jax.toyworld.tasks import evaluate_tasks
+from lumina_jax.vocab import Vocab
+
+PERFECT = {name: 1.0 for name in WORST} | {"abs_rel": 0.0, "degrees": 0.0, "psnr_db": 100.0}
+SIZES = stage_sizes(64)
+COUNT, SEED = 3, 5
+CFG = SampleConfig(guidance=9.0, min_p=0.25, max_new_tokens=512)
+
+
+@pytest.fixture(scope="module")
+def coded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    cfg = VQConfig(kind="patch", path=str(folder / "vq.npz"), codes=1200)
+    fit_omni(cfg, DataConfig(tokenizer=str(folder)))
+    return PatchVQ.load(cfg.path), Vocab.load(folder)
+
+
+@pytest.fixture
+def truthful(coded, monkeypatch):
+    """Lets the truth take the model's place, and notes the settings it was asked with."""
+    vq, vocab = coded
+    known, asked = {}, []
+    for task in MIX:
+        for made in exercises(task, SIZES, COUNT, SEED):
+            for given in accumulate(([reply] for reply in replies(made)), initial=[]):
+                if len(given) < len(made.turns):
+                    prompt, whole = (_tokens(made, given, vq, vocab, full) for full in (False, True))
+                    known[prompt.tobytes()] = whole[len(prompt) : -1]
+
+    def generate(model, prompts, key, cfg, vocab):
+        asked.append(cfg)
+        return [known[prompt.tobytes()] for prompt in prompts]
+
+    monkeypatch.setattr(tasks, "generate", generate)
+    return asked
+
+
+def _tokens(made, given, vq, vocab, full):
+    """The prompt of the turn behind ``given``, or with the true reply to it."""
+    turns, shown = dialog(made, given)
+    if full:
+        truth = replies(made)[len(given)]
+        turns = [*turns[:-1], made.turns[len(given)]]
+        shown = [*shown, truth] if isinstance(truth, np.ndarray) else shown
+    grids = [vq.encode(to_pixels(Image.fromarray(picture))[None])[0] for picture in shown]
+    return tokenize(turns, grids, vocab)[0]
+
+
+def test_the_truth_is_perfect_and_each_task_is_served_as_it_should_be(coded, truthful, tmp_path):
+    results = list(evaluate_tasks(None, *coded, CFG, SIZES, COUNT, SEED))
+    assert [result.task for result in results] == list(MIX)
+    for result in results:
+        for name, value in result.mean.items():
+            assert value == pytest.approx(PERFECT[name], abs=0.4 if name == "degrees" else 1e-4), (result.task, name)
+    assert {cfg.guidance for cfg in truthful} == {1.0, 4.0} and {cfg.min_p for cfg in truthful} == {CFG.min_p}
+    dense = truthful[list(MIX).index("depth")]
+    assert (dense.guidance, dense.image_top_k) == (1.0, TASKS["depth"].image_top_k)
+    assert (tmp_path / "tasks.html") == write_sheets(results, tmp_path, note="x")
+    written = json.loads((tmp_path / "tasks.json").read_text())
+    assert written["tasks"]["remove"]["right"] == 1.0 and written["note"] == "x"
+    page = (tmp_path / "tasks.html").read_text()
+    assert page.count("<figure") == COUNT * len(MIX) and "http" not in page.replace("http://www.w3.org", "")
+    assert Image.open(tmp_path / "tasks.png").width > 1000
+
+
+def test_a_model_without_answers_has_the_worst_scores(coded, monkeypatch):
+    calls = []
+
+    def silent(model, prompts, key, cfg, vocab):
+        calls.append(len(prompts))
+        return [np.zeros(0, np.int32)] * len(prompts)
+
+    monkeypatch.setattr(tasks, "generate", silent)
+    for result in evaluate_tasks(None, *coded, CFG, SIZES, COUNT, SEED, ("depth", "edits", "text")):
+        assert result.mean == {name: WORST[name] for name in result.mean}
+    assert calls == [COUNT] * 3, "the second turn was asked for although the first had no picture"
+
+
+def test_a_later_turn_shows_no_picture_of_its_own(coded, truthful):
+    (result,) = evaluate_tasks(None, *coded, CFG, SIZES, COUNT, SEED, ("edits",))
+    first, second = steps(result, 0)
+    assert len(first.shown) == 1 and not second.shown
+    assert (first.given == first.truth).all() and "<|image|>" not in first.words + second.words
