@@ -1,4 +1,7 @@
+"""Pictures of one record that have one size stay over each other when they are cropped."""
+
 from data_parts import CONFIG, SIZES, noise, tiny_vocab, tiny_vq
+
 from lumina_jax import layout
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.data.shards import Shards

@@ -75,5 +75,5 @@ def test_what_grows_can_be_watched(model):
 @pytest.mark.parametrize("wrong", [dict(rows=0), dict(every=0), dict(sizes=[(3, 3)] * 2)])
 def test_wrong_arguments_are_refused_before_the_first_answer(model, wrong):
     prompts, _ = asked(2)
-    with pytest.raises(ValueError, match="at least 1|must be even"):
+    with pytest.raises(ValueError, match=r"at least 1|must be even"):
         stream(model, prompts, jax.random.key(0), CFG, VOCAB, **wrong)
