@@ -1,5 +1,6 @@
 """Watching an answer grow: text as it comes, pictures line by line."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -91,7 +92,7 @@ class Growing:
         begins = np.flatnonzero(tokens == self._vocab.boi)
         text = self._vocab.decode(tokens[: begins[0]] if len(begins) else tokens)
         pieces = []
-        for number, (start, stop) in enumerate(zip(begins, [*begins[1:], len(tokens)], strict=True)):
+        for number, (start, stop) in enumerate(itertools.pairwise([*begins, len(tokens)])):
             image = tokens[start:stop]
             end = int(np.argmax(image == self._vocab.eoi)) if (image == self._vocab.eoi).any() else len(image)
             pieces.append((number, image[:end]))

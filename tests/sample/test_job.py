@@ -1,0 +1,145 @@
+"""A folder of answers: resumed, shared among workers and asked in company, it comes out the same."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import CODES, tiny_model, tiny_vocab
+
+from lumina_jax.config import DataConfig, SampleConfig
+from lumina_jax.conversation import TASKS, served
+from lumina_jax.model.patchvq import PatchVQ
+from lumina_jax.sample.ask import Desk, open_image, parse_size, read_lines
+from lumina_jax.sample.job import Answer, Job, finished, paint, sheet
+
+VOCAB = tiny_vocab()
+VQ = PatchVQ(np.random.default_rng(0).integers(0, 256, (CODES, 16, 16, 3), np.uint8))
+CFG = SampleConfig(image_top_k=12, text_top_k=10, max_new_tokens=40)
+DESK = Desk(VQ, VOCAB, DataConfig(size=64, patch=32))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def job(**changes) -> Job:
+    sizes = ((64, 64), (32, 64), (64, 32))
+    asks = tuple(DESK.generate(f"w{number}", size, CFG) for number, size in enumerate(sizes))
+    return replace(Job(asks, seed=4, copies=2, rows=3), **changes)
+
+
+def files(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    answers = list(paint(model, VQ, VOCAB, job(), out))
+    assert sorted((answer.ask, answer.copy) for answer in answers) == job().places
+    return files(out)
+
+
+def test_a_job_that_was_left_goes_on_to_the_same_folder(model, whole, tmp_path):
+    started = paint(model, VQ, VOCAB, job(), tmp_path)
+    first = [next(started), next(started)]
+    started.close()
+    with (tmp_path / job().record).open("ab") as record:
+        record.write(b'{"job": "0123')  # a line that was cut
+    assert finished(job(), tmp_path) == first
+    rest = list(paint(model, VQ, VOCAB, job(), tmp_path, first))
+    assert len(rest) == 4 and files(tmp_path) == whole
+    assert list(paint(model, VQ, VOCAB, job(), tmp_path, finished(job(), tmp_path))) == []
+    assert files(tmp_path) == whole
+
+
+def test_workers_share_a_job(model, whole, tmp_path):
+    for worker in range(2):
+        assert len(list(paint(model, VQ, VOCAB, job(own=(worker, 2)), tmp_path))) == 3
+    pictures = {name: data for name, data in files(tmp_path).items() if name.endswith(".png")}
+    assert pictures == {name: data for name, data in whole.items() if name.endswith(".png")}
+
+
+def test_copies_differ_and_the_first_is_the_one_alone(model, tmp_path, whole):
+    alone = list(paint(model, VQ, VOCAB, job(copies=1), tmp_path))
+    lines = [json.loads(line) for line in whole["samples.jsonl"].splitlines()]
+    first = {line["ask"]: line["text"] for line in lines if line["copy"] == 0}
+    assert {answer.ask: answer.text for answer in alone} == first
+    assert len({line["text"] for line in lines}) > len(first)
+
+
+def test_pictures_are_named_by_prompt_and_copy_and_stand_on_the_sheet(tmp_path):
+    places = [(0, 0), (0, 1), (2, 1)]
+    assert [job().stem(place) for place in places] == ["000-0", "000-1", "002-1"]
+    assert job(copies=1).stem((1, 0)) == "001" and job(copies=12).stem((1, 3)) == "001-03"
+    answers = []
+    for ask, copy in places:
+        name = f"{job().stem((ask, copy))}-0.png"
+        Image.new("RGB", (64, 32)).save(tmp_path / name)
+        answers.append(Answer(ask, copy, "w1", (name,), "", 5))
+    with Image.open(sheet(job(), tmp_path, answers)) as image:
+        assert image.width > 3 * 64 and image.height > 32
+
+
+@pytest.mark.parametrize("change", [dict(seed=5), dict(copies=3), dict(asks=job().asks[:2])])
+def test_a_folder_of_another_job_is_refused(model, whole, tmp_path, change):
+    (tmp_path / "samples.jsonl").write_bytes(whole["samples.jsonl"])
+    with pytest.raises(ValueError, match="other prompts, seeds or settings"):
+        finished(job(**change), tmp_path)
+
+
+def test_pictures_are_cut_to_a_size_the_model_knows_and_answered_at_it():
+    ask = DESK.task("depth", "", [Image.new("RGB", (300, 140), "red")], CFG)
+    assert ask.size == (2, 4) and ask.said == "depth"
+    assert (ask.ids == VOCAB.boi).sum() == 1
+    assert DESK.task("describe", "", [Image.new("L", (64, 64))], CFG).size is None
+    assert (DESK.task("question", "w1", [Image.new("RGB", (64, 64))] * 2, CFG).ids == VOCAB.boi).sum() == 2
+    assert replace(DESK, forced=False).generate("w1", None, CFG).size is None
+
+
+def test_a_file_of_prompts_is_read_line_by_line(tmp_path):
+    Image.new("RGB", (64, 64), "blue").save(tmp_path / "a.png")
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "w1", "size": "64x32", "seed": 3}\n\n{"task": "edit", "prompt": "w2", "image": "a.png"}\n'
+    )
+    lines = read_lines(tmp_path / "p.jsonl")
+    made = [DESK.line(line, tmp_path, lambda task: served(task, CFG)) for line in lines]
+    assert [(ask.said, ask.size, ask.seed) for ask in made] == [("w1", (2, 4), 3), ("w2", (4, 4), None)]
+    assert made[1].cfg.image_top_k == TASKS["edit"].image_top_k
+    (tmp_path / "p.txt").write_text("w1\n\nw2 w3\n")
+    assert read_lines(tmp_path / "p.txt") == [{"prompt": "w1"}, {"prompt": "w2 w3"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"prompt": "w1", "colour": "red"}, "unknown field 'colour'; the fields are image"),
+        ({"task": "dance"}, "no task 'dance'; the tasks are generate"),
+        ({"prompt": "w1", "size": "64"}, "'64' is not WIDTHxHEIGHT"),
+        ({"prompt": "w1", "size": "64x65"}, "multiples of 32 px, from 32 to 96; the nearest .* is 64x64"),
+        ({"prompt": "w1", "size": "640x64"}, "from 32 to 96"),
+        ({"prompt": 3}, "prompt must be a text"),
+        ({"prompt": " "}, "takes a prompt"),
+        ({"prompt": "w1", "image": "a.png"}, "takes a prompt and no picture"),
+        ({"task": "depth"}, "is about a picture; give it one"),
+        ({"task": "depth", "images": ["a.png", "a.png"]}, "about one picture, not 2"),
+        ({"task": "depth", "image": "a.png", "prompt": "w1"}, "takes no text"),
+        ({"task": "depth", "image": "none.png"}, "none.png is not a picture"),
+    ],
+)
+def test_a_wrong_line_is_refused(line, message, tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=message):
+        DESK.line(line, tmp_path, lambda task: CFG)
+
+
+def test_what_is_no_picture_no_size_and_no_json_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "w1"}\nw2\n')
+    with pytest.raises(ValueError, match=r"a.jsonl, line 2"):
+        read_lines(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match=r"a.jsonl is not a picture"):
+        open_image(tmp_path / "a.jsonl")
+    assert parse_size("96x64") == (96, 64)
