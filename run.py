@@ -9,7 +9,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent
 TOY_MODEL = "assets/toy"
-OMNI_MINUTES = 30
+OMNI_MINUTES = 40
 TASK_EXERCISES = 96
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compile(verbs)
     _add_sample(verbs)
     _add_convert(verbs)
+    _add_refine(verbs)
     _add_evaluate(verbs)
     return parser
 
@@ -100,7 +101,9 @@ def _add_pretokenize(verbs: argparse._SubParsersAction) -> None:
     pretokenize = verbs.add_parser("pretokenize", help="pictures and text to token shards")
     _config_arguments(pretokenize)
     pretokenize.add_argument(
-        "--source", required=True, help="toy:COUNT, omni:COUNT, or any of lumina_jax.data.sources.open_source"
+        "--source",
+        required=True,
+        help="toy:COUNT, omni:COUNT, omni_slow:COUNT, or any of lumina_jax.data.sources.open_source",
     )
     pretokenize.add_argument("--fit", action="store_true", help="first fit codebook and tokenizer to these records")
     pretokenize.add_argument("--base", help="with --fit and omni: the PatchVQ .npz whose codes keep their numbers")
@@ -224,6 +227,20 @@ def _add_convert(verbs: argparse._SubParsersAction) -> None:
     compare.set_defaults(run=_verify)
 
 
+def _add_refine(verbs: argparse._SubParsersAction) -> None:
+    refine = verbs.add_parser("refine", help='pictures through the model\'s "No edit.", measured against the originals')
+    _model_arguments(refine)
+    refine.add_argument("images", nargs="+", metavar="IMAGE", help="pictures")
+    refine.add_argument("--seed", type=int, default=0, help="same seed, same pictures (0)")
+    refine.add_argument("--top-k", type=int, default=1, help="image tokens to draw from; 1 is greedy (1)")
+    refine.add_argument(
+        "--out",
+        default="out/refined",
+        help="folder for the pictures and for original, decoded and refined side by side",
+    )
+    refine.set_defaults(run=_refine)
+
+
 def _add_evaluate(verbs: argparse._SubParsersAction) -> None:
     evaluate = verbs.add_parser("evaluate", help="held-out loss, and how well the tokens of pictures are known")
     _model_arguments(evaluate)
@@ -249,7 +266,13 @@ def _add_evaluate(verbs: argparse._SubParsersAction) -> None:
         type=int,
         help="edge of the canvases' area in px (with --toy 128, with --tasks 64, which most records have)",
     )
-    evaluate.add_argument("--out", default="out/tasks", help="with --tasks: folder of the sheet (out/tasks)")
+    evaluate.add_argument("--attention", metavar="PROMPT", help="paint it, and show where its last token looks")
+    evaluate.add_argument("--size", type=_size, help="with --attention: WIDTHxHEIGHT in pixels")
+    evaluate.add_argument(
+        "--out",
+        default="out/evaluation",
+        help="folder of the sheet of --tasks and the picture of --attention (out/evaluation)",
+    )
     evaluate.add_argument("--pictures", nargs="+", metavar="FILE", help="reconstruct these through the image tokenizer")
     evaluate.add_argument("--seed", type=int, default=0, help="with --toy and --tasks: other seed, other prompts (0)")
     evaluate.set_defaults(run=_evaluate)
@@ -339,8 +362,8 @@ def _quickstart(options) -> None:
     if options.omni:
         from lumina_jax.toyworld.omni_quickstart import omni_quickstart
 
-        cfg = load_experiment(str(REPOSITORY / "configs/toy_omni.py"), [])
-        print(omni_quickstart(cfg, Path(options.out), options.omni))
+        parts = [load_experiment(str(REPOSITORY / f"configs/{name}.py"), []) for name in ("toy_omni_first", "toy_omni")]
+        print(omni_quickstart(parts, Path(options.out), options.omni))
 
 
 def _grow(options) -> None:
@@ -448,13 +471,15 @@ def _source(spec: str, seed: int, cfg):
             raise ValueError(f"--source {spec}: say how many scenes, as toy:10000")
         source = ToySource(MINI, training_sizes(cfg.data.size), int(count), seed)
         return source, source.sizes
-    if kind == "omni":
-        from lumina_jax.toyworld.omni import OmniSource, omni_sizes
+    if kind.startswith("omni"):
+        from lumina_jax.toyworld.omni import LESSONS, OmniSource
         from lumina_jax.toyworld.scenes import OMNI
 
         if not count.isdigit() or int(count) < 1:
             raise ValueError(f"--source {spec}: say how many exercises, as omni:10000")
-        source = OmniSource(OMNI, omni_sizes(cfg.data.size), int(count), seed)
+        if kind not in LESSONS:
+            raise ValueError(f"--source {spec}: no {kind}; choose one of {', '.join(LESSONS)}")
+        source = OmniSource(OMNI, LESSONS[kind].sizes(cfg.data.size), int(count), seed, LESSONS[kind].mix)
         return source, source.sizes
     from lumina_jax.data.sources import open_source
 
@@ -467,7 +492,7 @@ def _fit(cfg, source, options, sizes) -> None:
         raise ValueError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
     from lumina_jax.toyworld.fit import fit, fit_world
 
-    if options.source.startswith("omni:"):
+    if options.source.startswith("omni"):
         from lumina_jax.toyworld.omni_fit import fit_omni
 
         fit_omni(cfg.vq, cfg.data, load_vq(options.base) if options.base else None)
@@ -870,8 +895,10 @@ def _verify(options) -> int:
 
 
 def _evaluate(options) -> None:
-    if not (options.data or options.toy or options.pictures or options.tasks):
-        raise ValueError("nothing to evaluate; give --data FOLDER, --toy N, --tasks or --pictures FILE ...")
+    if not (options.data or options.toy or options.pictures or options.tasks or options.attention):
+        raise ValueError(
+            "nothing to evaluate; give --data FOLDER, --toy N, --tasks, --attention PROMPT or --pictures FILE ..."
+        )
     model, vocab, vq, experiment = load_for_sampling(options)
     results = {}
     if options.data:
@@ -894,6 +921,56 @@ def _evaluate(options) -> None:
         results["toy"] = score_table(model, vq, vocab, settings, options.sizes or 128, options.toy, options.seed)
     if options.tasks:
         results["tasks"] = _evaluate_tasks(options, model, vocab, vq, experiment)
+    if options.attention:
+        results["attention"] = _evaluate_attention(options, model, vocab, vq, experiment)
+    print(json.dumps(results, indent=2))
+
+
+def _evaluate_attention(options, model, vocab, vq, experiment) -> dict:
+    """Shares by kind of token; the picture goes into --out."""
+    import jax
+
+    from lumina_jax.config import SampleConfig
+    from lumina_jax.evaluate.attention import drawing, looks
+    from lumina_jax.sample import generate
+    from lumina_jax.sample.ask import Desk
+    from lumina_jax.sample.picture import pictures
+
+    desk = Desk(vq, vocab, experiment.data if experiment else None)
+    ask = desk.generate(options.attention, options.size, experiment.sample if experiment else SampleConfig())
+    (answer,) = generate(model, [ask.ids], jax.random.key(options.seed), ask.cfg, vocab, sizes=[ask.size])
+    found = looks(model, ask.ids, answer, vocab)
+    file = Path(options.out) / "attention.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    drawing(found, pictures(answer, vq, vocab)[0]).save(file)
+    print(file)
+    return found.table()
+
+
+def _refine(options) -> None:
+    import jax
+
+    from lumina_jax.config import SampleConfig
+    from lumina_jax.conversation import served
+    from lumina_jax.evaluate.refine import refine
+    from lumina_jax.sample.ask import Desk, open_image
+    from lumina_jax.sample.picture import grid
+
+    images = {file: open_image(Path(file)) for file in options.images}
+    model, vocab, vq, experiment = load_for_sampling(options)
+    desk, out, results = Desk(vq, vocab, experiment.data if experiment else None), Path(options.out), {}
+    from dataclasses import replace
+
+    cfg = replace(served("refine", experiment.sample if experiment else SampleConfig()), image_top_k=options.top_k)
+    out.mkdir(parents=True, exist_ok=True)
+    for file, image in images.items():
+        found = refine(model, desk, image, cfg, jax.random.key(options.seed))
+        results[file] = table = found.table()
+        found.refined.save(out / f"{Path(file).stem}.png")
+        words = (f"{name} {side['psnr_db']:.1f} dB, SSIM {side['ssim']:.3f}" for name, side in table.items())
+        sides = [found.original, found.decoded, found.refined]
+        grid(sides, columns=3, captions=["original", *words]).save(out / f"{Path(file).stem}-compared.png")
+        print(out / f"{Path(file).stem}-compared.png", flush=True)
     print(json.dumps(results, indent=2))
 
 

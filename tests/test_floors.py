@@ -103,7 +103,7 @@ FLOORS = (
             "quickstart",
             "omni_quickstart",
         ),
-        "evaluate": ("heldout", "reconstruction"),
+        "evaluate": ("heldout", "reconstruction", "attention", "refine"),
         "pods": (
             "chips",
             "topology",
