@@ -26,10 +26,12 @@ class Row:
     changes: str = ""
     what: str = "train"
     slices: int = 1
+    int8: bool = False
 
     @property
     def name(self) -> str:
-        return f"{self.config} {self.what} on {self.slices} x {self.topology} {self.changes}".rstrip()
+        kind = f"{self.what} with int8" if self.int8 else self.what
+        return f"{self.config} {kind} on {self.slices} x {self.topology} {self.changes}".rstrip()
 
 
 SLICES = {
@@ -40,14 +42,23 @@ SLICES = {
     "v6e_256": "v6e:16x16",
 }
 """The end of a config's name in configs/pods -> its topology."""
+ONE, WINDOW = "sample.parallel=off", "sample.parallel=coupled sample.window=16"
+"""A token a pass, and drafts of a window of 16 in each."""
 ROWS = (
     *(
         Row(f"pods/{path.stem}", SLICES["_".join(path.stem.split("_")[-2:])])
         for path in sorted((run.REPOSITORY / "configs/pods").glob("lumina_*.py"))
     ),
-    Row("lumina_7b_512", "v5e:2x2", what="decode"),
-    Row("lumina_7b_1024", "v5p:2x2x1", what="decode"),
-    Row("lumina_7b_1024", "v6e:2x2", what="decode"),
+    *(
+        Row("lumina_7b_768", topology, changes, "decode", int8=int8)
+        for int8, changes, topologies in (
+            (False, ONE, ("v5p:1x1x1", "v5p:2x2x1", "v6e:1x1", "v6e:2x2", "v5e:2x2")),
+            (False, f"{ONE} mesh.tensor=8", ("v6e:2x4", "v5e:2x4")),
+            (False, WINDOW, ("v5p:1x1x1", "v6e:2x2")),
+            (True, ONE, ("v5e:1x1", "v5e:2x2")),
+        )
+        for topology in topologies
+    ),
 )
 
 
@@ -67,7 +78,7 @@ def main() -> None:
             print(row.name)
             continue
         cfg = run.load_experiment(str(run.REPOSITORY / f"configs/{row.config}.py"), row.changes.split())
-        for outcome in outcomes(cfg, parse(row.topology, row.slices), (row.what,)):
+        for outcome in outcomes(cfg, parse(row.topology, row.slices), (row.what,), row.int8):
             print(json.dumps({"row": row.name} | report.record(outcome)), flush=True)
 
 
