@@ -61,19 +61,30 @@ class Scores(NamedTuple):
 def place_of(prompt: np.ndarray, vocab: Vocab) -> Place:
     """Where the token after ``prompt`` i32[P] stands, as plain integers.
 
-    Raises ValueError when an image in the prompt breaks the image-token rule.
+    Raises ValueError when an image in the prompt breaks the image-token rule, or codes stand outside of images.
     """
     begins = np.flatnonzero(prompt == vocab.boi)
+    _check_text(prompt[: begins[0] if len(begins) else None], 0, vocab)
     for start, stop in itertools.pairwise([*begins, len(prompt)]):
         image = prompt[start:stop]
         ends = np.flatnonzero(image == vocab.eoi)
         if len(ends):
             layout.decode_grid(image[: ends[0] + 1], vocab)
+            _check_text(image[ends[0] + 1 :], start + ends[0] + 1, vocab)
         elif stop < len(prompt):
             raise ValueError(f"an image begins at token {stop}, before the one from token {start} has ended")
         else:
             return _place_in(image, vocab)
     return Place(-1, 0, 0)
+
+
+def _check_text(text: np.ndarray, start: int, vocab: Vocab) -> None:
+    """Raises ValueError where image codes stand in text: guidance would have no place from which to hide the prompt."""
+    lost = np.flatnonzero(np.isin(text, vocab.code_ids))
+    if len(lost):
+        raise ValueError(
+            f"token {start + lost[0]} is the image code {text[lost[0]]}, but no begin-image (token {vocab.boi}) stands before it"
+        )
 
 
 def _place_in(image: np.ndarray, vocab: Vocab) -> Place:

@@ -136,9 +136,11 @@ def _checked_sizes(sizes, B: int, V: int, vocab: Vocab) -> np.ndarray:
         if size is None:
             continue
         if any(codes % CODES_PER_UNIT or codes < 1 or codes // CODES_PER_UNIT not in units for codes in size):
+            known = np.unique(units[units > 0]) * CODES_PER_UNIT
+            nearest = [known[np.abs(known - codes).argmin()] for codes in size]
             raise ValueError(
-                f"size {row} is {size[0]} x {size[1]} codes; rows and columns must be even and from "
-                f"{CODES_PER_UNIT} to {CODES_PER_UNIT * units.max()}"
+                f"size {row} is {size[0]} x {size[1]} codes; rows and columns must be even and from {known[0]} to {known[-1]}: "
+                f"the nearest is {nearest[0]} x {nearest[1]}"
             )
         wanted[row] = size
     return wanted

@@ -18,8 +18,8 @@ from lumina_jax.sharding import make_mesh, shardings
 
 VOCAB = tiny_vocab()
 MODEL = tiny_model()
-GREEDY = SampleConfig(guidance=3.0, image_top_k=1, text_top_k=1, max_new_tokens=300)
-SAMPLED = SampleConfig(guidance=3.0, temperature=1.3, image_top_k=6, text_top_k=40, max_new_tokens=300)
+GREEDY = SampleConfig(guidance=3.0, image_top_k=1, text_top_k=1, max_new_tokens=300, parallel="off")
+SAMPLED = replace(GREEDY, temperature=1.3, image_top_k=6, text_top_k=40)
 KEY = jax.random.key(0)
 HEAD = (VOCAB.boi, VOCAB.size_id(2), VOCAB.size_id(1))
 PROMPTS = [
@@ -216,7 +216,9 @@ def test_lengths_round_up_by_little():
         ([[0, *HEAD, VOCAB.boi]], {}, "before the one from token 1 has ended"),
         ([[0, *HEAD, VOCAB.eoi, 22]], {}, "takes 16 tokens, but has 4"),
         ([[0]], {"sizes": [(3, 2)]}, "size 0 is 3 x 2 codes"),
-        ([[0]], {"sizes": [(2, 8)]}, "from 2 to 6"),
+        ([[0]], {"sizes": [(2, 9)]}, "from 2 to 6: the nearest is 2 x 6"),
+        ([[0, 22, *VOCAB.code_ids[:2]]], {}, "prompt 0: token 2 is the image code 5, but no begin-image"),
+        ([[*encode_grid(np.zeros((2, 2), int), VOCAB), 22, 5]], {}, "prompt 0: token 11 is the image code 5"),
         ([[0]], {"sizes": []}, "0 sizes for 1 prompts"),
         ([[0]], {"keys": [KEY, KEY]}, "2 keys for 1 prompts"),
     ],

@@ -1,17 +1,25 @@
 """Laws of passes with many tokens: where nothing is left to chance the answers of one-by-one decoding, in fewer passes."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from tiny import tiny_model, tiny_vocab
 
-from lumina_jax.config import PARALLEL, SampleConfig
+from convert import load_model
+from convert.job import EXPERIMENT_FILE
+from lumina_jax.config import PARALLEL, Experiment, SampleConfig, from_dict
+from lumina_jax.conversation import image_prompt, tokenize
 from lumina_jax.layout import encode_grid
-from lumina_jax.sample import decode, generate
+from lumina_jax.sample import decode, generate, loop
 from lumina_jax.sample.decode import answers
 from lumina_jax.sample.request import lay_out
+from lumina_jax.toyworld.scenes import MINI
+from lumina_jax.toyworld.source import prompts, stage_sizes
+from lumina_jax.vocab import Vocab
 
 VOCAB = tiny_vocab()
 MODEL = tiny_model()
@@ -45,18 +53,54 @@ def test_greedy_answers_are_those_of_one_by_one_decoding(method):
         assert fast.sum() < slow.sum()
 
 
-def test_greedy_answers_without_guidance_are_those_of_one_by_one_decoding():
-    plain = replace(GREEDY, guidance=1.0)
-    expected = generate(MODEL, PROMPTS, KEY, plain, VOCAB, sizes=SIZES)
-    assert equal(generate(MODEL, PROMPTS, KEY, replace(plain, parallel="coupled"), VOCAB, sizes=SIZES), expected)
+@pytest.mark.parametrize("guidance", [1.0, 3.0, 7.0])
+def test_matched_answers_are_those_of_one_by_one_decoding(guidance):
+    """Text and pictures, several in a row, drawn and greedy: token for token, so they are distributed alike."""
+    for cfg, keys in ((SAMPLED, 4), (GREEDY, 1)):
+        cfg = replace(cfg, guidance=guidance)
+        for key in jax.random.split(KEY, keys):
+            expected, slow = answers(MODEL, PROMPTS, key, cfg, VOCAB, sizes=SIZES)
+            got, fast = answers(MODEL, PROMPTS, key, replace(cfg, parallel="matched"), VOCAB, sizes=SIZES)
+            assert equal(got, expected)
+            assert fast.sum() < slow.sum()
+
+
+def test_drafts_that_stand_by_luck_are_caught(monkeypatch):
+    right = loop.match
+
+    def lucky(scored, drafts, given, noise, ids):
+        u = jax.vmap(jax.vmap(jax.random.uniform))(noise)
+        return right(scored, drafts, given | (u < 0.02), noise, ids)
+
+    expected = generate(MODEL, PROMPTS, KEY, SAMPLED, VOCAB, sizes=SIZES)
+    monkeypatch.setattr(loop, "match", lucky)
+    decode._decode.clear_cache()
+    assert not equal(generate(MODEL, PROMPTS, KEY, replace(SAMPLED, parallel="matched"), VOCAB, sizes=SIZES), expected)
+    decode._decode.clear_cache()
 
 
 def test_a_prompt_has_the_same_answer_alone_and_in_a_batch():
-    cfg = replace(SAMPLED, parallel="coupled")
+    cfg = replace(SAMPLED, parallel="matched")
     together, passes = answers(MODEL, PROMPTS, KEY, cfg, VOCAB)
     for row in (0, 1, 6):
         alone, own = answers(MODEL, PROMPTS[row : row + 1], KEY, cfg, VOCAB, keys=[jax.random.fold_in(KEY, row)])
         assert equal(alone, together[row : row + 1]) and own[0] == passes[row]
+
+
+def test_a_trained_model_paints_the_same_in_a_third_of_the_passes():
+    folder = Path(__file__).resolve().parents[2] / "assets" / "toy"
+    experiment = from_dict(Experiment, json.loads((folder / EXPERIMENT_FILE).read_text()))
+    model, vocab = load_model(folder)[0], Vocab.load(folder)
+    asked = prompts(MINI, stage_sizes(128), 16, 0)
+    ids = [tokenize([(image_prompt(*size, said.text), None)], [], vocab)[0] for said, size in asked]
+    for changes in ({}, {"guidance": 3.0, "min_p": 0.0, "temperature": 0.9}, {"guidance": 7.0, "image_top_k": 1}):
+        cfg = replace(experiment.sample, max_new_tokens=96, parallel="off", **changes)
+        expected, slow = answers(model, ids, KEY, cfg, vocab)
+        default = SampleConfig()
+        got, fast = answers(model, ids, KEY, replace(cfg, parallel=default.parallel, window=default.window), vocab)
+        assert equal(got, expected)
+        if not changes:
+            assert 3 * fast.sum() < slow.sum()
 
 
 def test_every_token_has_the_scores_and_the_noise_of_a_pass_of_its_own():

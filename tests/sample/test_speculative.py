@@ -88,10 +88,9 @@ def answers(cfg: SampleConfig, calls: int = CALLS) -> np.ndarray:
     )
 
 
-@pytest.mark.parametrize(
-    ("method", "guidance"), [("sjd", 1.0), ("continued", 1.0), ("coupled", 1.0), ("coupled", 3.0), ("coupled", 7.0)]
-)
+@pytest.mark.parametrize(("method", "guidance"), [("off", 7.0), ("sjd", 1.0), ("continued", 1.0), ("coupled", 3.0)])
 def test_answers_are_distributed_as_the_model_says(method, guidance, truths):
+    """The answers of "matched" are those of "off" (test_parallel.py)."""
     z, p = deviations(answers(replace(CHOICES, guidance=guidance, parallel=method)), truths[guidance])
     assert z < LARGEST_Z and p > LEAST_P
 
@@ -116,7 +115,8 @@ def test_a_distortion_of_two_percent_is_caught(truths):
     assert all(deviations(drawn(step), true)[0] > LARGEST_Z for step in (0, 7))
 
 
-def test_drafts_that_survive_with_their_old_q_are_caught(truths, monkeypatch):
+def old_q(monkeypatch) -> None:
+    """Drafts that survive a pass keep the q that they were drawn from."""
     right = speculative.judge
 
     def wrong(method, logp, drafts, *rest):
@@ -124,10 +124,28 @@ def test_drafts_that_survive_with_their_old_q_are_caught(truths, monkeypatch):
         survived = (after.codes == drafts.codes)[..., None] & (drafts.q.sum(axis=2, keepdims=True) > 0)
         return kept, after._replace(q=jnp.where(survived, drafts.q, after.q))
 
-    # A window that holds the whole image: its drafts live through many passes.
-    cfg = replace(CHOICES, guidance=1.0, parallel="continued", window=8)
     monkeypatch.setattr(loop, "judge", wrong)
+
+
+def one_noise(monkeypatch) -> None:
+    """What decides about a draft, and what is drawn in its place, has the noise that drew it."""
+    right = speculative.Noise.of
+
+    class Wrong(speculative.Noise):
+        @classmethod
+        def of(cls, keys, places, passes):
+            noise = right(keys, places, passes)
+            return noise._replace(coin=noise.token, again=noise.token)
+
+    monkeypatch.setattr(loop, "Noise", Wrong)
+
+
+@pytest.mark.parametrize(("method", "break_it", "calls"), [("continued", old_q, 4), ("coupled", one_noise, 10)])
+def test_a_wrong_method_is_caught(method, break_it, calls, truths, monkeypatch):
+    # A window that holds the whole image: its drafts live through many passes.
+    cfg = replace(CHOICES, guidance=1.0, parallel=method, window=8)
+    break_it(monkeypatch)
     decode._decode.clear_cache()
-    z, p = deviations(answers(cfg), truths[1.0])
+    z, p = deviations(answers(cfg, calls), truths[1.0])
     decode._decode.clear_cache()
     assert z > LARGEST_Z or p < LEAST_P
