@@ -1,6 +1,7 @@
 """The Chameleon decoder: embedding, a scan over blocks, final norm, untied head (paper section 2.1)."""
 
 import functools
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -107,12 +108,24 @@ class Chameleon(nnx.Module):
         zeros = functools.partial(jnp.zeros, shape, self.head.dtype)
         return KVCache(zeros(), zeros(), jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
 
-    def cached(self, ids: jax.Array, cache: KVCache, reaches: Sequence[int] | None = None) -> tuple[jax.Array, KVCache]:
+    def apart(self) -> list[Block]:
+        """The blocks one by one, each with weights of its own."""
+        layers = range(self.cfg.layers)
+        return [jax.tree.map(operator.itemgetter(layer), self.blocks) for layer in layers]
+
+    def cached(
+        self,
+        ids: jax.Array,
+        cache: KVCache,
+        reaches: Sequence[int] | None = None,
+        layers: Sequence[Block] | None = None,
+    ) -> tuple[jax.Array, KVCache]:
         """Token ids i32[B T] that follow what ``cache`` holds -> (hidden [B T D], the cache with them in it).
 
         A row's tokens take its slots ``length`` to ``length + T - 1``. Where those reach past the last slot the result is
         undefined. ``reaches`` are numbers of slots, falling: attention reads the least that hold what is filled, which the first
-        must; without it, all slots.
+        must; without it, all slots. ``layers`` are what :meth:`apart` gave: on CPUs a scan over all blocks copies each one's
+        weights before it uses them.
         """
         T = ids.shape[1]
         reaches = (cache.keys.shape[3],) if reaches is None else reaches
@@ -134,7 +147,14 @@ class Chameleon(nnx.Module):
             return block(x, attention, None), own
 
         x = self._embed(ids)
-        x, (keys, values) = jax.lax.scan(run, x, (self.blocks, jnp.arange(self.cfg.layers)))
+        if layers is None:
+            x, (keys, values) = jax.lax.scan(run, x, (self.blocks, jnp.arange(self.cfg.layers)))
+        else:
+            each = []
+            for index, block in enumerate(layers):
+                x, own = run(x, (block, index))
+                each.append(own)
+            keys, values = (jnp.stack(part) for part in zip(*each, strict=True))
         keys, values = (fill(*part, cache.length) for part in ((cache.keys, keys), (cache.values, values)))
         return self.norm(x), cache._replace(keys=keys, values=values, length=cache.length + T)
 

@@ -15,10 +15,13 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.model.attention import KVCache
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample.guidance import Knobs, Place, Scores, advance, code_ids, columns, draw, scores
-from lumina_jax.sample.loop import KNOWN, Setting, Shape, State, feed, paired, step
+from lumina_jax.sample.loop import KNOWN, Setting, Shape, State, feed, paired, run
 from lumina_jax.sample.request import Request, bucket, lay_out
 from lumina_jax.sharding import COMPUTE, ROWS, constrain, size_of, spec
 from lumina_jax.vocab import Vocab
+
+ALL = np.int32(np.iinfo(np.int32).max)
+"""Passes that no answer takes."""
 
 
 def generate(
@@ -60,14 +63,16 @@ def answers(
     """What :func:`generate` returns, and how many passes each answer took, i32[B]."""
     parts = math.prod(map(size_of, ROWS))
     request, copies, rows = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys, parts)
-    shape = _shape(request, copies, cfg)
-    state, head = _prefill(model, request, vocab=vocab, shape=shape)
-    state = _decode(model, head, state, request, Knobs.of(cfg), vocab=vocab, shape=shape)
+    shape = shape_of(request, copies, cfg)
+    state, head = prefill(model, request, vocab=vocab, shape=shape)
+    state = decode(
+        model, head, state, request, Knobs.of(cfg), ALL, np.int32(len(request.ids)), vocab=vocab, shape=shape
+    )
     if not state.sound:
-        raise FloatingPointError(_blame(model))
+        raise FloatingPointError(blame(model))
     tokens, counts, passes = (np.asarray(part)[rows] for part in (state.tokens, state.count, state.passes))
     written = zip(tokens[:, request.ids.shape[1] :], np.minimum(counts, cfg.max_new_tokens), strict=True)
-    return [_cut(row[:count], vocab) for row, count in written], passes
+    return [cut(row[:count], vocab) for row, count in written], passes
 
 
 def trace(
@@ -84,11 +89,11 @@ def trace(
     are end of turn. Every token has a pass of its own, the known ones too.
     """
     request, copies, _ = lay_out([prompt], key, vocab, model.cfg.vocab)
-    shape = _shape(request, copies, cfg)
+    shape = shape_of(request, copies, cfg)
     planned = np.full(bucket(cfg.max_new_tokens), -1, np.int32)
     for place, token in (plan or {}).items():
         planned[place] = token
-    state, _ = _prefill(model, request, vocab=vocab, shape=shape)
+    state, _ = prefill(model, request, vocab=vocab, shape=shape)
     tokens, seen = _trace(model, state, request, Knobs.of(cfg), planned, vocab=vocab, pairs=shape.pairs)
     tokens, seen = jax.tree.map(lambda part: np.asarray(part[: cfg.max_new_tokens, 0]), (tokens, seen))
     return tokens, seen
@@ -114,19 +119,19 @@ def lower(model: Chameleon, prompts: Sequence[np.ndarray], cfg: SampleConfig, vo
 
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
     request, copies, _ = lay_out(prompts, jax.random.key(0), vocab, model.cfg.vocab, parts=parts)
-    shape = _shape(request, copies, cfg)
+    shape = shape_of(request, copies, cfg)
     with jax.set_mesh(mesh):
-        prefill = _prefill.lower(model, request, vocab=vocab, shape=shape)
-        state, head = _placed(*prefill.out_info, mesh)
-        arguments = (model, head, state, request, Knobs.of(cfg))
-        placed = (*(jax.tree.map(free, part) for part in (model, head, state)), None, None)
-        run = functools.partial(_decode.__wrapped__, vocab=vocab, shape=shape)
-        decode = jax.jit(run, in_shardings=placed, out_shardings=placed[2], donate_argnums=2).lower(*arguments)
-    return Programs(prefill, decode, sum(part.size * part.dtype.itemsize for part in state.cache[:2]))
+        first = prefill.lower(model, request, vocab=vocab, shape=shape)
+        state, head = _placed(*first.out_info, mesh)
+        arguments = (model, head, state, request, Knobs.of(cfg), ALL, np.int32(len(request.ids)))
+        placed = (*(jax.tree.map(free, part) for part in (model, head, state)), *[None] * 4)
+        loop = functools.partial(decode.__wrapped__, vocab=vocab, shape=shape)
+        second = jax.jit(loop, in_shardings=placed, out_shardings=placed[2], donate_argnums=2).lower(*arguments)
+    return Programs(first, second, sum(part.size * part.dtype.itemsize for part in state.cache[:2]))
 
 
 def _placed(state: State, head: jax.Array, mesh: Mesh) -> tuple[State, jax.Array]:
-    """Shapes of what :func:`_prefill` returns, with their places on a mesh: rows and heads split, the rest whole."""
+    """Shapes of what :func:`prefill` returns, with their places on a mesh: rows and heads split, the rest whole."""
 
     def place(leaf, letters):
         where = NamedSharding(mesh, spec(letters, leaf.shape, COMPUTE, mesh))
@@ -137,7 +142,7 @@ def _placed(state: State, head: jax.Array, mesh: Mesh) -> tuple[State, jax.Array
     return rows._replace(cache=cache), place(head, "DV" if head.shape[1] % mesh.shape["tensor"] == 0 else "DE")
 
 
-def _shape(request: Request, copies: int, cfg: SampleConfig) -> Shape:
+def shape_of(request: Request, copies: int, cfg: SampleConfig) -> Shape:
     window = KNOWN if cfg.parallel == "off" else cfg.window
     # The last pass may fill slots of which only the first counts.
     slots = bucket(request.ids.shape[1] - 1 + cfg.max_new_tokens + window - 1)
@@ -145,7 +150,7 @@ def _shape(request: Request, copies: int, cfg: SampleConfig) -> Shape:
 
 
 @functools.partial(jax.jit, static_argnames=("vocab", "shape"))
-def _prefill(model: Chameleon, request: Request, *, vocab: Vocab, shape: Shape) -> tuple[State, jax.Array]:
+def prefill(model: Chameleon, request: Request, *, vocab: Vocab, shape: Shape) -> tuple[State, jax.Array]:
     """Feeds each prompt once, up to its last token, for all its rows; beside the State, the head's columns of the codes [D E]."""
     B, length = request.ids.shape
     visible_from = jnp.stack([request.padding, request.hidden], axis=1) if shape.pairs else request.padding[:, None]
@@ -178,16 +183,20 @@ def _prefill(model: Chameleon, request: Request, *, vocab: Vocab, shape: Shape) 
 
 
 @functools.partial(jax.jit, static_argnames=("vocab", "shape"), donate_argnames="state")
-def _decode(
-    model: Chameleon, head: jax.Array, state: State, request: Request, knobs: Knobs, *, vocab: Vocab, shape: Shape
+def decode(
+    model: Chameleon,
+    head: jax.Array,
+    state: State,
+    request: Request,
+    knobs: Knobs,
+    most: jax.Array,
+    leave: jax.Array,
+    *,
+    vocab: Vocab,
+    shape: Shape,
 ) -> State:
-    """Answers until all rows are done; in place."""
-
-    def unfinished(state: State) -> jax.Array:
-        return ~state.done.all() & state.sound
-
-    once = functools.partial(step, Setting(model, head, request, knobs, vocab, shape))
-    return jax.lax.while_loop(unfinished, once, state)
+    """At most so many passes, none after ``leave`` rows are done; in place."""
+    return run(Setting(model, head, request, knobs, vocab, shape), state, most, leave)
 
 
 @functools.partial(jax.jit, static_argnames=("vocab", "pairs"))
@@ -210,12 +219,12 @@ def _trace(model, state: State, request: Request, knobs: Knobs, plan: jax.Array,
     return jax.lax.scan(one, first, plan)[1]
 
 
-def _cut(answer: np.ndarray, vocab: Vocab) -> np.ndarray:
+def cut(answer: np.ndarray, vocab: Vocab) -> np.ndarray:
     ends = np.flatnonzero(answer == vocab.end_of_turn)
     return answer[: ends[0]] if len(ends) else answer
 
 
-def _blame(model: Chameleon) -> str:
+def blame(model: Chameleon) -> str:
     for path, weight in jax.tree_util.tree_leaves_with_path(model):
         if not jnp.isfinite(weight).all():
             return f"the model's logits are not finite: weight {jax.tree_util.keystr(path)} holds NaN or infinity"

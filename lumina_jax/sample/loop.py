@@ -6,6 +6,7 @@ model and cache. Tokens that the image-token rule knows before the model speaks 
 fed together with the token after which they stand, so they take no pass of their own; drafts (:mod:`.speculative`) come on top.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from lumina_jax import layout
 from lumina_jax.model.attention import KVCache
-from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.model.chameleon import Block, Chameleon
 from lumina_jax.sample.guidance import (
     Knobs,
     Place,
@@ -31,7 +32,7 @@ from lumina_jax.sample.guidance import (
 )
 from lumina_jax.sample.request import Request
 from lumina_jax.sample.speculative import Drafts, Noise, guess, judge, match, neighbours, resembling
-from lumina_jax.sharding import constrain, size_of
+from lumina_jax.sharding import constrain, platform, size_of
 from lumina_jax.vocab import Vocab
 
 KNOWN = 3
@@ -71,7 +72,8 @@ class Shape(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """All that is the same in every pass. ``head`` [D E] are the head's columns of the codes."""
+    """All that is the same in every pass. ``head`` [D E] are the head's columns of the codes; ``layers`` the blocks one by one,
+    None to scan over them."""
 
     model: Chameleon
     head: jax.Array
@@ -79,6 +81,7 @@ class Setting(NamedTuple):
     knobs: Knobs
     vocab: Vocab
     shape: Shape
+    layers: list[Block] | None = None
 
     @property
     def ids(self) -> np.ndarray:
@@ -91,6 +94,33 @@ class Setting(NamedTuple):
         return jnp.zeros(self.model.cfg.vocab, jnp.int32).at[self.ids].set(np.arange(len(self.ids)))
 
 
+def run(at: Setting, state: State, most: jax.Array, leave: jax.Array) -> State:
+    """Passes in place, at most ``most``, until ``leave`` rows are done.
+
+    CPUs compute what they are given, needed or not: without drafts a pass holds one token there unless others are known.
+    """
+
+    def go_on(carry) -> jax.Array:
+        number, state = carry
+        return (number < most) & (state.done.sum() < leave) & state.sound
+
+    def once(at: Setting, carry):
+        return carry[0] + 1, step(at, carry[1])
+
+    def nothing_known(carry) -> jax.Array:
+        state = carry[1]
+        return go_on(carry) & ~((rules(state.place, 2, at.vocab)[:, 0] >= 0) & ~state.done).any()
+
+    def wide_then_narrow(carry):
+        return jax.lax.while_loop(nothing_known, functools.partial(once, narrow), once(at, carry))
+
+    if platform() == "cpu":
+        at = at._replace(layers=at.model.apart())
+    narrow = at._replace(shape=at.shape._replace(window=1))
+    each = wide_then_narrow if platform() == "cpu" and at.shape.method == "off" else functools.partial(once, at)
+    return jax.lax.while_loop(go_on, each, (jnp.int32(0), state))[1]
+
+
 def step(at: Setting, state: State) -> State:
     """One pass."""
     request, knobs, vocab, shape = at.request, at.knobs, at.vocab, at.shape
@@ -101,7 +131,7 @@ def step(at: Setting, state: State) -> State:
     ids = ids.at[:, 1:].set(jnp.where(rule[:, :-1] >= 0, rule[:, :-1], ids[:, 1:]))
     guessed = (rule[:, :-1] == layout.CODE) & (shape.method != "off")
     ahead = jnp.cumprod((rule[:, :-1] >= 0) | guessed, axis=1).sum(axis=1)
-    hidden, cache = feed(at.model, state.cache, ids, vocab, shape.pairs, _reaches(start, shape.slots))
+    hidden, cache = feed(at.model, state.cache, ids, vocab, shape.pairs, _reaches(start, shape.slots), at.layers)
 
     if shape.method == "off":
         kept, proposed, q, sound = ahead, None, None, True
@@ -215,7 +245,13 @@ def _split(at: Setting, logits: jax.Array) -> tuple[jax.Array, jax.Array | None,
 
 
 def feed(
-    model: Chameleon, cache: KVCache, ids: jax.Array, vocab: Vocab, pairs: bool, reaches: Sequence[int] | None = None
+    model: Chameleon,
+    cache: KVCache,
+    ids: jax.Array,
+    vocab: Vocab,
+    pairs: bool,
+    reaches: Sequence[int] | None = None,
+    layers: list[Block] | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """:meth:`Chameleon.cached` of ids i32[B T]. Where the first begins an image (no other can), its unconditional row sees
     nothing before it."""
@@ -223,7 +259,7 @@ def feed(
         shown = cache.visible_from.reshape(-1, 2)
         hidden = jnp.where(ids[:, 0] == vocab.boi, cache.length[::2], shown[:, 1])
         cache = cache._replace(visible_from=shown.at[:, 1].set(hidden).ravel())
-    return model.cached(paired(ids, pairs), cache, reaches)
+    return model.cached(paired(ids, pairs), cache, reaches, layers)
 
 
 def paired(part, pairs: bool) -> jax.Array:

@@ -78,7 +78,7 @@ def lay_out(
         keys=jnp.stack(keys) if isinstance(keys, Sequence) else keys,
         idle=np.zeros(len(prompts), bool),
     )
-    return _arranged(request, parts)
+    return arranged(request, parts)
 
 
 def bucket(n: int) -> int:
@@ -93,7 +93,7 @@ def _keys(key: jax.Array, n: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(n))
 
 
-def _arranged(request: Request, parts: int) -> Batch:
+def arranged(request: Request, parts: int) -> Batch:
     """Adds idle rows until ``parts`` divide them, and brings equal prompts together as far as each part has whole groups."""
     asked = len(request.ids)
     filled = np.minimum(np.arange(asked + -asked % parts), asked - 1)

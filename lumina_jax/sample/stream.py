@@ -15,18 +15,12 @@ import numpy as np
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.sample.decode import _blame as blame
-from lumina_jax.sample.decode import _cut as cut
-from lumina_jax.sample.decode import _prefill as prefill
-from lumina_jax.sample.decode import _shape as shape_of
+from lumina_jax.sample.decode import ALL, blame, cut, decode, prefill, shape_of
 from lumina_jax.sample.guidance import Knobs
-from lumina_jax.sample.loop import Setting, Shape, State, step
-from lumina_jax.sample.request import Request, lay_out
-from lumina_jax.sample.request import _arranged as arranged
+from lumina_jax.sample.loop import State
+from lumina_jax.sample.request import Request, arranged, lay_out
 from lumina_jax.sharding import ROWS, size_of
 from lumina_jax.vocab import Vocab
-
-NEVER = np.iinfo(np.int32).max
 
 
 class News(NamedTuple):
@@ -66,7 +60,7 @@ def stream(
     rows = -(-min(rows, len(prompts) or 1) // parts) * parts
     whole, _, order = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys)
     table = _Table(model, jax.tree.map(lambda part: part[order], whole), cfg, vocab, rows, parts)
-    return table.run(every or NEVER)
+    return table.run(every)
 
 
 class _Table:
@@ -79,20 +73,21 @@ class _Table:
         self._shape = shape_of(whole, 1, cfg)
         self._state, self._head, self._request = None, None, None
 
-    def run(self, every: int) -> Iterator[News]:
+    def run(self, every: int | None) -> Iterator[News]:
         knobs, start = Knobs.of(self._cfg), self._whole.ids.shape[1]
+        most = ALL if every is None else np.int32(every)
         while self._waiting or (self._prompt >= 0).any():
             self._fill()
-            leave = int((self._prompt < 0).sum()) + 1
-            arguments = (self._model, self._head, self._state, self._request, knobs, every, leave)
-            self._state = _passes(*arguments, vocab=self._vocab, shape=self._shape)
+            leave = np.int32((self._prompt < 0).sum() + 1)
+            arguments = (self._model, self._head, self._state, self._request, knobs, most, leave)
+            self._state = decode(*arguments, vocab=self._vocab, shape=self._shape)
             if not self._state.sound:
                 raise FloatingPointError(blame(self._model))
             tokens, counts, passes, done = map(
                 np.asarray, (self._state.tokens, self._state.count, self._state.passes, self._state.done)
             )
             for row in np.flatnonzero(self._prompt >= 0):
-                if not done[row] and every == NEVER:
+                if not done[row] and every is None:
                     continue
                 answer = tokens[row, start : start + min(counts[row], self._cfg.max_new_tokens)]
                 answer = cut(answer, self._vocab) if done[row] else answer
@@ -142,26 +137,3 @@ def _admit(
 
 
 ROWWISE = ("tokens", "count", "q", "place", "passes", "done")
-
-
-@functools.partial(jax.jit, static_argnames=("vocab", "shape"), donate_argnames="state")
-def _passes(
-    model: Chameleon,
-    head: jax.Array,
-    state: State,
-    request: Request,
-    knobs: Knobs,
-    most: jax.Array,
-    leave: jax.Array,
-    *,
-    vocab: Vocab,
-    shape: Shape,
-) -> State:
-    """At most so many passes, and none after ``leave`` rows are done."""
-    once = functools.partial(step, Setting(model, head, request, knobs, vocab, shape))
-
-    def go_on(carry):
-        number, state = carry
-        return (number < most) & (state.done.sum() < leave) & state.sound
-
-    return jax.lax.while_loop(go_on, lambda carry: (carry[0] + 1, once(carry[1])), (jnp.int32(0), state))[1]

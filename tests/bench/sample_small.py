@@ -206,10 +206,12 @@ def length(options) -> dict:
     def row(prompt: np.ndarray) -> float:
         """Milliseconds of a pass while one line is written; the cache has room for the whole image."""
         request, copies, _ = lay_out([prompt], jax.random.key(0), vocab, model.cfg.vocab)
-        shape = decode._shape(request, copies, cfg)._replace(slots=slots)
-        state, head = jax.block_until_ready(decode._prefill(model, request, vocab=vocab, shape=shape))
+        shape = decode.shape_of(request, copies, cfg)._replace(slots=slots)
+        state, head = jax.block_until_ready(decode.prefill(model, request, vocab=vocab, shape=shape))
         begin = time.perf_counter()
-        state = decode._decode(model, head, state, request, Knobs.of(cfg), vocab=vocab, shape=shape)
+        state = decode.decode(
+            model, head, state, request, Knobs.of(cfg), decode.ALL, np.int32(1), vocab=vocab, shape=shape
+        )
         return 1e3 * (jax.block_until_ready(state), time.perf_counter() - begin)[1] / int(state.passes.max())
 
     lines = {"first": opened(vocab, side, side), "last": opened(vocab, side, side, side - 1)}

@@ -180,12 +180,12 @@ def test_answers_end_before_end_of_turn_or_after_max_new_tokens():
 
 def test_only_shapes_compile_again():
     generate(MODEL, PROMPTS, KEY, SAMPLED, VOCAB)
-    before = decode._decode._cache_size()
+    before = decode.decode._cache_size()
     other = replace(SAMPLED, guidance=5.0, temperature=0.5, image_top_k=3, text_top_k=2, min_p=0.1, max_new_tokens=297)
     generate(MODEL, [prompt[:1] for prompt in PROMPTS], jax.random.key(9), other, VOCAB)
-    assert decode._decode._cache_size() == before
+    assert decode.decode._cache_size() == before
     generate(MODEL, PROMPTS, KEY, replace(SAMPLED, guidance=1.0), VOCAB)
-    assert decode._decode._cache_size() <= before + 1
+    assert decode.decode._cache_size() <= before + 1
 
 
 def test_a_mesh_changes_no_answer():
@@ -224,10 +224,10 @@ def test_lengths_round_up_by_little():
     ],
 )
 def test_wrong_requests_are_told_before_anything_is_compiled(prompts, options, message):
-    before = decode._decode._cache_size()
+    before = decode.decode._cache_size()
     with pytest.raises(ValueError, match=message):
         generate(MODEL, [np.array(prompt, int) for prompt in prompts], KEY, GREEDY, VOCAB, **options)
-    assert decode._decode._cache_size() == before
+    assert decode.decode._cache_size() == before
 
 
 def test_a_tokenizer_beyond_the_model_is_told():

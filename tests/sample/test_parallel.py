@@ -74,9 +74,9 @@ def test_drafts_that_stand_by_luck_are_caught(monkeypatch):
 
     expected = generate(MODEL, PROMPTS, KEY, SAMPLED, VOCAB, sizes=SIZES)
     monkeypatch.setattr(loop, "match", lucky)
-    decode._decode.clear_cache()
+    decode.decode.clear_cache()
     assert not equal(generate(MODEL, PROMPTS, KEY, replace(SAMPLED, parallel="matched"), VOCAB, sizes=SIZES), expected)
-    decode._decode.clear_cache()
+    decode.decode.clear_cache()
 
 
 def test_a_prompt_has_the_same_answer_alone_and_in_a_batch():
