@@ -1,28 +1,22 @@
-"""The embedded world, Omni-SFT: one model for every task of the world, from the weights of FP-SFT stage 3.
+"""The embedded world, Omni-SFT, its last part: one model for every task. A third of what it sees is painted from text.
 
-Tasks on canvases of all sizes, the small ones most often, and a share of FP-SFT's own records. A row holds several records.
+Text to image is what this model knew before, and what it forgets first; guidance needs the pictures without a prompt as well.
 """
 
 from dataclasses import replace
 
-from configs.toy_stage3 import experiment as stage_3
+from configs.toy_omni_second import experiment as second
 
 experiment = replace(
-    stage_3,
+    second,
     name="toy_omni",
-    out="out/toy/omni/run",
-    start="out/toy/omni/start",
-    model=replace(stage_3.model, vocab=1535),
-    vq=replace(stage_3.vq, path="out/toy/omni/vq.npz", codes=1150),
+    out="out/toy/omni/third",
+    start=second.out,
     data=replace(
-        stage_3.data,
-        path="out/toy/omni/tasks,out/toy/omni/paint",
-        weights=(0.92, 0.08),
-        tokenizer="out/toy/omni",
-        buckets=(144, 288),
-        batch=8,
-        packing=True,
+        second.data,
+        path="out/toy/omni/tasks2,out/toy/omni/paint1,out/toy/omni/paint2",
+        weights=(0.66, 0.22, 0.12),
+        drop_context=0.15,
     ),
-    optim=replace(stage_3.optim, steps=10_000, warmup=100),
-    mesh=replace(stage_3.mesh, loss_chunk=24),
+    optim=replace(second.optim, steps=5000, lr=4e-3, min_lr=2e-4, hold=0.1),
 )

@@ -299,7 +299,7 @@ def run_of(source: Source) -> Experiment | None:
 
 def _placeless(experiment: Experiment) -> Experiment:
     """Where things lay on the machine that trained is nobody's business."""
-    data, vq = replace(experiment.data, path="", tokenizer=""), replace(experiment.vq, path="")
+    data, vq = replace(experiment.data, path="", weights=(), tokenizer=""), replace(experiment.vq, path="")
     return replace(experiment, out="", start="", data=data, vq=vq)
 
 

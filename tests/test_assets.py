@@ -17,9 +17,10 @@ from lumina_jax.toyworld.judge import judge
 from lumina_jax.toyworld.scenes import MINI
 from lumina_jax.toyworld.score import paint, score
 from lumina_jax.toyworld.source import prompts, stage_sizes
+from lumina_jax.toyworld.tasks import evaluate_tasks
 from lumina_jax.vocab import Vocab
 
-MOST_BYTES = 2_000_000
+MOST_BYTES = 3_000_000
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,17 @@ def test_its_score_from_below(toy, area, least):
     result = score(painted)
     assert result.size_obeyed >= 0.98
     assert result.all_right >= least
+
+
+LEAST = {"segmentation": ("miou", 0.9), "detect": ("iou", 0.7), "recolour": ("right", 0.7), "text": ("right", 0.85)}
+"""Of some tasks a score, and what it must reach on 24 exercises."""
+
+
+def test_it_does_tasks(toy):
+    model, vq, vocab, experiment = toy
+    for result in evaluate_tasks(model, vq, vocab, experiment.sample, stage_sizes(64), 24, 3, tuple(LEAST)):
+        name, least = LEAST[result.task]
+        assert result.mean[name] >= least, result.task
 
 
 def test_the_readme_s_command_paints_what_it_says(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from lumina_jax.config import Experiment
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(str(path) for path in (REPO / "configs").glob("[a-z]*.py"))
-VERBS = ("quickstart", "pretokenize", "train", "compile", "sample", "evaluate")
+VERBS = ("quickstart", "pretokenize", "train", "grow", "compile", "sample", "refine", "evaluate")
 
 
 @pytest.fixture(autouse=True)

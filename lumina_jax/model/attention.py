@@ -20,15 +20,24 @@ BLOCK, BLOCKS = 64, 8
 class KVCache(NamedTuple):
     """Keys and values of every layer, filled from slot 0. Short prompts are padded on the left.
 
-    ``keys`` and ``values`` are [L B N S K], the order in which a decoding step reads them; ``length`` is the number of filled
-    slots, i32[] while all rows are equally far, else i32[B]; ``visible_from`` i32[B] is the first slot a row may see, and its
-    positions are counted from there: padding stays hidden, and so does the prompt from the unconditional row of a guided pair.
+    ``keys`` and ``values`` are [L B N S K], the order in which a decoding step reads them, or L of [B N S K] (:meth:`apart`);
+    ``length`` is the number of filled slots, i32[] while all rows are equally far, else i32[B]; ``visible_from`` i32[B] is the
+    first slot a row may see, and its positions are counted from there: padding stays hidden, and so does the prompt from the
+    unconditional row of a guided pair.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: jax.Array | tuple[jax.Array, ...]
+    values: jax.Array | tuple[jax.Array, ...]
     length: jax.Array
     visible_from: jax.Array
+
+    def apart(self) -> "KVCache":
+        """The layers one by one: CPUs copy what is cut out of a larger array."""
+        return self._replace(keys=tuple(self.keys), values=tuple(self.values))
+
+    def together(self) -> "KVCache":
+        """The inverse of :meth:`apart`."""
+        return self._replace(keys=jnp.stack(self.keys), values=jnp.stack(self.values))
 
 
 class Attention(nnx.Module):
@@ -101,7 +110,8 @@ def causal_mask(T: int, segments: jax.Array | None) -> jax.Array:
 def attend_past(query: jax.Array, past: KVCache, own: tuple[jax.Array, jax.Array], layer, reach: int) -> jax.Array:
     """:func:`attend` to the first ``reach`` slots of a layer of the cache and, behind them, to the T tokens' own key and value.
 
-    A token sees its row's visible slots that are filled, the tokens before it as far as they are visible, and always itself.
+    Without a ``layer``, ``past`` holds that of one layer, and all of its slots are attended to. A token sees its row's visible
+    slots that are filled, the tokens before it as far as they are visible, and always itself.
     """
     B, T, H, K = query.shape
     N = own[0].shape[1]
@@ -112,7 +122,9 @@ def attend_past(query: jax.Array, past: KVCache, own: tuple[jax.Array, jax.Array
     parts = [(*own, before)]
     if reach:
         cut = (1, B, N, reach, K)
-        filled = [jax.lax.dynamic_slice(part, (layer, 0, 0, 0, 0), cut)[0] for part in (past.keys, past.values)]
+        filled = [past.keys, past.values]
+        if layer is not None:
+            filled = [jax.lax.dynamic_slice(part, (layer, 0, 0, 0, 0), cut)[0] for part in filled]
         parts.append((*filled, (slots < length) & (slots >= start)))
 
     def score(key, mask):
@@ -123,11 +135,16 @@ def attend_past(query: jax.Array, past: KVCache, own: tuple[jax.Array, jax.Array
     top = functools.reduce(jnp.maximum, [jnp.max(part, axis=-1, keepdims=True) for part in scores])
     shares = [jnp.exp(part - top) for part in scores]
     whole = sum(jnp.sum(part, axis=-1, keepdims=True) for part in shares)
-    mixed = [
-        jnp.einsum("BNhTS,BNSK->BTNhK", (share / whole).astype(value.dtype), value, preferred_element_type=jnp.float32)
+    # CPUs take the product in its own order: writing it in another costs them four times the product.
+    order = "BNhTK" if platform() == "cpu" else "BTNhK"
+    mixed = sum(
+        jnp.einsum(
+            f"BNhTS,BNSK->{order}", (share / whole).astype(value.dtype), value, preferred_element_type=jnp.float32
+        )
         for share, (_, value, _) in zip(shares, parts, strict=True)
-    ]
-    return sum(mixed).astype(query.dtype).reshape(B, T, H, K)
+    )
+    mixed = jnp.einsum(f"{order}->BTNhK", mixed)
+    return mixed.astype(query.dtype).reshape(B, T, H, K)
 
 
 def fill(part: jax.Array, new: jax.Array, length: jax.Array) -> jax.Array:

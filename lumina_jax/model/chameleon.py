@@ -124,14 +124,21 @@ class Chameleon(nnx.Module):
 
         A row's tokens take its slots ``length`` to ``length + T - 1``. Where those reach past the last slot the result is
         undefined. ``reaches`` are numbers of slots, falling: attention reads the least that hold what is filled, which the first
-        must; without it, all slots. ``layers`` are what :meth:`apart` gave: on CPUs a scan over all blocks copies each one's
-        weights before it uses them.
+        must; without it, all slots. ``layers`` are what :meth:`apart` gave, for a cache that is apart, too: CPUs copy
+        what a scan cuts out for a layer, its weights and its part of the cache, before they use it.
         """
         T = ids.shape[1]
-        reaches = (cache.keys.shape[3],) if reaches is None else reaches
         slots = jnp.broadcast_to(cache.length, len(ids))[:, None] + jnp.arange(T)
         positions = jnp.maximum(slots - cache.visible_from[:, None], 0)
         angles = rotary(positions, self.cfg.head_dim, self.cfg.rope_base, self.head.dtype)
+        x, keys, values = (self._scanned if layers is None else functools.partial(self._one_by_one, layers))(
+            self._embed(ids), angles, cache, reaches
+        )
+        return self.norm(x), cache._replace(keys=keys, values=values, length=cache.length + T)
+
+    def _scanned(self, x: jax.Array, angles, cache: KVCache, reaches: Sequence[int] | None):
+        """(hidden [B T D], keys and values with the new ones in them)."""
+        reaches = (cache.keys.shape[3],) if reaches is None else reaches
         spare = sum((jnp.max(cache.length) <= reach).astype(jnp.int32) for reach in reaches[1:])
 
         def run(x, layer):
@@ -146,17 +153,27 @@ class Chameleon(nnx.Module):
 
             return block(x, attention, None), own
 
-        x = self._embed(ids)
-        if layers is None:
-            x, (keys, values) = jax.lax.scan(run, x, (self.blocks, jnp.arange(self.cfg.layers)))
-        else:
-            each = []
-            for index, block in enumerate(layers):
-                x, own = run(x, (block, index))
-                each.append(own)
-            keys, values = (jnp.stack(part) for part in zip(*each, strict=True))
-        keys, values = (fill(*part, cache.length) for part in ((cache.keys, keys), (cache.values, values)))
-        return self.norm(x), cache._replace(keys=keys, values=values, length=cache.length + T)
+        x, own = jax.lax.scan(run, x, (self.blocks, jnp.arange(self.cfg.layers)))
+        return x, *(fill(part, new, cache.length) for part, new in zip(cache[:2], own, strict=True))
+
+    def _one_by_one(self, layers: Sequence[Block], x: jax.Array, angles, cache: KVCache, _):
+        """The same for a cache and blocks that are apart; attends to all slots."""
+        new = []
+        for block, *past in zip(layers, cache.keys, cache.values, strict=True):
+            mine = cache._replace(keys=past[0], values=past[1])
+
+            def attention(x, block=block, mine=mine):
+                query, *own = block.attention.project(x, angles)
+                new.append(own)
+                return block.attention.output(attend_past(query, mine, own, None, mine.keys.shape[2]))
+
+            x = block(x, attention, None)
+        # Nothing is added to the length, but XLA cannot know: it copies a cache that could be written before it was read.
+        length = cache.length + (x[:, 0, 0] * 0 != 0)
+        return x, *(
+            tuple(fill(part[None], own[None], length)[0] for part, own in zip(parts, owns, strict=True))
+            for parts, owns in zip(cache[:2], zip(*new, strict=True), strict=True)
+        )
 
     def _step(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None, attention: str, rng: str):
         """What one layer does to whole sequences like ``x``: a function (x, (block, key of its dropout)) -> x."""

@@ -160,7 +160,7 @@ def sampling(
     shapes = jax.eval_shape(functools.partial(_stored, cfg.model, int8))
     model = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, shardings(shapes, mesh))
     prompts = [np.zeros(PROMPT, np.int32)] * mesh.shape["replica"]
-    window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window
+    window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window or decode.WINDOW
     settings = replace(cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT - window, 1))
     programs = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
     rows = len(prompts) * (2 if cfg.sample.guidance != 1 else 1)

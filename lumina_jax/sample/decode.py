@@ -17,8 +17,11 @@ from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample.guidance import Knobs, Place, Scores, advance, code_ids, columns, draw, scores
 from lumina_jax.sample.loop import KNOWN, Setting, Shape, State, feed, paired, run
 from lumina_jax.sample.request import Request, bucket, lay_out
-from lumina_jax.sharding import COMPUTE, ROWS, constrain, size_of, spec
+from lumina_jax.sharding import COMPUTE, ROWS, constrain, platform, size_of, spec
 from lumina_jax.vocab import Vocab
+
+WINDOW, WINDOWS = 16, {"cpu": 4}
+"""Tokens of a pass with drafts: a device that waits for memory takes more for nothing."""
 
 ALL = np.int32(np.iinfo(np.int32).max)
 """Passes that no answer takes."""
@@ -119,8 +122,8 @@ def lower(model: Chameleon, prompts: Sequence[np.ndarray], cfg: SampleConfig, vo
 
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
     request, copies, _ = lay_out(prompts, jax.random.key(0), vocab, model.cfg.vocab, parts=parts)
-    shape = shape_of(request, copies, cfg)
     with jax.set_mesh(mesh):
+        shape = shape_of(request, copies, cfg)
         first = prefill.lower(model, request, vocab=vocab, shape=shape)
         state, head = _placed(*first.out_info, mesh)
         arguments = (model, head, state, request, Knobs.of(cfg), ALL, np.int32(len(request.ids)))
@@ -143,7 +146,7 @@ def _placed(state: State, head: jax.Array, mesh: Mesh) -> tuple[State, jax.Array
 
 
 def shape_of(request: Request, copies: int, cfg: SampleConfig) -> Shape:
-    window = KNOWN if cfg.parallel == "off" else cfg.window
+    window = KNOWN if cfg.parallel == "off" else cfg.window or WINDOWS.get(platform(), WINDOW)
     # The last pass may fill slots of which only the first counts.
     slots = bucket(request.ids.shape[1] - 1 + cfg.max_new_tokens + window - 1)
     return Shape(slots, copies, cfg.guidance != 1, cfg.parallel, window)

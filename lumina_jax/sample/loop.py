@@ -114,11 +114,13 @@ def run(at: Setting, state: State, most: jax.Array, leave: jax.Array) -> State:
     def wide_then_narrow(carry):
         return jax.lax.while_loop(nothing_known, functools.partial(once, narrow), once(at, carry))
 
-    if platform() == "cpu":
-        at = at._replace(layers=at.model.apart())
+    apart = platform() == "cpu"
+    if apart:
+        at, state = at._replace(layers=at.model.apart()), state._replace(cache=state.cache.apart())
     narrow = at._replace(shape=at.shape._replace(window=1))
-    each = wide_then_narrow if platform() == "cpu" and at.shape.method == "off" else functools.partial(once, at)
-    return jax.lax.while_loop(go_on, each, (jnp.int32(0), state))[1]
+    each = wide_then_narrow if apart and at.shape.method == "off" else functools.partial(once, at)
+    state = jax.lax.while_loop(go_on, each, (jnp.int32(0), state))[1]
+    return state._replace(cache=state.cache.together()) if apart else state
 
 
 def step(at: Setting, state: State) -> State:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
@@ -49,8 +50,49 @@ MIX: Mapping[str, float] = MappingProxyType(
 An answer in words is a few tokens among the dozens of a picture, so it must come more often to be learned as fast.
 """
 
-OFTEN: Mapping[int, int] = MappingProxyType(dict(zip(STAGES, (6, 2, 1), strict=True)))
-"""How many times as often a canvas of a stage comes as one of the last: what small ones teach is true of all."""
+SLOW_MIX: Mapping[str, float] = MappingProxyType(
+    {
+        "generate": 1.0,
+        **dict.fromkeys(VIEWS, 0.5),
+        "depth": 2.0,
+        "detect": 3.0,
+        **{f"{view}_to_image": 0.5 for view in VIEWS},
+        "pose_to_image": 1.0,
+        **dict.fromkeys(edits.KINDS, 2.0),
+        "add": 1.5,
+        "edits": 4.0,
+        "describe": 3.0,
+        "question": 8.0,
+        "compare": 4.0,
+        "text": 4.0,
+        REFINE: 0.25,
+    }
+)
+"""The same for a second part of training: what was slow to learn comes more often."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A part of training: the weights of tasks, and how often a canvas of each of STAGES comes.
+
+    What small canvases teach in few tokens is true of all.
+    """
+
+    mix: Mapping[str, float]
+    often: tuple[int, ...]
+
+    def sizes(self, target: int) -> list[Pixels]:
+        """The canvases up to those of about ``target``² px, each as many times as ``often`` says."""
+        often = zip(STAGES, self.often, strict=True)
+        return [size for stage, times in often if stage <= target for size in times * stage_sizes(stage)]
+
+
+LESSONS: Mapping[str, Lesson] = MappingProxyType(
+    {
+        "omni": Lesson(MIX, (6, 2, 1)),
+        "omni_slow": Lesson(SLOW_MIX, (12, 1, 1)),
+    }
+)
 
 MOST_SCENES = 256
 """A canvas has no room for a task when none of so many scenes will do."""
@@ -82,11 +124,6 @@ def exercises(
     return [
         exercise(world, task, sizes[index % len(sizes)], EVALUATION + seed, index, held_out) for index in range(count)
     ]
-
-
-def omni_sizes(target: int) -> list[Pixels]:
-    """The canvases of all tasks, up to those of about ``target``² px: each as many times as OFTEN says."""
-    return [size for stage, times in OFTEN.items() if stage <= target for size in times * stage_sizes(stage)]
 
 
 class OmniSource:

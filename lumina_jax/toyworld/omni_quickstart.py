@@ -11,9 +11,9 @@ from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.toyworld.grow import write_start
-from lumina_jax.toyworld.omni import OmniSource, omni_sizes
+from lumina_jax.toyworld.omni import LESSONS, OmniSource
 from lumina_jax.toyworld.omni_fit import fit_omni
-from lumina_jax.toyworld.quickstart import TRAIN_SEED, Clock, claim
+from lumina_jax.toyworld.quickstart import Clock, claim
 from lumina_jax.toyworld.scenes import MINI, OMNI
 from lumina_jax.toyworld.score import score_table
 from lumina_jax.toyworld.source import STAGES, ToySource, stage_sizes, training_sizes
@@ -23,11 +23,16 @@ from lumina_jax.train.checkpoint import newest, read_experiment, restore_model
 from lumina_jax.train.loop import train
 from lumina_jax.vocab import Vocab
 
-REFERENCE_MINUTES = 30
-"""The budget that the steps of the config and RECORDS are made for."""
+REFERENCE_MINUTES = 40
+"""The budget that the steps of the configs and RECORDS are made for."""
 
-RECORDS = 200_000
-"""Records of tasks at that budget; a tenth as many are FP-SFT's own."""
+FOLDERS = {
+    "tasks1": ("omni", 200_000, 4),
+    "paint1": ("", 20_000, 5),
+    "tasks2": ("omni_slow", 120_000, 6),
+    "paint2": ("", 12_000, 7),
+}
+"""What the folders of tokens hold, by name: one of LESSONS or, without, FP-SFT's own; records at that budget; their seed."""
 
 EXERCISES = 96
 PROMPTS = 128
@@ -35,65 +40,77 @@ SHEET = "tasks.html"
 LAST_STAGE = "stage3"
 
 
-def omni_quickstart(cfg: Experiment, out: Path, minutes: float, exercises: int = EXERCISES) -> Path:
-    """Trains ``cfg`` in ``out``/omni, from the last stage of the quickstart in ``out``; returns the path of its sheet.
+def omni_quickstart(parts: list[Experiment], out: Path, minutes: float, exercises: int = EXERCISES) -> Path:
+    """Trains ``parts``, one after another, in ``out``/omni, from the last stage of the quickstart in ``out``.
 
-    Raises ValueError when ``out``/omni holds a run of another budget, FileNotFoundError when ``out`` holds no quickstart.
+    Returns the path of the sheet of all tasks. Raises ValueError when ``out``/omni holds a run of another budget,
+    FileNotFoundError when ``out`` holds no quickstart.
     """
-    home = out / "omni"
-    base = newest(out / LAST_STAGE)
+    home, base = out / "omni", newest(out / LAST_STAGE)
     if claim(home, minutes, SHEET):
         print(f"{home}: everything is done already; delete the folder to start again", flush=True)
         return home / SHEET
-    clock, cfg = Clock(home), _scaled(cfg, home, minutes)
+    clock = Clock(home)
+    parts = [_scaled(part, home, minutes) for part in parts]
     with clock.part("codebook, tokenizer and larger model"):
-        vq, vocab = _begin(cfg, out, base)
-    count = max(256, round(RECORDS * minutes / REFERENCE_MINUTES))
-    with clock.part(f"{count:,} records of all tasks, and a tenth as many of FP-SFT, to tokens"):
-        _tokens(cfg, count, vq, vocab)
-
-    def local(start: int):
-        return batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps)
-
-    with clock.part(f"{cfg.optim.steps:,} training steps"):
-        train(cfg, local)
+        vq, vocab = _begin(parts[0], out, base)
+    for part in parts:
+        with clock.part(f"{part.name}: records to tokens"):
+            _tokens(part, minutes, vq, vocab)
+        with clock.part(f"{part.name}: {part.optim.steps:,} training steps"):
+            _train(part, vocab)
     with clock.part(f"text to image before and after, and {exercises} exercises of each task"):
-        painted = {"before": _painted(base, out), "after": _painted(newest(cfg.out), home)}
-        results = list(_results(cfg, vq, vocab, exercises))
+        painted = {"before": _painted(base, out), "after": _painted(newest(parts[-1].out), home)}
+        results = list(_results(parts[-1], vq, vocab, exercises))
     return write_sheets(results, home, text_to_image=painted, seconds=dict(clock.timings()))
 
 
-def _scaled(cfg: Experiment, home: Path, minutes: float) -> Experiment:
-    """``cfg`` with its folders in ``home`` and its steps for the budget."""
-    steps = max(20, round(cfg.optim.steps * minutes / REFERENCE_MINUTES))
+def _scaled(part: Experiment, home: Path, minutes: float) -> Experiment:
+    """``part`` with its folders, by their own names, in ``home``, and its steps for the budget."""
+
+    def place(path: str) -> str:
+        return str(home / Path(path).name)
+
+    steps = max(20, round(part.optim.steps * minutes / REFERENCE_MINUTES))
+    paths = ",".join(map(place, part.data.paths))
     return replace(
-        cfg,
-        out=str(home / "run"),
-        start=str(home / "start"),
-        vq=replace(cfg.vq, path=str(home / "vq.npz")),
-        data=replace(cfg.data, path=f"{home / 'tasks'},{home / 'paint'}", tokenizer=str(home)),
-        optim=replace(cfg.optim, steps=steps, warmup=min(cfg.optim.warmup, steps // 4)),
+        part,
+        out=place(part.out),
+        start=place(part.start),
+        vq=replace(part.vq, path=place(part.vq.path)),
+        data=replace(part.data, path=paths, tokenizer=str(home)),
+        optim=replace(part.optim, steps=steps, warmup=min(part.optim.warmup, steps // 4)),
     )
 
 
-def _begin(cfg: Experiment, out: Path, base: Path) -> tuple[PatchVQ, Vocab]:
+def _begin(part: Experiment, out: Path, base: Path) -> tuple[PatchVQ, Vocab]:
     """Codebook and tokenizer for all tasks, and the weights of the checkpoint ``base`` grown for them."""
-    if not Path(cfg.data.tokenizer, "tokenizer.json").is_file():
-        fit_omni(cfg.vq, cfg.data, PatchVQ.load(out / "vq.npz"))
-    vocab = Vocab.load(cfg.data.tokenizer)
-    if not Path(cfg.out).exists():
-        write_start(restore_model(base, read_experiment(base).model), Vocab.load(out), vocab, cfg)
-    return PatchVQ.load(cfg.vq.path), vocab
+    if not Path(part.data.tokenizer, "tokenizer.json").is_file():
+        fit_omni(part.vq, part.data, PatchVQ.load(out / "vq.npz"))
+    vocab = Vocab.load(part.data.tokenizer)
+    if not Path(part.out).exists():
+        write_start(restore_model(base, read_experiment(base).model), Vocab.load(out), vocab, part)
+    return PatchVQ.load(part.vq.path), vocab
 
 
-def _tokens(cfg: Experiment, count: int, vq: PatchVQ, vocab: Vocab) -> None:
-    sources = (
-        OmniSource(OMNI, omni_sizes(cfg.data.size), count, TRAIN_SEED + 3),
-        ToySource(MINI, training_sizes(cfg.data.size), count // 10, TRAIN_SEED + 4),
-    )
-    most = cfg.data.buckets[-1] + 1
-    for source, path in zip(sources, cfg.data.paths, strict=True):
-        pretokenize(source, vq, vocab, path, cfg.data, cfg.seed, sizes=source.sizes, max_tokens=most)
+def _tokens(part: Experiment, minutes: float, vq: PatchVQ, vocab: Vocab) -> None:
+    """Makes those folders of tokens that are not there yet."""
+    size, most = part.data.size, part.data.buckets[-1] + 1
+    for path in part.data.paths:
+        lesson, records, seed = FOLDERS[Path(path).name]
+        count = max(256, round(records * minutes / REFERENCE_MINUTES))
+        if lesson:
+            source = OmniSource(OMNI, LESSONS[lesson].sizes(size), count, seed, LESSONS[lesson].mix)
+        else:
+            source = ToySource(MINI, training_sizes(size), count, seed)
+        pretokenize(source, vq, vocab, path, part.data, part.seed, sizes=source.sizes, max_tokens=most)
+
+
+def _train(part: Experiment, vocab: Vocab) -> None:
+    def local(start: int):
+        return batches(part.data.path, part.data, vocab, part.seed, start, part.optim.steps)
+
+    train(part, local)
 
 
 def _painted(checkpoint: Path, home: Path) -> dict[str, dict]:

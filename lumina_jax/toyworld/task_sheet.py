@@ -148,7 +148,7 @@ CARD, COLUMNS, EXAMPLES = 470, 3, 2
 """Width of a task's card in px, cards in a row, and exercises on a card."""
 GAP, LINE, LETTERS = 12, 17, 66
 """Space between things and height of a line of text in px, and letters of a line."""
-INK, SOFT = (23, 26, 33), (93, 100, 114)
+INK, SOFT, TRUE = (23, 26, 33), (93, 100, 114), (210, 102, 10)
 
 
 def draw_sheet(results: Sequence[Result]) -> Image.Image:
@@ -196,7 +196,7 @@ def _row(turns: Sequence[Step]) -> Image.Image:
     words = textwrap.wrap(" / ".join(step.words for step in turns), LETTERS, max_lines=3, placeholder=" ...")
     pictured = any(isinstance(part, np.ndarray) for step in turns for part in (*step.shown, step.given, step.truth))
     top = LINE * len(words) + 4
-    row = Image.new("RGB", (CARD, top + (EDGE if pictured else LINE) + GAP), "white")
+    row = Image.new("RGB", (CARD, top + (EDGE if pictured else 2 * LINE) + GAP), "white")
     pen, left = ImageDraw.Draw(row), 0
     for number, text in enumerate(words):
         pen.text((0, LINE * number), text, INK, font)
@@ -222,5 +222,5 @@ def _paste(row: Image.Image, left: int, top: int, reply: Reply, frame: bool = Fa
     image = image.resize([round(side * share) for side in image.size], Image.Resampling.LANCZOS)
     row.paste(image, (left, top))
     box = (left, top, left + image.width - 1, top + image.height - 1)
-    pen.rectangle(box, outline=INK if frame else (200, 204, 212), width=2 if frame else 1)
+    pen.rectangle(box, outline=TRUE if frame else (200, 204, 212), width=2 if frame else 1)
     return left + image.width + 6

@@ -93,8 +93,8 @@ def test_meta_s_release_is_told_from_its_root_or_its_model(tmp_path):
 def test_companions_are_found_and_counted():
     report = inspect(TOY)
     assert report.whole, report.text()
-    assert said(report, "tokenizer").startswith(f"{TOY / 'tokenizer.json'}: 663 names, 326 image codes")
-    assert said(report, "image tokenizer") == f"{TOY / 'vq.npz'}: 326 codes"
+    assert said(report, "tokenizer").startswith(f"{TOY / 'tokenizer.json'}: 1,535 names, 1,150 image codes")
+    assert said(report, "image tokenizer") == f"{TOY / 'vq.npz'}: 1,150 codes"
     assert not report.notes
 
 

@@ -12,7 +12,7 @@ from lumina_jax.toyworld import edits
 from lumina_jax.toyworld.captions import Thing, describe, facts_true, parse
 from lumina_jax.toyworld.exercises import Answer, Change, Exercise, dialog, replies
 from lumina_jax.toyworld.figures import PERSON, POSES
-from lumina_jax.toyworld.omni import MIX, OmniSource, exercise, exercises
+from lumina_jax.toyworld.omni import LESSONS, MIX, OmniSource, exercise, exercises
 from lumina_jax.toyworld.scenes import FULL, MINI, OMNI, Object, Scene, clear
 from lumina_jax.toyworld.source import STAGES, ToySource, stage_sizes, training_sizes
 from lumina_jax.vocab import IMAGE_SYMBOL
@@ -71,6 +71,16 @@ def test_tasks_come_by_their_weights():
 def test_a_wrong_mix_is_refused(mix, message):
     with pytest.raises(ValueError, match=message):
         OmniSource(OMNI, SIZES, 10, 0, mix)
+
+
+def test_a_lesson_has_every_task_and_canvases_up_to_a_size():
+    for lesson in LESSONS.values():
+        assert list(lesson.mix) == list(MIX)
+        counts = Counter(lesson.sizes(96))
+        times = {
+            size: often for area, often in zip(STAGES[:2], lesson.often, strict=False) for size in stage_sizes(area)
+        }
+        assert counts == times and set(lesson.sizes(128)) == {size for area in STAGES for size in stage_sizes(area)}
 
 
 def test_an_unknown_task_is_refused():

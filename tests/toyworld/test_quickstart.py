@@ -11,6 +11,7 @@ from lumina_jax.toyworld import omni_quickstart as omni
 from lumina_jax.toyworld.quickstart import quickstart
 from lumina_jax.train.checkpoint import newest, read_experiment
 
+OMNI = ("omni_first", "omni_second", "omni")
 
 pytestmark = pytest.mark.usefixtures("plain_code")
 
@@ -60,22 +61,22 @@ def test_another_budget_needs_another_folder(finished, stages):
 
 
 def test_omni_goes_on_from_the_last_stage_to_a_sheet_of_tasks(finished, stages, monkeypatch, capsys):
-    cfg = run.load_experiment("configs/toy_omni.py", ["data.buckets=288"])
-    cfg = replace(cfg, model=replace(stages[0].model, vocab=cfg.model.vocab), mesh=stages[0].mesh)
+    parts = [run.load_experiment(f"configs/toy_{name}.py", ["data.buckets=288"]) for name in OMNI]
+    parts = [replace(p, model=replace(stages[0].model, vocab=p.model.vocab), mesh=stages[0].mesh) for p in parts]
     monkeypatch.setattr(omni, "PROMPTS", 1)
     monkeypatch.setattr(omni, "STAGES", omni.STAGES[:1])
     original = omni.evaluate_tasks
     monkeypatch.setattr(omni, "evaluate_tasks", lambda *given: original(*given, ("depth", "text")))
     with pytest.raises(FileNotFoundError, match="stage3 holds no checkpoint"):
-        omni.omni_quickstart(cfg, finished.parent / "data64", 0.001)
-    sheet = omni.omni_quickstart(cfg, finished.parent, 0.001, exercises=2)
+        omni.omni_quickstart(parts, finished.parent / "data64", 0.001)
+    sheet = omni.omni_quickstart(parts, finished.parent, 0.001, exercises=2)
     written = json.loads((sheet.parent / "tasks.json").read_text())
     assert set(written["tasks"]) == {"depth", "text"} and set(written["text_to_image"]) == {"before", "after"}
-    trained = read_experiment(newest(sheet.parent / "run"))
-    assert trained.optim.steps == 20 and trained.start == str(sheet.parent / "start")
-    assert omni.omni_quickstart(cfg, finished.parent, 0.001) == sheet and "done already" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="holds a run of 0.001 minutes, not 3"):
-        omni.omni_quickstart(cfg, finished.parent, 3)
+    first, second, third = (read_experiment(newest(sheet.parent / name)) for name in ("first", "second", "third"))
+    assert [second.start, third.start] == [first.out, second.out] and third.optim.steps == 20
+    assert omni.omni_quickstart(parts, finished.parent, 0.001) == sheet and "done already" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"holds a run of 0\.001 minutes, not 3"):
+        omni.omni_quickstart(parts, finished.parent, 3)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, stages, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import run
 from lumina_jax.config import DataConfig, SampleConfig, VQConfig
 from lumina_jax.conversation import TASKS, tokenize
 from lumina_jax.model.patchvq import PatchVQ
@@ -94,6 +95,22 @@ def test_a_model_without_answers_has_the_worst_scores(coded, monkeypatch):
     for result in evaluate_tasks(None, *coded, CFG, SIZES, COUNT, SEED, ("depth", "edits", "text")):
         assert result.mean == {name: WORST[name] for name in result.mean}
     assert calls == [COUNT] * 3, "the second turn was asked for although the first had no picture"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["--source", "omni:many"], ["omni:many", "omni:10000"]),
+        (["--source", "omni_fast:9"], ["omni_fast", "omni, omni_slow"]),
+        (["--source", "toy:9", "--fit", "--base", "x.npz"], ["--base", "omni:COUNT"]),
+    ],
+)
+def test_a_wrong_source_of_tasks_is_refused(changes, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(run.REPOSITORY)
+    places = [f"data.path={tmp_path / 'x'}", "data.weights=", f"vq.path={tmp_path / 'vq.npz'}"]
+    assert run.main(["pretokenize", "configs/toy_omni.py", *changes, *places, f"data.tokenizer={tmp_path}"]) == 2
+    message = capsys.readouterr().err
+    assert all(word in message for word in said), message
 
 
 def test_a_later_turn_shows_no_picture_of_its_own(coded, truthful):

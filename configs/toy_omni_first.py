@@ -1,0 +1,28 @@
+"""The embedded world, Omni-SFT, its first part: every task, from the weights of FP-SFT stage 3.
+
+Canvases of all sizes, the small ones most often, and FP-SFT's own records among them. A row holds several records.
+"""
+
+from dataclasses import replace
+
+from configs.toy_stage3 import experiment as stage_3
+
+experiment = replace(
+    stage_3,
+    name="toy_omni_first",
+    out="out/toy/omni/first",
+    start="out/toy/omni/start",
+    model=replace(stage_3.model, vocab=1535),
+    vq=replace(stage_3.vq, path="out/toy/omni/vq.npz", codes=1150),
+    data=replace(
+        stage_3.data,
+        path="out/toy/omni/tasks1,out/toy/omni/paint1",
+        weights=(0.92, 0.08),
+        tokenizer="out/toy/omni",
+        buckets=(144, 288),
+        batch=8,
+        packing=True,
+    ),
+    optim=replace(stage_3.optim, steps=7000, warmup=100),
+    mesh=replace(stage_3.mesh, loss_chunk=24),
+)
