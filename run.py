@@ -159,7 +159,7 @@ def _add_sample(verbs: argparse._SubParsersAction) -> None:
     )
     sample.add_argument("--free-size", action="store_true", help="say the size in the prompt only; do not force it")
     sample.add_argument("--raw", action="store_true", help="give the prompts as they are: for dialog, without a size")
-    sample.add_argument("--chat", action="store_true", help="talk: a line a turn, pictures as @file.png in it")
+    sample.add_argument("--chat", action="store_true", help="talk: a line a turn, pictures where @file.png stands")
     sample.add_argument(
         "--live", action="store_true", help="show one answer as it grows: text here, the picture in live.png"
     )
@@ -693,7 +693,7 @@ def _as_int8(model, vocab):
 
 
 def _sample(options) -> None:
-    from lumina_jax.sample.ask import Desk, read_lines
+    from lumina_jax.sample.ask import read_lines
 
     lines = read_lines(Path(options.prompts)) if options.prompts else []
     if not (lines or options.prompt or options.image or options.chat):
@@ -702,10 +702,17 @@ def _sample(options) -> None:
         raise ValueError(f"--per-prompt {options.per_prompt} --rows {options.rows}; both must be at least 1")
     with _sampling_mesh(options) as mesh:
         model, vocab, vq, experiment = load_for_sampling(options, mesh)
-        desk = Desk(vq, vocab, experiment.data if experiment else None, not options.free_size)
+        desk = _desk(vq, vocab, experiment, not options.free_size)
         if options.chat:
             return _chat(model, desk, options, _settings(options, experiment)("describe"))
         _paint(model, desk, options, tuple(_asks(desk, options, lines, _settings(options, experiment))))
+
+
+def _desk(vq, vocab, experiment, forced: bool = True):
+    from lumina_jax.sample.ask import Desk
+
+    patches = experiment is not None and experiment.vq.kind == "patch"
+    return Desk(vq, vocab, experiment.data if experiment else None, forced, as_is=patches)
 
 
 def _asks(desk, options, lines: list[dict], settings) -> list:
@@ -934,10 +941,9 @@ def _evaluate_attention(options, model, vocab, vq, experiment) -> dict:
     from lumina_jax.config import SampleConfig
     from lumina_jax.evaluate.attention import drawing, looks
     from lumina_jax.sample import generate
-    from lumina_jax.sample.ask import Desk
     from lumina_jax.sample.picture import pictures
 
-    desk = Desk(vq, vocab, experiment.data if experiment else None)
+    desk = _desk(vq, vocab, experiment)
     ask = desk.generate(options.attention, options.size, experiment.sample if experiment else SampleConfig())
     (answer,) = generate(model, [ask.ids], jax.random.key(options.seed), ask.cfg, vocab, sizes=[ask.size])
     found = looks(model, ask.ids, answer, vocab)
@@ -954,12 +960,12 @@ def _refine(options) -> None:
     from lumina_jax.config import SampleConfig
     from lumina_jax.conversation import served
     from lumina_jax.evaluate.refine import refine
-    from lumina_jax.sample.ask import Desk, open_image
+    from lumina_jax.sample.ask import open_image
     from lumina_jax.sample.picture import grid
 
     images = {file: open_image(Path(file)) for file in options.images}
     model, vocab, vq, experiment = load_for_sampling(options)
-    desk, out, results = Desk(vq, vocab, experiment.data if experiment else None), Path(options.out), {}
+    desk, out, results = _desk(vq, vocab, experiment), Path(options.out), {}
     from dataclasses import replace
 
     cfg = replace(served("refine", experiment.sample if experiment else SampleConfig()), image_top_k=options.top_k)

@@ -53,13 +53,15 @@ class Ask:
 class Desk:
     """Makes prompts for one model. ``data`` says which sizes it was trained on; without it those of 512 px are assumed.
 
-    ``forced`` pictures get the size they were asked for token by token; else the prompt alone says it.
+    ``forced`` pictures get the size they were asked for token by token; else the prompt alone says it. With ``as_is`` pictures
+    whose size tokens can say are shown as they are, at whatever area: a codebook of patches knows no picture that was resized.
     """
 
     vq: ImageTokenizer
     vocab: Vocab
     data: DataConfig | None = None
     forced: bool = True
+    as_is: bool = False
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -91,6 +93,8 @@ class Desk:
 
     def cropped(self, image: Image.Image) -> Image.Image:
         """RGB, the middle of it, at the best of the sizes that the model knows."""
+        if self.as_is and can_say(image.size, self.vq.stride, self.vocab):
+            return whiten(image)
         return whiten(crop(image, best_crop(image.size, self.sizes), MIDDLE))
 
     def line(self, line: dict, where: Path, settings: Callable[[str], SampleConfig]) -> Ask:
@@ -160,10 +164,16 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
+def can_say(size: tuple[int, int], stride: int, vocab: Vocab) -> bool:
+    """Whether there are size tokens for a picture of ``size`` (width, height) in px."""
+    unit, most = stride * CODES_PER_UNIT, int(vocab.size_of.max())
+    return all(side % unit == 0 and unit <= side <= unit * most for side in size)
+
+
 def check_size(size: tuple[int, int], stride: int, vocab: Vocab, known: list[tuple[int, int]]) -> None:
     """Raises ValueError, offering the nearest of the ``known`` sizes, when no tokens can say ``size`` (width, height)."""
-    unit, most = stride * CODES_PER_UNIT, int(vocab.size_of.max())
-    if any(side % unit or not unit <= side <= unit * most for side in size):
+    if not can_say(size, stride, vocab):
+        unit, most = stride * CODES_PER_UNIT, int(vocab.size_of.max())
         nearest = best_crop((max(size[0], 1), max(size[1], 1)), known)
         raise ValueError(
             f"size {size[0]}x{size[1]}: both sides must be multiples of {unit} px, from {unit} to {unit * most}; "

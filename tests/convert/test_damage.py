@@ -326,7 +326,7 @@ def test_our_own_checkpoint_that_was_never_finished(copy):
 def test_a_tokenizer_that_is_not_the_models(copy):
     folder = copy("single")
     shutil.copy(TOY / "tokenizer.json", folder)
-    refused(folder, str(folder / "tokenizer.json"), "model.vocab=40", "661")
+    refused(folder, str(folder / "tokenizer.json"), "model.vocab=40", "1533")
     (folder / "tokenizer.json").write_text("{}")
     refused(folder, str(folder / "tokenizer.json"))
 
@@ -334,7 +334,7 @@ def test_a_tokenizer_that_is_not_the_models(copy):
 def test_an_image_tokenizer_that_is_not_the_models(tmp_path):
     folder = Path(shutil.copytree(TOY, tmp_path / "damaged"))
     PatchVQ(PatchVQ.load(folder / "vq.npz").codebook[:256]).save(folder / "vq.npz")
-    refused(folder, str(folder / "vq.npz"), "256 codes", "326 image tokens")
+    refused(folder, str(folder / "vq.npz"), "256 codes", "1150 image tokens")
     (folder / "vq.npz").write_bytes(b"\xff")
     refused(folder, str(folder / "vq.npz"))
 

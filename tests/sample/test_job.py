@@ -100,6 +100,13 @@ def test_pictures_are_cut_to_a_size_the_model_knows_and_answered_at_it():
     assert replace(DESK, forced=False).generate("w1", None, CFG).size is None
 
 
+def test_pictures_that_fit_are_shown_as_they_are_where_asked():
+    exact, large = replace(DESK, as_is=True), Image.new("RGB", (96, 96))
+    assert exact.cropped(large).size == (96, 96) and DESK.cropped(large).size == (64, 64)
+    for size in ((90, 96), (128, 128)):  # no multiple of 32 px; more than size tokens say
+        assert exact.cropped(Image.new("RGB", size)).size == (64, 64)
+
+
 def test_a_file_of_prompts_is_read_line_by_line(tmp_path):
     Image.new("RGB", (64, 64), "blue").save(tmp_path / "a.png")
     (tmp_path / "p.jsonl").write_text(
