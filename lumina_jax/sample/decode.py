@@ -47,8 +47,8 @@ def generate(
     A second call of the same shapes (lengths rounded up by :func:`bucket`), with whatever numbers in ``cfg``, reuses the
     compiled programs; only guidance = 1 has some of its own, with half the rows.
 
-    Raises ValueError for wrong prompts or sizes before anything is compiled; FloatingPointError when the logits are not
-    finite, naming the weight that is to blame.
+    Raises ValueError for wrong prompts or sizes, and FloatingPointError naming a weight that is not finite, before anything is
+    compiled; FloatingPointError when logits overflow.
     """
     return answers(model, prompts, key, cfg, vocab, sizes=sizes, keys=keys)[0]
 
@@ -66,13 +66,14 @@ def answers(
     """What :func:`generate` returns, and how many passes each answer took, i32[B]."""
     parts = math.prod(map(size_of, ROWS))
     request, copies, rows = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys, parts)
+    check_finite(model)
     shape = shape_of(request, copies, cfg)
     state, head = prefill(model, request, vocab=vocab, shape=shape)
     state = decode(
         model, head, state, request, Knobs.of(cfg), ALL, np.int32(len(request.ids)), vocab=vocab, shape=shape
     )
     if not state.sound:
-        raise FloatingPointError(blame(model))
+        raise FloatingPointError(OVERFLOW)
     tokens, counts, passes = (np.asarray(part)[rows] for part in (state.tokens, state.count, state.passes))
     written = zip(tokens[:, request.ids.shape[1] :], np.minimum(counts, cfg.max_new_tokens), strict=True)
     return [cut(row[:count], vocab) for row, count in written], passes
@@ -227,8 +228,18 @@ def cut(answer: np.ndarray, vocab: Vocab) -> np.ndarray:
     return answer[: ends[0]] if len(ends) else answer
 
 
-def blame(model: Chameleon) -> str:
-    for path, weight in jax.tree_util.tree_leaves_with_path(model):
-        if not jnp.isfinite(weight).all():
-            return f"the model's logits are not finite: weight {jax.tree_util.keystr(path)} holds NaN or infinity"
-    return "the model's logits are not finite although its weights are; they overflow: compute in a wider dtype"
+def check_finite(model: Chameleon) -> None:
+    """Raises FloatingPointError naming a weight that holds NaN or infinity. Reads each weight once, as a token does."""
+    for path, largest in jax.tree_util.tree_leaves_with_path(_largest(model)):
+        if not jnp.isfinite(largest):
+            raise FloatingPointError(
+                f"weight {jax.tree_util.keystr(path)} holds NaN or infinity; the checkpoint is damaged, or its training diverged"
+            )
+
+
+@jax.jit
+def _largest(model: Chameleon) -> Chameleon:
+    return jax.tree.map(lambda weight: jnp.max(jnp.abs(weight)), model)
+
+
+OVERFLOW = "the model's logits are not finite although its weights are; they overflow: compute in a wider dtype"

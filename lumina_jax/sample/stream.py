@@ -15,7 +15,7 @@ import numpy as np
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.sample.decode import ALL, blame, cut, decode, prefill, shape_of
+from lumina_jax.sample.decode import ALL, OVERFLOW, check_finite, cut, decode, prefill, shape_of
 from lumina_jax.sample.guidance import Knobs
 from lumina_jax.sample.loop import State
 from lumina_jax.sample.request import Request, arranged, lay_out
@@ -52,13 +52,14 @@ def stream(
     At most ``rows`` prompts (rounded up to what the mesh divides) are at work at a time. With ``every``, unfinished answers
     are yielded as well after so many passes each. All prompts share one program, laid out for the longest.
 
-    Raises ValueError for wrong arguments before anything is compiled, FloatingPointError when logits are not finite.
+    Raises as generate does: what is wrong is told before anything is compiled.
     """
     if rows < 1 or (every is not None and every < 1):
         raise ValueError(f"rows={rows}, every={every}; both must be at least 1")
     parts = math.prod(map(size_of, ROWS))
     rows = -(-min(rows, len(prompts) or 1) // parts) * parts
     whole, _, order = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys)
+    check_finite(model)
     table = _Table(model, jax.tree.map(lambda part: part[order], whole), cfg, vocab, rows, parts)
     return table.run(every)
 
@@ -82,7 +83,7 @@ class _Table:
             arguments = (self._model, self._head, self._state, self._request, knobs, most, leave)
             self._state = decode(*arguments, vocab=self._vocab, shape=self._shape)
             if not self._state.sound:
-                raise FloatingPointError(blame(self._model))
+                raise FloatingPointError(OVERFLOW)
             tokens, counts, passes, done = map(
                 np.asarray, (self._state.tokens, self._state.count, self._state.passes, self._state.done)
             )

@@ -14,6 +14,7 @@ from convert import load_model
 from lumina_jax.config import MeshConfig, SampleConfig
 from lumina_jax.layout import encode_grid, grid_tokens
 from lumina_jax.sample import decode, generate, picture
+from lumina_jax.sample.stream import stream
 from lumina_jax.sharding import make_mesh, shardings
 
 VOCAB = tiny_vocab()
@@ -235,8 +236,17 @@ def test_a_tokenizer_beyond_the_model_is_told():
         generate(tiny_model(vocab=4), [np.array([0])], KEY, GREEDY, VOCAB)
 
 
-def test_weights_that_are_no_numbers_are_named():
-    broken = tiny_model()
+def test_weights_that_are_no_numbers_are_named_before_anything_is_compiled():
+    broken, compiled = tiny_model(), decode.prefill._cache_size()
     broken.blocks.mlp.up[...] = broken.blocks.mlp.up[...].at[1, 0, 0].set(jnp.nan)
-    with pytest.raises(FloatingPointError, match=r"mlp.*up.*NaN"):
+    for ask in (generate, stream):
+        with pytest.raises(FloatingPointError, match=r"mlp.*up.*NaN"):
+            ask(broken, PROMPTS, KEY, SAMPLED, VOCAB)
+    assert decode.prefill._cache_size() == compiled
+
+
+def test_logits_that_overflow_are_told():
+    broken = tiny_model()
+    broken.head[...], broken.norm.scale[...] = broken.head[...] * 1e30, broken.norm.scale[...] * 1e20
+    with pytest.raises(FloatingPointError, match="they overflow"):
         generate(broken, PROMPTS, KEY, SAMPLED, VOCAB)
