@@ -26,6 +26,8 @@ WINDOW, WINDOWS = 16, {"cpu": 4}
 ALL = np.int32(np.iinfo(np.int32).max)
 """Passes that no answer takes."""
 
+OVERFLOW = "the model's logits are not finite although its weights are; they overflow: compute in a wider dtype"
+
 
 def generate(
     model: Chameleon,
@@ -240,6 +242,3 @@ def check_finite(model: Chameleon) -> None:
 @jax.jit
 def _largest(model: Chameleon) -> Chameleon:
     return jax.tree.map(lambda weight: jnp.max(jnp.abs(weight)), model)
-
-
-OVERFLOW = "the model's logits are not finite although its weights are; they overflow: compute in a wider dtype"
