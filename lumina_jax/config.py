@@ -291,7 +291,7 @@ class SampleConfig:
     ``min_p`` keeps tokens with p_cond >= min_p * max p_cond; 0 switches it off. Temperature acts after top-k.
     ``parallel`` is the way of decoding. None changes how answers are distributed: "off" draws one token per pass; "matched", "sjd",
     "coupled" and "continued" judge the drafts of a whole ``window`` in each (lumina_jax/sample/speculative.py says how); a window
-    of 0 is the device's own: 16 tokens, on CPUs, where each token of a pass costs time, 4.
+    of 0 is the device's own: 16 tokens, on CPUs, where each token of a pass costs time, 10.
     "matched", which takes the fewest passes, also gives the very answers of "off" (up to rounding).
     """
 

@@ -20,7 +20,7 @@ from lumina_jax.sample.request import Request, bucket, lay_out
 from lumina_jax.sharding import COMPUTE, ROWS, constrain, platform, size_of, spec
 from lumina_jax.vocab import Vocab
 
-WINDOW, WINDOWS = 16, {"cpu": 4}
+WINDOW, WINDOWS = 16, {"cpu": 10}
 """Tokens of a pass with drafts: a device that waits for memory takes more for nothing."""
 
 ALL = np.int32(np.iinfo(np.int32).max)

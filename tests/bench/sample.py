@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="processors and threads of each (1)")
     parser.add_argument("--rounds", type=int, default=3, help="how often all take turns (3)")
     parser.add_argument("--methods", default=",".join(PARALLEL), help="toy: ways of decoding (all)")
-    parser.add_argument("--windows", default="16,4", help="toy: windows, by commas (16,4)")
+    parser.add_argument("--windows", default="16,10", help="toy: windows, by commas (16,10)")
     parser.add_argument("--images", type=int, default=48, help="toy: prompts in the batch (48)")
     parser.add_argument("--alone", type=int, default=8, help="toy: how many of them are painted one by one as well (8)")
     parser.add_argument("--side", type=int, default=16, help="peer, length: rows and columns of an image (16)")

@@ -129,14 +129,16 @@ def test_a_stage_begun_alone_is_left_as_it_is(tmp_path):
 
 
 def test_where_a_crop_lies_is_drawn_from_seed_record_and_image_alone(tmp_path):
+    pictures = [noise((90, 20), 0), noise((80, 20), 0)]
+
     class Wide(NoiseSource):
         def __getitem__(self, index):
-            return Record([("<|image|><|image|> which?", "both")], [noise((90, 20), 0)] * 2)
+            return Record([("<|image|><|image|> which?", "both")], pictures)
 
     run(tmp_path, Wide(3), sizes=SIZES[:1])
     for index, (tokens, _) in enumerate(Shards(tmp_path)[i] for i in range(3)):
         for number, image in enumerate(images_in(tokens, VOCAB)):
-            crop = pixels.random_crop(noise((90, 20), 0), SIZES[0], np.random.default_rng([SEED, index, number]))
+            crop = pixels.random_crop(pictures[number], SIZES[0], np.random.default_rng([SEED, index, number]))
             grid = VQ.encode(pixels.to_pixels(crop)[None])[0]
             np.testing.assert_array_equal(decode_grid(tokens[image], VOCAB), grid)
 
