@@ -955,6 +955,8 @@ def _evaluate_attention(options, model, vocab, vq, experiment) -> dict:
 
 
 def _refine(options) -> None:
+    from dataclasses import replace
+
     import jax
 
     from lumina_jax.config import SampleConfig
@@ -966,8 +968,6 @@ def _refine(options) -> None:
     images = {file: open_image(Path(file)) for file in options.images}
     model, vocab, vq, experiment = load_for_sampling(options)
     desk, out, results = _desk(vq, vocab, experiment), Path(options.out), {}
-    from dataclasses import replace
-
     cfg = replace(served("refine", experiment.sample if experiment else SampleConfig()), image_top_k=options.top_k)
     out.mkdir(parents=True, exist_ok=True)
     for file, image in images.items():

@@ -5,6 +5,7 @@ Every answer is the one :func:`lumina_jax.sample.generate` gives: a row's tokens
 
 import functools
 import math
+import operator
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -102,7 +103,7 @@ class _Table:
             most = min(len(free), len(self._waiting))
             count = most if self._state is None else 1 << (most.bit_length() - 1)
             taken = np.array([self._waiting.popleft() for _ in range(count)])
-            asked = jax.tree.map(lambda part: part[taken], self._whole)  # noqa: B023
+            asked = jax.tree.map(operator.itemgetter(taken), self._whole)
             request, copies, places = arranged(asked, self._parts)
             state, self._head = prefill(
                 self._model, request, vocab=self._vocab, shape=self._shape._replace(copies=copies)

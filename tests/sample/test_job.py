@@ -150,3 +150,8 @@ def test_what_is_no_picture_no_size_and_no_json_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"a.jsonl is not a picture"):
         open_image(tmp_path / "a.jsonl")
     assert parse_size("96x64") == (96, 64)
+
+
+def test_a_picture_of_16_bits_keeps_its_levels(tmp_path):
+    Image.fromarray(np.full((32, 32), 257 * 90, np.uint16)).save(tmp_path / "deep.png")
+    assert set(np.asarray(DESK.cropped(open_image(tmp_path / "deep.png"))).ravel()) == {90}
