@@ -10,5 +10,5 @@ experiment = replace(
     out="out/toy/stage2",
     start=stage_1.out,
     data=replace(stage_1.data, path="out/toy/data96", size=96, buckets=(50, 60, 68)),
-    optim=replace(stage_1.optim, steps=1200, lr=6e-3, min_lr=3e-4),
+    optim=replace(stage_1.optim, steps=1200, lr=1.1e-2, min_lr=5.5e-4, muon_lr=7.5e-3),
 )

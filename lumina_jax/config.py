@@ -150,7 +150,8 @@ class OptimConfig:
     """AdamW on every parameter (the original decays norms and embeddings too) and its schedule.
 
     The rate climbs for ``warmup`` steps to ``lr``, stays for the share ``hold`` of the rest, then falls to ``min_lr``
-    along ``decay`` ("cosine" or "linear"). ``lr == min_lr`` is the constant rate of the published runs.
+    along ``decay`` ("cosine" or "linear"). ``lr == min_lr`` is the constant rate of the published runs. ``muon_lr`` is the
+    rate where ``lr`` stands at its highest for the matrices of the blocks, by Muon; 0 leaves them to AdamW.
     """
 
     steps: int = 10_000
@@ -166,6 +167,7 @@ class OptimConfig:
     clip: float = 4.0
     z_loss: float = 1e-5
     accumulate: int = 1
+    muon_lr: float = 0.0
 
     def __post_init__(self):
         _require(self.steps >= 1, f"optim.steps={self.steps}; it must be at least 1")
@@ -173,6 +175,7 @@ class OptimConfig:
         _require(self.decay in ("cosine", "linear"), f"optim.decay={self.decay!r}; choose 'cosine' or 'linear'")
         _require(0 <= self.hold <= 1, f"optim.hold={self.hold} is not in [0, 1]")
         _require(self.lr > 0 and self.min_lr >= 0, f"optim.lr={self.lr}, optim.min_lr={self.min_lr}; must be positive")
+        _require(self.muon_lr >= 0, f"optim.muon_lr={self.muon_lr}; it must not be negative (0: AdamW for all weights)")
         _require(self.clip > 0, f"optim.clip={self.clip}; it must be positive (1e9 never clips)")
         _require(self.accumulate >= 1, f"optim.accumulate={self.accumulate}; it must be at least 1")
 

@@ -86,6 +86,8 @@ def shardings(tree, mesh: Mesh, rules: dict = STORE):
     def place(node):
         if not _has_letters(node):
             return NamedSharding(mesh, P())
+        if not jax.tree.leaves(node):  # an optimizer leaves out what another one sees to
+            return node
         return node.replace(NamedSharding(mesh, spec(node.get_metadata()["letters"], node.shape, rules, mesh)))
 
     return jax.tree.map(place, tree, is_leaf=_has_letters)

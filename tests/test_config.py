@@ -108,6 +108,7 @@ def test_override_refuses_a_value_and_a_field_of_it_in_either_order(order):
         (OptimConfig, {"hold": 2.0}, ["optim.hold=2.0", "[0, 1]"]),
         (OptimConfig, {"lr": 0.0}, ["optim.lr=0.0", "positive"]),
         (OptimConfig, {"clip": 0.0}, ["optim.clip=0.0", "positive"]),
+        (OptimConfig, {"muon_lr": -0.1}, ["optim.muon_lr=-0.1", "negative"]),
         (OptimConfig, {"accumulate": 0}, ["optim.accumulate=0", "at least 1"]),
         (MeshConfig, {"replica": -1}, ["mesh.replica=-1", "mesh.fsdp=-1", "only one"]),
         (MeshConfig, {"tensor": 0}, ["mesh.tensor=0", "at least 1", "-1"]),

@@ -6,7 +6,9 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 from goldens_at import golden_roots
 from safetensors.numpy import load_file
 from train_parts import host_state
@@ -16,6 +18,7 @@ from lumina_jax.batch import Batch
 from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimConfig
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import make_mesh
+from lumina_jax.train.checkpoint import flatten
 from lumina_jax.train.optim import optimizer, schedule
 from lumina_jax.train.step import make_step
 
@@ -62,6 +65,39 @@ def test_gradients_are_clipped_by_their_global_norm():
         {"a": jnp.full(1, 30.0), "b": jnp.full(1, 40.0)}, optimizer(cfg).init(weights), weights
     )
     np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.6 / 1e3, -0.8 / 1e3], rtol=1e-2)
+
+
+def test_muon_turns_the_matrices_of_the_blocks_and_nothing_else():
+    cfg = OptimConfig(lr=1e-3, min_lr=1e-3, warmup=0, weight_decay=0.1, clip=1e9, muon_lr=0.02)
+    sizes = dict(vocab=96, width=32, layers=2, heads=2, kv_heads=1, head_dim=24, mlp=80, qk_groups=1)
+    weights = Chameleon(ModelConfig(**sizes), nnx.Rngs(0))
+    keys = iter(jax.random.split(jax.random.key(1), 99))
+    grads = jax.tree.map(lambda w: jax.random.normal(next(keys), w.shape), weights)
+
+    def nadamw(cfg):
+        return optax.adamw(cfg.lr, cfg.b1, cfg.b2, cfg.eps, weight_decay=cfg.weight_decay, nesterov=True)
+
+    def updates(tx):
+        return flatten(tx.update(grads, tx.init(weights), weights)[0])
+
+    ours, adam, before = updates(optimizer(cfg)), updates(nadamw(cfg)), flatten(weights)
+    ways = {
+        "wq": (32, 48),
+        "wk": (32, 24),
+        "wv": (32, 24),
+        "wo": (48, 32),
+        "gate": (32, 80),
+        "up": (32, 80),
+        "down": (80, 32),
+    }
+    for name, update in ours.items():
+        if (shape := ways.get(name.split("/")[-1])) is None:
+            np.testing.assert_allclose(update, adam[name], rtol=1e-6, err_msg=name)
+            continue
+        for layer, decayed in zip(update, before[name] * cfg.lr * cfg.weight_decay, strict=True):
+            turned = (layer + decayed).reshape(shape) / (cfg.muon_lr * max(1, shape[1] / shape[0]) ** 0.5)
+            sizes = np.linalg.svd(turned, compute_uv=False)
+            assert sizes.min() > 0.6 and sizes.max() < 1.3, (name, sizes)
 
 
 def one_device(model_cfg: ModelConfig, optim: OptimConfig, rows: int, model: Chameleon | None = None):

@@ -91,6 +91,16 @@ def test_eight_devices_equal_one(mesh, post_norm, dropout, accumulate, zero1, ca
     assert_same(ours, on_one_device(post_norm, dropout))
 
 
+def test_muon_on_eight_devices_equals_one():
+    def by_muon(mesh):
+        cfg = variant(mesh)
+        return run(replace(cfg, optim=replace(cfg.optim, muon_lr=0.02)))
+
+    ours, theirs = by_muon((2, 2, 2)), by_muon(ONE)
+    assert_same(ours, theirs)
+    assert abs(ours[0]["loss"][-1] - on_one_device()[0]["loss"][-1]) > 1e-3, "AdamW does the same"
+
+
 def test_the_local_generator_draws_by_rows():
     """Four devices that share each row's heads drop what one would; another generator drops something else."""
     split, whole = (run(variant(mesh, False, 0.1, dropout_rng="local")) for mesh in ((1, 2, 4), (1, 2, 1)))
