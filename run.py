@@ -362,7 +362,7 @@ def _quickstart(options) -> None:
     if options.omni:
         from lumina_jax.toyworld.omni_quickstart import omni_quickstart
 
-        names = ("toy_omni_first", "toy_omni_second", "toy_omni")
+        names = ("toy_omni_first", "toy_omni")
         parts = [load_experiment(str(REPOSITORY / f"configs/{name}.py"), []) for name in names]
         print(omni_quickstart(parts, Path(options.out), options.omni))
 

@@ -8,6 +8,7 @@ import numpy as np
 from lumina_jax.conversation import Turn, image_prompt, task_prompt
 from lumina_jax.toyworld.captions import Caption, Thing, describe
 from lumina_jax.toyworld.edits import Edit, bare
+from lumina_jax.toyworld.questions import Asked
 from lumina_jax.toyworld.scenes import Object, Scene
 from lumina_jax.toyworld.views import VIEWS, boxed
 from lumina_jax.vocab import IMAGE_SYMBOL
@@ -121,15 +122,17 @@ class Describe:
 
 @dataclass(frozen=True)
 class Answer:
-    """Answer a question about any number of pictures, none among them."""
+    """Answer questions about any number of pictures, none among them, in one dialog."""
 
     scenes: tuple[Scene, ...]
-    question: str
-    answer: str
+    asked: tuple[Asked, ...]
 
     @property
     def turns(self) -> list[Turn]:
-        return [(task_prompt("question", self.question, images=len(self.scenes)), self.answer)]
+        return [
+            (task_prompt("question", question, images=0 if number else len(self.scenes)), answer)
+            for number, (question, answer) in enumerate(self.asked)
+        ]
 
     @property
     def pictures(self) -> list[np.ndarray]:

@@ -38,34 +38,40 @@ MIX: Mapping[str, float] = MappingProxyType(
         "pose_to_image": 2.0,
         **dict.fromkeys(edits.KINDS, 1.5),
         "edits": 2.0,
-        "describe": 2.0,
-        "question": 5.0,
-        "compare": 3.0,
+        "describe": 3.0,
+        "question": 2.0,
+        "compare": 1.0,
         "text": 3.0,
         REFINE: 0.5,
+        "dialog": 5.0,
+        "chain": 2.0,
     }
 )
 """Every task, and how often it comes: weights, of which only the proportions count.
 
-An answer in words is a few tokens among the dozens of a picture, so it must come more often to be learned as fast.
+An answer in words is a few tokens among the dozens of a picture: a dialog asks of one picture again and again, and so teaches
+in as many tokens a multiple of what single questions do.
 """
 
 SLOW_MIX: Mapping[str, float] = MappingProxyType(
     {
         "generate": 1.0,
         **dict.fromkeys(VIEWS, 0.5),
-        "depth": 2.0,
+        "depth": 1.5,
         "detect": 3.0,
         **{f"{view}_to_image": 0.5 for view in VIEWS},
         "pose_to_image": 1.0,
-        **dict.fromkeys(edits.KINDS, 2.0),
-        "add": 1.5,
-        "edits": 4.0,
-        "describe": 3.0,
-        "question": 8.0,
-        "compare": 4.0,
-        "text": 4.0,
+        **dict.fromkeys(edits.KINDS, 1.0),
+        "remove": 1.5,
+        "move": 3.0,
+        "edits": 2.0,
+        "describe": 4.0,
+        "question": 2.0,
+        "compare": 1.0,
+        "text": 2.0,
         REFINE: 0.25,
+        "dialog": 8.0,
+        "chain": 4.0,
     }
 )
 """The same for a second part of training: what was slow to learn comes more often."""
@@ -93,6 +99,14 @@ LESSONS: Mapping[str, Lesson] = MappingProxyType(
         "omni_slow": Lesson(SLOW_MIX, (12, 1, 1)),
     }
 )
+
+QUESTIONS = 5
+"""In one dialog."""
+ABOUT_TWO = 0.35
+"""How often such a dialog is about two pictures."""
+
+DRAWS = 8
+"""How often a later edit is drawn for one scene before the next scene's turn comes."""
 
 MOST_SCENES = 256
 """A canvas has no room for a task when none of so many scenes will do."""
@@ -214,14 +228,22 @@ def _edit(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_
     return None
 
 
-def _edits(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Change | None:
-    kinds = pick(rng, edits.KINDS), pick(rng, edits.LATER_KINDS)
-    if kinds == ("remove", "remove"):
-        kinds = ("remove", "move")
-    while (first := _edit(scenes, world, rng, held_out, kinds[0])) is not None:
-        if (drawn := edits.draw(kinds[1], first.scenes[-1], world, rng, held_out)) is not None:
+def _edits(
+    scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool, later: int
+) -> Change | None:
+    kinds = pick(rng, edits.KINDS), *(pick(rng, edits.LATER_KINDS) for _ in range(later))
+    # After one object has gone, the other stays.
+    gone = [number for number, kind in enumerate(kinds) if kind == "remove"][1:]
+    kinds = tuple("move" if number in gone else kind for number, kind in enumerate(kinds))
+    while (made := _edit(scenes, world, rng, held_out, kinds[0])) is not None:
+        for kind in kinds[1:]:
+            draws = (edits.draw(kind, made.scenes[-1], world, rng, held_out) for _ in range(DRAWS))
+            if (drawn := next(filter(None, draws), None)) is None:
+                break
             _, edit, after = drawn
-            return Change((*first.scenes, after), (*first.edits, edit))
+            made = Change((*made.scenes, after), (*made.edits, edit))
+        else:
+            return made
     return None
 
 
@@ -231,16 +253,22 @@ def _describe(scenes: Iterator[Scene], world: World, rng: np.random.Generator, h
 
 def _question(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
     scene = next(scenes)
-    return Answer((scene,), *questions.ask(scene, world, rng))
+    return Answer((scene,), (questions.ask(scene, world, rng),))
 
 
 def _compare(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
     first, second = next(scenes), next(scenes)
-    return Answer((first, second), *questions.compare(first, second, world, rng))
+    return Answer((first, second), (questions.compare(first, second, world, rng),))
+
+
+def _dialog(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
+    shown = tuple(next(scenes) for _ in range(1 + int(rng.random() < ABOUT_TWO)))
+    ask = questions.ask if len(shown) == 1 else questions.compare
+    return Answer(shown, questions.several(lambda: ask(*shown, world, rng), QUESTIONS))
 
 
 def _text(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
-    return Answer((), *questions.text_task(world, rng))
+    return Answer((), (questions.text_task(world, rng),))
 
 
 MAKERS: Mapping[str, Maker] = MappingProxyType(
@@ -250,10 +278,12 @@ MAKERS: Mapping[str, Maker] = MappingProxyType(
         "detect": _detect,
         **{f"{view}_to_image": partial(_condition, view=view) for view in VIEWS},
         **{kind: partial(_edit, kind=kind) for kind in edits.KINDS},
-        "edits": _edits,
+        "edits": partial(_edits, later=1),
         "describe": _describe,
         "question": _question,
         "compare": _compare,
         "text": _text,
+        "dialog": _dialog,
+        "chain": partial(_edits, later=3),
     }
 )

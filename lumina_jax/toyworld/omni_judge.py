@@ -28,7 +28,16 @@ Scores = dict[str, float]
 
 WORST: Mapping[str, float] = MappingProxyType(
     {"abs_rel": 1.0, "degrees": 90.0, "miou": 0.0, "accuracy": 0.0, "delta": 0.0, "delta_objects": 0.0, "pck": 0.0}
-    | {"iou": 0.0, "kept": 0.0, "psnr_db": 0.0, "exact": 0.0, "inside": 0.0, "outside": 0.0, "right": 0.0}
+    | {
+        "iou": 0.0,
+        "kept": 0.0,
+        "psnr_db": 0.0,
+        "exact": 0.0,
+        "inside": 0.0,
+        "outside": 0.0,
+        "right": 0.0,
+        "answers": 0.0,
+    }
 )
 """What counts where there is no picture, or one of another size."""
 
@@ -44,7 +53,7 @@ def score(exercise: Exercise, given: Sequence[Reply]) -> Scores:
     reply = given[0]
     match exercise:
         case Answer():
-            return {"right": float(isinstance(reply, str) and reply.strip() == exercise.answer)}
+            return _answered(exercise, given)
         case Describe():
             return {"right": float(isinstance(reply, str) and _says_all(reply, exercise.scene))}
         case Change():
@@ -63,6 +72,13 @@ def score(exercise: Exercise, given: Sequence[Reply]) -> Scores:
         case Look():
             values = LOOKS[exercise.view](reply, scene)
     return dict(zip(names, map(float, values), strict=True))
+
+
+def _answered(exercise: Answer, given: Sequence[Reply]) -> Scores:
+    """Whether every answer is right, and of a dialog how many are."""
+    told = zip(given, exercise.asked, strict=True)
+    right = [isinstance(reply, str) and reply.strip() == answer for reply, (_, answer) in told]
+    return {"right": float(all(right))} | ({"answers": float(np.mean(right))} if len(right) > 1 else {})
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:

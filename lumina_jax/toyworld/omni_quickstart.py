@@ -28,9 +28,9 @@ REFERENCE_MINUTES = 40
 
 FOLDERS = {
     "tasks1": ("omni", 200_000, 4),
-    "paint1": ("", 20_000, 5),
+    "paint1": ("", 30_000, 5),
     "tasks2": ("omni_slow", 120_000, 6),
-    "paint2": ("", 12_000, 7),
+    "paint2": ("", 20_000, 7),
 }
 """What the folders of tokens hold, by name: one of LESSONS or, without, FP-SFT's own; records at that budget; their seed."""
 

@@ -16,6 +16,15 @@ ABOUT_SHOWN = 0.6
 MOST_WORDS = 4
 
 
+def several(draw: Callable[[], Asked], count: int) -> tuple[Asked, ...]:
+    """So many questions, none of them twice."""
+    found: dict[str, str] = {}
+    while len(found) < count:
+        question, answer = draw()
+        found[question] = answer
+    return tuple(found.items())
+
+
 def ask(scene: Scene, world: World, rng: np.random.Generator) -> Asked:
     """A question about a scene of one or two objects: how many, what colour, where, or whether it is there."""
     kinds: tuple[Callable[[Scene, World, np.random.Generator], Asked | None], ...] = (_count, _colour, _where, _whether)

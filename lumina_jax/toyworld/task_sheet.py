@@ -25,6 +25,7 @@ SHOWN = 8
 
 MEASURES = {
     "right": "all right",
+    "answers": "answers right",
     "inside": "edit done",
     "outside": "all else kept",
     "miou": "mIoU",

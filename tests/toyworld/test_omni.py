@@ -12,7 +12,7 @@ from lumina_jax.toyworld import edits
 from lumina_jax.toyworld.captions import Thing, describe, facts_true, parse
 from lumina_jax.toyworld.exercises import Answer, Change, Exercise, dialog, replies
 from lumina_jax.toyworld.figures import PERSON, POSES
-from lumina_jax.toyworld.omni import LESSONS, MIX, OmniSource, exercise, exercises
+from lumina_jax.toyworld.omni import LESSONS, MIX, QUESTIONS, OmniSource, exercise, exercises
 from lumina_jax.toyworld.scenes import FULL, MINI, OMNI, Object, Scene, clear
 from lumina_jax.toyworld.source import STAGES, ToySource, stage_sizes, training_sizes
 from lumina_jax.vocab import IMAGE_SYMBOL
@@ -117,7 +117,7 @@ def test_evaluation_draws_from_streams_of_its_own():
 
 
 def test_objects_stay_apart_in_every_scene_of_an_edit():
-    for task in (*edits.KINDS, "edits"):
+    for task in (*edits.KINDS, "edits", "chain"):
         for made in exercises(task, stage_sizes(96), 40, 2):
             for scene in made.scenes:
                 assert all(clear(*scene.objects, scene.canvas) for _ in range(len(scene.objects) // 2))
@@ -171,10 +171,34 @@ def test_a_description_is_true_whole_and_the_same_from_either_object():
 
 def test_answers_are_even_enough_that_none_can_be_guessed():
     for task, most in (("question", 0.35), ("compare", 0.5), ("text", 0.2)):
-        counts = Counter(made.answer for made in exercises(task, SIZES, 400, 0))
+        counts = Counter(answer for made in exercises(task, SIZES, 400, 0) for _, answer in made.asked)
         assert counts.most_common(1)[0][1] / 400 < most, counts
-    answers = [m.answer for m in exercises("question", SIZES, 400, 0) if m.question.startswith("Is ")]
+    asked = [made.asked[0] for made in exercises("question", SIZES, 400, 0)]
+    answers = [answer for question, answer in asked if question.startswith("Is ")]
     assert abs(np.mean([answer == "yes" for answer in answers]) - 0.5) < 0.15
+
+
+def test_a_dialog_asks_something_else_in_every_turn_and_shows_its_pictures_once():
+    made = exercises("dialog", SIZES, 60, 0)
+    assert {len(one.scenes) for one in made} == {1, 2}
+    for one in made:
+        first, *later = [human for human, _ in one.turns]
+        assert len({first, *later}) == QUESTIONS and first.count(IMAGE_SYMBOL) == len(one.scenes)
+        assert not any(IMAGE_SYMBOL in human for human in later)
+    turns = [turn for one in made if len(one.scenes) == 1 for turn in one.asked]
+    counted = next((question, answer) for question, answer in turns if question == "How many objects are there?")
+    scene = next(one.scenes[0] for one in made if counted in one.asked)
+    assert counted[1] == str(len(scene.objects))
+
+
+def test_of_two_objects_at_most_one_is_removed_in_a_chain():
+    chains = exercises("chain", SIZES, 60, 0)
+    assert {len(made.scenes) for made in chains} == {5} and all(
+        len(scene.objects) for one in chains for scene in one.scenes
+    )
+    for made in chains:
+        for edit, before, after in zip(made.edits, made.scenes, made.scenes[1:], strict=False):
+            assert edit.difference(before, after) is not None
 
 
 def test_persons_come_in_all_poses_and_one_size():
@@ -187,7 +211,7 @@ def test_persons_come_in_all_poses_and_one_size():
         OMNI.scene((256, 256), 0, 0)
 
 
-@pytest.mark.parametrize("task", ["edits", "depth", "compare", "text"])
+@pytest.mark.parametrize("task", ["edits", "chain", "depth", "compare", "dialog", "text"])
 def test_a_dialog_goes_on_from_the_replies_given(task):
     (made,) = exercises(task, SIZES, 1, 0)
     given = []
