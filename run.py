@@ -745,10 +745,12 @@ def _asks(desk, options, lines: list[dict], settings) -> list:
 def _paint(model, desk, options, asks: tuple) -> None:
     """Answers ``asks`` into --out."""
     from lumina_jax.data.meter import Meter
+    from lumina_jax.model.params import fingerprint
     from lumina_jax.sample.job import Job, finished, paint, sheet
 
     own = _worker(options.worker) if options.worker else (0, 1)
-    job, out = Job(asks, options.seed, options.per_prompt, options.rows, own), Path(options.out)
+    job = Job(asks, options.seed, options.per_prompt, options.rows, own, fingerprint(model))
+    out = Path(options.out)
     if options.live:
         return _live(model, desk, job, out)
     done = finished(job, out) if options.resume else []

@@ -26,7 +26,7 @@ TOKENS_AROUND = 16
 @dataclass(frozen=True)
 class Job:
     """What to paint into a folder: each of ``asks`` so many times (``copies``), ``rows`` at once; the share of worker ``own[0]``
-    of ``own[1]``.
+    of ``own[1]``. ``model`` is the fingerprint (model.params) of the weights that answer.
 
     Copy 0 of ask i draws from ``fold_in(key(seed), i)``, copy c from that folded with c, whatever is painted beside it.
     """
@@ -36,6 +36,7 @@ class Job:
     copies: int = 1
     rows: int = 16
     own: tuple[int, int] = (0, 1)
+    model: str = ""
 
     @property
     def places(self) -> list[tuple[int, int]]:
@@ -63,8 +64,8 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with anything that changes an answer, the model left out."""
-        digest = hashlib.sha256(repr((self.seed, self.copies, self.own)).encode())
+        """16 hex digits that change with anything that changes an answer."""
+        digest = hashlib.sha256(repr((self.seed, self.copies, self.own, self.model)).encode())
         for ask in self.asks:
             digest.update(repr((ask.said, ask.ids.tolist(), ask.size, ask.seed, asdict(ask.cfg))).encode())
         return digest.hexdigest()[:16]
@@ -93,7 +94,8 @@ def finished(job: Job, out: Path) -> list[Answer]:
     answers = [json.loads(line) for line in lines]
     if any(answer.pop("job", None) != job.fingerprint for answer in answers):
         raise ValueError(
-            f"{file} holds answers to other prompts, seeds or settings; to go on give the same, else another folder"
+            f"{file} holds answers of another model or to other prompts, seeds or settings; "
+            "to go on give the same, else another folder"
         )
     return [Answer(**{**line, "files": tuple(line["files"]), "broken": tuple(line["broken"])}) for line in answers]
 

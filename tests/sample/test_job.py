@@ -3,14 +3,19 @@
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from tiny import CODES, tiny_model, tiny_vocab
 
+import run
+from convert import load_model
 from lumina_jax.config import DataConfig, SampleConfig
 from lumina_jax.conversation import TASKS, served
+from lumina_jax.model.params import fingerprint
 from lumina_jax.model.patchvq import PatchVQ
+from lumina_jax.sample import job as room
 from lumina_jax.sample.ask import Desk, open_image, parse_size, read_lines
 from lumina_jax.sample.job import Answer, Job, finished, paint, sheet
 
@@ -89,6 +94,29 @@ def test_a_folder_of_another_job_is_refused(model, whole, tmp_path, change):
     (tmp_path / "samples.jsonl").write_bytes(whole["samples.jsonl"])
     with pytest.raises(ValueError, match="other prompts, seeds or settings"):
         finished(job(**change), tmp_path)
+
+
+def test_a_folder_of_another_model_is_refused(model, tmp_path):
+    mine = job(model=fingerprint(model))
+    begun = paint(model, VQ, VOCAB, mine, tmp_path)
+    first = next(begun)
+    begun.close()
+    assert finished(job(model=fingerprint(tiny_model())), tmp_path) == [first]
+    other = jax.tree.map(lambda x: x * 2, model)
+    for wrong in (fingerprint(other), ""):
+        with pytest.raises(ValueError, match=r"samples.jsonl holds answers of another model .* else another folder"):
+            finished(job(model=wrong), tmp_path)
+    assert finished(replace(mine, own=(1, 2)), tmp_path) == []  # another worker's file
+
+
+def test_the_command_line_resumes_with_the_model_it_was_given(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(room, "finished", lambda job, out: seen.append(job) or [])
+    monkeypatch.setattr(room, "paint", lambda *_: [])
+    said = ["--prompt", "a red circle", "--size", "64x64", "--resume", "--out", str(tmp_path)]
+    assert run.main(["sample", *said]) == run.main(["sample", *said, "--int8"]) == 0
+    toy = load_model(run.REPOSITORY / run.TOY_MODEL)[0]
+    assert seen[0].model == fingerprint(jax.tree.map(np.float32, toy)) != seen[1].model != ""
 
 
 def test_pictures_are_cut_to_a_size_the_model_knows_and_answered_at_it():

@@ -1,0 +1,54 @@
+"""Laws of a model's fingerprint: any number, shape or name changes it; where the arrays lie does not."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from lumina_jax.config import MeshConfig, ModelConfig
+from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.model.int8 import quantized
+from lumina_jax.model.params import fingerprint
+from lumina_jax.sharding import make_mesh, shardings
+
+CFG = ModelConfig(vocab=64, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_groups=2, dropout=0.0)
+KINDS = {
+    "float32": lambda model: model,
+    "bfloat16": lambda model: jax.tree.map(lambda x: x.astype(jnp.bfloat16), model),
+    "int8": quantized,
+}
+
+
+def model(kind: str = "float32", seed: int = 0) -> Chameleon:
+    return KINDS[kind](Chameleon(CFG, nnx.Rngs(seed)))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_one_changed_weight_changes_it_and_nothing_else_does(kind):
+    made = model(kind)
+    same = fingerprint(made)
+    assert len(same) == 16 and int(same, 16) >= 0
+    assert fingerprint(jax.tree.map(jnp.copy, made)) == same == fingerprint(model(kind))
+    arrays, tree = jax.tree.flatten(made)
+    seen = {same}
+    for place, x in enumerate(arrays):
+        last = (-1,) * x.ndim
+        other = x.at[last].set(x[last] + jnp.asarray(1, x.dtype))
+        seen.add(fingerprint(tree.unflatten([*arrays[:place], other, *arrays[place + 1 :]])))
+    assert len(seen) == 1 + len(arrays)
+
+
+def test_names_shapes_and_dtypes_count():
+    x = jnp.arange(6.0).reshape(2, 3)
+    trees = ({"a": x}, {"b": x}, {"a": x.T}, {"a": x.astype(jnp.bfloat16)}, {"a": x, "b": x})
+    assert len(set(map(fingerprint, trees))) == len(trees)
+    assert len({fingerprint({"a": jnp.zeros(2, kind)}) for kind in (jnp.float32, jnp.int8, jnp.bfloat16)}) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 2, 2), (1, 8, 1)])
+def test_eight_devices_give_that_of_one(kind, sizes):
+    made = model(kind)
+    mesh = make_mesh(MeshConfig(*sizes), jax.devices())
+    assert fingerprint(jax.device_put(made, shardings(made, mesh))) == fingerprint(made)
