@@ -1,15 +1,36 @@
-"""Pictures <-> arrays: crop, whiten, scale, exactly as the original prepares and writes images.
+"""Image files -> pictures <-> arrays: decode, crop, whiten, scale, exactly as the original prepares and writes images.
 
 Sources: var_center_crop and center_crop (item_processor.py), ImageTokenizer (Chameleon's image_tokenizer.py).
 """
 
+import io
+
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 MOST_ENLARGED = 16
 """A picture so long and thin that covering its crop takes more than this many times the crop's area is cut first."""
 
 DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def decode(content: bytes, said: str) -> Image.Image:
+    """The content of an image file -> its picture, of a moving one the first, in the file's own mode but :func:`eight_bits`.
+
+    ValueError, beginning with what is ``said`` of the file (its name), when it is damaged, no image, or too large to decode
+    with safety (Image.MAX_IMAGE_PIXELS).
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+            return eight_bits(image)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        what = f"its first bytes are {content[:8].hex(' ')}" if content else "it is empty"
+        raise ValueError(f"{said}: no image that Pillow can read; {what}") from error
+    except Exception as error:  # on damaged files Pillow's readers raise whatever their parsing runs into
+        raise ValueError(f"{said}: {error or type(error).__name__}") from error
 
 
 def crop(image: Image.Image, size: tuple[int, int], offset_share: tuple[float, float]) -> Image.Image:

@@ -13,7 +13,7 @@ from PIL import Image
 from lumina_jax.config import DataConfig, SampleConfig
 from lumina_jax.conversation import TASKS, Turn, image_prompt, literal, task_prompt, tokenize
 from lumina_jax.layout import CODES_PER_UNIT, best_crop, crop_sizes
-from lumina_jax.pixels import crop, eight_bits, to_pixels, whiten
+from lumina_jax.pixels import crop, decode, to_pixels, whiten
 from lumina_jax.vocab import Vocab
 
 MIDDLE = (0.5, 0.5)
@@ -147,15 +147,13 @@ def read_lines(path: Path) -> list[dict]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """A picture, one of 16 bits per pixel scaled to 8. Raises ValueError naming the file when it is none."""
+    """A picture (pixels.decode). Raises ValueError naming the file when it is none or not there."""
+    said = f"{path} is not a picture that can be read"
     try:
-        with Image.open(path) as image:
-            image.load()
-            return eight_bits(image)
-    except MemoryError:
-        raise
-    except Exception as error:  # on damaged files Pillow's readers raise whatever their parsing runs into
-        raise ValueError(f"{path} is not a picture that can be read: {error}") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{said}: {error}") from error
+    return decode(content, said)
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -175,8 +175,10 @@ def test_what_is_no_picture_no_size_and_no_json_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "w1"}\nw2\n')
     with pytest.raises(ValueError, match=r"a.jsonl, line 2"):
         read_lines(tmp_path / "a.jsonl")
-    with pytest.raises(ValueError, match=r"a.jsonl is not a picture"):
+    with pytest.raises(ValueError, match=r"a.jsonl is not a picture .*its first bytes are 7b 22"):
         open_image(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match=r"is not a picture that can be read: .*Is a directory"):
+        open_image(tmp_path)
     assert parse_size("96x64") == (96, 64)
 
 

@@ -1,13 +1,12 @@
 """The content of an image file -> a picture, whole, or the reason why it is none."""
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lumina_jax.data.sources import files
-from lumina_jax.pixels import eight_bits
+from lumina_jax.pixels import decode
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".avif")
 
@@ -35,18 +34,5 @@ def open_image(place: str | Path) -> Image.Image:
 
 
 def decode_image(file: ImageFile) -> Image.Image:
-    """An image file -> its picture, of a moving one the first, in the file's own mode but with at most 8 bits per channel.
-
-    ValueError naming the file when it is damaged, no image, or too large to decode with safety (Image.MAX_IMAGE_PIXELS).
-    """
-    try:
-        with Image.open(io.BytesIO(file.content)) as image:
-            image.load()
-            return eight_bits(image)
-    except MemoryError:
-        raise
-    except UnidentifiedImageError as error:
-        what = f"its first bytes are {file.content[:8].hex(' ')}" if file.content else "it is empty"
-        raise ValueError(f"{file.name}: no image that Pillow can read; {what}") from error
-    except Exception as error:  # on damaged files Pillow's readers raise whatever their parsing runs into
-        raise ValueError(f"{file.name}: {error or type(error).__name__}") from error
+    """An image file -> its picture (pixels.decode); ValueError naming the file when it is damaged or none."""
+    return decode(file.content, file.name)
