@@ -20,6 +20,9 @@ ANY = -3
 
 CODES_PER_UNIT = 2
 
+TOKENS_AROUND = 16
+"""Room in an answer for what is said beside its picture."""
+
 
 def crop_sizes(target: int, patch: int = 32, max_ratio: float = 4.0) -> list[tuple[int, int]]:
     """The (width, height) in pixels of every crop of at most ``target``² pixels, widest first (original: generate_crop_size_list).

@@ -8,7 +8,7 @@ from PIL import Image
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.evaluate.reconstruction import psnr
-from lumina_jax.layout import grid_tokens
+from lumina_jax.layout import TOKENS_AROUND, grid_tokens
 from lumina_jax.measures import ssim
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.pixels import to_image, to_pixels
@@ -37,7 +37,7 @@ def refine(model: Chameleon, desk: Desk, image: Image.Image, cfg: SampleConfig, 
     ask = desk.task("refine", "", [image], cfg)
     original = desk.cropped(image)
     codes = np.asarray(desk.vq.encode(to_pixels(original)[None]))
-    room = min(cfg.max_new_tokens, grid_tokens(*codes.shape[1:]) + 16)
+    room = min(cfg.max_new_tokens, grid_tokens(*codes.shape[1:]) + TOKENS_AROUND)
     (answer,) = generate(model, [ask.ids], key, replace(cfg, max_new_tokens=room), desk.vocab, sizes=[ask.size])
     found = pictures(answer, desk.vq, desk.vocab)
     if not found or found[0].size != original.size:

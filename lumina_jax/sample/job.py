@@ -11,16 +11,13 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.config import SampleConfig
-from lumina_jax.layout import grid_tokens
+from lumina_jax.layout import TOKENS_AROUND, grid_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.pixels import to_image
 from lumina_jax.sample.ask import Ask
 from lumina_jax.sample.picture import Broken, Decoder, grid, split
 from lumina_jax.sample.stream import stream
 from lumina_jax.vocab import Vocab
-
-TOKENS_AROUND = 16
-"""Room in an answer for what a model says beside its picture."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.conversation import image_prompt, tokenize
-from lumina_jax.layout import grid_tokens
+from lumina_jax.layout import TOKENS_AROUND, grid_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import generate
@@ -19,8 +19,6 @@ from lumina_jax.toyworld.report import Painted, Score
 from lumina_jax.toyworld.scenes import MINI, Pixels
 from lumina_jax.toyworld.source import prompts, stage_sizes
 from lumina_jax.vocab import Vocab
-
-SLACK_TOKENS = 16
 
 
 def paint(
@@ -34,7 +32,7 @@ def paint(
     """One picture for each caption and canvas (width, height); the model chooses height and width itself."""
     ids = [tokenize([(image_prompt(*size, said.text), None)], [], vocab)[0] for said, size in asked]
     longest = max(grid_tokens(size[1] // vq.stride, size[0] // vq.stride) for _, size in asked)
-    answers = generate(model, ids, key, replace(cfg, max_new_tokens=longest + SLACK_TOKENS), vocab)
+    answers = generate(model, ids, key, replace(cfg, max_new_tokens=longest + TOKENS_AROUND), vocab)
     painted = []
     for (said, size), answer in zip(asked, answers, strict=True):
         images = pictures(answer, vq, vocab)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.conversation import served, tokenize
-from lumina_jax.layout import grid_tokens
+from lumina_jax.layout import TOKENS_AROUND, grid_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pixels import to_pixels
@@ -41,9 +41,6 @@ SERVED_AS = {
     Answer: "question",
 }
 """Which of conversation.TASKS an exercise is; to look is named by what is shown."""
-
-TOKENS_AROUND = 16
-"""Room in an answer beside its picture; all of it is a text's."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def _served_as(made: Exercise) -> str:
 
 
 def _longest(made: Sequence[Exercise], stride: int) -> int:
-    """Tokens of the longest picture among the true answers, and some."""
+    """Tokens of the longest picture among the true answers, and some: those are all that a text has."""
     painted = [shown for one in made for shown in one.pictures]
     grids = (grid_tokens(shown.shape[0] // stride, shown.shape[1] // stride) for shown in painted)
     return max(grids, default=0) + TOKENS_AROUND

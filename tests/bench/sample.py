@@ -31,14 +31,13 @@ from convert import load_model
 from convert.job import EXPERIMENT_FILE
 from lumina_jax.config import PARALLEL, Experiment, SampleConfig, from_dict
 from lumina_jax.conversation import image_prompt, tokenize
-from lumina_jax.layout import grid_tokens
+from lumina_jax.layout import TOKENS_AROUND, grid_tokens
 from lumina_jax.sample.decode import answers
 from lumina_jax.toyworld.scenes import MINI
 from lumina_jax.toyworld.source import prompts, stage_sizes
 from lumina_jax.vocab import Vocab
 
 TOY, AREA, STRIDE = Path(__file__).resolve().parents[2] / "assets" / "toy", 128, 16
-SLACK_TOKENS = 16
 
 
 def toy(options) -> dict:
@@ -47,7 +46,7 @@ def toy(options) -> dict:
     asked = prompts(MINI, stage_sizes(AREA), options.images, 3)
     ids = [tokenize([(image_prompt(*size, said.text), None)], [], vocab)[0] for said, size in asked]
     longest = max(grid_tokens(size[1] // STRIDE, size[0] // STRIDE) for _, size in asked)
-    cfg = replace(experiment.sample, max_new_tokens=longest + SLACK_TOKENS, **settings(options))
+    cfg = replace(experiment.sample, max_new_tokens=longest + TOKENS_AROUND, **settings(options))
     keys = jax.random.split(jax.random.key(0), len(ids))
     drawn, counted = {}, {}
     turns: dict[str, Turn] = {}
