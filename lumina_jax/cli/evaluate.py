@@ -1,0 +1,155 @@
+"""run.py evaluate and refine: what a model and its image tokenizer come to, in numbers and pictures."""
+
+import json
+from argparse import Namespace, _SubParsersAction
+from pathlib import Path
+
+from lumina_jax.cli.models import load_for_sampling, make_desk, model_arguments, size
+
+TASK_EXERCISES = 96
+
+
+def add_refine(verbs: _SubParsersAction) -> None:
+    refine = verbs.add_parser("refine", help='pictures through the model\'s "No edit.", measured against the originals')
+    model_arguments(refine)
+    refine.add_argument("images", nargs="+", metavar="IMAGE", help="pictures")
+    refine.add_argument("--seed", type=int, default=0, help="same seed, same pictures (0)")
+    refine.add_argument("--top-k", type=int, default=1, help="image tokens to draw from; 1 is greedy (1)")
+    refine.add_argument(
+        "--out",
+        default="out/refined",
+        help="folder for the pictures and for original, decoded and refined side by side",
+    )
+    refine.set_defaults(run=_refine)
+
+
+def add_evaluate(verbs: _SubParsersAction) -> None:
+    evaluate = verbs.add_parser("evaluate", help="held-out loss, and how well the tokens of pictures are known")
+    model_arguments(evaluate)
+    evaluate.add_argument(
+        "--data", help="a folder of run.py pretokenize the model has not seen: loss, accuracy, greedy"
+    )
+    evaluate.add_argument(
+        "--greedy", action="store_true", help="with --data: also paint each prompt greedily and compare"
+    )
+    evaluate.add_argument(
+        "--toy", type=int, metavar="N", help="paint N fresh prompts of the embedded world and judge them"
+    )
+    evaluate.add_argument(
+        "--tasks",
+        type=int,
+        nargs="?",
+        const=TASK_EXERCISES,
+        metavar="N",
+        help=f"N fresh exercises of every task of the embedded world ({TASK_EXERCISES}): a table, JSON and a sheet",
+    )
+    evaluate.add_argument(
+        "--sizes",
+        type=int,
+        help="edge of the canvases' area in px (with --toy 128, with --tasks 64, which most records have)",
+    )
+    evaluate.add_argument("--attention", metavar="PROMPT", help="paint it, and show where its last token looks")
+    evaluate.add_argument("--size", type=size, help="with --attention: WIDTHxHEIGHT in pixels")
+    evaluate.add_argument(
+        "--out",
+        default="out/evaluation",
+        help="folder of the sheet of --tasks and the picture of --attention (out/evaluation)",
+    )
+    evaluate.add_argument("--pictures", nargs="+", metavar="FILE", help="reconstruct these through the image tokenizer")
+    evaluate.add_argument("--seed", type=int, default=0, help="with --toy and --tasks: other seed, other prompts (0)")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _refine(options: Namespace) -> None:
+    from dataclasses import replace
+
+    import jax
+
+    from lumina_jax.config import SampleConfig
+    from lumina_jax.conversation import served
+    from lumina_jax.evaluate.refine import refine
+    from lumina_jax.sample.ask import open_image
+    from lumina_jax.sample.picture import grid
+
+    images = {file: open_image(Path(file)) for file in options.images}
+    model, vocab, vq, experiment = load_for_sampling(options)
+    desk, out, results = make_desk(vq, vocab, experiment), Path(options.out), {}
+    cfg = replace(served("refine", experiment.sample if experiment else SampleConfig()), image_top_k=options.top_k)
+    out.mkdir(parents=True, exist_ok=True)
+    for file, image in images.items():
+        found = refine(model, desk, image, cfg, jax.random.key(options.seed))
+        results[file] = table = found.table()
+        found.refined.save(out / f"{Path(file).stem}.png")
+        words = (f"{name} {side['psnr_db']:.1f} dB, SSIM {side['ssim']:.3f}" for name, side in table.items())
+        sides = [found.original, found.decoded, found.refined]
+        grid(sides, columns=3, captions=["original", *words]).save(out / f"{Path(file).stem}-compared.png")
+        print(out / f"{Path(file).stem}-compared.png", flush=True)
+    print(json.dumps(results, indent=2))
+
+
+def _evaluate(options: Namespace) -> None:
+    if not (options.data or options.toy or options.pictures or options.tasks or options.attention):
+        raise ValueError(
+            "nothing to evaluate; give --data FOLDER, --toy N, --tasks, --attention PROMPT or --pictures FILE ..."
+        )
+    model, vocab, vq, experiment = load_for_sampling(options)
+    results = {}
+    if options.data:
+        from lumina_jax.data.encode import vq_fingerprint
+        from lumina_jax.evaluate.heldout import greedy_match, held_out
+
+        made_with = vq_fingerprint(vq)
+        results["held_out"] = held_out(model, vocab, options.data, vq=made_with)
+        if options.greedy:
+            results["greedy"] = greedy_match(model, vocab, options.data, vq=made_with)
+    if options.pictures:
+        from lumina_jax.evaluate.reconstruction import reconstruction
+
+        results["reconstruction"] = reconstruction(vq, options.pictures)
+    if options.toy:
+        from lumina_jax.config import SampleConfig
+        from lumina_jax.toyworld.score import score_table
+
+        settings = experiment.sample if experiment else SampleConfig()
+        results["toy"] = score_table(model, vq, vocab, settings, options.sizes or 128, options.toy, options.seed)
+    if options.tasks:
+        results["tasks"] = _evaluate_tasks(options, model, vocab, vq, experiment)
+    if options.attention:
+        results["attention"] = _evaluate_attention(options, model, vocab, vq, experiment)
+    print(json.dumps(results, indent=2))
+
+
+def _evaluate_tasks(options: Namespace, model, vocab, vq, experiment) -> dict:
+    """Every task's scores; the table goes to the screen, the sheet into --out."""
+    from lumina_jax.config import SampleConfig
+    from lumina_jax.toyworld.source import stage_sizes
+    from lumina_jax.toyworld.task_sheet import line, write_sheets
+    from lumina_jax.toyworld.tasks import evaluate_tasks
+
+    settings, found = experiment.sample if experiment else SampleConfig(), []
+    sizes = stage_sizes(options.sizes or 64)
+    for result in evaluate_tasks(model, vq, vocab, settings, sizes, options.tasks, options.seed):
+        found.append(result)
+        print(f"{result.task}: {line(result.mean)}", flush=True)
+    print(write_sheets(found, Path(options.out)))
+    return {result.task: result.mean for result in found}
+
+
+def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dict:
+    """Shares by kind of token; the picture goes into --out."""
+    import jax
+
+    from lumina_jax.config import SampleConfig
+    from lumina_jax.evaluate.attention import drawing, looks
+    from lumina_jax.sample import generate
+    from lumina_jax.sample.picture import pictures
+
+    desk = make_desk(vq, vocab, experiment)
+    ask = desk.generate(options.attention, options.size, experiment.sample if experiment else SampleConfig())
+    (answer,) = generate(model, [ask.ids], jax.random.key(options.seed), ask.cfg, vocab, sizes=[ask.size])
+    found = looks(model, ask.ids, answer, vocab)
+    file = Path(options.out) / "attention.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    drawing(found, pictures(answer, vq, vocab)[0]).save(file)
+    print(file)
+    return found.table()

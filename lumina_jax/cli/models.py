@@ -1,0 +1,80 @@
+"""What the command line says of a model to sample from: its folder, its companions, and how it is held."""
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+
+from lumina_jax.cli.experiments import REPOSITORY, load_vq
+
+TOY_MODEL = "assets/toy"
+
+
+def model_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default=str(REPOSITORY / TOY_MODEL),
+        help=f"a run's folder or a checkpoint of any layout ({TOY_MODEL})",
+    )
+    parser.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the one the model names or holds)")
+    parser.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
+    parser.add_argument(
+        "--int8", action="store_true", help="hold the blocks' matrices in int8: half the memory to read"
+    )
+
+
+def size(text: str) -> tuple[int, int]:
+    """ "96x64" -> (96, 64), for argparse."""
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit()):
+        raise ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, such as 96x64")
+    return int(width), int(height)
+
+
+def load_for_sampling(options: Namespace, mesh=None):
+    """(model, vocab, VQ, experiment or None) that --model, --tokenizer and --vq name; the model on ``mesh``."""
+    from convert import companions, load_model
+    from convert.job import open_source, run_of
+
+    folder = Path(options.model)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--model {folder}: no such folder; give a run's folder or a checkpoint of any layout")
+    source = open_source(folder)
+    experiment = run_of(source)
+    found = companions.find(source.folder, experiment, options.tokenizer or "", options.vq or "")
+    if missing := companions.notes(found, source.folder):
+        raise FileNotFoundError("; ".join(missing))
+    companions.check(found, source.cfg)
+    model, vocab = _for_this_device(load_model(folder, mesh)[0]), found.vocab()
+    return _as_int8(model, vocab) if options.int8 else model, vocab, load_vq(str(found.vq)), experiment
+
+
+def _for_this_device(model):
+    """float32 on CPU, where bfloat16 is slow; as stored elsewhere."""
+    import jax
+    import jax.numpy as jnp
+
+    if jax.default_backend() != "cpu":
+        return model
+    return jax.tree.map(lambda weight: weight.astype(jnp.float32), model)
+
+
+def _as_int8(model, vocab):
+    """The model with int8 matrices; says what that does to the logits of a prompt."""
+    import numpy as np
+
+    from lumina_jax.conversation import image_prompt, tokenize
+    from lumina_jax.model.int8 import logit_error, quantized
+
+    ids = tokenize([(image_prompt(512, 512, "A lighthouse at dusk, seen from the sea."), None)], [], vocab)[0]
+    ids = np.minimum(ids, model.cfg.vocab - 1)[None]
+    exact = model.logits(model(ids))
+    model = quantized(model, consume=True)
+    print(f"int8 matrices: over a prompt's {ids.size} tokens, {logit_error(exact, model.logits(model(ids)))}")
+    return model
+
+
+def make_desk(vq, vocab, experiment, forced: bool = True):
+    """Where prompts for a model of ``experiment`` are made; ``forced``: pictures get the size they were asked for."""
+    from lumina_jax.sample.ask import Desk
+
+    patches = experiment is not None and experiment.vq.kind == "patch"
+    return Desk(vq, vocab, experiment.data if experiment else None, forced, as_is=patches)

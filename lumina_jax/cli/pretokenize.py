@@ -1,0 +1,160 @@
+"""run.py pretokenize: pictures and text to token shards, by one process, one of many, or a Beam pipeline."""
+
+import json
+from argparse import ArgumentTypeError, Namespace, _SubParsersAction
+
+from lumina_jax.cli.experiments import config_arguments, load_experiment, load_vq
+from lumina_jax.cli.processes import worker
+
+
+def add_pretokenize(verbs: _SubParsersAction) -> None:
+    pretokenize = verbs.add_parser("pretokenize", help="pictures and text to token shards")
+    config_arguments(pretokenize)
+    pretokenize.add_argument(
+        "--source",
+        required=True,
+        help="toy:COUNT, omni:COUNT, omni_slow:COUNT, or any of lumina_jax.data.sources.open_source",
+    )
+    pretokenize.add_argument("--fit", action="store_true", help="first fit codebook and tokenizer to these records")
+    pretokenize.add_argument("--base", help="with --fit and omni: the PatchVQ .npz whose codes keep their numbers")
+    pretokenize.add_argument("--seed", type=int, default=0, help="draws the crops, and the toy world's scenes (0)")
+    pretokenize.add_argument(
+        "--sizes", type=_numbers, metavar="S,S", help="read once for several stages: data.size S into data.path/S, each"
+    )
+    pretokenize.add_argument(
+        "--max-tokens",
+        type=_numbers,
+        metavar="N",
+        help="reject what takes more tokens; 0 for no limit; with --sizes one for all or one for each (what data.buckets hold)",
+    )
+    pretokenize.add_argument("--shard-records", type=int, default=8192, help="source records of a shard (8192)")
+    share = pretokenize.add_mutually_exclusive_group()
+    share.add_argument(
+        "--worker", metavar="I/N", help="the share of process I of N, from 0; auto on a TPU pod, Slurm or MPI"
+    )
+    share.add_argument("--shards", metavar="A:B", help="only the shards from A up to but not with B")
+    share.add_argument("--runner", help="run as an Apache Beam pipeline on this runner: DirectRunner, DataflowRunner")
+    pretokenize.add_argument(
+        "--beam", default="", metavar="OPTIONS", help="with --runner: Beam's own options, as one text"
+    )
+    pretokenize.set_defaults(run=_pretokenize)
+
+
+def _numbers(text: str) -> list[int]:
+    if not all(part.isdigit() for part in text.split(",")):
+        raise ArgumentTypeError(f"{text!r} is not one or more whole numbers with commas, such as 512,768,1024")
+    return [int(part) for part in text.split(",")]
+
+
+def _pretokenize(options: Namespace) -> None:
+    cfg = load_experiment(options.config, options.changes)
+    if not cfg.data.path or len(cfg.data.paths) > 1:
+        raise ValueError(f"data.path={cfg.data.path!r}; say where the tokens go, one folder: data.path=FOLDER")
+    from functools import partial
+    from shlex import split
+
+    from lumina_jax.data.pretokenize import pretokenize_stages
+
+    source, sizes = _source(options.source, options.seed, cfg)
+    if options.fit:
+        _fit(cfg, source, options, sizes)
+    stages, own = _stages(options, cfg, sizes), _own(options)
+    arguments = dict(shard_records=options.shard_records, threads=cfg.data.threads, name=options.source)
+    if options.runner:
+        from lumina_jax.data.beam import pretokenize_with_beam
+
+        beam = [f"--runner={options.runner}", *split(options.beam)]
+        parts = partial(_parts, options.source, options.seed, cfg)
+        manifests = pretokenize_with_beam(parts, stages, options.seed, beam, **arguments)
+    else:
+        parts = _parts(options.source, options.seed, cfg)
+        manifests = pretokenize_stages(*parts, stages, options.seed, own=own, **arguments)
+    for stage, manifest in zip(stages, manifests, strict=False):
+        print(f"{stage.out}: {manifest.kept:,} records, {manifest.tokens:,} tokens, {manifest.rejected:,} rejected")
+
+
+def _parts(spec: str, seed: int, cfg):
+    """(source, VQ model, tokenizer), opened here: a Beam worker calls this too."""
+    from lumina_jax.vocab import Vocab
+
+    return _source(spec, seed, cfg)[0], load_vq(cfg.vq.path), Vocab.load(cfg.data.tokenizer)
+
+
+def _stages(options: Namespace, cfg, sizes) -> list:
+    """The folders to write: data.path, or one in it for each of --sizes."""
+    from lumina_jax.data.making import Stage
+    from lumina_jax.layout import crop_sizes
+
+    if options.sizes and sizes:
+        raise ValueError(f"--sizes goes with pictures to crop; {options.source} draws its own, for data.size")
+    edges = options.sizes or [cfg.data.size]
+    limits = options.max_tokens or [0 if options.sizes else cfg.data.buckets[-1] + 1]
+    if len(limits) not in (1, len(edges)):
+        raise ValueError(f"--max-tokens has {len(limits)} numbers for {len(edges)} sizes; give one, or one for each")
+    limits = limits * len(edges) if len(limits) == 1 else limits
+    place = cfg.data.path.rstrip("/")
+    return [
+        Stage(
+            f"{place}/{edge}" if options.sizes else place,
+            tuple(sizes or crop_sizes(edge, cfg.data.patch, cfg.data.max_ratio)),
+            limit or None,
+        )
+        for edge, limit in zip(edges, limits, strict=True)
+    ]
+
+
+def _own(options: Namespace) -> slice:
+    """The shards that --worker or --shards give to this process."""
+    if options.worker:
+        index, workers = worker(options.worker)
+        return slice(index, None, workers)
+    first, sign, last = (options.shards or "0:").partition(":")
+    if not sign or not first.isdigit() or (last and not last.isdigit()):
+        raise ValueError(f"--shards {options.shards}: expected A:B, the shards from A up to but not with B")
+    return slice(int(first), int(last) if last else None)
+
+
+def _source(spec: str, seed: int, cfg):
+    """(records, canvas sizes or None for the config's crops) of --source."""
+    kind, _, count = spec.partition(":")
+    if kind == "toy":
+        from lumina_jax.toyworld.scenes import MINI
+        from lumina_jax.toyworld.source import ToySource, training_sizes
+
+        if not count.isdigit() or int(count) < 1:
+            raise ValueError(f"--source {spec}: say how many scenes, as toy:10000")
+        source = ToySource(MINI, training_sizes(cfg.data.size), int(count), seed)
+        return source, source.sizes
+    if kind.startswith("omni"):
+        from lumina_jax.toyworld.omni import LESSONS, OmniSource
+        from lumina_jax.toyworld.scenes import OMNI
+
+        if not count.isdigit() or int(count) < 1:
+            raise ValueError(f"--source {spec}: say how many exercises, as omni:10000")
+        if kind not in LESSONS:
+            raise ValueError(f"--source {spec}: no {kind}; choose one of {', '.join(LESSONS)}")
+        source = OmniSource(OMNI, LESSONS[kind].sizes(cfg.data.size), int(count), seed, LESSONS[kind].mix)
+        return source, source.sizes
+    from lumina_jax.data.sources import open_source
+
+    return open_source(spec, seed), None
+
+
+def _fit(cfg, source, options: Namespace, sizes) -> None:
+    """Writes vq.path and data.tokenizer, fitted to the pictures and words of ``source``."""
+    if cfg.vq.kind != "patch" or not cfg.vq.path or not cfg.data.tokenizer:
+        raise ValueError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
+    from lumina_jax.toyworld.fit import fit, fit_world
+
+    if options.source.startswith("omni"):
+        from lumina_jax.toyworld.omni_fit import fit_omni
+
+        fit_omni(cfg.vq, cfg.data, load_vq(options.base) if options.base else None)
+        return
+    if options.base:
+        raise ValueError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")
+    if options.source.startswith("toy:"):
+        fit_world(cfg.vq, cfg.data)
+        return
+    report = fit(source, cfg.vq, cfg.data, options.seed, sizes)
+    print(f"{cfg.vq.path}: {json.dumps(report)}")

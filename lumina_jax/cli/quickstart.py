@@ -1,0 +1,62 @@
+"""run.py quickstart and grow: the embedded world, from nothing, and from a smaller tokenizer to a larger."""
+
+from argparse import ArgumentTypeError, Namespace, _SubParsersAction
+from pathlib import Path
+
+from lumina_jax.cli.experiments import REPOSITORY, config_arguments, load_experiment
+from lumina_jax.cli.models import load_for_sampling, model_arguments
+
+OMNI_MINUTES = 40
+
+
+def add_quickstart(verbs: _SubParsersAction) -> None:
+    quickstart = verbs.add_parser("quickstart", help="train, sample and judge the embedded world; writes report.html")
+    quickstart.add_argument(
+        "--minutes", type=_positive, default=10, help="budget on 2 cores, compilation included (10)"
+    )
+    quickstart.add_argument("--out", default="out/quickstart", help="folder of everything it makes (out/quickstart)")
+    quickstart.add_argument(
+        "--omni",
+        type=_positive,
+        nargs="?",
+        const=OMNI_MINUTES,
+        metavar="MINUTES",
+        help=f"then go on to one model for all tasks, with a budget of its own ({OMNI_MINUTES}); writes omni/tasks.html",
+    )
+    quickstart.set_defaults(run=_quickstart)
+
+
+def add_grow(verbs: _SubParsersAction) -> None:
+    grow = verbs.add_parser("grow", help="weights for the larger tokenizer of a config: what its training starts from")
+    config_arguments(grow)
+    model_arguments(grow)
+    grow.set_defaults(run=_grow)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if value <= 0:
+        raise ArgumentTypeError(f"{text} is not a positive number of minutes")
+    return value
+
+
+def _quickstart(options: Namespace) -> None:
+    from lumina_jax.toyworld.quickstart import quickstart
+
+    stages = [load_experiment(str(REPOSITORY / f"configs/toy_stage{n}.py"), []) for n in (1, 2, 3)]
+    print(quickstart(stages, Path(options.out), options.minutes))
+    if options.omni:
+        from lumina_jax.toyworld.omni_quickstart import omni_quickstart
+
+        names = ("toy_omni_first", "toy_omni")
+        parts = [load_experiment(str(REPOSITORY / f"configs/{name}.py"), []) for name in names]
+        print(omni_quickstart(parts, Path(options.out), options.omni))
+
+
+def _grow(options: Namespace) -> None:
+    cfg = load_experiment(options.config, options.changes)
+    from lumina_jax.toyworld.grow import write_start
+    from lumina_jax.vocab import Vocab
+
+    model, old, _, _ = load_for_sampling(options)
+    print(write_start(model, old, Vocab.load(cfg.data.tokenizer), cfg))
