@@ -10,7 +10,7 @@ The floors; a file imports only from lower ones (tests/test_floors.py)::
 
     F0  config vocab batch page     F1  layout conversation pixels maps marks measures sharding
     F2  model/                      F3  data/ train/ sample/
-    F4  toyworld/ evaluate/ pods/   F5  run.py configs/ convert/
+    F4  toyworld/ evaluate/ pods/   F5  cli/ run.py configs/ convert/
 
 Two journeys. Image and text, disk to loss: data.sources -> layout.best_crop -> pixels.random_crop -> VQ encode ->
 layout.encode_grid -> conversation.tokenize -> token shards (data.pretokenize) -> data.pipeline -> Batch -> train.step ->

@@ -9,6 +9,7 @@ from PIL import Image
 
 from lumina_jax.layout import CODES_PER_UNIT
 from lumina_jax.pixels import crop, to_image, to_pixels, whiten
+from lumina_jax.sample.ask import open_image
 
 
 class ImageTokenizer(Protocol):
@@ -43,5 +44,5 @@ def reconstruct(picture: Image.Image, vq: ImageTokenizer) -> tuple[np.ndarray, n
 
 def reconstruction(vq: ImageTokenizer, files: Sequence[str | Path]) -> dict[str, float]:
     """PSNR in dB by file name, and their mean."""
-    by_file = {str(file): psnr(*reconstruct(Image.open(file), vq)) for file in files}
+    by_file = {str(file): psnr(*reconstruct(open_image(Path(file)), vq)) for file in files}
     return by_file | {"mean": float(np.mean(list(by_file.values())))}

@@ -46,7 +46,7 @@ def trained(codes: int, steps: int, records: int, home: Path):
         f"data.path={home / 'data'}",
         f"out={home / 'run'}",
     ]
-    changes = ["data.weights=", "start=", "optim.lr=6e-3", f"vq.codes={codes}", f"optim.steps={steps}", *places]
+    changes = ["data.weights=", "start=", "optim.min_lr=4e-4", f"vq.codes={codes}", f"optim.steps={steps}", *places]
     cfg = run.load_experiment(str(run.REPOSITORY / "configs/toy_omni_first.py"), changes)
     fit_omni(cfg.vq, cfg.data)
     vq, vocab = PatchVQ.load(cfg.vq.path), Vocab.load(home)

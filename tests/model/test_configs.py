@@ -12,9 +12,11 @@ from lumina_jax.config import MeshConfig
 from lumina_jax.model.params import count
 from lumina_jax.model.vqvae import VQVAE
 from lumina_jax.sharding import make_mesh
+from lumina_jax.train.checkpoint import flatten
 from lumina_jax.train.step import state_shapes
 
 CONFIGS = sorted((run.REPOSITORY / "configs").rglob("[a-z]*.py"))
+MATRICES = ("wq", "wk", "wv", "wo", "gate", "up", "down")
 MARKERS_AND_PROMPT = 16
 """Tokens a sample has at the least besides its image: begin, the shortest prompt, two ends of turn."""
 
@@ -28,8 +30,10 @@ def experiment(request, monkeypatch):
 def test_the_training_state_has_shapes_and_places(experiment):
     mesh = make_mesh(MeshConfig(replica=1, fsdp=-1, tensor=1))
     shapes = state_shapes(experiment, mesh)
-    adam_and_weights = count(shapes.model) * 3
-    assert abs(count(shapes) - adam_and_weights) < 100
+    by_muon = MATRICES if experiment.optim.muon_lr else ()
+    one_moment = count([leaf for name, leaf in flatten(shapes.model).items() if name.split("/")[-1] in by_muon])
+    assert abs(count(shapes) - (count(shapes.model) * 3 - one_moment)) < 100
+    assert (one_moment > 0) == (experiment.name.startswith("toy"))
     largest = max(jax.tree.leaves(shapes.model), key=lambda leaf: leaf.size)
     assert not largest.sharding.is_fully_replicated
 
