@@ -19,5 +19,6 @@ experiment = replace(
         weights=(0.68, 0.2, 0.12),
         drop_context=0.15,
     ),
-    optim=replace(first.optim, steps=8000, lr=9e-3, min_lr=2e-4, muon_lr=6e-3, hold=0.2),
+    # The rate falls on from where the first part left it.
+    optim=replace(first.optim, steps=10_000, lr=6e-3, min_lr=1e-4, muon_lr=4e-3),
 )

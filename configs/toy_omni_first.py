@@ -23,6 +23,6 @@ experiment = replace(
         batch=8,
         packing=True,
     ),
-    optim=replace(stage_3.optim, steps=9000, lr=1.5e-2, min_lr=7.5e-3, muon_lr=1e-2, warmup=100),
+    optim=replace(stage_3.optim, steps=10_000, lr=1.2e-2, min_lr=6e-3, muon_lr=8e-3, warmup=100, hold=0.0),
     mesh=replace(stage_3.mesh, loss_chunk=24),
 )
