@@ -192,25 +192,49 @@ def _is_square(shown: Sequence[np.ndarray]) -> bool:
 
 
 def _row(turns: Sequence[Step]) -> Image.Image:
-    """An exercise: its words, then its pictures and texts from left to right."""
+    """An exercise: its words and what came of them."""
+    in_words = all(isinstance(step.truth, str) for step in turns)
+    return _conversation(turns) if in_words and len(turns) > 1 else _pictures(turns)
+
+
+def _conversation(turns: Sequence[Step]) -> Image.Image:
+    """Pictures, then a line for each question, its answer, and the truth in brackets."""
+    font, top = ImageFont.load_default(12), EDGE + 6
+    row = Image.new("RGB", (CARD, top + LINE * len(turns) + GAP), "white")
+    pen, left = ImageDraw.Draw(row), 0
+    for shown in turns[0].shown:
+        left = _paste(row, left, 0, shown)
+    for number, step in enumerate(turns):
+        left, at = 0.0, top + LINE * number
+        said = (f"{step.words}  > ", SOFT), (str(step.given).strip(), INK), (f"  [{step.truth}]", SOFT)
+        for text, colour in said:
+            pen.text((left, at), text, colour, font)
+            left += font.getlength(text)
+    return row
+
+
+def _pictures(turns: Sequence[Step]) -> Image.Image:
+    """The words, then pictures and texts from left to right, small enough for all."""
     font = ImageFont.load_default(12)
     words = textwrap.wrap(" / ".join(step.words for step in turns), LETTERS, max_lines=3, placeholder=" ...")
-    pictured = any(isinstance(part, np.ndarray) for step in turns for part in (*step.shown, step.given, step.truth))
+    parts = [part for step in turns for part in (*step.shown, step.given)] + [turns[-1].truth]
+    pictured = any(isinstance(part, np.ndarray) for part in parts)
+    edge = min(EDGE, (CARD - GAP) // len(parts) - GAP - 6)
     top = LINE * len(words) + 4
-    row = Image.new("RGB", (CARD, top + (EDGE if pictured else 2 * LINE) + GAP), "white")
+    row = Image.new("RGB", (CARD, top + (edge if pictured else 2 * LINE) + GAP), "white")
     pen, left = ImageDraw.Draw(row), 0
     for number, text in enumerate(words):
         pen.text((0, LINE * number), text, INK, font)
     for step in turns:
         for shown in step.shown:
-            left = _paste(row, left, top, shown)
+            left = _paste(row, left, top, shown, edge)
         pen.text((left, top), ">", SOFT, font)
-        left = _paste(row, left + GAP, top, step.given)
-    left = _paste(row, left + 4, top, turns[-1].truth, frame=True)
+        left = _paste(row, left + GAP, top, step.given, edge)
+    _paste(row, left + 4, top, turns[-1].truth, edge, frame=True)
     return row
 
 
-def _paste(row: Image.Image, left: int, top: int, reply: Reply, frame: bool = False) -> int:
+def _paste(row: Image.Image, left: int, top: int, reply: Reply, edge: int = EDGE, frame: bool = False) -> int:
     """Puts a reply into ``row`` and returns where the next may stand; the truth wears a ``frame`` or stands in brackets."""
     pen, font = ImageDraw.Draw(row), ImageFont.load_default(12)
     if not isinstance(reply, np.ndarray):
@@ -219,7 +243,7 @@ def _paste(row: Image.Image, left: int, top: int, reply: Reply, frame: bool = Fa
             pen.text((left, top + LINE * number), part, SOFT if frame else INK, font)
         return left + 150
     image = Image.fromarray(reply)
-    share = EDGE / max(image.size)
+    share = edge / max(image.size)
     image = image.resize([round(side * share) for side in image.size], Image.Resampling.LANCZOS)
     row.paste(image, (left, top))
     box = (left, top, left + image.width - 1, top + image.height - 1)
