@@ -326,7 +326,7 @@ def test_our_own_checkpoint_that_was_never_finished(copy):
 def test_a_tokenizer_that_is_not_the_models(copy):
     folder = copy("single")
     shutil.copy(TOY / "tokenizer.json", folder)
-    refused(folder, str(folder / "tokenizer.json"), "model.vocab=40", "1533")
+    refused(folder, str(folder / "tokenizer.json"), "model.vocab=40", "1536")
     (folder / "tokenizer.json").write_text("{}")
     refused(folder, str(folder / "tokenizer.json"))
 
