@@ -4,7 +4,7 @@ import json
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.models import load_for_sampling, make_desk, model_arguments, size
+from lumina_jax.cli.models import load_for_sampling, make_desk, model_arguments, settings_of, size
 
 TASK_EXERCISES = 96
 
@@ -65,7 +65,6 @@ def _refine(options: Namespace) -> None:
 
     import jax
 
-    from lumina_jax.config import SampleConfig
     from lumina_jax.conversation import served
     from lumina_jax.evaluate.refine import refine
     from lumina_jax.sample.ask import open_image
@@ -74,7 +73,7 @@ def _refine(options: Namespace) -> None:
     images = {file: open_image(Path(file)) for file in options.images}
     model, vocab, vq, experiment = load_for_sampling(options)
     desk, out, results = make_desk(vq, vocab, experiment), Path(options.out), {}
-    cfg = replace(served("refine", experiment.sample if experiment else SampleConfig()), image_top_k=options.top_k)
+    cfg = replace(served("refine", settings_of(experiment)), image_top_k=options.top_k)
     out.mkdir(parents=True, exist_ok=True)
     for file, image in images.items():
         found = refine(model, desk, image, cfg, jax.random.key(options.seed))
@@ -107,10 +106,9 @@ def _evaluate(options: Namespace) -> None:
 
         results["reconstruction"] = reconstruction(vq, options.pictures)
     if options.toy:
-        from lumina_jax.config import SampleConfig
         from lumina_jax.toyworld.score import score_table
 
-        settings = experiment.sample if experiment else SampleConfig()
+        settings = settings_of(experiment)
         results["toy"] = score_table(model, vq, vocab, settings, options.sizes or 128, options.toy, options.seed)
     if options.tasks:
         results["tasks"] = _evaluate_tasks(options, model, vocab, vq, experiment)
@@ -121,12 +119,11 @@ def _evaluate(options: Namespace) -> None:
 
 def _evaluate_tasks(options: Namespace, model, vocab, vq, experiment) -> dict:
     """Every task's scores; the table goes to the screen, the sheet into --out."""
-    from lumina_jax.config import SampleConfig
     from lumina_jax.toyworld.source import stage_sizes
     from lumina_jax.toyworld.task_sheet import line, write_sheets
     from lumina_jax.toyworld.tasks import evaluate_tasks
 
-    settings, found = experiment.sample if experiment else SampleConfig(), []
+    settings, found = settings_of(experiment), []
     sizes = stage_sizes(options.sizes or 64)
     for result in evaluate_tasks(model, vq, vocab, settings, sizes, options.tasks, options.seed):
         found.append(result)
@@ -139,13 +136,12 @@ def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dic
     """Shares by kind of token; the picture goes into --out."""
     import jax
 
-    from lumina_jax.config import SampleConfig
     from lumina_jax.evaluate.attention import drawing, looks
     from lumina_jax.sample import generate
     from lumina_jax.sample.picture import pictures
 
     desk = make_desk(vq, vocab, experiment)
-    ask = desk.generate(options.attention, options.size, experiment.sample if experiment else SampleConfig())
+    ask = desk.generate(options.attention, options.size, settings_of(experiment))
     (answer,) = generate(model, [ask.ids], jax.random.key(options.seed), ask.cfg, vocab, sizes=[ask.size])
     found = looks(model, ask.ids, answer, vocab)
     file = Path(options.out) / "attention.png"

@@ -72,6 +72,13 @@ def _as_int8(model, vocab):
     return model
 
 
+def settings_of(experiment):
+    """How a model is sampled unless the command line says otherwise: as its experiment says, if it has one."""
+    from lumina_jax.config import SampleConfig
+
+    return experiment.sample if experiment else SampleConfig()
+
+
 def make_desk(vq, vocab, experiment, forced: bool = True):
     """Where prompts for a model of ``experiment`` are made; ``forced``: pictures get the size they were asked for."""
     from lumina_jax.sample.ask import Desk

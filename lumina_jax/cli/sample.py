@@ -5,7 +5,7 @@ import sys
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.models import load_for_sampling, make_desk, model_arguments, size
+from lumina_jax.cli.models import load_for_sampling, make_desk, model_arguments, settings_of, size
 from lumina_jax.cli.processes import worker
 
 
@@ -178,7 +178,6 @@ def _settings(options: Namespace, experiment):
     """Task -> how it is sampled: the model's own settings, as the task is served, changed by what the command line says."""
     from dataclasses import replace
 
-    from lumina_jax.config import SampleConfig
     from lumina_jax.conversation import TASKS, served
 
     if options.task and options.task not in TASKS:
@@ -191,7 +190,7 @@ def _settings(options: Namespace, experiment):
         max_new_tokens=options.max_new_tokens,
     )
     changes = {name: value for name, value in said.items() if value is not None}
-    own = experiment.sample if experiment else SampleConfig()
+    own = settings_of(experiment)
     return lambda task: replace(own if task == "generate" else served(task, own), **changes)
 
 
