@@ -12,6 +12,7 @@ from lumina_jax.cli.pretokenize import add_pretokenize
 from lumina_jax.cli.quickstart import add_grow, add_quickstart
 from lumina_jax.cli.sample import add_sample
 from lumina_jax.cli.train import add_compile, add_train
+from lumina_jax.errors import UserError
 
 __all__ = ["REPOSITORY", "TOY_MODEL", "load_experiment", "load_for_sampling", "load_vq", "main"]
 
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.changes += rest
     try:
         return options.run(options) or 0
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+    except UserError as error:
         print(f"run.py {options.verb}: {error}", file=sys.stderr)
         return 2
 

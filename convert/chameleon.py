@@ -6,12 +6,13 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from convert.companions import Companions
-from convert.job import Wish, dtypes_of, open_source, whole, write
-from convert.ours import stack
+from convert.convert import Wish, dtypes_of, open_source, whole, write
+from convert.orbax_folder import stack
 from convert.sources import Memory
 from convert.table import ROWS
+from convert.tokenizer_files import Companions
 from lumina_jax.config import MeshConfig, ModelConfig
+from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.params import is_param
 from lumina_jax.model.vqvae import VQVAE
@@ -54,7 +55,7 @@ def save_model(
     ValueError for what the layout cannot hold.
     """
     if layout == "ours":
-        raise ValueError(
+        raise InputError(
             "layout='ours' is written by training, and by run.py convert import; choose hf, lumina or meta"
         )
     source = Memory(model, cfg, vqvae if layout == "hf" else None)

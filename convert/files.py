@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from lumina_jax.errors import InputError, MissingFileError, MissingPackageError, StorageError
+
 DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -58,7 +60,7 @@ def open_tensors(path: Path) -> dict[str, np.ndarray]:
     pickle that wants more than tensors.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing")
+        raise MissingFileError(f"{path} is missing")
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
 
 
@@ -67,7 +69,7 @@ def need_torch(what: str):
     try:
         import torch
     except ImportError:
-        raise ImportError(f"{what} needs torch (the CPU build is enough): pip install torch") from None
+        raise MissingPackageError(f"{what} needs torch (the CPU build is enough): pip install torch") from None
     return torch
 
 
@@ -76,15 +78,15 @@ def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
         with safe_open(path, framework="np"):
             pass  # the library checks that header and length agree; it cannot give bfloat16 to numpy
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or cut short ({error}); fetch or write it again") from None
+        raise InputError(f"{path} is damaged or cut short ({error}); fetch or write it again") from None
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     if strange := {name: about["dtype"] for name, about in header.items() if about["dtype"] not in DTYPES}:
-        raise ValueError(f"{path}: cannot read dtype {next(iter(strange.values()))} of {next(iter(strange))}")
+        raise InputError(f"{path}: cannot read dtype {next(iter(strange.values()))} of {next(iter(strange))}")
     if not header:
-        raise ValueError(f"{path} holds no tensors")
+        raise InputError(f"{path} holds no tensors")
     data = np.memmap(path, np.uint8, "r", offset=8 + length)
     return {
         name: data[slice(*about["data_offsets"])].view(DTYPES[about["dtype"]]).reshape(about["shape"])
@@ -102,18 +104,18 @@ def _open_torch(path: Path) -> dict[str, np.ndarray]:
     except pickle.UnpicklingError as error:
         wants = re.search(r"GLOBAL (\S+)", str(error))
         why = f"its pickle wants {wants[1]} where only tensors belong" if wants else "it is damaged, or no state dict"
-        raise ValueError(
+        raise InputError(
             f"{path} is refused: {why}; a pickle can run code. Get the weights from a source you trust, best as safetensors"
         ) from None
     except (RuntimeError, OSError, EOFError, ValueError, LookupError) as error:
         text = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is damaged or cut short ({text}); fetch or write it again") from None
+        raise InputError(f"{path} is damaged or cut short ({text}); fetch or write it again") from None
     if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
         saved = saved["state_dict"]
     if not isinstance(saved, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in saved.items()
     ):
-        raise ValueError(f"{path} holds something else than named tensors; expected a state dict")
+        raise InputError(f"{path} holds something else than named tensors; expected a state dict")
     return {name: _as_numpy(torch, tensor, f"{name} of {path}") for name, tensor in saved.items()}
 
 
@@ -123,7 +125,7 @@ def _as_numpy(torch, tensor, what: str) -> np.ndarray:
     try:
         return tensor.detach().numpy()
     except (TypeError, RuntimeError) as error:
-        raise ValueError(f"{what} cannot be read as numbers: {error}") from None
+        raise InputError(f"{what} cannot be read as numbers: {error}") from None
 
 
 class Scratch:
@@ -191,7 +193,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         why = str(error) or type(error).__name__
-        raise OSError(
+        raise StorageError(
             f"{path} cannot be written ({why}); mend that, or choose another disk, and run it again"
         ) from error
 
@@ -303,9 +305,9 @@ def _bytes(array: np.ndarray) -> memoryview:
 def _check_next(left: list[Tensor], array: np.ndarray) -> None:
     name, shape, dtype = left.pop(0)
     if (array.shape, array.dtype) != (shape, dtype):
-        raise ValueError(f"{name} was announced as {dtype}{list(shape)}, not {array.dtype}{list(array.shape)}")
+        raise InputError(f"{name} was announced as {dtype}{list(shape)}, not {array.dtype}{list(array.shape)}")
 
 
 def _check_done(left: list[Tensor], path: str) -> None:
     if left:
-        raise ValueError(f"{path} ends without {len(left)} tensors: {', '.join(t.name for t in left[:5])}")
+        raise InputError(f"{path} ends without {len(left)} tensors: {', '.join(t.name for t in left[:5])}")

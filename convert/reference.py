@@ -14,6 +14,7 @@ import numpy as np
 
 from convert.files import open_tensors
 from convert.settings import read_json
+from lumina_jax.errors import InputError, MissingFileError, MissingPackageError
 
 QK_NORM_EPS = 1e-5
 """The originals fix it, whatever params.json says of norm_eps."""
@@ -52,7 +53,7 @@ def read_hugging_face(folder: Path) -> tuple[Weights, dict]:
         else:
             continue
         return {name: array for file in names for name, array in open_tensors(folder / file).items()}, settings
-    raise FileNotFoundError(f"{folder} holds neither model.safetensors nor pytorch_model.bin, nor an index of several")
+    raise MissingFileError(f"{folder} holds neither model.safetensors nor pytorch_model.bin, nor an index of several")
 
 
 def meta(shards: list[Weights], params: dict, ids: np.ndarray) -> Trace:
@@ -64,7 +65,7 @@ def meta(shards: list[Weights], params: dict, ids: np.ndarray) -> Trace:
     """
     expected = params.get("model_parallel_size", len(shards))
     if len(shards) != expected:
-        raise ValueError(f"{len(shards)} shards, but model_parallel_size is {expected}; pass every consolidated file")
+        raise InputError(f"{len(shards)} shards, but model_parallel_size is {expected}; pass every consolidated file")
     eps, turns = params.get("norm_eps", 1e-5), _turns(params, ids.shape[1])
     embeddings = np.concatenate([_f32(shard["tok_embeddings.weight"][ids]) for shard in shards], axis=-1)
     streams = [embeddings for _ in shards]
@@ -191,9 +192,9 @@ def libraries():
         import torch
         import transformers
     except ImportError:
-        raise ImportError(
+        raise MissingPackageError(
             "running transformers' Chameleon needs torch (CPU is enough) and transformers: pip install torch transformers"
         ) from None
     if int(transformers.__version__.split(".")[0]) < 5:  # versions before ignore rope_parameters silently
-        raise ImportError(f"transformers {transformers.__version__} is too old: pip install 'transformers>=5'")
+        raise MissingPackageError(f"transformers {transformers.__version__} is too old: pip install 'transformers>=5'")
     return torch, transformers

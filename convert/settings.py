@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lumina_jax.config import ModelConfig, VQConfig
+from lumina_jax.errors import InputError, MissingFileError
 
 META_MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 """What Meta rounds the MLP width up to; 256 in the released models."""
@@ -37,13 +38,13 @@ LONG_CONTEXT_BASE = 10_000
 def read_json(file: Path) -> dict:
     """A JSON object. Raises FileNotFoundError, or ValueError for what is none."""
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; a checkpoint folder of this layout holds it beside its weights")
+        raise MissingFileError(f"{file} is missing; a checkpoint folder of this layout holds it beside its weights")
     try:
         found = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); fetch or write it again") from None
+        raise InputError(f"{file} is not JSON ({error}); fetch or write it again") from None
     if not isinstance(found, dict):
-        raise ValueError(f"{file} holds a {type(found).__name__} where an object should be")
+        raise InputError(f"{file} holds a {type(found).__name__} where an object should be")
     return found
 
 
@@ -55,7 +56,7 @@ def model_config(settings: dict, file: Path) -> ModelConfig:
     with _blaming(file):
         said = _numbers(settings | (settings.get("rope_parameters") or {}), HF_NUMBERS)
         if wrong := [f"{name} is {said[name]!r}" for name, value in HF_FIXED.items() if said.get(name, value) != value]:
-            raise ValueError(f"{', '.join(wrong)}; Chameleon's models have {HF_FIXED}, and so has ours")
+            raise InputError(f"{', '.join(wrong)}; Chameleon's models have {HF_FIXED}, and so has ours")
         heads = said["num_attention_heads"]
         return ModelConfig(
             vocab=said["vocab_size"],
@@ -113,7 +114,7 @@ def meta_config(params: dict, file: Path) -> tuple[ModelConfig, int]:
     with _blaming(file):
         said = _numbers(params, META_NUMBERS)
         if not said.get("qk_normalization", True):
-            raise ValueError("qk_normalization is false; Chameleon's models all have it, and so does ours")
+            raise InputError("qk_normalization is false; Chameleon's models all have it, and so does ours")
         shards = said.get("model_parallel_size", 1)
         dim, heads = said["dim"], said["n_heads"]
         return ModelConfig(
@@ -138,11 +139,11 @@ def _blaming(file: Path) -> Iterator[None]:
     try:
         yield
     except KeyError as missing:
-        raise ValueError(f"{file} says nothing of {missing}; it is not a Chameleon model's {file.name}") from None
+        raise InputError(f"{file} says nothing of {missing}; it is not a Chameleon model's {file.name}") from None
     except TypeError as error:
-        raise ValueError(f"{file} has a field of the wrong kind ({error}); fetch or write it again") from None
+        raise InputError(f"{file} has a field of the wrong kind ({error}); fetch or write it again") from None
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
+        raise InputError(f"{file}: {error}") from None
 
 
 def _numbers(settings: dict, kinds: dict[str, type]) -> dict:
@@ -155,7 +156,7 @@ def _numbers(settings: dict, kinds: dict[str, type]) -> dict:
         if not ok:
             wrong.append(f"{name} is {value!r} where a {'whole number above 0' if kind is int else 'number'} belongs")
     if wrong:
-        raise ValueError("; ".join(wrong))
+        raise InputError("; ".join(wrong))
     return said
 
 
@@ -191,7 +192,7 @@ def meta_params(cfg: ModelConfig, shards: int) -> tuple[dict, dict]:
 def check_square(cfg: ModelConfig, layout: str) -> None:
     """Raises ValueError for a head size that the layout cannot say: it is always width / heads there."""
     if cfg.head_dim * cfg.heads != cfg.width:
-        raise ValueError(
+        raise InputError(
             f"model.heads={cfg.heads} x head_dim={cfg.head_dim} is not model.width={cfg.width}; layout {layout!r} has no "
             "field for that: keep such a model in our own layout"
         )

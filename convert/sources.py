@@ -18,6 +18,7 @@ from convert.settings import meta_config, model_config, read_json, vq_config
 from convert.table import ROWS, Index, Row, cut, groups, is_qk_norm, part, rearrange, shape_of, sizes_of
 from convert.vqvae import encoder_shapes, to_torch
 from lumina_jax.config import ModelConfig
+from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.params import is_param
 from lumina_jax.model.vqvae import VQVAE
@@ -70,10 +71,10 @@ class Tensors:
         absent = sorted({path.name for path in files.values() if not path.is_file()})
         if absent:
             folder = next(iter(files.values())).parent
-            raise FileNotFoundError(f"{folder} lacks {', '.join(absent)}, which its index names; fetch them as well")
+            raise MissingFileError(f"{folder} lacks {', '.join(absent)}, which its index names; fetch them as well")
         lost = [f"{name} ({path.name})" for name, path in files.items() if name not in self._mapped(path)]
         if lost:
-            raise ValueError(
+            raise InputError(
                 f"{next(iter(files.values())).parent}: the index names weights absent from their files: {_some(lost)}"
             )
         for path, held in self._open.items():
@@ -139,7 +140,7 @@ class HuggingFace:
             for name in names_of(row.hf_name, cfg.layers):
                 array = self._tensors[name]
                 if array.shape not in ((cfg.qk_groups, cfg.head_dim), (heads, cfg.head_dim)):
-                    raise ValueError(
+                    raise InputError(
                         f"{self._tensors.where(name)}: {name} has shape {list(array.shape)}; expected head size "
                         f"{cfg.head_dim} and a row for each of {cfg.qk_groups} groups or of {heads} heads"
                     )
@@ -221,7 +222,7 @@ class Meta:
         absent = [file.name for file in files if not file.is_file()]
         extra = sorted({file.name for file in self.folder.glob("consolidated*.pth")} - {file.name for file in files})
         if absent or extra:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{self.folder}: model_parallel_size is {self._shards}, so {', '.join(file.name for file in files)} belong "
                 f"here; missing: {', '.join(absent) or 'none'}; too many: {', '.join(extra) or 'none'}"
             )
@@ -235,7 +236,7 @@ class Meta:
         wide = np.stack([copy.astype(np.float32) for copy in copies])
         apart = np.abs(wide - wide[0]).max()
         if not apart <= REPLICA_TOLERANCE * np.abs(wide[0]).max():
-            raise ValueError(
+            raise InputError(
                 f"{self.folder}: {name} should be the same in all {len(copies)} files but differs by up to {apart:.3g}; "
                 "the files are not of one checkpoint"
             )
@@ -275,7 +276,7 @@ def check_shardable(cfg: ModelConfig, shards: int, what: str) -> None:
     """Raises ValueError, beginning with ``what``, when ``shards`` files cannot hold equal shares of the model."""
     sizes = dict(heads=cfg.heads, kv_heads=cfg.kv_heads, width=cfg.width, mlp=cfg.mlp, vocab=cfg.vocab)
     if wrong := [f"{name}={size}" for name, size in sizes.items() if size % shards]:
-        raise ValueError(f"{what} does not divide model.{', model.'.join(wrong)}")
+        raise InputError(f"{what} does not divide model.{', model.'.join(wrong)}")
 
 
 def names_of(name: str, layers: int) -> list[str]:
@@ -305,14 +306,14 @@ def _weight_files(folder: Path) -> dict[str, Path]:
         if index.is_file():
             named = read_json(index).get("weight_map")
             if not isinstance(named, dict) or not named or any(Path(str(file)).name != file for file in named.values()):
-                raise ValueError(
+                raise InputError(
                     f"{index}: no weight_map that names a file of this folder for each weight; fetch it again"
                 )
             return {name: folder / file for name, file in named.items()}
         if (folder / single).is_file():
             return dict.fromkeys(open_tensors(folder / single), folder / single)
     kinds = ", ".join(f"{single} or {single}{INDEX_SUFFIX}" for single in WEIGHT_FILES)
-    raise FileNotFoundError(f"{folder} holds a config.json but no weights; looked for {kinds}")
+    raise MissingFileError(f"{folder} holds a config.json but no weights; looked for {kinds}")
 
 
 def _check(expected: Mapping[str, tuple[int, ...] | None], tensors: Tensors, where: Path) -> None:
@@ -335,7 +336,7 @@ def _check(expected: Mapping[str, tuple[int, ...] | None], tensors: Tensors, whe
         if found
     ]
     if problems:
-        raise ValueError(f"{where}: weights and config do not fit. {'; '.join(problems)}")
+        raise InputError(f"{where}: weights and config do not fit. {'; '.join(problems)}")
 
 
 def _dtypes(names: Mapping[str, Iterable[str]], files: Iterable[Tensors]) -> tuple[dict[str, np.dtype], dict[str, str]]:
@@ -347,7 +348,7 @@ def _dtypes(names: Mapping[str, Iterable[str]], files: Iterable[Tensors]) -> tup
             for name in of_layers:
                 found.setdefault(tensors.about[name][1], f"{name} in {tensors.where(name)}")
         if strange := [dtype for dtype in found if dtype.name not in FLOATS]:
-            raise ValueError(f"{found[strange[0]]} is {strange[0]}; weights are one of {', '.join(FLOATS)}")
+            raise InputError(f"{found[strange[0]]} is {strange[0]}; weights are one of {', '.join(FLOATS)}")
         dtypes[path] = np.dtype(reduce(jnp.promote_types, found))
         if not path.startswith(VQ_PATH):
             kinds = {dtype.name: where for dtype, where in found.items()} | kinds

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lumina_jax.config import ModelConfig
+from lumina_jax.errors import InputError
 
 Index = Mapping[str, slice]
 """The part of a weight that is wanted: a slice for each letter that is cut, in whole numbers of that letter."""
@@ -119,7 +120,7 @@ def rearrange(array: np.ndarray, source: str, target: str, sizes: Mapping[str, i
     """
     shape = shape_of(source, sizes)
     if array.shape != shape:
-        raise ValueError(f"shape {list(array.shape)} where {source} says {list(shape)}")
+        raise InputError(f"shape {list(array.shape)} where {source} says {list(shape)}")
     flat = [letter for group in groups(source) for letter in group]
     wanted = [letter for group in groups(target) for letter in group]
     moved = array.reshape([sizes[letter] for letter in flat]).transpose([flat.index(letter) for letter in wanted])

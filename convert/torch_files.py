@@ -10,7 +10,8 @@ from convert.files import SafetensorsWriter, Scratch, Tensor, TorchWriter, Write
 from convert.sources import WEIGHT_FILES, Source, check_shardable, layers_of
 from convert.table import ROWS, Index, Row, cut, is_qk_norm, rearrange, shape_of, sizes_of
 from lumina_jax.config import ModelConfig
-from lumina_jax.data.meter import Meter
+from lumina_jax.errors import InputError
+from lumina_jax.progress import Meter
 
 FILE_BYTES = 5_000_000_000
 """Size of a safetensors file where the number of files is not given, as transformers has it."""
@@ -61,7 +62,7 @@ def plan_hugging_face(
     total = sum(entry.tensor.nbytes for entry in entries)
     count = -(-total // FILE_BYTES) if shards is None else shards
     if not 1 <= count <= len(entries):
-        raise ValueError(f"--shards {shards}; choose 1 to {len(entries)}, the number of weights")
+        raise InputError(f"--shards {shards}; choose 1 to {len(entries)}, the number of weights")
     single = WEIGHT_FILES[binary]
     if count == 1:
         return [File(single, tuple(entries))]
@@ -166,7 +167,7 @@ def _frequencies(cfg: ModelConfig) -> np.ndarray:
 
 def _check_meta(cfg: ModelConfig, shards: int) -> None:
     if shards < 1 or shards % cfg.qk_groups:
-        raise ValueError(
+        raise InputError(
             f"--shards {shards}: the model has {cfg.qk_groups} QK-norm groups and a file of Meta's layout holds one; choose "
             f"a multiple of {cfg.qk_groups}"
         )
@@ -182,7 +183,7 @@ def _copies(row: Row, cfg: ModelConfig, layout: str) -> int:
     if layout == "hf":
         return heads // own
     if own != cfg.qk_groups:
-        raise ValueError(
+        raise InputError(
             f"the {cfg.heads} query heads have {cfg.qk_groups} different QK-norm rows and the {cfg.kv_heads} key heads {own}; "
             "layout 'lumina' has one number for both: export with --layout hf"
         )

@@ -10,17 +10,18 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from convert import companions
+from convert import tokenizer_files
 from convert.chameleon import load_model
+from convert.convert import open_source, run_of
+from convert.describe import LAYOUTS, dtype_names, parameters, readable
 from convert.files import copy_into
-from convert.inspect import LAYOUTS, dtype_names, parameters, readable
-from convert.job import open_source, run_of
 from convert.reference import Trace, hugging_face, libraries, meta, read_hugging_face, read_meta
 from convert.sources import VQ_PATH, Source, layers_of
 from convert.table import Row, is_qk_norm
 from lumina_jax.config import MeshConfig, ModelConfig
-from lumina_jax.data.meter import Meter
+from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.progress import Meter
 from lumina_jax.sharding import make_mesh
 
 TOLERANCE = {"logits": 5e-4, "weights": 0.0}
@@ -97,7 +98,7 @@ def verify(
     rule needs.
     """
     if by not in ("auto", *TOLERANCE) or tokens < 1:
-        raise ValueError(
+        raise InputError(
             f"by={by!r}, tokens={tokens}; choose one of {', '.join(('auto', *TOLERANCE))}, and at least 1 token"
         )
     pair = open_source(a), open_source(b)
@@ -231,7 +232,7 @@ def _encoders(pair: tuple[Source, Source], method: str) -> tuple[list[str], list
 def _tokenizers(pair: tuple[Source, Source]) -> tuple[list[str], list[str]]:
     """(notes, problems) about the tokenizers found with the two; other names are no problem where texts have the same ids."""
     try:
-        a, b = (companions.find(source.folder, run_of(source)).vocab() for source in pair)
+        a, b = (tokenizer_files.find(source.folder, run_of(source)).vocab() for source in pair)
     except FileNotFoundError as error:
         return [f"tokenizers were not compared; an experiment names {error}"], []
     if not (a and b):

@@ -12,6 +12,7 @@ from flax import nnx
 from convert.files import need_torch, open_tensors
 from convert.table import Row, rearrange, shape_of
 from lumina_jax.config import VQConfig
+from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.model.params import is_param
 from lumina_jax.model.vqvae import VQVAE
 
@@ -95,7 +96,7 @@ def load_vqvae(path: str | Path) -> VQVAE:
     try:
         return from_torch(cfg, tensors)
     except ValueError as error:
-        raise ValueError(f"{checkpoint}: {error}") from None
+        raise InputError(f"{checkpoint}: {error}") from None
 
 
 def save_vqvae(vqvae: VQVAE, folder: str | Path) -> None:
@@ -112,13 +113,13 @@ def read_config(path: str | Path) -> VQConfig:
     """A vqgan.yaml -> VQConfig. Raises FileNotFoundError, or ValueError for a field missing or not Chameleon's."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}; the tokenizer's sizes stand there: put it beside its .ckpt")
+        raise MissingFileError(f"no {path}; the tokenizer's sizes stand there: put it beside its .ckpt")
     try:
         params = yaml.safe_load(path.read_text())["model"]["params"]
         sizes = params["ddconfig"]
         wrong = {name: sizes[name] for name, value in FIXED.items() if sizes.get(name, value) != value}
         if wrong:
-            raise ValueError(f"{path}: {wrong} is not supported; Chameleon's tokenizer has {FIXED}")
+            raise InputError(f"{path}: {wrong} is not supported; Chameleon's tokenizer has {FIXED}")
         return VQConfig(
             codes=params["n_embed"],
             embed=params["embed_dim"],
@@ -130,7 +131,7 @@ def read_config(path: str | Path) -> VQConfig:
             resolution=sizes["resolution"],
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no vqgan.yaml: {error} where model.params and its ddconfig should be") from None
+        raise InputError(f"{path} is no vqgan.yaml: {error} where model.params and its ddconfig should be") from None
 
 
 def write_config(cfg: VQConfig, path: str | Path) -> None:
@@ -175,7 +176,7 @@ def _check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[i
         elif name in expected and shape != expected[name]:
             problems.append(f"wrong shape: {name} is {shape}, its config says {expected[name]}")
     if problems:
-        raise ValueError("the weights are not those of a tokenizer of this config:\n  " + "\n  ".join(problems))
+        raise InputError("the weights are not those of a tokenizer of this config:\n  " + "\n  ".join(problems))
 
 
 def find_vqgan(path: Path) -> Path:
@@ -186,4 +187,4 @@ def find_vqgan(path: Path) -> Path:
     for place in places:
         if place.is_file():
             return place
-    raise FileNotFoundError(f"no vqgan.ckpt in {path}; looked at {', '.join(map(str, places))}")
+    raise MissingFileError(f"no vqgan.ckpt in {path}; looked at {', '.join(map(str, places))}")

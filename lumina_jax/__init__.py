@@ -6,13 +6,13 @@ One alphabet everywhere (docstrings ``bf16[B T D]``, einsum letters, sharding ru
     G QK-norm groups  F MLP width  V vocabulary  L layers
     Y X pixels  R C latent rows and columns  Z latent channels  E codebook entries
 
-The floors; a file imports only from lower ones (tests/test_floors.py)::
+The floors; a file imports only from lower ones, and inside a room no imports go in a circle (tests/test_floors.py)::
 
-    F0  config vocab batch page     F1  layout conversation pixels maps marks measures sharding
-    F2  model/                      F3  data/ train/ sample/
-    F4  toyworld/ evaluate/ pods/   F5  cli/ run.py configs/ convert/
+    F0  errors config vocab batch storage progress     F1  layout conversation sharding pictures/
+    F2  model/ cluster/                                F3  data/ train/ sample/
+    F4  toyworld/ evaluate/ pods/                      F5  cli/ run.py configs/ convert/
 
-Two journeys. Image and text, disk to loss: data.sources -> layout.best_crop -> pixels.random_crop -> VQ encode ->
+Two journeys. Image and text, disk to loss: data.sources -> layout.best_crop -> pictures.pixels.random_crop -> VQ encode ->
 layout.encode_grid -> conversation.tokenize -> token shards (data.pretokenize) -> data.pipeline -> Batch -> train.step ->
 model.chameleon -> train.loss -> train.optim. Prompt, text to PNG: conversation -> sample.decode (prefill, then a while
 loop: logits -> guidance -> layout.forced -> top-k -> draw) -> sample.picture -> layout.decode_grid -> VQ decode -> PNG.

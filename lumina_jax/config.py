@@ -8,10 +8,12 @@ import dataclasses
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
+from lumina_jax.errors import InputError
+
 
 def _require(ok: bool, message: str) -> None:
     if not ok:
-        raise ValueError(message)
+        raise InputError(message)
 
 
 @dataclass(frozen=True)
@@ -372,7 +374,7 @@ def override(config, assignments: typing.Sequence[str]):
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:
-            raise ValueError(f"{assignment!r} is not of the form a.b=value")
+            raise InputError(f"{assignment!r} is not of the form a.b=value")
         changes[name] = value
     return _apply(config, _nest(changes), "")
 
@@ -385,9 +387,9 @@ def _nest(flat: dict[str, str]) -> dict:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise ValueError(f"{name}={value}: {parent} is given a value of its own as well; drop one of the two")
+                raise InputError(f"{name}={value}: {parent} is given a value of its own as well; drop one of the two")
         if isinstance(node.get(leaf), dict):
-            raise ValueError(f"{name}={value}: single fields of {name} are given as well; drop one of the two")
+            raise InputError(f"{name}={value}: single fields of {name} are given as well; drop one of the two")
         node[leaf] = value
     return tree
 
@@ -398,14 +400,14 @@ def _apply(config, tree: dict, prefix: str):
     for name, value in tree.items():
         if name not in hints:
             known = ", ".join(f.name for f in fields(config))
-            raise ValueError(f"no field {prefix}{name}; the fields here are: {known}")
+            raise InputError(f"no field {prefix}{name}; the fields here are: {known}")
         old = getattr(config, name)
         if is_dataclass(old):
             if not isinstance(value, dict):
-                raise ValueError(f"{prefix}{name} is a group of fields; set one of them, as {prefix}{name}.x=...")
+                raise InputError(f"{prefix}{name} is a group of fields; set one of them, as {prefix}{name}.x=...")
             values[name] = _apply(old, value, f"{prefix}{name}.")
         elif isinstance(value, dict):
-            raise ValueError(f"{prefix}{name} is a single value; it has no field {next(iter(value))!r}")
+            raise InputError(f"{prefix}{name} is a single value; it has no field {next(iter(value))!r}")
         else:
             values[name] = _parse(value, hints[name], f"{prefix}{name}")
     return replace(config, **values)
@@ -418,12 +420,12 @@ def _parse(text: str, kind, name: str):
         return tuple(_parse(part.strip(), item, name) for part in text.strip("()").split(",") if part.strip())
     if kind is bool:
         if text.lower() not in ("true", "false"):
-            raise ValueError(f"{name}={text!r}: expected true or false")
+            raise InputError(f"{name}={text!r}: expected true or false")
         return text.lower() == "true"
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"{name}={text!r}: expected {kind.__name__}") from None
+        raise InputError(f"{name}={text!r}: expected {kind.__name__}") from None
 
 
 def to_dict(config) -> dict:
@@ -436,7 +438,7 @@ def from_dict(kind: type, values: dict):
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r}; its fields are {', '.join(hints)}")
+        raise InputError(f"{kind.__name__} has no field {unknown[0]!r}; its fields are {', '.join(hints)}")
     parsed = {}
     for name, value in values.items():
         hint = hints[name]

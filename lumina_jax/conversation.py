@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lumina_jax.config import SampleConfig
+from lumina_jax.errors import InputError
 from lumina_jax.layout import encode_grid, images_in
 from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 
@@ -69,10 +70,10 @@ def task_prompt(task: str, text: str = "", images: int = 1) -> str:
     """
     known = [name for name in TASKS if name != "generate"]
     if task not in known:
-        raise ValueError(f"no task {task!r}; the tasks are {', '.join(known)}")
+        raise InputError(f"no task {task!r}; the tasks are {', '.join(known)}")
     request = TASKS[task].request
     if bool(text.strip()) != ("{text}" in request):
-        raise ValueError(f"the task {task!r} takes {'a' if '{text}' in request else 'no'} text, not {text!r}")
+        raise InputError(f"the task {task!r} takes {'a' if '{text}' in request else 'no'} text, not {text!r}")
     return request.format(text=literal(text), images=" ".join([IMAGE_SYMBOL] * images)).strip(" ")
 
 
@@ -85,7 +86,7 @@ def check_symbols(messages: Sequence[str], images: int) -> None:
     """Raises ValueError when ``messages`` hold image symbols, and not as many as there are ``images``."""
     symbols = sum(message.count(IMAGE_SYMBOL) for message in messages)
     if symbols and symbols != images:
-        raise ValueError(
+        raise InputError(
             f"the texts hold {symbols} {IMAGE_SYMBOL}, but {images} images are given; make the numbers equal, "
             f"or leave {IMAGE_SYMBOL} out of every text to put all images first"
         )
@@ -110,10 +111,10 @@ def tokenize(
     Raises ValueError when the symbols and the grids differ in number, or an answer other than the last is None.
     """
     if not turns:
-        raise ValueError("the conversation has no turns; it needs at least one human message")
+        raise InputError("the conversation has no turns; it needs at least one human message")
     for number, (_, answer) in enumerate(turns[:-1], start=1):
         if answer is None:
-            raise ValueError(
+            raise InputError(
                 f"turn {number} of {len(turns)} has no answer; only the last may lack one: answer or drop it"
             )
     messages, images = _messages(turns, len(grids)), iter(grids)

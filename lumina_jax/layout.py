@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lumina_jax.errors import InputError
 from lumina_jax.vocab import Vocab
 
 CODE = -1
@@ -64,9 +65,9 @@ def encode_grid(codes: np.ndarray, vocab: Vocab) -> np.ndarray:
     """Image codes i32[R C] -> token ids i32[R*(C+1)+4]. R and C must be even (a size unit is two codes)."""
     codes = np.asarray(codes)
     if codes.ndim != 2 or 0 in codes.shape or codes.shape[0] % CODES_PER_UNIT or codes.shape[1] % CODES_PER_UNIT:
-        raise ValueError(f"a grid of codes of shape {codes.shape}: rows and columns must be even and at least 2")
+        raise InputError(f"a grid of codes of shape {codes.shape}: rows and columns must be even and at least 2")
     if codes.min() < 0 or codes.max() >= len(vocab.code_ids):
-        raise ValueError(
+        raise InputError(
             f"image codes from {codes.min()} to {codes.max()}, but the tokenizer knows 0 to {len(vocab.code_ids) - 1}; "
             "the VQ model and the tokenizer do not belong together"
         )
@@ -84,13 +85,13 @@ def decode_grid(ids: np.ndarray, vocab: Vocab) -> np.ndarray:
     """
     ids = np.asarray(ids, np.int32)
     if len(ids) < 4 or ids[0] != vocab.boi:
-        raise ValueError(f"{len(ids)} tokens beginning with {ids[:1]} are not an image: it begins with {vocab.boi}")
+        raise InputError(f"{len(ids)} tokens beginning with {ids[:1]} are not an image: it begins with {vocab.boi}")
     rows, cols = grid_shape(ids[1], ids[2], vocab)
     expected = grid_tokens(rows, cols)
     if len(ids) != expected:
-        raise ValueError(f"the image says {rows} x {cols} codes, which takes {expected} tokens, but has {len(ids)}")
+        raise InputError(f"the image says {rows} x {cols} codes, which takes {expected} tokens, but has {len(ids)}")
     if ids.min() < 0 or ids.max() >= len(vocab.code_of):
-        raise ValueError(
+        raise InputError(
             f"tokens from {ids.min()} to {ids.max()}, but the tokenizer knows 0 to {len(vocab.code_of) - 1}"
         )
     lines = ids[3:-1].reshape(rows, cols + 1)
@@ -99,7 +100,7 @@ def decode_grid(ids: np.ndarray, vocab: Vocab) -> np.ndarray:
         rule = np.asarray(forced(np.arange(expected - 1), rows, cols, vocab))
         body = ids[1:]
         wrong = 1 + int(np.argmax(np.where(rule == CODE, vocab.code_of[body] < 0, (rule >= 0) & (rule != body))))
-        raise ValueError(f"token {wrong} of the image is {ids[wrong]}, which has no place there")
+        raise InputError(f"token {wrong} of the image is {ids[wrong]}, which has no place there")
     return codes
 
 
@@ -116,7 +117,7 @@ def decode_lines(ids: np.ndarray, vocab: Vocab) -> tuple[np.ndarray, int]:
     lines = lines[: len(lines) // (cols + 1) * (cols + 1)].reshape(-1, cols + 1)
     codes = vocab.code_of[lines[:, :cols]]
     if (codes < 0).any() or (lines[:, cols:] != vocab.newline).any():
-        raise ValueError(f"the first {len(lines)} lines of the image hold a token that has no place there")
+        raise InputError(f"the first {len(lines)} lines of the image hold a token that has no place there")
     return codes, rows
 
 
@@ -124,7 +125,7 @@ def grid_shape(height_id: int, width_id: int, vocab: Vocab) -> tuple[int, int]:
     """The (rows, cols) of codes that two size tokens stand for; ValueError when one is no size token."""
     for name, token in (("height", height_id), ("width", width_id)):
         if not 0 <= token < len(vocab.size_of) or vocab.size_of[token] < 0:
-            raise ValueError(f"the {name} of the image is token {token}, which is no size token")
+            raise InputError(f"the {name} of the image is token {token}, which is no size token")
     return int(vocab.size_of[height_id]) * CODES_PER_UNIT, int(vocab.size_of[width_id]) * CODES_PER_UNIT
 
 

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import MeshConfig
+from lumina_jax.errors import InputError
 
 AXES = ("replica", "fsdp", "tensor")
 ROWS = ("replica", "fsdp")
@@ -37,13 +38,13 @@ def make_mesh(cfg: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     if -1 in shape and len(devices) % given == 0:
         shape[shape.index(-1)] = len(devices) // given
     if math.prod(shape) != len(devices):
-        raise ValueError(
+        raise InputError(
             f"mesh.replica={cfg.replica}, mesh.fsdp={cfg.fsdp}, mesh.tensor={cfg.tensor} do not multiply to the "
             f"{len(devices)} devices here; set one of them to -1 to let it take what the others leave"
         )
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if shape[0] % slices:
-        raise ValueError(
+        raise InputError(
             f"mesh.replica={shape[0]} does not split over {slices} slices, and only replicas may cross the network "
             f"between them; make mesh.replica a multiple of {slices}"
         )
@@ -66,13 +67,13 @@ def spec(letters: str, shape: tuple[int, ...], rules: dict, mesh: Mesh | Abstrac
         parts = math.prod(mesh.shape[name] for name in axes)
         for name in axes:
             if name in taken:
-                raise ValueError(f"axes {taken[name]} and {letter} of {letters} both claim mesh axis {name!r}")
+                raise InputError(f"axes {taken[name]} and {letter} of {letters} both claim mesh axis {name!r}")
             taken[name] = letter
         if size % parts:
             cures = [f"a smaller mesh.{name}" for name in axes] + ["mesh.zero1=false"] * (
                 rules is ZERO and len(axes) > 1
             )
-            raise ValueError(
+            raise InputError(
                 f"axis {letter} of an array {letters} has size {size}, which {parts} parts (mesh {' x '.join(axes)}) "
                 f"do not divide; choose {' or '.join(cures)}"
             )
@@ -174,7 +175,7 @@ def check_rows(rows: int, mesh: Mesh) -> None:
     """Raises ValueError when a batch of ``rows`` does not split evenly over the mesh."""
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
     if rows % parts:
-        raise ValueError(
+        raise InputError(
             f"a batch of {rows} rows does not split over {parts} devices (mesh replica x fsdp); "
             "make data.batch / optim.accumulate a multiple of that"
         )
@@ -192,7 +193,7 @@ def data_share(mesh: Mesh, process: int) -> tuple[int, int]:
             held.setdefault(device.process_index, set()).add(part)
     shares = sorted({tuple(sorted(parts)) for parts in held.values()})
     if sum(map(len, shares)) > len({part for share in shares for part in share}) or len(set(map(len, shares))) > 1:
-        raise ValueError(
+        raise InputError(
             f"mesh.replica={mesh.shape['replica']}, mesh.fsdp={mesh.shape['fsdp']}, mesh.tensor={mesh.shape['tensor']} give "
             "processes rows that are partly the same; choose a mesh.tensor that divides, or is a multiple of, the devices "
             "of one process"

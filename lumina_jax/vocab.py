@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import AddedToken, Encoding, Tokenizer
 
+from lumina_jax.errors import InputError, MissingFileError
+
 BEGIN = "<s>"
 BEGIN_IMAGE = "<racm3:break>"
 END_IMAGE = "<eoss>"
@@ -61,14 +63,14 @@ class Vocab:
         tried = [path] if path.is_file() else [path / folder / name for folder in FOLDERS for name in FILE_NAMES]
         found = next((candidate for candidate in tried if candidate.is_file()), None)
         if found is None:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no tokenizer at {path}; looked for {', '.join(str(t) for t in tried)}. "
                 "The published Lumina-mGPT folders hold it as original_tokenizers/text_tokenizer.json."
             )
         try:
             tokenizer = Tokenizer.from_file(str(found))
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise ValueError(f"{found} is not a tokenizers JSON file: {error}") from error
+            raise InputError(f"{found} is not a tokenizers JSON file: {error}") from error
         return cls(tokenizer, str(found))
 
     def __eq__(self, other: object) -> bool:
@@ -116,7 +118,7 @@ class Vocab:
         """The id of a token by its exact name."""
         found = self._tokenizer.token_to_id(name)
         if found is None:
-            raise ValueError(f"{self.source} has no token {name!r}; it is not a Chameleon-style tokenizer")
+            raise InputError(f"{self.source} has no token {name!r}; it is not a Chameleon-style tokenizer")
         return found
 
     def names(self, rows: int) -> dict[str, int]:
@@ -132,14 +134,14 @@ class Vocab:
         """The token of a height or width, in size units."""
         if not self.has(size_name(units)):
             largest = self.size_of.max()
-            raise ValueError(f"a height or width of {units} size units; {self.source} has tokens for 1 to {largest}")
+            raise InputError(f"a height or width of {units} size units; {self.source} has tokens for 1 to {largest}")
         return self.id_of(size_name(units))
 
     def check_fits(self, rows: int) -> None:
         """Raises ValueError when a model of ``rows`` vocabulary rows lacks some of this tokenizer's ids."""
         needed = max(int(self.code_ids.max()), self._tokenizer.get_vocab_size(with_added_tokens=False) - 1) + 1
         if rows < needed:
-            raise ValueError(
+            raise InputError(
                 f"model.vocab={rows}, but {self.source} has ids up to {needed - 1}; set model.vocab={needed}"
             )
 
@@ -149,7 +151,7 @@ class Vocab:
         while (found := self._tokenizer.token_to_id(image_code_name(len(ids)))) is not None:
             ids.append(found)
         if not ids:
-            raise ValueError(f"{self.source} has no image tokens ({image_code_name(0)} ...); use a Chameleon tokenizer")
+            raise InputError(f"{self.source} has no image tokens ({image_code_name(0)} ...); use a Chameleon tokenizer")
         return np.array(ids, np.int32)
 
     @cached_property

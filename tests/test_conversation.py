@@ -10,9 +10,10 @@ import pytest
 from goldens_at import on_goldens
 from PIL import Image
 
-from lumina_jax import layout, pixels
+from lumina_jax import layout
 from lumina_jax.config import SampleConfig
 from lumina_jax.conversation import TASKS, drop_context, image_prompt, literal, served, task_prompt, texts, tokenize
+from lumina_jax.pictures import pixels
 from lumina_jax.vocab import Vocab
 
 

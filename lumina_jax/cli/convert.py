@@ -80,7 +80,7 @@ def _convert(options: Namespace, layout: str, shards: int | None = None, binary:
     with join(options, PodConfig()):
         import jax
 
-        from convert.job import Wish, convert
+        from convert.convert import Wish, convert
 
         wish = Wish(layout, shards, dtype, binary, options.zero_image_head, options.tokenizer, options.vq)
         notes = convert(options.source, options.target, wish)
@@ -90,7 +90,7 @@ def _convert(options: Namespace, layout: str, shards: int | None = None, binary:
 
 
 def _inspect(options: Namespace) -> int:
-    from convert.inspect import inspect
+    from convert.describe import inspect
 
     report = inspect(options.path)
     print(report.text())

@@ -4,6 +4,7 @@ from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
 from lumina_jax.cli.experiments import load_experiment, load_vq
+from lumina_jax.errors import InputError
 
 
 def add_data(verbs: _SubParsersAction) -> None:
@@ -36,9 +37,9 @@ def add_data(verbs: _SubParsersAction) -> None:
 def _data_inspect(options: Namespace) -> None:
     cfg = load_experiment(options.config, [*options.changes, f"data.path={options.path}"]) if options.config else None
     if options.changes and not cfg:
-        raise ValueError(f"{options.changes[0]} changes a config; name it with --config")
+        raise InputError(f"{options.changes[0]} changes a config; name it with --config")
     if options.samples < 1:
-        raise ValueError(f"--samples {options.samples}; give at least 1")
+        raise InputError(f"--samples {options.samples}; give at least 1")
     from lumina_jax.data.inspect import printed, sheet, tables
     from lumina_jax.data.shards import Shards, check_made_with
     from lumina_jax.vocab import Vocab

@@ -5,6 +5,7 @@ from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
 from lumina_jax.cli.models import load_for_sampling, make_desk, model_arguments, settings_of, size
+from lumina_jax.errors import InputError
 
 TASK_EXERCISES = 96
 
@@ -67,8 +68,8 @@ def _refine(options: Namespace) -> None:
 
     from lumina_jax.conversation import served
     from lumina_jax.evaluate.refine import refine
-    from lumina_jax.sample.ask import open_image
     from lumina_jax.sample.picture import grid
+    from lumina_jax.sample.prompt import open_image
 
     images = {file: open_image(Path(file)) for file in options.images}
     model, vocab, vq, experiment = load_for_sampling(options)
@@ -88,7 +89,7 @@ def _refine(options: Namespace) -> None:
 
 def _evaluate(options: Namespace) -> None:
     if not (options.data or options.toy or options.pictures or options.tasks or options.attention):
-        raise ValueError(
+        raise InputError(
             "nothing to evaluate; give --data FOLDER, --toy N, --tasks, --attention PROMPT or --pictures FILE ..."
         )
     model, vocab, vq, experiment = load_for_sampling(options)

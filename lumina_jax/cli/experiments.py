@@ -4,6 +4,8 @@ import runpy
 from argparse import ArgumentParser
 from pathlib import Path
 
+from lumina_jax.errors import InputError, MissingFileError
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -19,10 +21,10 @@ def load_experiment(path: str, changes: list[str]):
     file = Path(path)
     if file.suffix != ".py" or not file.is_file():
         known = ", ".join(sorted(str(p) for p in Path("configs").rglob("[a-z]*.py")))
-        raise FileNotFoundError(f"no config {path}; the configs here are: {known}")
+        raise MissingFileError(f"no config {path}; the configs here are: {known}")
     experiment = runpy.run_path(str(file)).get("experiment")
     if not isinstance(experiment, Experiment):
-        raise ValueError(f"{path} does not end in `experiment = Experiment(...)`")
+        raise InputError(f"{path} does not end in `experiment = Experiment(...)`")
     return override(experiment, changes)
 
 

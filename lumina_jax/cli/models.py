@@ -4,6 +4,7 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from lumina_jax.cli.experiments import REPOSITORY, load_vq
+from lumina_jax.errors import MissingFileError
 
 TOY_MODEL = "assets/toy"
 
@@ -31,18 +32,18 @@ def size(text: str) -> tuple[int, int]:
 
 def load_for_sampling(options: Namespace, mesh=None):
     """(model, vocab, VQ, experiment or None) that --model, --tokenizer and --vq name; the model on ``mesh``."""
-    from convert import companions, load_model
-    from convert.job import open_source, run_of
+    from convert import load_model, tokenizer_files
+    from convert.convert import open_source, run_of
 
     folder = Path(options.model)
     if not folder.is_dir():
-        raise FileNotFoundError(f"--model {folder}: no such folder; give a run's folder or a checkpoint of any layout")
+        raise MissingFileError(f"--model {folder}: no such folder; give a run's folder or a checkpoint of any layout")
     source = open_source(folder)
     experiment = run_of(source)
-    found = companions.find(source.folder, experiment, options.tokenizer or "", options.vq or "")
-    if missing := companions.notes(found, source.folder):
-        raise FileNotFoundError("; ".join(missing))
-    companions.check(found, source.cfg)
+    found = tokenizer_files.find(source.folder, experiment, options.tokenizer or "", options.vq or "")
+    if missing := tokenizer_files.notes(found, source.folder):
+        raise MissingFileError("; ".join(missing))
+    tokenizer_files.check(found, source.cfg)
     model, vocab = _for_this_device(load_model(folder, mesh)[0]), found.vocab()
     return _as_int8(model, vocab) if options.int8 else model, vocab, load_vq(str(found.vq)), experiment
 
@@ -81,7 +82,7 @@ def settings_of(experiment):
 
 def make_desk(vq, vocab, experiment, forced: bool = True):
     """Where prompts for a model of ``experiment`` are made; ``forced``: pictures get the size they were asked for."""
-    from lumina_jax.sample.ask import Desk
+    from lumina_jax.sample.prompt import Desk
 
     patches = experiment is not None and experiment.vq.kind == "patch"
     return Desk(vq, vocab, experiment.data if experiment else None, forced, as_is=patches)

@@ -5,6 +5,7 @@ from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 
 from lumina_jax.cli.experiments import config_arguments, load_experiment, load_vq
 from lumina_jax.cli.processes import worker
+from lumina_jax.errors import InputError
 
 
 def add_pretokenize(verbs: _SubParsersAction) -> None:
@@ -49,7 +50,7 @@ def _numbers(text: str) -> list[int]:
 def _pretokenize(options: Namespace) -> None:
     cfg = load_experiment(options.config, options.changes)
     if not cfg.data.path or len(cfg.data.paths) > 1:
-        raise ValueError(f"data.path={cfg.data.path!r}; say where the tokens go, one folder: data.path=FOLDER")
+        raise InputError(f"data.path={cfg.data.path!r}; say where the tokens go, one folder: data.path=FOLDER")
     from functools import partial
     from shlex import split
 
@@ -82,15 +83,15 @@ def _parts(spec: str, seed: int, cfg):
 
 def _stages(options: Namespace, cfg, sizes) -> list:
     """The folders to write: data.path, or one in it for each of --sizes."""
-    from lumina_jax.data.making import Stage
+    from lumina_jax.data.shard_maker import Stage
     from lumina_jax.layout import crop_sizes
 
     if options.sizes and sizes:
-        raise ValueError(f"--sizes goes with pictures to crop; {options.source} draws its own, for data.size")
+        raise InputError(f"--sizes goes with pictures to crop; {options.source} draws its own, for data.size")
     edges = options.sizes or [cfg.data.size]
     limits = options.max_tokens or [0 if options.sizes else cfg.data.buckets[-1] + 1]
     if len(limits) not in (1, len(edges)):
-        raise ValueError(f"--max-tokens has {len(limits)} numbers for {len(edges)} sizes; give one, or one for each")
+        raise InputError(f"--max-tokens has {len(limits)} numbers for {len(edges)} sizes; give one, or one for each")
     limits = limits * len(edges) if len(limits) == 1 else limits
     place = cfg.data.path.rstrip("/")
     return [
@@ -110,7 +111,7 @@ def _own(options: Namespace) -> slice:
         return slice(index, None, workers)
     first, sign, last = (options.shards or "0:").partition(":")
     if not sign or not first.isdigit() or (last and not last.isdigit()):
-        raise ValueError(f"--shards {options.shards}: expected A:B, the shards from A up to but not with B")
+        raise InputError(f"--shards {options.shards}: expected A:B, the shards from A up to but not with B")
     return slice(int(first), int(last) if last else None)
 
 
@@ -122,7 +123,7 @@ def _source(spec: str, seed: int, cfg):
         from lumina_jax.toyworld.source import ToySource, training_sizes
 
         if not count.isdigit() or int(count) < 1:
-            raise ValueError(f"--source {spec}: say how many scenes, as toy:10000")
+            raise InputError(f"--source {spec}: say how many scenes, as toy:10000")
         source = ToySource(MINI, training_sizes(cfg.data.size), int(count), seed)
         return source, source.sizes
     if kind.startswith("omni"):
@@ -130,9 +131,9 @@ def _source(spec: str, seed: int, cfg):
         from lumina_jax.toyworld.scenes import OMNI
 
         if not count.isdigit() or int(count) < 1:
-            raise ValueError(f"--source {spec}: say how many exercises, as omni:10000")
+            raise InputError(f"--source {spec}: say how many exercises, as omni:10000")
         if kind not in LESSONS:
-            raise ValueError(f"--source {spec}: no {kind}; choose one of {', '.join(LESSONS)}")
+            raise InputError(f"--source {spec}: no {kind}; choose one of {', '.join(LESSONS)}")
         source = OmniSource(OMNI, LESSONS[kind].sizes(cfg.data.size), int(count), seed, LESSONS[kind].mix)
         return source, source.sizes
     from lumina_jax.data.sources import open_source
@@ -143,8 +144,9 @@ def _source(spec: str, seed: int, cfg):
 def _fit(cfg, source, options: Namespace, sizes) -> None:
     """Writes vq.path and data.tokenizer, fitted to the pictures and words of ``source``."""
     if cfg.vq.kind != "patch" or not cfg.vq.path or not cfg.data.tokenizer:
-        raise ValueError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
-    from lumina_jax.toyworld.fit import fit, fit_world
+        raise InputError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
+    from lumina_jax.data.fit import fit
+    from lumina_jax.toyworld.fit import fit_world
 
     if options.source.startswith("omni"):
         from lumina_jax.toyworld.omni_fit import fit_omni
@@ -152,7 +154,7 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
         fit_omni(cfg.vq, cfg.data, load_vq(options.base) if options.base else None)
         return
     if options.base:
-        raise ValueError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")
+        raise InputError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")
     if options.source.startswith("toy:"):
         fit_world(cfg.vq, cfg.data)
         return

@@ -2,6 +2,8 @@
 
 from argparse import ArgumentParser, Namespace
 
+from lumina_jax.errors import InputError
+
 
 def process_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
@@ -16,10 +18,10 @@ def join(options: Namespace, limits):
     """The processes that the command line joins, as a context; without --distributed this one alone."""
     place = (options.coordinator, options.processes, options.process)
     if not options.distributed and any(part is not None for part in place):
-        raise ValueError("--coordinator, --processes and --process go with --distributed")
+        raise InputError("--coordinator, --processes and --process go with --distributed")
     from contextlib import nullcontext
 
-    from lumina_jax.train.processes import Alone, joined
+    from lumina_jax.cluster.processes import Alone, joined
 
     return joined(limits, *place) if options.distributed else nullcontext(Alone())
 
@@ -27,15 +29,15 @@ def join(options: Namespace, limits):
 def worker(text: str) -> tuple[int, int]:
     """--worker I/N, or auto -> (I, N)."""
     if text == "auto":
+        from lumina_jax.cluster.processes import find_place
         from lumina_jax.config import PodConfig
-        from lumina_jax.train.processes import find_place
 
         try:
             place = find_place(None, None, None, PodConfig().wait)
         except ValueError as error:
-            raise ValueError("no TPU pod, Slurm or MPI job is to be found here; give --worker I/N") from error
+            raise InputError("no TPU pod, Slurm or MPI job is to be found here; give --worker I/N") from error
         return place.index, place.processes
     first, _, last = text.partition("/")
     if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
-        raise ValueError(f"{text!r}: expected --worker I/N with I from 0 to N - 1")
+        raise InputError(f"{text!r}: expected --worker I/N with I from 0 to N - 1")
     return int(first), int(last)

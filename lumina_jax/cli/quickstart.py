@@ -55,7 +55,7 @@ def _quickstart(options: Namespace) -> None:
 
 def _grow(options: Namespace) -> None:
     cfg = load_experiment(options.config, options.changes)
-    from lumina_jax.toyworld.grow import write_start
+    from lumina_jax.train.grow_vocabulary import write_start
     from lumina_jax.vocab import Vocab
 
     model, old, _, _ = load_for_sampling(options)

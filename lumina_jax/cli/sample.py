@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lumina_jax.cli.models import load_for_sampling, make_desk, model_arguments, settings_of, size
 from lumina_jax.cli.processes import worker
+from lumina_jax.errors import InputError
 
 
 def add_sample(verbs: _SubParsersAction) -> None:
@@ -52,13 +53,13 @@ def add_sample(verbs: _SubParsersAction) -> None:
 
 
 def _sample(options: Namespace) -> None:
-    from lumina_jax.sample.ask import read_lines
+    from lumina_jax.sample.prompt import read_lines
 
     lines = read_lines(Path(options.prompts)) if options.prompts else []
     if not (lines or options.prompt or options.image or options.chat):
-        raise ValueError("no prompts; give --prompt TEXT (again for more), --prompts FILE, or --task NAME --image FILE")
+        raise InputError("no prompts; give --prompt TEXT (again for more), --prompts FILE, or --task NAME --image FILE")
     if options.per_prompt < 1 or options.rows < 1:
-        raise ValueError(f"--per-prompt {options.per_prompt} --rows {options.rows}; both must be at least 1")
+        raise InputError(f"--per-prompt {options.per_prompt} --rows {options.rows}; both must be at least 1")
     with _sampling_mesh(options) as mesh:
         model, vocab, vq, experiment = load_for_sampling(options, mesh)
         desk = make_desk(vq, vocab, experiment, not options.free_size)
@@ -69,18 +70,18 @@ def _sample(options: Namespace) -> None:
 
 def _asks(desk, options: Namespace, lines: list[dict], settings) -> list:
     """The prompts of the command line, then those of a file."""
-    from lumina_jax.sample.ask import open_image
+    from lumina_jax.sample.prompt import open_image
 
     images, task = [open_image(Path(file)) for file in options.image], options.task or "generate"
     if options.size and (options.raw or task != "generate"):
-        raise ValueError(
+        raise InputError(
             "--size goes with pictures made from text alone; those of other tasks have their picture's size"
         )
     if options.raw:
         asks = [desk.talk(text, images, settings("question")) for text in options.prompt]
     elif task == "generate":
         if images:
-            raise ValueError("--image goes with --task or --raw; run.py sample --task depth --image FILE")
+            raise InputError("--image goes with --task or --raw; run.py sample --task depth --image FILE")
         asks = [desk.generate(text, options.size, settings(task)) for text in options.prompt]
     elif options.prompt:
         asks = [desk.task(task, text, images, settings(task)) for text in options.prompt]
@@ -90,14 +91,14 @@ def _asks(desk, options: Namespace, lines: list[dict], settings) -> list:
         try:
             asks.append(desk.line(line, Path(options.prompts).parent, settings))
         except ValueError as error:
-            raise ValueError(f"{options.prompts}, prompt {number}: {error}") from error
+            raise InputError(f"{options.prompts}, prompt {number}: {error}") from error
     return asks
 
 
 def _paint(model, desk, options: Namespace, asks: tuple) -> None:
     """Answers ``asks`` into --out."""
-    from lumina_jax.data.meter import Meter
     from lumina_jax.model.params import fingerprint
+    from lumina_jax.progress import Meter
     from lumina_jax.sample.job import Job, finished, paint, sheet
 
     own = worker(options.worker) if options.worker else (0, 1)
@@ -127,7 +128,7 @@ def _show(out: Path, job, answer) -> None:
 def _live(model, desk, job, out: Path) -> None:
     """One answer in sight: text on stdout, each picture in live.png until it is whole."""
     if len(job.places) != 1:
-        raise ValueError(f"--live shows one answer, not {len(job.places)}; give one prompt")
+        raise InputError(f"--live shows one answer, not {len(job.places)}; give one prompt")
     from lumina_jax.sample.live import watch
 
     (place,) = job.places
@@ -159,8 +160,8 @@ def _chat(model, desk, options: Namespace, cfg) -> None:
 
     import jax
 
-    from lumina_jax.sample.ask import open_image
     from lumina_jax.sample.live import Chat
+    from lumina_jax.sample.prompt import open_image
 
     chat, turn = Chat(model, desk, jax.random.key(options.seed), cfg), 0
     print("a line is a turn; @file.png in it is a picture; an empty line ends", file=sys.stderr)
@@ -181,7 +182,7 @@ def _settings(options: Namespace, experiment):
     from lumina_jax.conversation import TASKS, served
 
     if options.task and options.task not in TASKS:
-        raise ValueError(f"--task {options.task}: the tasks are {', '.join(TASKS)}")
+        raise InputError(f"--task {options.task}: the tasks are {', '.join(TASKS)}")
     said = dict(
         guidance=options.guidance,
         temperature=options.temperature,

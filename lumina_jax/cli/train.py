@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lumina_jax.cli.experiments import config_arguments, load_experiment, load_vq
 from lumina_jax.cli.processes import join, process_arguments
+from lumina_jax.errors import MissingFileError
 
 
 def add_train(verbs: _SubParsersAction) -> None:
@@ -38,16 +39,16 @@ def _train_in(group, cfg, config: str) -> None:
     """Trains as one process of ``group``."""
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
         if not value or not Path(value).exists():
-            raise FileNotFoundError(f"{field}={value!r} is not there; make it with run.py pretokenize {config}")
+            raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {config}")
     import jax
 
     if cfg.compile_cache:
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
+    from lumina_jax.cluster.consistency import agree
     from lumina_jax.config import to_dict
     from lumina_jax.data.pipeline import batches
     from lumina_jax.data.shards import Shards
     from lumina_jax.sharding import data_share, make_mesh
-    from lumina_jax.train.agreement import agree
     from lumina_jax.train.loop import train
     from lumina_jax.vocab import Vocab
 

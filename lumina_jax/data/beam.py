@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 
 from lumina_jax.data.encode import Encoder, ImageTokenizer
-from lumina_jax.data.making import Maker, Stage
-from lumina_jax.data.meter import Meter
 from lumina_jax.data.pretokenize import SHARD_RECORDS, begin, finish, shards_to_make, stage_settings
+from lumina_jax.data.shard_maker import Maker, Stage
 from lumina_jax.data.shards import Manifest, Settings
 from lumina_jax.data.sources import Source
+from lumina_jax.errors import InputError, MissingPackageError
+from lumina_jax.progress import Meter
 from lumina_jax.vocab import Vocab
 
 try:
@@ -15,7 +16,7 @@ try:
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.utils.shared import Shared
 except ImportError as error:
-    raise ImportError(
+    raise MissingPackageError(
         f"{error}; a runner needs Apache Beam: install it as lumina_jax/data/PRETOKENIZE.md says"
     ) from error
 
@@ -91,5 +92,5 @@ class _MakeShard(beam.DoFn):
         here = stage_settings(source, vq, vocab, self._stages, first.seed, first.shard_records, first.name)
         for wanted, found in zip(self._settings, here, strict=True):
             if differences := found.differences(wanted):
-                raise ValueError(f"this worker has {', '.join(differences)}; give all the same files")
+                raise InputError(f"this worker has {', '.join(differences)}; give all the same files")
         return Maker(source, vocab, Encoder.on_devices(vq, self._batch), self._stages, self._settings, self._threads)

@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from lumina_jax import pixels
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.model.vqvae import VQVAE
+from lumina_jax.pictures import pixels
 
 PIXELS = 2**20
 """What a device encodes at once at the most, in pixels: four crops of 512², one of 1024². It fills any chip."""

@@ -7,10 +7,11 @@ from pathlib import Path
 from PIL import Image
 
 from lumina_jax.data.items.items_dataset_builder import RECORD, to_example
-from lumina_jax.data.meter import Meter
 from lumina_jax.data.prepare import REJECTS, good_records
 from lumina_jax.data.sources.images import ImageFile
 from lumina_jax.data.sources.record import Source
+from lumina_jax.errors import ExistingFileError
+from lumina_jax.progress import Meter
 
 RECORDS = "records.jsonl"
 PER_FOLDER = 1000
@@ -28,7 +29,7 @@ def export(source: Source, out: str | Path, threads: int = 4, progress: bool = T
     """
     out = Path(out)
     if (out / RECORDS).exists():
-        raise FileExistsError(f"{out / RECORDS} exists already; choose another folder, or delete it to make it anew")
+        raise ExistingFileError(f"{out / RECORDS} exists already; choose another folder, or delete it to make it anew")
     out.mkdir(parents=True, exist_ok=True)
     rejects: list[dict[str, object]] = []
     unfinished, good = out / f"{RECORDS}.tmp", 0

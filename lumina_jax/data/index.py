@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lumina_jax.data.meter import Meter
+from lumina_jax.errors import InputError
+from lumina_jax.progress import Meter
 
 CHUNK = 2**20
 WORTH_A_METER = 2**24
@@ -22,7 +23,7 @@ class LengthIndex:
     def __init__(self, tokens: Sequence[np.ndarray], limit: int):
         self.offsets = np.cumsum([0, *map(len, tokens)])
         if self.offsets[-1] == 0:
-            raise ValueError("there are no records to make batches of")
+            raise InputError("there are no records to make batches of")
         self.counts = np.array([_histogram(part, limit) for part in tokens])
         self.kinds = self.counts.T.ravel()
         """i64[(limit+1) F]: how many records of each kind, which is a length and a folder, there are."""
@@ -60,12 +61,12 @@ def _histogram(tokens: np.ndarray, limit: int) -> np.ndarray:
         counts += np.bincount(np.clip(lengths, 0, limit + 1), minlength=limit + 2)
         longest = max(longest, int(lengths.max()))
     if counts[-1]:
-        raise ValueError(
+        raise InputError(
             f"{counts[-1]} of {len(tokens)} records are longer than the largest bucket, {limit}: the longest takes "
             f"{longest} positions; raise data.buckets or pretokenize at a smaller size"
         )
     if counts[0]:
-        raise ValueError(f"{counts[0]} of {len(tokens)} records have fewer than two tokens; pretokenize them again")
+        raise InputError(f"{counts[0]} of {len(tokens)} records have fewer than two tokens; pretokenize them again")
     return counts[:-1]
 
 

@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from lumina_jax.config import DataConfig
-from lumina_jax.data.buckets import BucketPlan
-from lumina_jax.data.meter import Meter
+from lumina_jax.data.batch_plan import BucketPlan
 from lumina_jax.data.mixture import quotas
 from lumina_jax.data.shards import REJECTS, Shards
 from lumina_jax.data.sheet import STYLE, Decoder, card, pieces
-from lumina_jax.page import Html, meter, page, percent, section, tag
+from lumina_jax.pictures.html import Html, meter, page, percent, section, tag
+from lumina_jax.progress import Meter
 from lumina_jax.vocab import Vocab
 
 BAR = 20

@@ -11,8 +11,9 @@ import numpy as np
 from lumina_jax.batch import Batch
 from lumina_jax.config import DataConfig
 from lumina_jax.conversation import drop_context
-from lumina_jax.data.buckets import BucketPlan, Places
+from lumina_jax.data.batch_plan import BucketPlan, Places
 from lumina_jax.data.shards import Shards, check_made_with
+from lumina_jax.errors import InputError
 from lumina_jax.vocab import Vocab
 
 DROP_STREAM = 1
@@ -58,7 +59,7 @@ def open_shards(cfg: DataConfig, vocab: Vocab) -> list[Shards]:
     ]
     for path, vq in pictured:
         if vq != pictured[0][1]:
-            raise ValueError(
+            raise InputError(
                 f"{path} was made with the VQ model {vq}, but {pictured[0][0]} with {pictured[0][1]}; "
                 "pretokenize one of them again"
             )
@@ -69,7 +70,7 @@ def _check_hosts(cfg: DataConfig, host: int, hosts: int) -> None:
     for length in cfg.buckets:
         rows = cfg.rows(length)
         if rows % hosts or not 0 <= host < hosts:
-            raise ValueError(
+            raise InputError(
                 f"data.batch={cfg.batch} makes batches of {rows} rows of {length}, which cannot be shared by {hosts} hosts "
                 f"(this is host {host}); make data.batch and data.row_multiple a multiple of {hosts}"
             )

@@ -10,9 +10,10 @@ import grain
 from PIL import Image
 
 from lumina_jax.data.items.items_dataset_builder import Builder
-from lumina_jax.data.meter import Meter
 from lumina_jax.data.sources.images import ImageFile
 from lumina_jax.data.sources.record import Source, StoredRecord, StoredSource
+from lumina_jax.errors import ExistingFileError, InputError
+from lumina_jax.progress import Meter
 
 REJECTS = "rejects.jsonl"
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -31,16 +32,16 @@ def prepare(source: Source, data_dir: str | Path, name: str, threads: int = 4, p
     Raises ValueError for a name that TFDS would not find, and FileExistsError when the data set exists already.
     """
     if not NAME.fullmatch(name):
-        raise ValueError(f"name {name!r}: a data set is called by small letters, digits and _, as my_pictures")
+        raise InputError(f"name {name!r}: a data set is called by small letters, digits and _, as my_pictures")
     if not len(source):
-        raise ValueError("the source has no records; there is nothing to prepare")
+        raise InputError("the source has no records; there is nothing to prepare")
     rejects: list[dict[str, object]] = []
     with Meter(f"prepare {name}", len(source), progress) as meter:
         records = good_records(source, threads, meter, rejects)
         builder = Builder(name, records, f"{len(source)} records of source {source.fingerprint}", str(data_dir))
         folder = Path(builder.data_path)
         if folder.exists():
-            raise FileExistsError(f"{folder} exists already; choose another name, or delete it to make it anew")
+            raise ExistingFileError(f"{folder} exists already; choose another name, or delete it to make it anew")
         builder.download_and_prepare()
     lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
     (folder / REJECTS).write_text(lines, encoding="utf-8")

@@ -6,12 +6,13 @@ from pathlib import Path
 from lumina_jax import layout
 from lumina_jax.config import DataConfig
 from lumina_jax.data.encode import Encoder, ImageTokenizer, vq_fingerprint
-from lumina_jax.data.folder import Folder
-from lumina_jax.data.making import Maker, Stage
-from lumina_jax.data.meter import Meter
+from lumina_jax.data.shard_maker import Maker, Stage
+from lumina_jax.data.shard_writer import write_totals
 from lumina_jax.data.shards import MANIFEST, SETTINGS, Manifest, Settings, read_json, write_json
 from lumina_jax.data.sources import Source
-from lumina_jax.data.totals import write_totals
+from lumina_jax.errors import InputError
+from lumina_jax.progress import Meter
+from lumina_jax.storage import Folder
 from lumina_jax.vocab import Vocab, size_name
 
 SHARD_RECORDS = 8192
@@ -101,7 +102,7 @@ def stage_settings(
 ) -> list[Settings]:
     """What the folder of each stage will say it was made from; ValueError when the parts do not fit together."""
     if len(source) == 0:
-        raise ValueError("the source has no records; there is nothing to pretokenize")
+        raise InputError("the source has no records; there is nothing to pretokenize")
     for stage in stages:
         _check_fit(stage.sizes, vq, vocab)
     made_from = dict(
@@ -123,13 +124,13 @@ def begin(stages: Sequence[Stage], settings: Sequence[Settings]) -> list[Folder]
     """Claims the folder of each stage; ValueError when one belongs to other settings."""
     folders = [Folder(stage.out) for stage in stages]
     if len({folder.place for folder in folders}) < len(folders):
-        raise ValueError(f"two stages have one folder, {folders[0]}; give each its own")
+        raise InputError(f"two stages have one folder, {folders[0]}; give each its own")
     for folder, wanted in zip(folders, settings, strict=True):
         if not folder.has(SETTINGS):
             write_json(folder, SETTINGS, wanted)
     for folder, wanted in zip(folders, settings, strict=True):
         if differences := read_json(folder, SETTINGS, Settings).differences(wanted):
-            raise ValueError(
+            raise InputError(
                 f"{folder} was begun with {', '.join(differences)}; choose another folder, or delete this one to make it anew"
             )
     return folders
@@ -160,7 +161,7 @@ def _finish(folder: Folder) -> Manifest:
         return read_json(folder, MANIFEST, Manifest)
     settings = read_json(folder, SETTINGS, Settings)
     if missing := settings.missing(folder):
-        raise ValueError(
+        raise InputError(
             f"{folder} lacks {len(missing)} of its {settings.shards} shards, {missing[0]} the first; start the processes "
             "that make them again"
         )
@@ -169,19 +170,19 @@ def _finish(folder: Folder) -> Manifest:
 
 def _check_fit(sizes: Sequence[tuple[int, int]], vq: ImageTokenizer, vocab: Vocab) -> None:
     if vq.codes > len(vocab.code_ids):
-        raise ValueError(
+        raise InputError(
             f"the VQ model has {vq.codes} codes, but {vocab.source} has tokens for {len(vocab.code_ids)}; "
             "use a tokenizer made for this VQ model"
         )
     unit = layout.CODES_PER_UNIT * vq.stride
     for edge in sorted({edge for size in sizes for edge in size}):
         if edge < unit or edge % unit:
-            raise ValueError(
+            raise InputError(
                 f"crops with an edge of {edge} px, but a size token of this VQ model stands for {unit} px; "
                 f"set data.patch to a multiple of {unit}"
             )
         if not vocab.has(size_name(edge // unit)):
-            raise ValueError(
+            raise InputError(
                 f"crops with an edge of {edge} px need the token {size_name(edge // unit)}, which {vocab.source} lacks; "
                 "choose a smaller data.size or data.max_ratio"
             )

@@ -25,7 +25,8 @@ from typing import TypeVar
 import numpy as np
 
 from lumina_jax.config import from_dict, to_dict
-from lumina_jax.data.folder import Folder
+from lumina_jax.errors import InputError, MissingFileError, StorageError
+from lumina_jax.storage import Folder
 from lumina_jax.vocab import Vocab
 
 SETTINGS = "settings.json"
@@ -132,12 +133,12 @@ def check_made_with(
     """
     made = manifest.settings
     if made.tokenizer != vocab.fingerprint:
-        raise ValueError(
+        raise InputError(
             f"{where} was made with the tokenizer {made.tokenizer}, but {vocab.source} is {vocab.fingerprint}; "
             "set data.tokenizer to the one it was made with, or pretokenize again"
         )
     if vq is not None and manifest.crops and made.vq != vq:
-        raise ValueError(
+        raise InputError(
             f"{where} was made with the VQ model {made.vq}, but that of vq.path is {vq}; "
             "set vq.path to the one it was made with, or pretokenize again"
         )
@@ -148,7 +149,7 @@ def read_json(folder: Folder, name: str, kind: type[Stored]) -> Stored:
     try:
         return from_dict(kind, json.loads(folder.read(name)))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder}/{name} was not written by this version's pretokenize: {error}") from error
+        raise InputError(f"{folder}/{name} was not written by this version's pretokenize: {error}") from error
 
 
 def write_json(folder: Folder, name: str, value: object, indent: int | None = 1) -> None:
@@ -166,18 +167,18 @@ class Shards:
 
     def __init__(self, path: str | Path):
         if "://" in str(path):
-            raise ValueError(f"{path} is not on this machine; copy it to a local disk, or mount it (gcsfuse)")
+            raise InputError(f"{path} is not on this machine; copy it to a local disk, or mount it (gcsfuse)")
         self.path = Path(path)
         if not (self.path / MANIFEST).is_file():
             begun = (self.path / SETTINGS).is_file()
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} is an unfinished pretokenize; give its command again and it goes on where it stopped"
                 if begun
                 else f"{path} holds no {MANIFEST}: it is no folder written by `run.py pretokenize`; make it first"
             )
         self.manifest = read_json(Folder(self.path), MANIFEST, Manifest)
         if self.manifest.kept == 0:
-            raise ValueError(f"{path} holds no records; {self.path / REJECTS} says why all were rejected")
+            raise InputError(f"{path} holds no records; {self.path / REJECTS} says why all were rejected")
         settings = self.manifest.settings
         self._files = [self.path / settings.file(shard, TOKENS) for shard in range(settings.shards)]
         self._starts = np.cumsum([0, *self.manifest.shard_kept])
@@ -185,7 +186,7 @@ class Shards:
         self._opening = threading.Lock()
         missing = [file.name for file in [*self._files, self.path / LENGTHS] if not file.is_file()]
         if missing:
-            raise FileNotFoundError(f"{path} lacks {', '.join(missing[:3])}; copy it whole or pretokenize it again")
+            raise MissingFileError(f"{path} lacks {', '.join(missing[:3])}; copy it whole or pretokenize it again")
         self.lengths = np.asarray(np.load(self.path / LENGTHS, mmap_mode="r"))
         self._check_sizes()
         _allow_open_files(len(self._files))
@@ -202,7 +203,7 @@ class Shards:
         count = TOKEN_BYTES * int(self.lengths[index])
         record = os.pread(self._handle(shard), count, TOKEN_BYTES * before)
         if len(record) != count:
-            raise OSError(f"{self._files[shard]} ended in record {index}; it was cut after it was opened")
+            raise StorageError(f"{self._files[shard]} ended in record {index}; it was cut after it was opened")
         return unpack(record)
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -229,12 +230,12 @@ class Shards:
     def _check_sizes(self) -> None:
         kept, tokens = self.manifest.kept, self.manifest.tokens
         if len(self.lengths) != kept or self._starts[-1] != kept:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} is damaged: {len(self.lengths)} lengths, but {MANIFEST} says {kept} records; pretokenize it again"
             )
         size = sum(file.stat().st_size for file in self._files)
         if size != TOKEN_BYTES * tokens:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} is damaged: its .{TOKENS} files have {size} bytes, but {MANIFEST} says {tokens} tokens, which "
                 f"take {TOKEN_BYTES * tokens}; copy it whole or pretokenize it again"
             )
@@ -247,7 +248,7 @@ def _allow_open_files(count: int) -> None:
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
-        raise OSError(
+        raise StorageError(
             f"{count} shards need {needed} open files, but {hard} are allowed; raise it (ulimit -Hn), or pretokenize again with "
             "more records per shard"
         )

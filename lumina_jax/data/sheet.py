@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.layout import decode_grid, images_in
-from lumina_jax.page import Html, picture, tag
-from lumina_jax.pixels import to_image
+from lumina_jax.pictures.html import Html, picture, tag
+from lumina_jax.pictures.pixels import to_image
 from lumina_jax.vocab import Vocab
 
 STYLE = Path(__file__).with_name("sheet.css")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lumina_jax.errors import InputError
 from lumina_jax.layout import grid_shape
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.parts import rotary
@@ -80,12 +81,12 @@ def looks(model: Chameleon, prompt: np.ndarray, answer: np.ndarray, vocab: Vocab
     begins = np.flatnonzero(tokens == vocab.boi)
     begins = begins[begins >= len(prompt) - 1]
     if not len(begins):
-        raise ValueError("the answer holds no picture to look at; ask for one")
+        raise InputError("the answer holds no picture to look at; ask for one")
     rows, cols = grid_shape(*tokens[begins[0] + 1 : begins[0] + 3], vocab)
     body = begins[0] + 3
     last = body + rows * (cols + 1) - 2
     if last >= len(tokens):
-        raise ValueError(f"the picture of {rows} x {cols} codes is not finished; allow more new tokens")
+        raise InputError(f"the picture of {rows} x {cols} codes is not finished; allow more new tokens")
     kinds = np.zeros(last + 1, int)
     kinds[begins[0]], kinds[begins[0] + 1 : body] = 1, 2
     place = np.arange(last + 1 - body)

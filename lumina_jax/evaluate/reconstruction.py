@@ -7,9 +7,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from lumina_jax.errors import InputError
 from lumina_jax.layout import CODES_PER_UNIT
-from lumina_jax.pixels import crop, to_image, to_pixels, whiten
-from lumina_jax.sample.ask import open_image
+from lumina_jax.pictures.pixels import crop, to_image, to_pixels, whiten
+from lumina_jax.sample.prompt import open_image
 
 
 class ImageTokenizer(Protocol):
@@ -36,7 +37,7 @@ def reconstruct(picture: Image.Image, vq: ImageTokenizer) -> tuple[np.ndarray, n
     unit = vq.stride * CODES_PER_UNIT
     size = (picture.width // unit * unit, picture.height // unit * unit)
     if 0 in size:
-        raise ValueError(f"a picture of {picture.width}x{picture.height} px is smaller than one size unit of {unit} px")
+        raise InputError(f"a picture of {picture.width}x{picture.height} px is smaller than one size unit of {unit} px")
     cut = whiten(crop(picture, size, (0.5, 0.5)))
     codes = vq.encode(to_pixels(cut)[None])
     return np.asarray(cut), np.asarray(to_image(np.asarray(vq.decode(codes))[0]))

@@ -7,14 +7,15 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.config import SampleConfig
+from lumina_jax.errors import InputError
 from lumina_jax.evaluate.reconstruction import psnr
 from lumina_jax.layout import TOKENS_AROUND, grid_tokens
-from lumina_jax.measures import ssim
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.pixels import to_image, to_pixels
+from lumina_jax.pictures.metrics import ssim
+from lumina_jax.pictures.pixels import to_image, to_pixels
 from lumina_jax.sample import generate
-from lumina_jax.sample.ask import Desk
 from lumina_jax.sample.picture import pictures
+from lumina_jax.sample.prompt import Desk
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def refine(model: Chameleon, desk: Desk, image: Image.Image, cfg: SampleConfig, 
     (answer,) = generate(model, [ask.ids], key, replace(cfg, max_new_tokens=room), desk.vocab, sizes=[ask.size])
     found = pictures(answer, desk.vq, desk.vocab)
     if not found or found[0].size != original.size:
-        raise ValueError(
+        raise InputError(
             f"the model answers without a picture of {original.width}x{original.height} px; refining takes a model of Omni-SFT"
         )
     return Refined(original, to_image(np.asarray(desk.vq.decode(codes))[0]), found[0])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lumina_jax.errors import InputError
 from lumina_jax.model.vqvae import check_pixels, check_size
 
 FORMAT = "lumina_jax PatchVQ 1"
@@ -27,7 +28,7 @@ class PatchVQ:
 
     def __init__(self, codebook: np.ndarray):
         if codebook.ndim != 4 or codebook.dtype != np.uint8 or codebook.shape[1:] != (codebook.shape[1],) * 2 + (3,):
-            raise ValueError(
+            raise InputError(
                 f"the codebook is {codebook.dtype}{list(codebook.shape)}; expected uint8[E stride stride 3]"
             )
         self.codebook = codebook
@@ -57,7 +58,7 @@ class PatchVQ:
         which of equally rare patches are kept when there are too many. Raises ValueError for no picture or a size off the stride.
         """
         if codes < 1 or stride < 1:
-            raise ValueError(f"codes={codes}, stride={stride}; both must be at least 1")
+            raise InputError(f"codes={codes}, stride={stride}; both must be at least 1")
         patches, counts = _distinct(pictures, stride, limit=max(SAMPLE, 4 * codes), seed=seed)
         if len(patches) > codes:
             patches = _kmeans(patches, counts, codes)
@@ -81,7 +82,7 @@ class PatchVQ:
         """i32[B R C] -> f32[B Y X 3]: the bytes of the patches, as values that ``pixels.to_image`` truncates back to them."""
         codes = np.asarray(codes)
         if codes.size and not 0 <= codes.min() <= codes.max() < self.codes:
-            raise ValueError(f"codes run from {codes.min()} to {codes.max()}; this codebook has 0 to {self.codes - 1}")
+            raise InputError(f"codes run from {codes.min()} to {codes.max()}; this codebook has 0 to {self.codes - 1}")
         batch, rows, columns = codes.shape
         tiles = self._values[codes].transpose(0, 1, 3, 2, 4, 5)
         return tiles.reshape(batch, rows * self.stride, columns * self.stride, 3)
@@ -101,7 +102,7 @@ class PatchVQ:
                 arrays = np.load(file)
                 if set(arrays) == {"format", "codebook"} and arrays["format"] == FORMAT:
                     return cls(arrays["codebook"])
-        raise ValueError(f"{path} is no PatchVQ codebook ({FORMAT!r}); PatchVQ.fit(...).save(path) writes one")
+        raise InputError(f"{path} is no PatchVQ codebook ({FORMAT!r}); PatchVQ.fit(...).save(path) writes one")
 
     def report(self, pictures: Iterable[np.ndarray]) -> dict[str, float]:
         """How well u8[Y X 3] pictures survive encode and decode, as numbers JSON can hold.
@@ -173,11 +174,11 @@ def _checked(pictures: Iterable[np.ndarray], stride: int) -> Iterable[np.ndarray
     picture = None
     for picture in pictures:
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(f"a picture is {picture.dtype}{list(picture.shape)}; expected uint8[Y X 3]")
+            raise InputError(f"a picture is {picture.dtype}{list(picture.shape)}; expected uint8[Y X 3]")
         check_size(picture.shape[:2], stride)
         yield picture
     if picture is None:
-        raise ValueError("there are no pictures; give at least one")
+        raise InputError("there are no pictures; give at least one")
 
 
 def _distinct(pictures: Iterable[np.ndarray], stride: int, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

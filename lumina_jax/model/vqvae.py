@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lumina_jax.config import VQConfig
+from lumina_jax.errors import InputError
 from lumina_jax.model.params import ones, weight, zeros
 
 GROUPS = 32
@@ -20,18 +21,18 @@ PRECISION = jax.lax.Precision.HIGHEST
 def check_pixels(pixels: jax.Array, stride: int) -> None:
     """Raises ValueError unless ``pixels`` is a float [B Y X 3] whose Y and X are multiples of ``stride``."""
     if pixels.ndim != 4 or pixels.shape[-1] != 3:
-        raise ValueError(
+        raise InputError(
             f"pixels have shape {tuple(pixels.shape)}; expected [B Y X 3], one or more RGB pictures of one size"
         )
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
-        raise ValueError(f"pixels are {pixels.dtype}; expected floats in [-1, 1] (pixels.to_pixels makes them)")
+        raise InputError(f"pixels are {pixels.dtype}; expected floats in [-1, 1] (pixels.to_pixels makes them)")
     check_size(pixels.shape[1:3], stride)
 
 
 def check_size(size: tuple[int, int], stride: int) -> None:
     """Raises ValueError unless both Y and X of ``size`` are positive multiples of ``stride``."""
     if any(edge < 1 or edge % stride for edge in size):
-        raise ValueError(
+        raise InputError(
             f"a picture is {size[1]}x{size[0]} pixels (width x height); the tokenizer needs multiples of its "
             f"stride {stride}: crop or resize it"
         )

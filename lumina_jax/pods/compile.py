@@ -21,6 +21,7 @@ from tokenizers.models import WordLevel
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment, MeshConfig, ModelConfig
+from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.int8 import quantized
 from lumina_jax.model.params import count
@@ -109,7 +110,7 @@ def check_programs(text: str) -> tuple[str, ...]:
     """ "train,decode" -> the names. Raises ValueError for one that is no program."""
     names = tuple(text.split(","))
     if unknown := [name for name in names if name not in PROGRAMS]:
-        raise ValueError(f"--what {text}: no program {unknown[0]!r}; they are {', '.join(PROGRAMS)}")
+        raise InputError(f"--what {text}: no program {unknown[0]!r}; they are {', '.join(PROGRAMS)}")
     return names
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import jax
 
+from lumina_jax.errors import InputError
 from lumina_jax.pods import kernels
 from lumina_jax.pods.chips import Chip
 from lumina_jax.pods.collectives import collectives, is_collective
@@ -135,7 +136,7 @@ def round_costs(program: Program, chip: Chip) -> Costs:
     """
     loop = next(_open_loops(program, program.entry), None)
     if loop is None:
-        raise ValueError("the program has no loop with an open number of rounds; it does not decode")
+        raise InputError("the program has no loop with an open number of rounds; it does not decode")
     parts = (_walk(program, chip, loop.refers(part), 1, 1) for part in ("body", "condition"))
     return Costs(tuple(entry for part in parts for entry in part))
 

@@ -10,6 +10,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from lumina_jax.errors import InputError
 from lumina_jax.pods.chips import Chip
 from lumina_jax.pods.hlo import Computation, Instruction, arrays
 
@@ -82,7 +83,7 @@ def splash(call: Instruction) -> Kernel | None:
     # The kernel writes its block sizes into the call's metadata, as JSON in JSON.
     words = re.search(r'"xprof_metadata":"(\{.*?\})"', call.text)
     if not words:
-        raise ValueError(f"the call {call.name} does not say its block sizes; it is not a splash kernel of this jax")
+        raise InputError(f"the call {call.name} does not say its block sizes; it is not a splash kernel of this jax")
     sizes = json.loads(words[1].replace('\\"', '"'))
     pass_ = found[1]
     suffix = "" if pass_ == "fwd" else f"_{pass_}"

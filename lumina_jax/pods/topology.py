@@ -8,6 +8,7 @@ import itertools
 import math
 from dataclasses import dataclass
 
+from lumina_jax.errors import InputError, MissingPackageError
 from lumina_jax.pods.chips import CHIPS, Chip
 
 SHAPES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
@@ -66,7 +67,7 @@ class Topology:
     def devices(self) -> list:
         """The chips as jax devices, in slices. Raises ImportError when libtpu is not installed."""
         if importlib.util.find_spec("libtpu") is None:
-            raise ImportError(
+            raise MissingPackageError(
                 "the TPU compiler is not installed; it runs on any Linux machine: pip install -r lumina_jax/pods/requirements.txt"
             )
         from jax.experimental.topologies import get_topology_desc
@@ -89,14 +90,14 @@ def parse(text: str, slices: int = 1) -> Topology:
     name, _, sizes = text.partition(":")
     chip = CHIPS.get(name)
     if chip is None:
-        raise ValueError(f"--topology {text}: no chip {name!r}; the chips are {', '.join(CHIPS)}, as v5p:4x4x4")
+        raise InputError(f"--topology {text}: no chip {name!r}; the chips are {', '.join(CHIPS)}, as v5p:4x4x4")
     legal = SHAPES_2D if chip.axes == 2 else SHAPES_3D
     words = sizes.split("x")
     shape = tuple(int(word) for word in words if word.isdecimal())
     if len(shape) != len(words) or shape not in legal:
         small = ", ".join("x".join(map(str, known)) for known in legal[:8])
         rest = "" if chip.axes == 2 else " and on: multiples of 4 up to 28, smallest first"
-        raise ValueError(f"--topology {text}: {name} has no slice of {sizes or 'no size'}; there are {small}{rest}")
+        raise InputError(f"--topology {text}: {name} has no slice of {sizes or 'no size'}; there are {small}{rest}")
     if slices < 1:
-        raise ValueError(f"--slices {slices}; it must be at least 1")
+        raise InputError(f"--slices {slices}; it must be at least 1")
     return Topology(chip, shape, slices)

@@ -12,6 +12,7 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding
 
 from lumina_jax.config import SampleConfig
+from lumina_jax.errors import NotFiniteError
 from lumina_jax.model.attention import KVCache
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample.guidance import Knobs, Place, Scores, advance, code_ids, columns, draw, scores
@@ -75,7 +76,7 @@ def answers(
         model, head, state, request, Knobs.of(cfg), ALL, np.int32(len(request.ids)), vocab=vocab, shape=shape
     )
     if not state.sound:
-        raise FloatingPointError(OVERFLOW)
+        raise NotFiniteError(OVERFLOW)
     tokens, counts, passes = (np.asarray(part)[rows] for part in (state.tokens, state.count, state.passes))
     written = zip(tokens[:, request.ids.shape[1] :], np.minimum(counts, cfg.max_new_tokens), strict=True)
     return [cut(row[:count], vocab) for row, count in written], passes
@@ -234,7 +235,7 @@ def check_finite(model: Chameleon) -> None:
     """Raises FloatingPointError naming a weight that holds NaN or infinity. Reads each weight once, as a token does."""
     for path, largest in jax.tree_util.tree_leaves_with_path(_largest(model)):
         if not jnp.isfinite(largest):
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"weight {jax.tree_util.keystr(path)} holds NaN or infinity; the checkpoint is damaged, or its training diverged"
             )
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from lumina_jax import layout
 from lumina_jax.config import SampleConfig
+from lumina_jax.errors import InputError
 from lumina_jax.vocab import Vocab
 
 SIZE_TOKENS = 2
@@ -72,7 +73,7 @@ def place_of(prompt: np.ndarray, vocab: Vocab) -> Place:
             layout.decode_grid(image[: ends[0] + 1], vocab)
             _check_text(image[ends[0] + 1 :], start + ends[0] + 1, vocab)
         elif stop < len(prompt):
-            raise ValueError(f"an image begins at token {stop}, before the one from token {start} has ended")
+            raise InputError(f"an image begins at token {stop}, before the one from token {start} has ended")
         else:
             return _place_in(image, vocab)
     return Place(-1, 0, 0)
@@ -82,7 +83,7 @@ def _check_text(text: np.ndarray, start: int, vocab: Vocab) -> None:
     """Raises ValueError where image codes stand in text: guidance would have no place from which to hide the prompt."""
     lost = np.flatnonzero(np.isin(text, vocab.code_ids))
     if len(lost):
-        raise ValueError(
+        raise InputError(
             f"token {start + lost[0]} is the image code {text[lost[0]]}, but no begin-image (token {vocab.boi}) stands before it"
         )
 
@@ -97,7 +98,7 @@ def _place_in(image: np.ndarray, vocab: Vocab) -> Place:
         return Place(since, rows, 0)
     completed = layout.encode_grid(np.zeros((rows, cols), int), vocab)
     if len(image) >= len(completed):
-        raise ValueError(f"an image of {rows} x {cols} codes has no end-image after {len(completed) - 1} tokens")
+        raise InputError(f"an image of {rows} x {cols} codes has no end-image after {len(completed) - 1} tokens")
     completed[: len(image)] = image
     layout.decode_grid(completed, vocab)
     return Place(since, rows, cols)

@@ -11,11 +11,12 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.config import SampleConfig
+from lumina_jax.errors import InputError
 from lumina_jax.layout import TOKENS_AROUND, grid_tokens
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.pixels import to_image
-from lumina_jax.sample.ask import Ask
+from lumina_jax.pictures.pixels import to_image
 from lumina_jax.sample.picture import Broken, Decoder, grid, split
+from lumina_jax.sample.prompt import Ask
 from lumina_jax.sample.stream import stream
 from lumina_jax.vocab import Vocab
 
@@ -90,7 +91,7 @@ def finished(job: Job, out: Path) -> list[Answer]:
     lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
     answers = [json.loads(line) for line in lines]
     if any(answer.pop("job", None) != job.fingerprint for answer in answers):
-        raise ValueError(
+        raise InputError(
             f"{file} holds answers of another model or to other prompts, seeds or settings; "
             "to go on give the same, else another folder"
         )

@@ -11,9 +11,9 @@ from PIL import Image
 from lumina_jax.config import SampleConfig
 from lumina_jax.layout import decode_lines
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.pixels import to_image
-from lumina_jax.sample.ask import Desk
+from lumina_jax.pictures.pixels import to_image
 from lumina_jax.sample.picture import Decoder
+from lumina_jax.sample.prompt import Desk
 from lumina_jax.sample.stream import stream
 from lumina_jax.vocab import Vocab
 

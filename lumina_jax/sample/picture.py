@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lumina_jax.errors import InputError
 from lumina_jax.layout import decode_grid
-from lumina_jax.pixels import to_image
+from lumina_jax.pictures.pixels import to_image
 from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 
 
@@ -76,10 +77,10 @@ def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | 
     Raises ValueError without images or columns, or when the captions are not one per image.
     """
     if not images or columns < 1:
-        raise ValueError(f"a sheet of {len(images)} images in {columns} columns; both must be at least 1")
+        raise InputError(f"a sheet of {len(images)} images in {columns} columns; both must be at least 1")
     captions = [""] * len(images) if captions is None else captions
     if len(captions) != len(images):
-        raise ValueError(f"{len(captions)} captions for {len(images)} images; give one each")
+        raise InputError(f"{len(captions)} captions for {len(images)} images; give one each")
     gap, letter, line = 8, 6, 14
     columns = min(columns, len(images))
     width, height = (max(getattr(image, side) for image in images) for side in ("width", "height"))

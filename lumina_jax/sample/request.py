@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lumina_jax.errors import InputError
 from lumina_jax.layout import CODES_PER_UNIT
 from lumina_jax.sample.guidance import Place, place_of
 from lumina_jax.vocab import Vocab
@@ -58,12 +59,12 @@ def lay_out(
         try:
             places.append(place_of(prompt, vocab))
         except ValueError as error:
-            raise ValueError(f"prompt {row}: {error}") from error
+            raise InputError(f"prompt {row}: {error}") from error
     wanted = _checked_sizes(sizes, len(prompts), V, vocab)
     if keys is None:
         keys = _keys(key, len(prompts))
     elif len(keys) != len(prompts):
-        raise ValueError(f"{len(keys)} keys for {len(prompts)} prompts; give one each")
+        raise InputError(f"{len(keys)} keys for {len(prompts)} prompts; give one each")
     # The last token of a prompt is fed with the first pass of decoding, all before it by the prefill.
     P = bucket(max(1, *(len(prompt) - 1 for prompt in prompts))) + 1
     since, rows, cols = np.array(places, np.int32).T
@@ -107,20 +108,20 @@ def arranged(request: Request, parts: int) -> Batch:
 
 def _checked_prompts(prompts, V: int, vocab: Vocab) -> list[np.ndarray]:
     if len(prompts) == 0:
-        raise ValueError("no prompts; give at least one")
+        raise InputError("no prompts; give at least one")
     markers = max(vocab.boi, vocab.eoi, vocab.newline, vocab.end_of_turn, int(vocab.code_ids.min()))
     if markers >= V:
-        raise ValueError(
+        raise InputError(
             f"{vocab.source} has a marker with id {markers}, but the model knows {V} tokens; "
             "model and tokenizer do not belong together"
         )
     prompts = [np.asarray(prompt) for prompt in prompts]
     for row, prompt in enumerate(prompts):
         if prompt.ndim != 1 or len(prompt) == 0 or not np.issubdtype(prompt.dtype, np.integer):
-            raise ValueError(f"prompt {row} is {prompt.dtype}{list(prompt.shape)}; it must be at least one integer id")
+            raise InputError(f"prompt {row} is {prompt.dtype}{list(prompt.shape)}; it must be at least one integer id")
         if prompt.min() < 0 or prompt.max() >= V:
             wrong = prompt[(prompt < 0) | (prompt >= V)][0]
-            raise ValueError(f"prompt {row} holds id {wrong}, but the model knows ids 0 to {V - 1}")
+            raise InputError(f"prompt {row} holds id {wrong}, but the model knows ids 0 to {V - 1}")
     return [prompt.astype(np.int32) for prompt in prompts]
 
 
@@ -130,7 +131,7 @@ def _checked_sizes(sizes, B: int, V: int, vocab: Vocab) -> np.ndarray:
     if sizes is None:
         return wanted
     if len(sizes) != B:
-        raise ValueError(f"{len(sizes)} sizes for {B} prompts; give one each, None where it is free")
+        raise InputError(f"{len(sizes)} sizes for {B} prompts; give one each, None where it is free")
     units = vocab.size_of[:V]
     for row, size in enumerate(sizes):
         if size is None:
@@ -138,7 +139,7 @@ def _checked_sizes(sizes, B: int, V: int, vocab: Vocab) -> np.ndarray:
         if any(codes % CODES_PER_UNIT or codes < 1 or codes // CODES_PER_UNIT not in units for codes in size):
             known = np.unique(units[units > 0]) * CODES_PER_UNIT
             nearest = [known[np.abs(known - codes).argmin()] for codes in size]
-            raise ValueError(
+            raise InputError(
                 f"size {row} is {size[0]} x {size[1]} codes; rows and columns must be even and from {known[0]} to {known[-1]}: "
                 f"the nearest is {nearest[0]} x {nearest[1]}"
             )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumina_jax.config import SampleConfig
+from lumina_jax.errors import InputError, NotFiniteError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample.decode import ALL, OVERFLOW, check_finite, cut, decode, prefill, shape_of
 from lumina_jax.sample.guidance import Knobs
@@ -56,7 +57,7 @@ def stream(
     Raises as generate does: what is wrong is told before anything is compiled.
     """
     if rows < 1 or (every is not None and every < 1):
-        raise ValueError(f"rows={rows}, every={every}; both must be at least 1")
+        raise InputError(f"rows={rows}, every={every}; both must be at least 1")
     parts = math.prod(map(size_of, ROWS))
     rows = -(-min(rows, len(prompts) or 1) // parts) * parts
     whole, _, order = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys)
@@ -84,7 +85,7 @@ class _Table:
             arguments = (self._model, self._head, self._state, self._request, knobs, most, leave)
             self._state = decode(*arguments, vocab=self._vocab, shape=self._shape)
             if not self._state.sound:
-                raise FloatingPointError(OVERFLOW)
+                raise NotFiniteError(OVERFLOW)
             tokens, counts, passes, done = map(
                 np.asarray, (self._state.tokens, self._state.count, self._state.passes, self._state.done)
             )

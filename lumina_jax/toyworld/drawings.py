@@ -6,7 +6,7 @@ from itertools import accumulate
 import numpy as np
 from scipy import ndimage
 
-from lumina_jax.page import Html, join, picture, tag
+from lumina_jax.pictures.html import Html, join, picture, tag
 
 Pixels = tuple[int, int]
 Points = Sequence[tuple[int, float]]

@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 
-from lumina_jax.marks import stroke
+from lumina_jax.pictures.annotations import stroke
 
 PERSON = "person"
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from lumina_jax.errors import InputError
 from lumina_jax.toyworld.captions import Caption, Count, grade
 from lumina_jax.toyworld.figures import PERSON, POSES, Pose
 from lumina_jax.toyworld.scenes import BACKGROUNDS, COLOURS, SHAPES, Object, Pixels, Scene, mask, radii
@@ -71,7 +72,7 @@ def judge(image: np.ndarray, caption: Caption, size: Pixels | None = None, kinds
 def perceive(image: np.ndarray, kinds: tuple[Kind, ...] = KINDS) -> Sight:
     """Reads the scene in a picture u8[Y X 3]: the background most pixels have, and every object of ``kinds``."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(f"a picture of shape {image.shape} and dtype {image.dtype}; the judge takes uint8[Y X 3]")
+        raise InputError(f"a picture of shape {image.shape} and dtype {image.dtype}; the judge takes uint8[Y X 3]")
     canvas = image.shape[1], image.shape[0]
     colours = _colours(image)
     counts = np.bincount(colours.ravel(), minlength=NO_COLOUR + 1)

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.data.sources import Record
+from lumina_jax.errors import InputError
 from lumina_jax.toyworld import edits, questions
 from lumina_jax.toyworld.captions import caption
 from lumina_jax.toyworld.exercises import (
@@ -122,12 +123,12 @@ def exercise(world: World, task: str, size: Pixels, seed: int, index: int, held_
     Raises ValueError for an unknown task, and for a canvas without room for it.
     """
     if task not in MAKERS:
-        raise ValueError(f"no task {task!r}; the tasks of the embedded world are {', '.join(MAKERS)}")
+        raise InputError(f"no task {task!r}; the tasks of the embedded world are {', '.join(MAKERS)}")
     first = index * MOST_SCENES
     scenes = (world.scene(size, seed, number, held_out) for number in range(first, first + MOST_SCENES))
     rng = np.random.default_rng((seed, index, list(MIX).index(task), int(held_out)))
     if (made := MAKERS[task](scenes, world, rng, held_out)) is None:
-        raise ValueError(f"a canvas of {size[0]}x{size[1]} px has no room for the task {task!r}")
+        raise InputError(f"a canvas of {size[0]}x{size[1]} px has no room for the task {task!r}")
     return made
 
 
@@ -148,13 +149,13 @@ class OmniSource:
 
     def __init__(self, world: World, sizes: Sequence[Pixels], count: int, seed: int, mix: Mapping[str, float] = MIX):
         if not sizes or count < 1 or not 0 <= seed < EVALUATION:
-            raise ValueError(
+            raise InputError(
                 f"{len(sizes)} sizes, count={count}, seed={seed}: need at least 1, 1, and 0 <= seed < 2**32"
             )
         if unknown := sorted(set(mix) - set(MAKERS)):
-            raise ValueError(f"no task {unknown[0]!r}; the tasks of the embedded world are {', '.join(MAKERS)}")
+            raise InputError(f"no task {unknown[0]!r}; the tasks of the embedded world are {', '.join(MAKERS)}")
         if min(mix.values(), default=0) < 0 or not sum(mix.values()) > 0:
-            raise ValueError(
+            raise InputError(
                 f"the weights of the tasks are {dict(mix)}; none may be negative, and one must be positive"
             )
         self.sizes = sorted(set(sizes))

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from lumina_jax.config import DataConfig, VQConfig
+from lumina_jax.data.word_tokenizer import TASK_TEMPLATES, build, save
+from lumina_jax.errors import InputError
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.toyworld.judge import ALL_KINDS
 from lumina_jax.toyworld.omni import MIX, exercise
 from lumina_jax.toyworld.scenes import OMNI, RELATIONS, Object, Pixels, Scene, World, is_of_size, radii
 from lumina_jax.toyworld.source import STAGES, stage_sizes
-from lumina_jax.toyworld.tokenizer import TASK_TEMPLATES, build, save
 from lumina_jax.toyworld.views import VIEWS, boxed, distance
+from lumina_jax.toyworld.words import world_words
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 STRIDE = 16
@@ -33,11 +35,11 @@ def fit_omni(vq: VQConfig, data: DataConfig, base: PatchVQ | None = None, world:
     if base is not None:
         codebook = extended(base, codebook)
         if codebook.codes > vq.codes:
-            raise ValueError(
+            raise InputError(
                 f"vq.codes={vq.codes}, but the old and new patches together are {codebook.codes}; raise it"
             )
     codebook.save(vq.path)
-    save(build(codebook.codes, texts(world), templates=TASK_TEMPLATES), Path(data.tokenizer))
+    save(build(codebook.codes, texts(world), templates=TASK_TEMPLATES, words=world_words()), Path(data.tokenizer))
 
 
 def extended(base: PatchVQ, more: PatchVQ) -> PatchVQ:

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from lumina_jax import maps, marks, measures
+from lumina_jax.pictures import annotations, dense_maps, metrics
 from lumina_jax.toyworld import views
 from lumina_jax.toyworld.captions import Caption, Count, Thing, describe, facts_true, parse
 from lumina_jax.toyworld.exercises import (
@@ -97,27 +97,27 @@ def _measured(exercise: Exercise) -> tuple[str, ...]:
 
 
 def _segmented(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
-    found = maps.decode_classes(picture, views.CLASS_COLOURS)
-    counts = measures.confusion(views.classes(scene), found, len(views.CLASSES))
-    return measures.mean_iou(counts), measures.pixel_accuracy(counts)
+    found = dense_maps.decode_classes(picture, views.CLASS_COLOURS)
+    counts = metrics.confusion(views.classes(scene), found, len(views.CLASSES))
+    return metrics.mean_iou(counts), metrics.pixel_accuracy(counts)
 
 
 def _deep(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
-    truth, found = views.depth(scene), maps.decode_depth(picture, views.NEAR, views.FAR)
+    truth, found = views.depth(scene), dense_maps.decode_depth(picture, views.NEAR, views.FAR)
     things = views.classes(scene) > 0
-    return measures.abs_rel(truth, found), measures.delta(truth, found), measures.delta(truth[things], found[things])
+    return metrics.abs_rel(truth, found), metrics.delta(truth, found), metrics.delta(truth[things], found[things])
 
 
 def _facing(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
-    return (measures.angular_error(views.normals(scene), maps.decode_normals(picture)),)
+    return (metrics.angular_error(views.normals(scene), dense_maps.decode_normals(picture)),)
 
 
 def _posed(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
     """The share of joints that are found; dots that are no joint of anybody count as joints that are not."""
     truth = np.stack([joints for _, joints in views.people(scene)])
-    found = marks.read_joints(picture, len(JOINTS))
+    found = annotations.read_joints(picture, len(JOINTS))
     reach = np.full(len(truth), REACH * 2 * RADIUS)
-    right = sum(measures.correct_keypoints(truth[:, joint], reach, found[joint]) for joint in range(len(JOINTS)))
+    right = sum(metrics.correct_keypoints(truth[:, joint], reach, found[joint]) for joint in range(len(JOINTS)))
     return (right / sum(max(len(truth), len(dots)) for dots in found),)
 
 
@@ -144,13 +144,13 @@ MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 def _boxed(picture: np.ndarray, scene: Scene, thing: Object) -> tuple[float, ...]:
     """IoU of the drawn box, and the share of pixels outside of both frames that are the picture's own."""
-    box, found = views.bounds(thing, scene), marks.read_box(picture)
+    box, found = views.bounds(thing, scene), annotations.read_box(picture)
     framed = np.zeros((scene.height, scene.width), bool)
     for one in (box, found or box):
         blank = np.zeros((*framed.shape, 3), np.uint8)
-        framed |= marks.draw_box(blank, one, views.thickness(thing, scene), (1, 1, 1)).any(axis=-1)
+        framed |= annotations.draw_box(blank, one, views.thickness(thing, scene), (1, 1, 1)).any(axis=-1)
     kept = (picture == scene.render()).all(axis=-1)[~framed].mean()
-    return (measures.box_iou(box, found) if found else 0.0), kept
+    return (metrics.box_iou(box, found) if found else 0.0), kept
 
 
 def _painted(picture: np.ndarray, scene: Scene, said: Caption) -> bool:

@@ -10,7 +10,6 @@ from lumina_jax.config import Experiment
 from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.toyworld.grow import write_start
 from lumina_jax.toyworld.omni import LESSONS, OmniSource
 from lumina_jax.toyworld.omni_fit import fit_omni
 from lumina_jax.toyworld.quickstart import Clock, claim
@@ -20,6 +19,7 @@ from lumina_jax.toyworld.source import STAGES, ToySource, stage_sizes, training_
 from lumina_jax.toyworld.task_sheet import line, write_sheets
 from lumina_jax.toyworld.tasks import evaluate_tasks
 from lumina_jax.train.checkpoint import newest, read_experiment, restore_model
+from lumina_jax.train.grow_vocabulary import write_start
 from lumina_jax.train.loop import train
 from lumina_jax.vocab import Vocab
 

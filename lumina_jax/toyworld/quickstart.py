@@ -18,11 +18,12 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.config import Experiment, SampleConfig
-from lumina_jax.data.folder import write_whole
 from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
+from lumina_jax.errors import InputError
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.pixels import to_image, to_pixels
+from lumina_jax.pictures.pixels import to_image, to_pixels
+from lumina_jax.storage import write_whole
 from lumina_jax.toyworld.fit import fit_world
 from lumina_jax.toyworld.report import Knob, Painted, Report, Stage, write_report
 from lumina_jax.toyworld.scenes import MINI, Pixels
@@ -102,7 +103,7 @@ def claim(out: Path, minutes: float, last: str) -> bool:
     out.mkdir(parents=True, exist_ok=True)
     plan = out / "plan.json"
     if plan.is_file() and (there := json.loads(plan.read_text())["minutes"]) != minutes:
-        raise ValueError(
+        raise InputError(
             f"{out} holds a run of {there:g} minutes, not {minutes:g}; give another --out, --minutes {there:g} "
             "to see or finish that one, or delete the folder"
         )

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_jax import page
-from lumina_jax.page import Html, join, section, tag
+from lumina_jax.errors import InputError
+from lumina_jax.pictures import html
+from lumina_jax.pictures.html import Html, join, section, tag
 from lumina_jax.toyworld import drawings
 from lumina_jax.toyworld.drawings import Pixels
 
@@ -93,7 +94,7 @@ class Report:
 def write_report(report: Report, path: Path) -> Path:
     """Writes the page whole or not at all, and returns its path. Raises ValueError for a report without stages."""
     if not report.stages:
-        raise ValueError("a report of 0 stages; it needs at least 1 to have a score")
+        raise InputError("a report of 0 stages; it needs at least 1 to have a score")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(_page(report), encoding="utf-8")
@@ -104,7 +105,7 @@ def write_report(report: Report, path: Path) -> Path:
 def _page(report: Report) -> str:
     sections = (_scores, _samples, _progress, _knobs, _rebuilt, _losses, _timings, _again)
     content = (_top(report), *(show(report) for show in sections))
-    return page.page(report.title, STYLE.read_text(encoding="utf-8"), *content)
+    return html.page(report.title, STYLE.read_text(encoding="utf-8"), *content)
 
 
 def _top(report: Report) -> Html:
@@ -135,14 +136,14 @@ def _score_rows(number: int, stage: Stage) -> Html:
     drawing = drawings.canvases([stage.canvases], number)
     about = f"{len(stage.canvases)} of about {stage.size} × {stage.size} px"
     cells = [tag("th", stage.name, rowspan=2, scope="rowgroup"), tag("td", drawing, about, rowspan=2, class_="shapes")]
-    for value in (f"{stage.steps:,}", page.short(stage.tokens), page.duration(stage.seconds)):
+    for value in (f"{stage.steps:,}", html.short(stage.tokens), html.duration(stage.seconds)):
         cells.append(tag("td", value, rowspan=2))
     rows = [_score_cells("fresh", stage.fresh), _score_cells("held-out compositions", stage.held_out)]
     return tag("tbody", tag("tr", *cells, rows[0]), tag("tr", rows[1]), class_=drawings.hue(number))
 
 
 def _score_cells(name: str, score: Score) -> Html:
-    shares = (tag("td", page.meter(share)) for share in (score.all_right, score.size_obeyed))
+    shares = (tag("td", html.meter(share)) for share in (score.all_right, score.size_obeyed))
     return join(tag("td", f"{score.count} {name}"), *shares)
 
 
@@ -177,7 +178,7 @@ def _framed(painted: Painted, scale: float) -> Html:
     if painted.image is None:
         return drawings.gap(painted.size, scale)
     verdict = "right" if painted.all_right else "wrong"
-    return tag("div", page.picture(painted.image, f"{painted.prompt} ({verdict})", scale), class_=f"frame {verdict}")
+    return tag("div", html.picture(painted.image, f"{painted.prompt} ({verdict})", scale), class_=f"frame {verdict}")
 
 
 def _progress(report: Report) -> Html:
@@ -194,7 +195,7 @@ def _progress(report: Report) -> Html:
         (row[0].prompt, (tag("td", _framed(painted, SCALE), _facts(painted, True)) for painted in row))
         for row in report.progress
     )
-    return section("After each stage", words, page.grid(heads, rows, "grid"))
+    return section("After each stage", words, html.grid(heads, rows, "grid"))
 
 
 def _knobs(report: Report) -> Html:
@@ -213,7 +214,7 @@ def _knobs(report: Report) -> Html:
         for g in sorted({knob.guidance for knob in report.knobs})
     )
     prompts = tag("ol", *(tag("li", prompt) for prompt in asked), class_="prompts")
-    return section("Guidance, temperature and top-k", words, prompts, page.grid(heads, rows, "grid knobs"))
+    return section("Guidance, temperature and top-k", words, prompts, html.grid(heads, rows, "grid knobs"))
 
 
 def _knob(knob: Knob) -> Html:
@@ -222,7 +223,7 @@ def _knob(knob: Knob) -> Html:
     share = float(np.mean([painted.all_right for painted in knob.painted]))
     scale = SCALE if len(knob.painted) == 1 else SMALL
     pictures = tag("div", *(_framed(painted, scale) for painted in knob.painted), class_="few")
-    return tag("td", pictures, page.meter(share))
+    return tag("td", pictures, html.meter(share))
 
 
 def _rebuilt(report: Report) -> Html:
@@ -232,7 +233,7 @@ def _rebuilt(report: Report) -> Html:
     words = (
         "What the codebook keeps is the most a model of its codes can paint: originals beside the same pictures encoded and "
         f"decoded. Over {book['pictures']:,.0f} unseen pictures: PSNR {book['psnr_db']:.1f} dB, "
-        f"{page.percent(book['exact'])} exact, {page.percent(book['codes_used'])} of the codes used, "
+        f"{html.percent(book['exact'])} exact, {html.percent(book['codes_used'])} of the codes used, "
         f"perplexity {book['perplexity']:,.1f}."
     )
     pairs = (drawings.pair(*pair, SMALL) for pair in zip(report.originals, report.rebuilt, strict=True))
@@ -253,8 +254,8 @@ def _losses(report: Report) -> Html:
 def _timings(report: Report) -> Html:
     if not report.timings:
         return Html()
-    total = page.duration(sum(seconds for _, seconds in report.timings))
-    return section("Time", f"{total} in all, compilation included. {report.machine}.", page.bars(report.timings))
+    total = html.duration(sum(seconds for _, seconds in report.timings))
+    return section("Time", f"{total} in all, compilation included. {report.machine}.", html.bars(report.timings))
 
 
 def _again(report: Report) -> Html:

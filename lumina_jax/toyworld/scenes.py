@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from lumina_jax.errors import InputError
 from lumina_jax.toyworld.figures import PERSON, POSES, RADIUS, Pose, person
 
 COLOURS = {
@@ -75,7 +76,7 @@ def mask(shape: str, radius: int, pose: Pose = ()) -> np.ndarray:
     elif shape == "triangle":
         inside = 2 * np.abs(across) <= down + radius + 0.5
     else:
-        raise ValueError(f"no shape {shape!r}; the shapes are {', '.join(ALL_SHAPES)}")
+        raise InputError(f"no shape {shape!r}; the shapes are {', '.join(ALL_SHAPES)}")
     inside.flags.writeable = False
     return inside
 
@@ -189,16 +190,16 @@ class World:
         for name, known in (("shapes", ALL_SHAPES), ("colours", COLOURS), ("backgrounds", BACKGROUNDS)):
             chosen = getattr(self, name)
             if not chosen or not set(chosen) <= set(known):
-                raise ValueError(f"world.{name}={chosen}; choose at least one of {', '.join(known)}")
+                raise InputError(f"world.{name}={chosen}; choose at least one of {', '.join(known)}")
         if not 1 <= self.snap <= COARSEST:
-            raise ValueError(f"world.snap={self.snap} px; choose 1 to {COARSEST}")
+            raise InputError(f"world.snap={self.snap} px; choose 1 to {COARSEST}")
         if not 0 <= self.single_share <= 1:
-            raise ValueError(f"world.single_share={self.single_share} is not in [0, 1]")
+            raise InputError(f"world.single_share={self.single_share} is not in [0, 1]")
         for colour, shape, word in self.held_out:
             if colour not in self.colours or shape not in self.shapes or word not in RELATIONS:
-                raise ValueError(f"world.held_out names {colour} {shape} {word}, which this world cannot show")
+                raise InputError(f"world.held_out names {colour} {shape} {word}, which this world cannot show")
         if len(self.held_out) >= len(self.shapes) * len(self.colours):
-            raise ValueError(f"world.held_out has {len(self.held_out)} triples; leave one kind of object without any")
+            raise InputError(f"world.held_out has {len(self.held_out)} triples; leave one kind of object without any")
 
     def scene(self, size: Pixels, seed: int, index: int, held_out: bool = False) -> Scene:
         """Scene ``index`` of stream ``seed`` on a canvas of ``size`` (width, height): a pure function of its arguments.
@@ -208,9 +209,9 @@ class World:
         """
         canvas = int(size[0]), int(size[1])
         if min(canvas) < SHORTEST:
-            raise ValueError(f"a canvas of {canvas[0]}x{canvas[1]} px; each side must be at least {SHORTEST}")
+            raise InputError(f"a canvas of {canvas[0]}x{canvas[1]} px; each side must be at least {SHORTEST}")
         if PERSON in self.shapes and RADIUS not in radii(canvas).values():
-            raise ValueError(f"no size of a {canvas[0]}x{canvas[1]} px canvas is that of persons; choose a smaller one")
+            raise InputError(f"no size of a {canvas[0]}x{canvas[1]} px canvas is that of persons; choose a smaller one")
         rng = np.random.default_rng((seed, index, *canvas, int(held_out)))
         background = pick(rng, self.backgrounds)
         pairs = _pairs(canvas, self.snap)
@@ -247,7 +248,7 @@ class World:
     def _held_out_pair(self, rng: np.random.Generator, pairs: Pairs, canvas: Pixels) -> tuple[Object, ...]:
         triples = tuple(triple for triple in self.held_out if triple[2] in pairs)
         if not triples:
-            raise ValueError(f"a canvas of {canvas[0]}x{canvas[1]} px has no room for any triple of {self.held_out}")
+            raise InputError(f"a canvas of {canvas[0]}x{canvas[1]} px has no room for any triple of {self.held_out}")
         while True:
             colour, shape, word = pick(rng, triples)
             objects = self._placed(rng, pairs[word], colour, shape)

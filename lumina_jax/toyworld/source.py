@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.data.sources import Record
+from lumina_jax.errors import InputError
 from lumina_jax.layout import crop_sizes
 from lumina_jax.toyworld.captions import Caption, caption
 from lumina_jax.toyworld.scenes import Pixels, Scene, World
@@ -54,7 +55,7 @@ class ToySource:
 
     def __init__(self, world: World, sizes: Sequence[Pixels], count: int, seed: int, held_out: bool = False):
         if not sizes or count < 1 or not 0 <= seed < EVALUATION:
-            raise ValueError(
+            raise InputError(
                 f"{len(sizes)} sizes, count={count}, seed={seed}: need at least 1, 1, and 0 <= seed < 2**32"
             )
         self.sizes = sorted(set(sizes))

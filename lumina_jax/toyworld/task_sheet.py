@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lumina_jax import page
-from lumina_jax.page import Html, section, tag
+from lumina_jax.pictures import html
+from lumina_jax.pictures.html import Html, section, tag
 from lumina_jax.toyworld import drawings
 from lumina_jax.toyworld.exercises import Reply, replies
 from lumina_jax.toyworld.omni_judge import Scores
@@ -89,7 +89,7 @@ def _page(results: Sequence[Result]) -> str:
     )
     top = tag("header", tag("div", tag("h1", "One model, every task"), tag("p", words)))
     style = STYLE.read_text(encoding="utf-8") + STYLE.with_name("tasks.css").read_text(encoding="utf-8")
-    return page.page("Tasks of the embedded world", style, top, _scores(results), *map(_task, results))
+    return html.page("Tasks of the embedded world", style, top, _scores(results), *map(_task, results))
 
 
 def _scores(results: Sequence[Result]) -> Html:
@@ -105,7 +105,7 @@ def _scores(results: Sequence[Result]) -> Html:
 
 def _cells(scores: Scores) -> list[Html]:
     return [
-        tag("td", MEASURES[name], tag("b", _number(name, value)) if name in NUMBERS else page.meter(value))
+        tag("td", MEASURES[name], tag("b", _number(name, value)) if name in NUMBERS else html.meter(value))
         for name, value in scores.items()
     ]
 
@@ -122,7 +122,7 @@ def _card(result: Result, index: int) -> Html:
 
 def _turn(step: Step) -> list[Html]:
     size = step.truth.shape[1::-1] if isinstance(step.truth, np.ndarray) else (0, 0)
-    shown = [page.picture(picture, "input", SCALE) for picture in step.shown]
+    shown = [html.picture(picture, "input", SCALE) for picture in step.shown]
     pair = (("output", step.given), ("truth", step.truth))
     return [tag("div", *shown, tag("small", "input"))] * bool(shown) + [
         tag("div", _shown(reply, name, size), tag("small", name)) for name, reply in pair
@@ -131,7 +131,7 @@ def _turn(step: Step) -> list[Html]:
 
 def _shown(reply: Reply, name: str, size: tuple[int, int]) -> Html:
     if isinstance(reply, np.ndarray):
-        return page.picture(reply, name, SCALE)
+        return html.picture(reply, name, SCALE)
     return drawings.gap(size, SCALE) if reply is None else tag("b", reply or "nothing")
 
 
@@ -140,7 +140,7 @@ def _name(task: str) -> str:
 
 
 def _number(name: str, value: float) -> str:
-    return f"{value:.3g}" if name in NUMBERS else page.percent(value)
+    return f"{value:.3g}" if name in NUMBERS else html.percent(value)
 
 
 EDGE = 96

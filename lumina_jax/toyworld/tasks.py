@@ -12,7 +12,7 @@ from lumina_jax.conversation import served, tokenize
 from lumina_jax.layout import TOKENS_AROUND, grid_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.pixels import to_pixels
+from lumina_jax.pictures.pixels import to_pixels
 from lumina_jax.sample import generate
 from lumina_jax.sample.picture import pictures, text
 from lumina_jax.toyworld.exercises import (

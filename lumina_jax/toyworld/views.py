@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from lumina_jax import maps, marks
+from lumina_jax.pictures import annotations, dense_maps
 from lumina_jax.toyworld.figures import BONES, PERSON, joints_at
 from lumina_jax.toyworld.scenes import ALL_SHAPES, REGIONS, Object, Scene, mask, radii, region
 
@@ -73,7 +73,7 @@ def people(scene: Scene) -> list[tuple[Object, np.ndarray]]:
     return [(thing, joints_at(thing.x, thing.y, size[thing.size], thing.pose)) for thing in persons]
 
 
-def bounds(thing: Object, scene: Scene) -> marks.Box:
+def bounds(thing: Object, scene: Scene) -> annotations.Box:
     """The box of an object in px."""
     rows, columns = thing.box(scene.canvas)
     return columns.start, rows.start, columns.stop, rows.stop
@@ -81,7 +81,7 @@ def bounds(thing: Object, scene: Scene) -> marks.Box:
 
 def boxed(scene: Scene, thing: Object) -> np.ndarray:
     """The picture of a scene with a frame in the box of one object, u8[Y X 3]."""
-    return marks.draw_box(scene.render(), bounds(thing, scene), thickness(thing, scene))
+    return annotations.draw_box(scene.render(), bounds(thing, scene), thickness(thing, scene))
 
 
 def thickness(thing: Object, scene: Scene) -> int:
@@ -93,13 +93,13 @@ def _skeletons(scene: Scene) -> np.ndarray:
     found = people(scene)
     size = [radii(scene.canvas)[thing.size] for thing, _ in found]
     dots, lines = ([share * radius for radius in size] for share in (DOT, LINE))
-    return marks.draw_skeletons(scene.canvas, [joints for _, joints in found], BONES, dots, lines)
+    return annotations.draw_skeletons(scene.canvas, [joints for _, joints in found], BONES, dots, lines)
 
 
 VIEWS: dict[str, Callable[[Scene], np.ndarray]] = {
-    "segmentation": lambda scene: maps.encode_classes(classes(scene), CLASS_COLOURS),
-    "depth": lambda scene: maps.encode_depth(depth(scene), NEAR, FAR),
-    "normal": lambda scene: maps.encode_normals(normals(scene)),
+    "segmentation": lambda scene: dense_maps.encode_classes(classes(scene), CLASS_COLOURS),
+    "depth": lambda scene: dense_maps.encode_depth(depth(scene), NEAR, FAR),
+    "normal": lambda scene: dense_maps.encode_normals(normals(scene)),
     "pose": _skeletons,
 }
 """What shows a scene otherwise: name -> a picture u8[Y X 3] of it."""

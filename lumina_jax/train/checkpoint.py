@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from lumina_jax.config import Experiment, MeshConfig, ModelConfig, from_dict, to_dict
+from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import make_mesh, shardings
 from lumina_jax.train.step import TrainState
@@ -85,7 +86,7 @@ class Saver:
         old, new = _computed(saved), _computed(self._cfg)
         changed = ", ".join(f"{name} ({old[name]} there, {new[name]} here)" for name in new if old[name] != new[name])
         if changed:
-            raise ValueError(
+            raise InputError(
                 f"{self._folder} holds a run with another {changed}; give this run its own out=FOLDER, "
                 "or delete that one to start again"
             )
@@ -97,7 +98,7 @@ def newest(folder: Path | str) -> Path:
     for found in (folder, *_numbered(folder / FOLDER)):
         if _is_whole(found):
             return found
-    raise FileNotFoundError(
+    raise MissingFileError(
         f"{folder} holds no checkpoint; expected {folder / FOLDER}/<step>, as run.py train writes it"
     )
 
@@ -106,7 +107,7 @@ def read_experiment(checkpoint: Path) -> Experiment:
     """The experiment that wrote ``checkpoint``. Raises ValueError where it does not say."""
     metadata = ocp.checkpointables_metadata(checkpoint).custom_metadata or {}
     if EXPERIMENT not in metadata:
-        raise ValueError(f"{checkpoint} does not say which experiment wrote it; it is not a checkpoint of run.py")
+        raise InputError(f"{checkpoint} does not say which experiment wrote it; it is not a checkpoint of run.py")
     return from_dict(Experiment, metadata[EXPERIMENT])
 
 
@@ -123,7 +124,7 @@ def load_weights(checkpoint: Path, shapes: Chameleon) -> Chameleon:
         if name not in stored or tuple(stored[name].shape) != shape.shape
     ]
     if wrong:
-        raise ValueError(f"{checkpoint} holds another model: {'; '.join(wrong[:5])}; make model.* agree with it")
+        raise InputError(f"{checkpoint} holds another model: {'; '.join(wrong[:5])}; make model.* agree with it")
     with _partial():
         arrays = ocp.load_checkpointables(checkpoint, {STATE: wanted})[STATE]
     return unflatten(shapes, {name.removeprefix(WEIGHTS): array for name, array in arrays.items()})

@@ -14,11 +14,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lumina_jax.batch import Batch
+from lumina_jax.cluster.processes import Alone, Group
 from lumina_jax.config import Experiment
+from lumina_jax.errors import InputError
 from lumina_jax.sharding import AXES, check_rows, global_batch, make_mesh
 from lumina_jax.train.checkpoint import Saver, load_weights, newest
 from lumina_jax.train.metrics import Log
-from lumina_jax.train.processes import Alone, Group
 from lumina_jax.train.programs import Programs
 from lumina_jax.train.step import TrainState, init_state, make_step, state_shapes, steps
 from lumina_jax.train.trace import Trace
@@ -83,7 +84,7 @@ def _go_on(
             if stopping:
                 raise SystemExit(143)
     if done < last:
-        raise ValueError(
+        raise InputError(
             f"the batches ended after step {done}, but optim.steps is {last}; give as many batches as steps"
         )
     return state

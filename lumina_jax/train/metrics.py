@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboardX import SummaryWriter
 
 from lumina_jax.config import Experiment
+from lumina_jax.errors import NotFiniteError
 from lumina_jax.train.step import Metrics
 
 FILE = "metrics.jsonl"
@@ -79,7 +80,7 @@ class Log:
     def _record(self, step: int, metrics: Metrics, waited: float) -> None:
         values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
         if not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])):
-            raise FloatingPointError(
+            raise NotFiniteError(
                 f"{self._cfg.name}: the loss of step {step} is {values['loss']} (gradient norm {values['grad_norm']}); "
                 "lower optim.lr, raise optim.z_loss or optim.warmup, then start again from the last checkpoint"
             )

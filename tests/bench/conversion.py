@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax.numpy as jnp
 import numpy as np
 
-from convert.companions import Companions
-from convert.job import Wish, whole, write
+from convert.convert import Wish, whole, write
 from convert.table import ROWS, Index, Row, cut, shape_of, sizes_of
+from convert.tokenizer_files import Companions
 from lumina_jax.config import ModelConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from lumina_jax.config import DataConfig, ModelConfig
-from lumina_jax.data.buckets import BucketPlan
+from lumina_jax.data.batch_plan import BucketPlan
 from lumina_jax.layout import best_crop, crop_sizes, grid_tokens
 
 RECORDS = 1_000_000

@@ -28,14 +28,14 @@ import numpy as np
 import torch
 from data_parts import tiny_vocab
 
+from lumina_jax.cluster.processes import Alone
 from lumina_jax.config import DataConfig, MeshConfig
-from lumina_jax.data.folder import Folder
 from lumina_jax.data.pipeline import batches
+from lumina_jax.data.shard_writer import write_shard, write_totals
 from lumina_jax.data.shards import Settings
-from lumina_jax.data.totals import write_shard, write_totals
 from lumina_jax.sharding import make_mesh
+from lumina_jax.storage import Folder
 from lumina_jax.train.loop import Feed
-from lumina_jax.train.processes import Alone
 
 TOKENS, RECORDS, SHARD = 2000, 4096, 1024
 ROWS, LENGTH = 32, 4096

@@ -26,8 +26,8 @@ import numpy as np
 from data_parts import CODES, tiny_vocab
 from PIL import Image
 
-from lumina_jax.data.making import Stage
 from lumina_jax.data.pretokenize import pretokenize_stages
+from lumina_jax.data.shard_maker import Stage
 from lumina_jax.data.sources import JsonSource
 from lumina_jax.model.patchvq import PatchVQ
 

@@ -26,7 +26,7 @@ from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.evaluate.refine import refine
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.sample.ask import Desk
+from lumina_jax.sample.prompt import Desk
 from lumina_jax.toyworld.omni import OmniSource, exercises
 from lumina_jax.toyworld.omni_fit import fit_omni
 from lumina_jax.toyworld.scenes import OMNI

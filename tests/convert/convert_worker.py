@@ -20,11 +20,11 @@ def main(
     """Does one conversion after the other together with the other processes; writes how many bytes it read for each."""
     jax.config.update("jax_num_cpu_devices", devices)
     jax.distributed.initialize(f"localhost:{port}", num_processes=processes, process_id=rank)
-    from convert import job
+    from convert import convert
     from lumina_jax.config import MeshConfig
     from lumina_jax.sharding import make_mesh
 
-    open_source, read = job.open_source, []
+    open_source, read = convert.open_source, []
 
     def counted(path: str):
         source = open_source(path)
@@ -38,11 +38,13 @@ def main(
         source.read = count
         return source
 
-    job.open_source = counted
+    convert.open_source = counted
     replica, fsdp, tensor = mesh
     for source, target, layout, files in steps:
         read.append(0)
-        job.convert(source, target, job.Wish(layout, files), make_mesh(MeshConfig(replica, fsdp, tensor)), show=False)
+        convert.convert(
+            source, target, convert.Wish(layout, files), make_mesh(MeshConfig(replica, fsdp, tensor)), show=False
+        )
     with open(f"{counts}/{rank}.json", "w") as file:
         json.dump(read, file)
 

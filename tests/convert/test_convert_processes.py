@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 
 from checkpoints import Sizes, differences, torch_tensors, write_meta  # noqa: E402
 
-from convert.job import Wish, convert, open_source  # noqa: E402
+from convert.convert import Wish, convert, open_source  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 FILES = 4

@@ -15,8 +15,9 @@ torch = pytest.importorskip("torch")
 from checkpoints import Sizes, differences, rewrite, torch_tensors, write_meta  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from convert import job, ours, sources  # noqa: E402
-from convert.job import Wish, convert, open_source  # noqa: E402
+import convert.convert as conversion  # noqa: E402
+from convert import orbax_folder, sources  # noqa: E402
+from convert.convert import Wish, convert, open_source  # noqa: E402
 from lumina_jax.model.patchvq import PatchVQ  # noqa: E402
 
 # Of tensorstore's threads when reading fails, and of torch when it refuses.
@@ -347,7 +348,7 @@ def test_a_companion_that_is_named_but_not_there(option, copy):
 @pytest.mark.parametrize("layout", ["lumina", "meta", "ours"])
 def test_too_little_space_is_seen_before_anything_is_written(layout, copy, monkeypatch):
     free = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(job.shutil, "disk_usage", lambda folder: free)
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda folder: free)
     refused(copy("shards"), "places", "free", wish=Wish(layout), of=OSError)
 
 
@@ -388,9 +389,9 @@ def test_an_interrupted_write_is_not_taken_for_whole(layout, reads, whole, tmp_p
 
     with monkeypatch.context() as change:
         change.setattr(sources.Meta, "read", lambda *at: read(*at) if next(left) else killed())
-        change.setattr(ours, "BATCH_BYTES", 10_000)
-        change.setattr(job.companions, "copy", killed)
-        change.setattr(job.shutil, "rmtree", lambda *_, **__: None)
+        change.setattr(orbax_folder, "BATCH_BYTES", 10_000)
+        change.setattr(conversion.tokenizer_files, "copy", killed)
+        change.setattr(conversion.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
             convert(whole / "shards", target, Wish(layout, 4 if layout == "meta" else None), show=False)
     assert not target.exists()

@@ -19,9 +19,9 @@ from safetensors import safe_open
 from train.train_parts import batches, experiment, host_state
 
 import run
-from convert import companions, load_model, load_vqvae, save_model
-from convert.job import Wish, convert, open_source, run_of
-from convert.ours import FIRST, ORIGIN
+from convert import load_model, load_vqvae, save_model, tokenizer_files
+from convert.convert import Wish, convert, open_source, run_of
+from convert.orbax_folder import FIRST, ORIGIN
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import flatten
@@ -200,7 +200,7 @@ def test_companions_go_along(source, layout, toys, tmp_path):
         if layout != "hf"
         else ["no VQ encoder to write: transformers will say that it draws model.vqmodel.* at random"]
     )
-    found = companions.find(open_source(tmp_path / "out").folder)
+    found = tokenizer_files.find(open_source(tmp_path / "out").folder)
     assert found.tokenizer.read_bytes() == (TOY / "tokenizer.json").read_bytes()
     assert found.vq.read_bytes() == (TOY / "vq.npz").read_bytes()
     assert_same(weights(load_model(TOY)[0]), weights(load_model(tmp_path / "out")[0]))
@@ -216,7 +216,7 @@ def test_companions_of_meta_s_release_go_along(layout, tmp_path):
     for number, step in enumerate((layout, "meta")):
         convert(at, tmp_path / str(number), Wish(step), show=False)
         at = tmp_path / str(number)
-        found = companions.find(open_source(at).folder).vq
+        found = tokenizer_files.find(open_source(at).folder).vq
         for suffix in (".ckpt", ".yaml"):
             assert found.with_suffix(suffix).read_bytes() == (release / f"tokenizer/vqgan{suffix}").read_bytes()
     assert found == tmp_path / "1/tokenizer/vqgan.ckpt"
@@ -229,7 +229,7 @@ def test_the_tokenizer_of_lumina_s_release_goes_along(tmp_path):
     (source / "tokenizer.json").rename(source / "original_tokenizers/text_tokenizer.json")
     for number, layout in enumerate(("ours", "hf")):
         convert(source, tmp_path / str(number), Wish(layout), show=False)
-        found = companions.find(tmp_path / str(number)).tokenizer
+        found = tokenizer_files.find(tmp_path / str(number)).tokenizer
         assert found.name == "text_tokenizer.json"
         assert found.read_bytes() == (TOY / "tokenizer.json").read_bytes()
 
@@ -292,7 +292,7 @@ def test_safetensors_need_no_torch(tmp_path):
     steps = [(TOY, "ours", "1"), ("1", "lumina", "2"), ("2", "hf", "3"), ("3", "ours", "4")]
     code = f"""
 import os, sys
-from convert.job import Wish, convert
+from convert.convert import Wish, convert
 os.chdir({str(tmp_path)!r})
 for source, layout, target in {[(str(source), layout, target) for source, layout, target in steps]}:
     convert(source, target, Wish(layout), show=False)

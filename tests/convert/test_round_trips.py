@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from checkpoints import Sizes, differences, torch_tensors, write_meta  # noqa: E402
 
 from convert import load_model, save_model  # noqa: E402
-from convert.job import Wish, convert  # noqa: E402
+from convert.convert import Wish, convert  # noqa: E402
 
 MODELS = {
     "7b": Sizes(heads=4, kv_heads=4, shards=1),

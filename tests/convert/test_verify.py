@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 import run
 from convert import save_model
 from convert import verify as module
-from convert.job import Wish, convert
+from convert.convert import Wish, convert
 from convert.verify import Verdict, verify
 from lumina_jax.config import ModelConfig
 from lumina_jax.model.chameleon import Chameleon

@@ -11,13 +11,13 @@ from data.data_parts import CONFIG, NoiseSource, tiny_vocab, tiny_vq
 from PIL import Image
 
 from lumina_jax.conversation import tokenize
-from lumina_jax.data.buckets import BucketPlan
+from lumina_jax.data.batch_plan import BucketPlan
 from lumina_jax.data.inspect import printed, sheet, tables
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.data.shards import Shards
 from lumina_jax.data.sheet import card, pieces
-from lumina_jax.page import percent
-from lumina_jax.pixels import to_image
+from lumina_jax.pictures.html import percent
+from lumina_jax.pictures.pixels import to_image
 
 BAD = (3, 7)
 

@@ -10,7 +10,7 @@ from data_parts import CONFIG, SIZES, NoiseSource, tiny_vocab, tiny_vq
 from lumina_jax.batch import Batch
 from lumina_jax.config import DataConfig
 from lumina_jax.conversation import drop_context
-from lumina_jax.data.buckets import BucketPlan, Places
+from lumina_jax.data.batch_plan import BucketPlan, Places
 from lumina_jax.data.pipeline import batches, lay_out
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.data.shards import Shards

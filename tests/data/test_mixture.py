@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lumina_jax.config import DataConfig
-from lumina_jax.data.buckets import BucketPlan
+from lumina_jax.data.batch_plan import BucketPlan
 from lumina_jax.data.mixture import quotas
 
 CONFIG = DataConfig(path="a,b,c", buckets=(20, 40), batch=8)

@@ -10,10 +10,10 @@ import tensorflow_datasets as tfds
 from omni_parts import colours, file_bytes, is_file, packed, photo, reason, write_json
 from PIL import Image
 
-from lumina_jax import marks, measures
 from lumina_jax.conversation import tokenize
 from lumina_jax.data.omni.boxes import frame_thickness
 from lumina_jax.data.sources import open_source
+from lumina_jax.pictures import annotations, metrics
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 SIZE = (320, 240)
@@ -26,7 +26,7 @@ def check_box(source, index, said, place, vocab, edges=EDGES):
     record = source[index]
     assert record.turns == [(f"Detect: {said}. {IMAGE_SYMBOL}", IMAGE_SYMBOL)] and is_file(record.images[0], place)
     before, after = map(colours, record.images)
-    assert marks.read_box(after) == edges and measures.box_iou(marks.read_box(after), edges) == 1
+    assert annotations.read_box(after) == edges and metrics.box_iou(annotations.read_box(after), edges) == 1
     changed = (before != after).any(axis=-1)
     left, upper, right, lower = edges
     assert (
@@ -58,7 +58,7 @@ def test_as_mdetr_annotates_it(tmp_path, vocab):
     source = open_source(f"refcoco:{path}@images={tmp_path}/train2014")
     assert len(source) == 6
     check_box(source, 0, said[0], place, vocab)
-    assert marks.read_box(colours(source[1].images[1])) == (300, 200, 320, 240)
+    assert annotations.read_box(colours(source[1].images[1])) == (300, 200, 320, 240)
     assert "Detect: The tallest <|image|> pot. " in vocab.decode(
         tokenize(source[1].turns, [np.zeros((2, 2), int)] * 2, vocab)[0]
     )

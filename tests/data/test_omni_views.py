@@ -8,12 +8,12 @@ import pytest
 from omni_parts import colours, file_bytes, is_file, packed, photo, reason, write_json, write_lines
 from PIL import Image
 
-from lumina_jax import maps, marks, measures
 from lumina_jax.conversation import tokenize
 from lumina_jax.data.omni import captions, depth, normals, pictures, pose, segments
-from lumina_jax.data.omni.members import members
+from lumina_jax.data.omni.coco_file import members
 from lumina_jax.data.sources import open_source
 from lumina_jax.data.sources.images import ImageFile
+from lumina_jax.pictures import annotations, dense_maps, metrics
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 SIZE = (64, 48)
@@ -86,9 +86,9 @@ def test_virtual_kitti_2(vkitti2, vocab):
     source = open_source(f"vkitti2:{root}")
     place = root / "Scene01/15-deg-left/frames/rgb/Camera_0/rgb_00000.jpg"
     picture = check_view(source, 0, "Depth estimation.", place, vocab)
-    found, within = maps.decode_depth(picture, depth.NEAR, depth.FAR), np.clip(truth, depth.NEAR, depth.FAR)
-    assert (np.abs(found - within) / within).max() <= maps.depth_error(depth.NEAR, depth.FAR) * 1.001
-    assert measures.delta(within, found, 1.02) == 1 and (picture[:4] == 0).all()
+    found, within = dense_maps.decode_depth(picture, depth.NEAR, depth.FAR), np.clip(truth, depth.NEAR, depth.FAR)
+    assert (np.abs(found - within) / within).max() <= dense_maps.depth_error(depth.NEAR, depth.FAR) * 1.001
+    assert metrics.delta(within, found, 1.02) == 1 and (picture[:4] == 0).all()
     reasons = {
         1: "64x48 pixels, its depth 8x8",
         2: "depth_00002.png: No such file",
@@ -107,7 +107,7 @@ def test_virtual_kitti_2_in_the_folders_of_its_archives(tmp_path, vocab):
     place = photo(tmp_path / "vkitti_2.0.3_rgb" / tail / "rgb" / "Camera_1" / "rgb_00012.jpg", SIZE)
     published_depth(tmp_path / "vkitti_2.0.3_depth" / tail / "depth" / "Camera_1" / "depth_00012.png", 100 * truth)
     picture = check_view(open_source(f"vkitti2:{tmp_path}"), 0, "Depth estimation.", place, vocab)
-    assert measures.abs_rel(truth, maps.decode_depth(picture, depth.NEAR, depth.FAR)) < 0.01
+    assert metrics.abs_rel(truth, dense_maps.decode_depth(picture, depth.NEAR, depth.FAR)) < 0.01
 
 
 def test_any_set_of_views_is_swapped_by_captions(vkitti2, tmp_path, vocab):
@@ -159,8 +159,8 @@ def test_sintel(tmp_path, vocab):
     assert len(source) == 4
     place = tmp_path / "training/final/alley_1/frame_0001.png"
     picture = check_view(source, 0, "Depth estimation.", place, vocab)
-    found = maps.decode_depth(picture, depth.NEAR, depth.FAR)
-    assert (np.abs(found - truth) / truth).max() <= maps.depth_error(depth.NEAR, depth.FAR) * 1.001
+    found = dense_maps.decode_depth(picture, depth.NEAR, depth.FAR)
+    assert (np.abs(found - truth) / truth).max() <= dense_maps.depth_error(depth.NEAR, depth.FAR) * 1.001
     assert "12299 bytes, but a depth map of 64x48 takes 12300" in reason(source, 1)
     assert "frame_0003.dpt is no .dpt file" in reason(source, 2) and "frame_0004.dpt is no" in reason(source, 3)
     clean = open_source(f"sintel:{tmp_path}@pass=clean")
@@ -174,8 +174,8 @@ def test_sintel(tmp_path, vocab):
 
 def check_normals(picture, truth):
     """The picture says what was published: at most 0.4 degrees off, as one rounding to 8 bits is."""
-    found = maps.decode_normals(picture)
-    assert measures.angular_error(truth, found) < 0.3
+    found = dense_maps.decode_normals(picture)
+    assert metrics.angular_error(truth, found) < 0.3
     seen = np.linalg.norm(truth, axis=-1) > 0
     assert (np.linalg.norm(found, axis=-1) > 0).tolist() == seen.tolist()
     cosines = np.clip((found * truth).sum(axis=-1)[seen], -1, 1)
@@ -248,7 +248,7 @@ def test_turning_an_axis_loses_nothing():
     stored = np.stack([levels, np.full(256, 128, np.uint8), np.full(256, 160, np.uint8)], axis=-1)[None]
     file = normals.paint(ImageFile("x", file_bytes(Image.fromarray(stored))), normals.LEFT_UP_VIEWER)
     again = normals.paint(file, normals.LEFT_UP_VIEWER)
-    seen = np.linalg.norm(stored / 255.0 * 2 - 1, axis=-1) >= maps.LEAST_LENGTH
+    seen = np.linalg.norm(stored / 255.0 * 2 - 1, axis=-1) >= dense_maps.LEAST_LENGTH
     assert np.array_equal(pictures.colours(again)[seen], stored[seen]) and seen.sum() > 100
 
 
@@ -274,8 +274,8 @@ def test_oneformer_s_maps_over_any_images(tmp_path, vocab, labels, classes):
     picture = check_view(source, 0, "Semantic segmentation.", place, vocab)
     found = segments.read(picture, classes)
     assert np.array_equal(found, truth) and (picture[-1] == 0).all()
-    counts = measures.confusion(truth[:-1], found[:-1], classes)
-    assert measures.mean_iou(counts) == measures.pixel_accuracy(counts) == 1
+    counts = metrics.confusion(truth[:-1], found[:-1], classes)
+    assert metrics.mean_iou(counts) == metrics.pixel_accuracy(counts) == 1
     assert "one channel of whole numbers" in reason(source, 1) and "four.png" in reason(source, 1)
     assert f"three.png holds class {classes}" in reason(source, 2)
     assert "two.png: no such file" in reason(source, 3)
@@ -356,13 +356,13 @@ def test_coco_keypoints_as_skeletons(coco, vocab):
     at = next(index for index in range(4) if not failed(source, index))
     place = root / "train2017" / "000000000005.jpg"
     picture = check_view(source, at, "Human pose estimation.", place, vocab)
-    found = marks.read_joints(picture, 17)
+    found = annotations.read_joints(picture, 17)
     held = np.array([one["keypoints"] for one in people], float).reshape(2, 17, 3)
     truth = np.where(held[..., 2:] > 0, held[..., :2] + 0.5, np.nan)  # the middle of the pixel that COCO names
     assert np.isfinite(truth).sum() > 40
     for joint, dots in enumerate(found):
         there = truth[:, joint][np.isfinite(truth[:, joint, 0])]
-        assert len(dots) == len(there) == measures.correct_keypoints(there, np.full(len(there), 0.5), dots)
+        assert len(dots) == len(there) == metrics.correct_keypoints(there, np.full(len(there), 0.5), dots)
     reasons = {reason(source, index) for index in range(5) if index != at}
     for why in (
         "annotation 903: 'keypoints' are not 51 numbers",
@@ -385,7 +385,7 @@ def failed(source, index) -> bool:
 
 
 def test_the_colour_of_a_joint_is_its_own_hue():
-    hues = marks.joint_colours(len(pose.JOINTS))
+    hues = annotations.joint_colours(len(pose.JOINTS))
     assert len(pose.JOINTS) == 17 and len(np.unique(hues, axis=0)) == 17
     assert {joint for bone in pose.BONES for joint in bone} == set(range(17))
 

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from data_parts import CONFIG, SIZES, STRIDE, NoiseSource, noise, tiny_vocab, tiny_vq
 
-from lumina_jax import conversation, layout, pixels
+from lumina_jax import conversation, layout
 from lumina_jax.data import shards
 from lumina_jax.data.encode import ImageTokenizer, vq_fingerprint
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.data.shards import Shards
 from lumina_jax.data.sources import Record
+from lumina_jax.pictures import pixels
 
 VOCAB, VQ, SEED, SHARD, BATCH = tiny_vocab(), tiny_vq(), 5, 16, 4
 BAD = (3, 17, 49)

@@ -8,8 +8,8 @@ from data_parts import SIZES, NoiseSource, tiny_vocab, tiny_vq
 pytest.importorskip("apache_beam", reason="the extra of lumina_jax/data/PRETOKENIZE.md is not installed")
 
 from lumina_jax.data.beam import pretokenize_with_beam
-from lumina_jax.data.making import Stage
 from lumina_jax.data.pretokenize import pretokenize_stages
+from lumina_jax.data.shard_maker import Stage
 
 SEED, SHARD, BATCH = 5, 8, 4
 OPTIONS = ["--runner=DirectRunner"]

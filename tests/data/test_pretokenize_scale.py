@@ -14,17 +14,17 @@ import pytest
 from data_parts import CODES, CONFIG, SIZES, STRIDE, NoiseSource, noise, tiny_vocab, tiny_vq
 from flax import nnx
 
-from lumina_jax import pixels
 from lumina_jax.config import VQConfig
 from lumina_jax.data import shards
 from lumina_jax.data.encode import Encoder, GridEncoder, vq_fingerprint
-from lumina_jax.data.folder import Folder, write_whole
-from lumina_jax.data.making import Stage
 from lumina_jax.data.pretokenize import finish, pretokenize, pretokenize_stages
+from lumina_jax.data.shard_maker import Stage
 from lumina_jax.data.shards import Shards, check_made_with
 from lumina_jax.data.sources import Record
 from lumina_jax.layout import decode_grid, images_in
 from lumina_jax.model.vqvae import VQVAE
+from lumina_jax.pictures import pixels
+from lumina_jax.storage import Folder, write_whole
 
 VOCAB, VQ, SEED, SHARD = tiny_vocab(), tiny_vq(), 5, 8
 STAGES = (SIZES, [(16, 16), (32, 16)], [(32, 32)])

@@ -13,8 +13,8 @@ import pytest
 from data_parts import noise
 
 from lumina_jax.data.sources import files, open_source
-from lumina_jax.data.sources.lumina import REMOTE_BLOCK
-from lumina_jax.data.sources.recent import Recent
+from lumina_jax.data.sources.json_list import REMOTE_BLOCK
+from lumina_jax.data.sources.lru import Recent
 
 LETTERS = bytes(range(256)) * 40
 
@@ -197,7 +197,7 @@ def test_a_failure_that_passes_is_no_bad_record_and_a_refusal_is_one_at_once(tmp
 
 
 def test_a_long_remote_file_is_read_in_blocks(monkeypatch, tmp_path):
-    monkeypatch.setattr("lumina_jax.data.sources.lumina.REMOTE_BLOCK", 50)
+    monkeypatch.setattr("lumina_jax.data.sources.json_list.REMOTE_BLOCK", 50)
     question = {"from": "human", "value": "question " * 9}
     items = [{"conversations": [question, {"from": "gpt", "value": str(i)}]} for i in range(9)]
     fsspec.filesystem("memory").pipe_file("/long.jsonl", "\n".join(map(json.dumps, items)).encode())

@@ -7,8 +7,9 @@ import pytest
 from data_parts import noise
 from PIL import Image
 
-from lumina_jax import layout, pixels
+from lumina_jax import layout
 from lumina_jax.data.sources.images import ImageFile, decode_image
+from lumina_jax.pictures import pixels
 
 SIZES = layout.crop_sizes(512)
 

@@ -9,7 +9,7 @@ from data_parts import noise, tiny_vocab
 from lumina_jax import layout
 from lumina_jax.conversation import SEAM, image_prompt, literal, tokenize
 from lumina_jax.data.sources import JsonSource, Record, StoredSource
-from lumina_jax.data.sources.spans import index_list
+from lumina_jax.data.sources.json_spans import index_list
 from lumina_jax.vocab import END_OF_TURN, IMAGE_SYMBOL, image_code_name, size_name
 
 FORGED = (

@@ -10,9 +10,9 @@ from lumina_jax.conversation import task_prompt, tokenize
 from lumina_jax.evaluate import refine as room
 from lumina_jax.evaluate.reconstruction import psnr
 from lumina_jax.layout import encode_grid
-from lumina_jax.measures import ssim
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.sample.ask import Desk
+from lumina_jax.pictures.metrics import ssim
+from lumina_jax.sample.prompt import Desk
 from lumina_jax.vocab import Vocab
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.pixels import to_image, to_pixels
+from lumina_jax.pictures.pixels import to_image, to_pixels
 
 
 def tiles(count: int, stride: int, seed: int = 0) -> np.ndarray:

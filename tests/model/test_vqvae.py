@@ -18,7 +18,7 @@ from safetensors import safe_open
 from convert.vqvae import from_torch, load_vqvae, read_config, save_vqvae, table, to_torch
 from lumina_jax.config import VQConfig
 from lumina_jax.model.vqvae import VQVAE
-from lumina_jax.pixels import to_image, to_pixels, whiten
+from lumina_jax.pictures.pixels import to_image, to_pixels, whiten
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 ROOTS = [root for root in (GOLDENS, Path(__file__).parents[3] / "shared" / "goldens") if root.is_dir()]

@@ -13,9 +13,9 @@ from lumina_jax.conversation import tokenize
 from lumina_jax.layout import decode_lines, encode_grid
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import generate
-from lumina_jax.sample.ask import Desk
 from lumina_jax.sample.live import BLANK, Chat, Growing, Preview, Words, watch
 from lumina_jax.sample.picture import pictures
+from lumina_jax.sample.prompt import Desk
 
 VOCAB = tiny_vocab()
 VQ = PatchVQ(np.random.default_rng(0).integers(0, 200, (CODES, 16, 16, 3), np.uint8))

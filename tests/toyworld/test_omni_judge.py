@@ -9,7 +9,7 @@ from PIL import Image
 from lumina_jax.config import DataConfig, VQConfig
 from lumina_jax.conversation import tokenize
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.pixels import to_pixels
+from lumina_jax.pictures.pixels import to_pixels
 from lumina_jax.sample.picture import pictures as painted
 from lumina_jax.toyworld.captions import describe
 from lumina_jax.toyworld.exercises import Change, Condition, Describe, Look, replies

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_jax.page import LONE, duration, short
+from lumina_jax.pictures.html import LONE, duration, short
 from lumina_jax.toyworld.drawings import curves
 from lumina_jax.toyworld.report import Knob, Painted, Report, Score, Stage, write_report
 

@@ -8,12 +8,13 @@ from PIL import Image
 
 import run
 from lumina_jax.config import DataConfig, VQConfig
+from lumina_jax.data.fit import fit
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.data.shards import Shards
 from lumina_jax.layout import crop_sizes
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample.picture import pictures
-from lumina_jax.toyworld.fit import fit, fit_world
+from lumina_jax.toyworld.fit import fit_world
 from lumina_jax.toyworld.scenes import MINI
 from lumina_jax.toyworld.source import REVIEW, STAGES, ToySource, stage_sizes, training_sizes
 from lumina_jax.vocab import Vocab

@@ -11,7 +11,7 @@ import run
 from lumina_jax.config import DataConfig, SampleConfig, VQConfig
 from lumina_jax.conversation import TASKS, tokenize
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.pixels import to_pixels
+from lumina_jax.pictures.pixels import to_pixels
 from lumina_jax.toyworld import tasks
 from lumina_jax.toyworld.exercises import dialog, replies
 from lumina_jax.toyworld.omni import MIX, exercises

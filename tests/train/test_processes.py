@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from train_parts import batches, experiment, worker
 
+from lumina_jax.cluster.membership import MEND, RETRY
 from lumina_jax.config import override
 from lumina_jax.train.checkpoint import newest
 from lumina_jax.train.loop import train
 from lumina_jax.train.metrics import read
-from lumina_jax.train.roll import MEND, RETRY
 
 pytestmark = pytest.mark.usefixtures("compiled")
 ACCUMULATE = ["optim.accumulate=2"]

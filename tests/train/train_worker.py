@@ -31,10 +31,10 @@ def main(
     """Trains the tiny experiment on ``devices`` of its own; sends itself SIGKILL or SIGTERM, or fails, after so many batches."""
     from train_parts import batches, experiment
 
+    from lumina_jax.cluster.consistency import agree
+    from lumina_jax.cluster.processes import Alone, joined
     from lumina_jax.sharding import data_share, make_mesh
-    from lumina_jax.train.agreement import agree
     from lumina_jax.train.loop import train
-    from lumina_jax.train.processes import Alone, joined
 
     jax.config.update("jax_num_cpu_devices", devices)
     cfg = override(replace(experiment(tuple(mesh)), out=out), changes)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from lumina_jax.data.sources.prepared import IMAGES, RECORD
 from lumina_jax.data.sources.record import StoredRecord
+from lumina_jax.data.sources.tfds_set import IMAGES, RECORD
 
 
 def to_example(record: StoredRecord) -> dict[str, object]:

@@ -13,6 +13,7 @@ from lumina_jax.data.omni.sessions import MagicBrushFolder, MagicBrushParquet, S
 from lumina_jax.data.omni.views import Views, ViewSource
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.record import StoredSource
+from lumina_jax.errors import InputError
 
 FOLDER = {"captions": "", "match": "*"}
 """Options of sets whose views are found in a folder; with ``captions`` photos are painted from the pictures."""
@@ -69,7 +70,7 @@ def _coco_pose(rest: str) -> StoredSource:
 def _oneformer(rest: str) -> StoredSource:
     path, given = parse(rest, {"images": "", "labels": "ade20k", "captions": ""})
     if not given["images"]:
-        raise ValueError(f"oneformer:{rest}: say where the images of the maps lie: oneformer:MAPS@images=DIR")
+        raise InputError(f"oneformer:{rest}: say where the images of the maps lie: oneformer:MAPS@images=DIR")
     return _source(SegmentViews(path, given["images"], given["labels"]), given["captions"])
 
 
@@ -79,7 +80,7 @@ def _refcoco(rest: str) -> StoredSource:
     if not path.endswith(".json"):
         return ViewSource(TfdsViews(path, given["data_dir"] or None))
     if not given["images"]:
-        raise ValueError(f"refcoco:{rest}: say where COCO's train2014 lies: refcoco:FILE.json@images=DIR")
+        raise InputError(f"refcoco:{rest}: say where COCO's train2014 lies: refcoco:FILE.json@images=DIR")
     if path.rpartition("/")[2] == "refcoco.json":
         return ViewSource(ReferViews(path, given["images"], {key: given[key] for key in chosen}))
     return ViewSource(MdetrViews(path, given["images"]))
@@ -91,7 +92,7 @@ def _source(views: Views, captions: str) -> StoredSource:
 
 def _whole(value: str, name: str) -> int:
     if not value.isdigit():
-        raise ValueError(f"{name}={value}; give a whole number")
+        raise InputError(f"{name}={value}; give a whole number")
     return int(value)
 
 

@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lumina_jax import marks
-from lumina_jax.data.omni.members import CocoFile, members
+from lumina_jax.data.omni.coco_file import CocoFile, members
 from lumina_jax.data.omni.pictures import colours, painted, size_of
 from lumina_jax.data.omni.pose import box
 from lumina_jax.data.omni.views import View
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import ImageFile, read_image
 from lumina_jax.data.sources.record import checked_text
+from lumina_jax.errors import InputError, MissingFileError
+from lumina_jax.pictures import annotations
 
 FRAME_SHARE, LEAST_FRAME = 1 / 160, 2
 """Thickness of a frame as a share of the picture's longer side, and its least in px."""
@@ -66,9 +67,9 @@ class ReferViews:
                 if not isinstance(ref, Mapping) or all(ref.get(key) == value for key, value in chosen.items())
             ]
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place} is no whole JSON object: {error}; make it again") from error
+            raise InputError(f"{place} is no whole JSON object: {error}; make it again") from error
         if not any(chosen_one for *_, chosen_one in refs):
-            raise ValueError(f"{place} has no reference with {', '.join(f'{k}={v}' for k, v in chosen.items())}")
+            raise InputError(f"{place} has no reference with {', '.join(f'{k}={v}' for k, v in chosen.items())}")
         spans = [(start, end, number) for start, end, sentences, _ in refs for number in range(sentences)]
         self._spans = np.array(spans, np.int64)
 
@@ -82,7 +83,7 @@ class ReferViews:
         start, end, number = map(int, self._spans[index])
         ref = json.loads(files.read(self.place, start, end))
         if not isinstance(ref, Mapping) or not isinstance(ref.get("ann"), Mapping) or not _sentences(ref, least=0):
-            raise ValueError(f"the reference at byte {start} lacks 'ann' or 'sentences'")
+            raise InputError(f"the reference at byte {start} lacks 'ann' or 'sentences'")
         path = OBJECT_MARK.sub("", str(ref.get("file_name")))
         photo = read_image(files.join(self._images, path))
         return boxed(path, photo, ref["sentences"][number].get("raw"), [box(ref["ann"])])
@@ -104,11 +105,11 @@ class TfdsViews:
         try:
             builder = tfds.core.read_only_builder.builder_from_files(set_name, data_dir=data_dir)
         except tfds.core.DatasetNotFoundError as error:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no {set_name} in {data_dir}; prepare it there with TFDS, or say data_dir="
             ) from error
         if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-            raise ValueError(f"{set_name} is not prepared with file_format='array_record', and has no random access")
+            raise InputError(f"{set_name} is not prepared with file_format='array_record', and has no random access")
         self._where = f"{builder.info.full_name}:{split}"
         self._examples = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
         found = [
@@ -137,17 +138,18 @@ class TfdsViews:
 
 
 def boxed(path: str, photo: ImageFile, expression: object, boxes: Sequence[Sequence[float]]) -> View:
-    """A photo with the frames of ``boxes``, (x, y, width, height) each, for what ``expression`` says; marks.read_box reads it.
+    """A photo with the frames of ``boxes``, (x, y, width, height) each, for what ``expression`` says;
+    read back by annotations.read_box.
 
     Raises ValueError when the expression says nothing or a box has no pixel in the photo.
     """
     said = checked_text(expression, "the expression").strip().rstrip(".").strip()
     if not said:
-        raise ValueError("the expression is empty; it points at nothing")
+        raise InputError("the expression is empty; it points at nothing")
     picture = colours(photo)
     for x, y, width, height in boxes:
         edges = round(x), round(y), max(round(x + width), round(x) + 1), max(round(y + height), round(y) + 1)
-        picture = marks.draw_box(picture, edges, frame_thickness(picture.shape, min(width, height)))
+        picture = annotations.draw_box(picture, edges, frame_thickness(picture.shape, min(width, height)))
     return View(path, photo, painted(f"{photo.name}, boxed", picture), said)
 
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lumina_jax.data.omni.members import CocoFile
-from lumina_jax.data.sources import files, spans
+from lumina_jax.data.omni.coco_file import CocoFile
+from lumina_jax.data.sources import files, json_spans
 from lumina_jax.data.sources.adapters import pair
 from lumina_jax.data.sources.record import checked_text
+from lumina_jax.errors import InputError
 
 
 class LineCaptions:
@@ -18,7 +19,7 @@ class LineCaptions:
 
     def __init__(self, place: str):
         self.place = place
-        self._spans, self.fingerprint = spans.index_lines(place)
+        self._spans, self.fingerprint = json_spans.index_lines(place)
         keys = np.array([_key(self._read(span).get("image")) for span in self._spans], np.uint64)
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
@@ -31,15 +32,15 @@ class LineCaptions:
             item = self._read(self._spans[line])
             if item.get("image") == photo:
                 return _caption(item.get("caption"), f"{self.place}, line {line}")
-        raise ValueError(f"{self.place} has no caption of {photo}; add one, or leave the photo out with match=")
+        raise InputError(f"{self.place} has no caption of {photo}; add one, or leave the photo out with match=")
 
     def _read(self, span: np.ndarray) -> Mapping:
         try:
             item = pair(json.loads(files.read(self.place, int(span[0]), int(span[1]))))
         except ValueError as error:
-            raise ValueError(f"{self.place}, byte {span[0]}: {error}") from error
+            raise InputError(f"{self.place}, byte {span[0]}: {error}") from error
         if not isinstance(item, Mapping):
-            raise ValueError(f"{self.place}, byte {span[0]}: a JSON {type(item).__name__}, not an object")
+            raise InputError(f"{self.place}, byte {span[0]}: a JSON {type(item).__name__}, not an object")
         return item
 
 
@@ -57,7 +58,7 @@ class CocoCaptions:
         """The caption of the photo with that path or name; ValueError when there is none."""
         name = posixpath.basename(photo)
         if name not in self._captions:
-            raise ValueError(f"{self.place} has no caption of {name}")
+            raise InputError(f"{self.place} has no caption of {name}")
         return _caption(self._captions[name], self.place)
 
 
@@ -72,7 +73,7 @@ def open_captions(place: str) -> Captions:
 def _caption(value: object, where: str) -> str:
     caption = checked_text(value, f"{where}: the caption").strip()
     if not caption:
-        raise ValueError(f"{where}: the caption is empty; it asks for nothing")
+        raise InputError(f"{where}: the caption is empty; it asks for nothing")
     return caption
 
 

@@ -1,15 +1,16 @@
-"""Depth of Virtual KITTI 2 and MPI Sintel, painted by maps.encode_depth over one range for both."""
+"""Depth of Virtual KITTI 2 and MPI Sintel, painted by dense_maps.encode_depth over one range for both."""
 
 import re
 from collections.abc import Callable
 
 import numpy as np
 
-from lumina_jax import maps
 from lumina_jax.data.omni.pictures import levels, painted
 from lumina_jax.data.omni.views import FolderViews, Kind, View
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import ImageFile, read_image
+from lumina_jax.errors import InputError
+from lumina_jax.pictures import dense_maps
 
 NEAR, FAR = 0.5, 80.0
 """Metres that are painted white and black. One request, "Depth estimation.", so one scale for every set."""
@@ -39,8 +40,8 @@ def sintel(folder: str, wanted: str, render: str) -> FolderViews:
 
 
 def paint(name: str, metres: np.ndarray) -> ImageFile:
-    """Metres f[Y X] as a picture; maps.decode_depth(picture, NEAR, FAR) is the inverse."""
-    return painted(name, maps.encode_depth(metres, NEAR, FAR))
+    """Metres f[Y X] as a picture; dense_maps.decode_depth(picture, NEAR, FAR) is the inverse."""
+    return painted(name, dense_maps.encode_depth(metres, NEAR, FAR))
 
 
 def read_vkitti2(file: ImageFile) -> np.ndarray:
@@ -52,10 +53,10 @@ def read_sintel(file: ImageFile) -> np.ndarray:
     """A .dpt file -> metres f32[Y X]; ValueError naming it when its tag or its length is wrong."""
     held = file.content
     if len(held) < SINTEL_HEADER or np.frombuffer(held, "<f4", 1)[0] != SINTEL_TAG:
-        raise ValueError(f"{file.name} is no .dpt file: it does not begin with the tag {SINTEL_TAG}")
+        raise InputError(f"{file.name} is no .dpt file: it does not begin with the tag {SINTEL_TAG}")
     width, height = map(int, np.frombuffer(held, "<i4", 2, offset=4))
     if min(width, height) < 1 or len(held) != SINTEL_HEADER + 4 * width * height:
-        raise ValueError(
+        raise InputError(
             f"{file.name} has {len(held)} bytes, but a depth map of {width}x{height} takes "
             f"{SINTEL_HEADER + 4 * width * height}; download it again"
         )

@@ -9,6 +9,7 @@ from lumina_jax.conversation import Turn, task_prompt
 from lumina_jax.data.omni.sessions import Edit, Sessions
 from lumina_jax.data.sources.images import ImageFile
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, checked_text
+from lumina_jax.errors import InputError
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 
@@ -20,7 +21,7 @@ class EditSource(StoredSource):
 
     def __init__(self, sessions: Sessions, most: int):
         if most < 0:
-            raise ValueError(f"turns={most}; give the most turns of a dialog, or 0 for any number")
+            raise InputError(f"turns={most}; give the most turns of a dialog, or 0 for any number")
         self._sessions = sessions
         self._session, self._first, self._turns = cut(sessions.lengths, most or max(1, sessions.lengths.max(initial=1)))
         self.fingerprint = hashlib.sha256(f"{sessions.fingerprint} {most}".encode()).hexdigest()[:16]
@@ -36,7 +37,7 @@ class EditSource(StoredSource):
             edits = self._sessions.edits(session, first, first + int(self._turns[index]))
             return dialog(edits, self._sessions.fetch)
         except ValueError as error:
-            raise ValueError(
+            raise InputError(
                 f"record {index}, {self._sessions.name(session)}, from turn {first + 1}: {error}"
             ) from error
 
@@ -58,7 +59,7 @@ def dialog(edits: Sequence[Edit], fetch: Callable[[object], ImageFile]) -> Store
     for number, edit in enumerate(edits, start=1):
         told = checked_text(edit.told, f"the instruction of turn {number}").strip()
         if not told:
-            raise ValueError(f"the instruction of turn {number} is empty")
+            raise InputError(f"the instruction of turn {number} is empty")
         # The picture to change stands in the dialog already, but for the first.
         turns.append((task_prompt("edit", told, images=1 if number == 1 else 0), IMAGE_SYMBOL))
     return StoredRecord(turns, [fetch(edits[0].before), *(fetch(edit.after) for edit in edits)])

@@ -1,4 +1,4 @@
-"""Surface normals of NYUv2 and ScanNet, as maps.encode_normals paints them: right, up, towards the viewer.
+"""Surface normals of NYUv2 and ScanNet, as dense_maps.encode_normals paints them: right, up, towards the viewer.
 
 Published maps hold unit vectors as levels as well, on other axes. An axis is turned around by 255 - level, without a loss.
 """
@@ -7,11 +7,12 @@ import re
 
 import numpy as np
 
-from lumina_jax import maps
 from lumina_jax.data.omni.pictures import colours, painted, read_first
 from lumina_jax.data.omni.views import FolderViews, Kind, View
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import ImageFile, read_image
+from lumina_jax.errors import InputError, MissingFileError
+from lumina_jax.pictures import dense_maps
 
 Axes = tuple[bool, bool, bool]
 """Which of the three axes of a published map run the other way."""
@@ -22,7 +23,7 @@ RIGHT_DOWN_FORWARD: Axes = (False, True, True)
 """FrameNet's maps of ScanNet."""
 
 LONGEST = 1.5
-"""What is longer than this, or shorter than maps.LEAST_LENGTH, is no unit vector: the pixel has no normal."""
+"""What is longer than this, or shorter than dense_maps.LEAST_LENGTH, is no unit vector: the pixel has no normal."""
 MOST_BEHIND = 0.5
 """No surface is seen from behind; a map in which more than this share would be has other axes than it should."""
 
@@ -47,16 +48,16 @@ def scannet(folder: str, wanted: str) -> FolderViews:
 
 
 def paint(file: ImageFile, axes: Axes) -> ImageFile:
-    """A published map as ours; maps.decode_normals is the inverse. ValueError when its axes cannot be ``axes``."""
+    """A published map as ours; dense_maps.decode_normals is the inverse. ValueError when its axes cannot be ``axes``."""
     levels = colours(file)
-    lengths = np.linalg.norm(levels.astype(np.float32) / maps.LEVELS * 2 - 1, axis=-1)
-    seen = (lengths >= maps.LEAST_LENGTH) & (lengths <= LONGEST)
-    turned = np.where(np.array(axes), maps.LEVELS - levels, levels)
-    if seen.any() and np.mean(turned[seen][:, 2] < maps.LEVELS / 2) > MOST_BEHIND:
-        raise ValueError(
+    lengths = np.linalg.norm(levels.astype(np.float32) / dense_maps.LEVELS * 2 - 1, axis=-1)
+    seen = (lengths >= dense_maps.LEAST_LENGTH) & (lengths <= LONGEST)
+    turned = np.where(np.array(axes), dense_maps.LEVELS - levels, levels)
+    if seen.any() and np.mean(turned[seen][:, 2] < dense_maps.LEVELS / 2) > MOST_BEHIND:
+        raise InputError(
             f"{file.name}: most of its normals point away from the viewer; these are not the axes of its set"
         )
-    none = maps.encode_normals(np.zeros(3))
+    none = dense_maps.encode_normals(np.zeros(3))
     return painted(file.name, np.where(seen[..., None], turned, none).astype(np.uint8))
 
 
@@ -87,13 +88,13 @@ def _labeled_photo(place: str, number: int, missing: str) -> ImageFile:
     try:
         file = files.open_binary(place)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"neither {missing} nor {place} is there, one of which holds the photo") from error
+        raise MissingFileError(f"neither {missing} nor {place} is there, one of which holds the photo") from error
     try:
         import h5py  # not among the requirements: no other set needs it
     except ImportError as error:
-        raise ValueError(f"{place} is an HDF5 file: pip install h5py, or unpack {missing}") from error
+        raise InputError(f"{place} is an HDF5 file: pip install h5py, or unpack {missing}") from error
     with file, h5py.File(file, "r") as held:
         images = held["images"]
         if number > len(images):
-            raise ValueError(f"{place} has {len(images)} photos, none with number {number}")
+            raise InputError(f"{place} has {len(images)} photos, none with number {number}")
         return painted(f"{place}, photo {number}", np.ascontiguousarray(images[number - 1].transpose(2, 1, 0)))

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Mapping
 
+from lumina_jax.errors import InputError
+
 OPTIONS = re.compile(r"\w+=[^,@]*(,\w+=[^,@]*)*")
 
 
@@ -15,15 +17,15 @@ def parse(rest: str, known: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     if not at or not OPTIONS.fullmatch(behind):
         path, behind = rest, ""
     if not path:
-        raise ValueError(f"{rest!r} names no path; write PATH@name=value")
+        raise InputError(f"{rest!r} names no path; write PATH@name=value")
     given = dict(word.split("=", 1) for word in behind.split(",")) if behind else {}
     if strange := sorted(set(given) - set(known)):
-        raise ValueError(f"{rest}: no option {strange[0]!r}; there are {', '.join(known) or 'none'}")
+        raise InputError(f"{rest}: no option {strange[0]!r}; there are {', '.join(known) or 'none'}")
     return path, dict(known) | given
 
 
 def choice(value: str, name: str, allowed: tuple[str, ...]) -> str:
     """``value`` if it is one of ``allowed``; ValueError naming them otherwise."""
     if value not in allowed:
-        raise ValueError(f"{name}={value}; choose {' or '.join(allowed)}")
+        raise InputError(f"{name}={value}; choose {' or '.join(allowed)}")
     return value

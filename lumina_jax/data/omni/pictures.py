@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.data.sources.images import ImageFile, decode_image, read_image
-from lumina_jax.pixels import whiten
+from lumina_jax.errors import InputError, MissingFileError
+from lumina_jax.pictures.pixels import whiten
 
 PNG_EFFORT = 1
 """zlib's level: a painted picture is read once, so time counts more than bytes."""
@@ -34,9 +35,9 @@ def levels(file: ImageFile, kind: str) -> np.ndarray:
         with Image.open(io.BytesIO(file.content)) as image:
             held = np.asarray(image)
     except Exception as error:  # on damaged files Pillow's readers raise whatever their parsing runs into
-        raise ValueError(f"{file.name}: no {kind} that can be read: {error or type(error).__name__}") from error
+        raise InputError(f"{file.name}: no {kind} that can be read: {error or type(error).__name__}") from error
     if held.ndim != 2 or held.dtype.kind not in "ui":
-        raise ValueError(
+        raise InputError(
             f"{file.name}: a {kind} has one channel of whole numbers, this has {held.dtype}{held.shape[2:]}"
         )
     return held.astype(np.int64)
@@ -48,7 +49,7 @@ def size_of(file: ImageFile) -> tuple[int, int]:
         with Image.open(io.BytesIO(file.content)) as image:
             return image.size
     except Exception as error:
-        raise ValueError(f"{file.name}: no image that Pillow can read") from error
+        raise InputError(f"{file.name}: no image that Pillow can read") from error
 
 
 def read_first(*places: str) -> ImageFile:
@@ -59,4 +60,4 @@ def read_first(*places: str) -> ImageFile:
         except OSError as error:
             if not isinstance(error.__cause__, FileNotFoundError):
                 raise
-    raise FileNotFoundError(f"{' or '.join(places)}: no such file")
+    raise MissingFileError(f"{' or '.join(places)}: no such file")

@@ -4,19 +4,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lumina_jax import marks
-from lumina_jax.data.omni.members import CocoFile
+from lumina_jax.data.omni.coco_file import CocoFile
 from lumina_jax.data.omni.pictures import painted, size_of
 from lumina_jax.data.omni.views import View
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import read_image
+from lumina_jax.errors import InputError
+from lumina_jax.pictures import annotations
 
 JOINTS = (
     *("nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder"),
     *("left elbow", "right elbow", "left wrist", "right wrist", "left hip", "right hip"),
     *("left knee", "right knee", "left ankle", "right ankle"),
 )
-"""In COCO's order; joint j has colour j of marks.joint_colours(17)."""
+"""In COCO's order; joint j has colour j of annotations.joint_colours(17)."""
 
 BONES = (
     *((0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10)),
@@ -60,7 +61,7 @@ class PoseViews:
             [max(least, share * side) for side in longer]
             for least, share in ((LEAST_DOT, DOT_SHARE), (LEAST_LINE, LINE_SHARE))
         )
-        picture = marks.draw_skeletons(size_of(photo), found, BONES, dots, lines)
+        picture = annotations.draw_skeletons(size_of(photo), found, BONES, dots, lines)
         return View(path, photo, painted(f"skeletons of {photo.name}", picture))
 
 
@@ -68,7 +69,7 @@ def joints(person: Mapping) -> np.ndarray:
     """The joints of an annotation as points f64[17 2], NaN for what is not labelled; ValueError naming a malformed one."""
     held = person.get("keypoints")
     if not _numbers(held, 3 * len(JOINTS)):
-        raise ValueError(
+        raise InputError(
             f"annotation {person.get('id')}: 'keypoints' are not {3 * len(JOINTS)} numbers, x, y and v of {len(JOINTS)} joints"
         )
     points = np.array(held, np.float64).reshape(-1, 3)
@@ -80,7 +81,7 @@ def box(annotation: Mapping) -> Sequence[float]:
     """x, y, width and height of an annotation; ValueError naming a malformed one."""
     held = annotation.get("bbox")
     if not _numbers(held, 4) or min(held[2:]) <= 0:
-        raise ValueError(
+        raise InputError(
             f"annotation {annotation.get('id')}: 'bbox' is {held!r}, not x, y and a positive width and height"
         )
     return held

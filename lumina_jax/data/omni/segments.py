@@ -1,6 +1,6 @@
 """Semantic maps as OneFormer finds them: a folder of class numbers beside a folder of any images.
 
-Class k has colour k + 1 of maps.palette; what has no class is black.
+Class k has colour k + 1 of dense_maps.palette; what has no class is black.
 """
 
 import posixpath
@@ -8,11 +8,12 @@ import posixpath
 import numpy as np
 from PIL import Image
 
-from lumina_jax import maps
 from lumina_jax.data.omni.pictures import levels, painted, read_first
 from lumina_jax.data.omni.views import View, listing_digest
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import SUFFIXES, ImageFile, read_image
+from lumina_jax.errors import InputError
+from lumina_jax.pictures import dense_maps
 
 CLASSES = {"ade20k": 150, "coco": 133, "cityscapes": 19}
 """How many classes OneFormer's published checkpoints tell apart, by the set they were trained on."""
@@ -29,11 +30,11 @@ class SegmentViews:
 
     def __init__(self, maps_at: str, images: str, labels: str):
         if labels not in CLASSES:
-            raise ValueError(f"labels={labels}; choose {', '.join(CLASSES)}")
+            raise InputError(f"labels={labels}; choose {', '.join(CLASSES)}")
         self._maps, self._images, self._classes = maps_at, images, CLASSES[labels]
         listed = [(path, size) for path, size in files.listing(images) if path.lower().endswith(SUFFIXES)]
         if not listed:
-            raise ValueError(f"{images} holds no image ({', '.join(SUFFIXES[:4])}, ...)")
+            raise InputError(f"{images} holds no image ({', '.join(SUFFIXES[:4])}, ...)")
         self._paths = [path for path, _ in listed]
         self.fingerprint = listing_digest([*listed, *files.listing(maps_at), (labels, self._classes)])
 
@@ -57,15 +58,15 @@ def paint(name: str, found: np.ndarray, classes: int) -> ImageFile:
     """
     wrong = (found != NO_CLASS) & ((found < 0) | (found >= classes))
     if wrong.any():
-        raise ValueError(
+        raise InputError(
             f"{name} holds class {int(found[wrong][0])}, but there are 0 to {classes - 1}, and {NO_CLASS}: none"
         )
     image = Image.fromarray(np.where(found == NO_CLASS, 0, found + 1).astype(np.uint8), "P")
-    image.putpalette(maps.palette(classes + 1).tobytes())
+    image.putpalette(dense_maps.palette(classes + 1).tobytes())
     return painted(name, image)
 
 
 def read(picture: np.ndarray, classes: int) -> np.ndarray:
     """The inverse, u8[Y X 3] -> i32[Y X]: the class with the nearest colour, NO_CLASS where that is black."""
-    found = maps.decode_classes(picture, maps.palette(classes + 1)) - 1
+    found = dense_maps.decode_classes(picture, dense_maps.palette(classes + 1)) - 1
     return np.where(found < 0, NO_CLASS, found)

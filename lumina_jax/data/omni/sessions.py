@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lumina_jax.data.sources import files, spans
+from lumina_jax.data.sources import files, json_spans
 from lumina_jax.data.sources.images import ImageFile, read_image
-from lumina_jax.data.sources.recent import Recent
+from lumina_jax.data.sources.lru import Recent
+from lumina_jax.errors import InputError
 
 KEPT_GROUPS = 2
 """Row groups of Parquet in memory: each holds hundreds of pictures."""
@@ -87,7 +88,7 @@ class MagicBrushParquet:
 
     def fetch(self, image: object) -> ImageFile:
         if not isinstance(image, Mapping) or not isinstance(image.get("bytes"), bytes):
-            raise ValueError("a picture is no {bytes, path}")
+            raise InputError("a picture is no {bytes, path}")
         return ImageFile(str(image.get("path") or "a picture"), image["bytes"])
 
     def _place(self, row: int) -> tuple[int, int]:
@@ -124,7 +125,7 @@ class MagicBrushFolder:
         self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
         held = json.loads(content)
         if not isinstance(held, dict):
-            raise ValueError(f"{self.place} holds a JSON {type(held).__name__}, not an object of sessions by image")
+            raise InputError(f"{self.place} holds a JSON {type(held).__name__}, not an object of sessions by image")
         self._held = list(held.items())
         self.lengths = np.array([len(turns) if isinstance(turns, list) else 1 for _, turns in self._held], np.int64)
 
@@ -134,12 +135,12 @@ class MagicBrushFolder:
     def edits(self, session: int, first: int, end: int) -> Sequence[Edit]:
         turns = self._held[session][1]
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
-            raise ValueError("the session is no list of at least one turn with input, instruction and output")
+            raise InputError("the session is no list of at least one turn with input, instruction and output")
         return [Edit(turn.get("input"), turn.get("instruction"), turn.get("output")) for turn in turns[first:end]]
 
     def fetch(self, image: object) -> ImageFile:
         if not isinstance(image, str):
-            raise ValueError(f"a picture is called {image!r}, not by the name of its file")
+            raise InputError(f"a picture is called {image!r}, not by the name of its file")
         return read_image(files.join(self._images, f"{image.partition('-')[0]}/{image}"))
 
 
@@ -155,7 +156,7 @@ class SeedSessions:
         self.places = files.expand(files.join(folder, "annotations/split_*.jsonl"))
         digest, found = hashlib.sha256(), []
         for number, place in enumerate(self.places):
-            lines, fingerprint = spans.index_lines(place)
+            lines, fingerprint = json_spans.index_lines(place)
             digest.update(fingerprint.encode())
             content = files.read(place)
             found += [(number, start, end, _turns(content[start:end])) for start, end in lines]
@@ -171,7 +172,7 @@ class SeedSessions:
         number, start, stop, turns = map(int, self._lines[session])
         item = json.loads(files.read(self.places[number], start, stop))
         if not isinstance(item, Mapping):
-            raise ValueError(f"the line is a JSON {type(item).__name__}, not an object")
+            raise InputError(f"the line is a JSON {type(item).__name__}, not an object")
         if "target_image" in item:
             return [Edit(item.get("source_image"), item.get("instruction"), item["target_image"])]
         pictures = [item.get("source_image"), *(item.get(f"edit_image_{turn}") for turn in range(1, turns + 1))]
@@ -181,7 +182,7 @@ class SeedSessions:
 
     def fetch(self, image: object) -> ImageFile:
         if not isinstance(image, str) or not image:
-            raise ValueError(f"a picture is called {image!r}, not by the path of its file")
+            raise InputError(f"a picture is called {image!r}, not by the path of its file")
         return read_image(files.join(self._images, image))
 
 
@@ -202,4 +203,4 @@ def _read(place: str, read: Callable[[], T]) -> T:
     try:
         return read()
     except (OSError, pa.ArrowException, KeyError) as error:  # OSError is also how pyarrow says "damaged"
-        raise ValueError(f"{place}: {str(error).strip()}") from error
+        raise InputError(f"{place}: {str(error).strip()}") from error

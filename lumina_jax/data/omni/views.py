@@ -13,6 +13,7 @@ from lumina_jax.data.omni.pictures import size_of
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import ImageFile
 from lumina_jax.data.sources.record import StoredRecord, StoredSource
+from lumina_jax.errors import InputError
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 COLOURING = 1
@@ -68,7 +69,7 @@ class ViewSource(StoredSource):
         try:
             view = self._views.view(index)
             if (photo := size_of(view.photo)) != (other := size_of(view.picture)):
-                raise ValueError(
+                raise InputError(
                     f"the photo has {photo[0]}x{photo[1]} pixels, its {self._views.task} {other[0]}x{other[1]}"
                 )
             if self._captions is None:
@@ -77,7 +78,7 @@ class ViewSource(StoredSource):
             request = task_prompt("condition", self._captions.of(view.path))
             return StoredRecord([(request, IMAGE_SYMBOL)], [view.picture, view.photo])
         except ValueError as error:
-            raise ValueError(f"record {index}, {name}: {error}") from error
+            raise InputError(f"record {index}, {name}: {error}") from error
 
 
 class Kind(NamedTuple):
@@ -109,7 +110,7 @@ class FolderViews:
             if self._paths:
                 break
         else:
-            raise ValueError(
+            raise InputError(
                 f"{folder} holds no file like {' or '.join(kind.example for kind in kinds)}"
                 + (f" and {wanted}" if wanted != "*" else "")
                 + "; OMNI.md shows the folders of every set"

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from lumina_jax.data.sources.adapters import mini_gemini, openhermes, pair
 from lumina_jax.data.sources.folder import open_folder
 from lumina_jax.data.sources.images import open_image
-from lumina_jax.data.sources.lumina import JsonSource, parse_record
+from lumina_jax.data.sources.json_list import JsonSource, parse_record
+from lumina_jax.data.sources.json_spans import index_lines
 from lumina_jax.data.sources.record import Record, Source, StoredSource
-from lumina_jax.data.sources.spans import index_lines
 from lumina_jax.data.sources.table import TableSource
 from lumina_jax.data.sources.webdataset import WebDatasetSource
+from lumina_jax.errors import InputError
 
 __all__ = ["JsonSource", "Record", "Source", "index_lines", "open_image", "open_source", "parse_record"]
 
@@ -51,8 +52,8 @@ def open_source(spec: str, seed: int = 0) -> Source:
     if path.endswith(TABLE_SUFFIXES):
         return TableSource(spec)
     if os.path.isdir(spec):
-        raise ValueError(f"{spec} is a folder; say what lies in it: folder:{spec}, or {_kinds()}")
-    raise ValueError(
+        raise InputError(f"{spec} is a folder; say what lies in it: folder:{spec}, or {_kinds()}")
+    raise InputError(
         f"{spec}: no kind of source that is known; give a file {', '.join(LIST_SUFFIXES + TABLE_SUFFIXES)}, or {_kinds()}"
     )
 
@@ -77,12 +78,12 @@ def _pairs(rest: str) -> StoredSource:
 def _mini_gemini(rest: str) -> StoredSource:
     path, images = _behind(rest, bool)
     if images is None:
-        raise ValueError(f"mini-gemini:{rest}: say where its images lie: mini-gemini:FILE@IMAGES")
+        raise InputError(f"mini-gemini:{rest}: say where its images lie: mini-gemini:FILE@IMAGES")
     return JsonSource(path, images, mini_gemini)
 
 
 def _tfds(rest: str) -> StoredSource:
-    from lumina_jax.data.sources.prepared import TfdsSource  # a second of imports
+    from lumina_jax.data.sources.tfds_set import TfdsSource  # a second of imports
 
     name, _, data_dir = rest.partition("@")
     return TfdsSource(name, data_dir or None)

@@ -15,6 +15,8 @@ from typing import BinaryIO, TypeVar
 import fsspec
 from fsspec import AbstractFileSystem
 
+from lumina_jax.errors import MissingFileError, StorageError
+
 ATTEMPTS = 4
 FIRST_PAUSE = 0.5
 """Seconds before a remote read is tried again; doubled each time."""
@@ -37,7 +39,7 @@ def size(place: str) -> int:
         return os.stat(place).st_size
     found = _asked(place, lambda system: system.size(place))
     if found is None:
-        raise OSError(f"{place}: the server does not say how large it is; download it and give the local path")
+        raise StorageError(f"{place}: the server does not say how large it is; download it and give the local path")
     return found
 
 
@@ -84,7 +86,7 @@ def listing(folder: str) -> list[tuple[str, int]]:
         root = fsspec.core.strip_protocol(folder).rstrip("/") + "/"
         return sorted((path.removeprefix(root), entry["size"]) for path, entry in found.items())
     if not os.path.isdir(folder):
-        raise FileNotFoundError(f"no folder {folder}")
+        raise MissingFileError(f"no folder {folder}")
     paths = (os.path.join(top, name) for top, _, names in os.walk(folder) for name in names)
     return sorted((os.path.relpath(path, folder).replace(os.sep, "/"), os.stat(path).st_size) for path in paths)
 
@@ -96,7 +98,7 @@ def expand(pattern: str) -> list[str]:
     """
     found = [place for word in _braces(pattern) for place in _globbed(word)]
     if not found:
-        raise FileNotFoundError(f"{pattern} matches no file")
+        raise MissingFileError(f"{pattern} matches no file")
     return found
 
 
@@ -140,6 +142,6 @@ def _asked(place: str, ask: Callable[[AbstractFileSystem], T]) -> T:
             status = getattr(error, "status", None)
             refused = isinstance(status, int) and 400 <= status < 500 and status not in PASSING
             if refused or attempt == ATTEMPTS:
-                raise OSError(f"{place}: {type(error).__name__}: {error} (attempt {attempt})") from error
+                raise StorageError(f"{place}: {type(error).__name__}: {error} (attempt {attempt})") from error
         time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
     raise AssertionError("the last attempt returns or raises")

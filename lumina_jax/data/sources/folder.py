@@ -7,9 +7,10 @@ import posixpath
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import imagefolder
 from lumina_jax.data.sources.images import SUFFIXES, ImageFile, read_image
-from lumina_jax.data.sources.lumina import JsonSource
+from lumina_jax.data.sources.json_list import JsonSource
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
 from lumina_jax.data.sources.table import TableSource
+from lumina_jax.errors import InputError
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 TEXTS = (".txt", ".caption", ".json")
@@ -46,7 +47,7 @@ class FolderSource(StoredSource):
         self._records = [record for stem in sorted(stems) for record in _records(stems[stem])]
         self.fingerprint = self._digest(listed)
         if not self._records:
-            raise ValueError(f"{folder} holds no image ({', '.join(SUFFIXES[:4])}, ...) and no {METADATA[0]}")
+            raise InputError(f"{folder} holds no image ({', '.join(SUFFIXES[:4])}, ...) and no {METADATA[0]}")
 
     def __len__(self) -> int:
         return len(self._records)
@@ -56,11 +57,11 @@ class FolderSource(StoredSource):
         name = image or text
         try:
             if text is None:
-                raise ValueError(f"no caption beside it; looked for {', '.join(TEXTS)}")
+                raise InputError(f"no caption beside it; looked for {', '.join(TEXTS)}")
             item = self._item(text) | ({"image": image} if image else {})
             return stored_record(item, self._fetch)
         except ValueError as error:
-            raise ValueError(f"{files.join(self.folder, name)}: {error}") from error
+            raise InputError(f"{files.join(self.folder, name)}: {error}") from error
 
     def _item(self, text: str) -> dict:
         content = files.read(files.join(self.folder, text))
@@ -68,7 +69,7 @@ class FolderSource(StoredSource):
             return {"caption": content.decode("utf-8-sig").strip()}
         item = json.loads(content)
         if not isinstance(item, dict):
-            raise ValueError(f"{text} holds a JSON {type(item).__name__}, not an object")
+            raise InputError(f"{text} holds a JSON {type(item).__name__}, not an object")
         return {key: item[key] for key in ("conversations", "caption", "text") if key in item}
 
     def _fetch(self, image: object) -> ImageFile:

@@ -6,7 +6,8 @@ from pathlib import Path
 from PIL import Image
 
 from lumina_jax.data.sources import files
-from lumina_jax.pixels import decode
+from lumina_jax.errors import StorageError
+from lumina_jax.pictures.pixels import decode
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".avif")
 
@@ -25,7 +26,7 @@ def read_image(place: str) -> ImageFile:
         return ImageFile(place, files.read(place))
     except OSError as error:
         # Not the error's own text, which names the file again.
-        raise OSError(f"{place}: {error.strerror}" if error.strerror else str(error)) from error
+        raise StorageError(f"{place}: {error.strerror}" if error.strerror else str(error)) from error
 
 
 def open_image(place: str | Path) -> Image.Image:

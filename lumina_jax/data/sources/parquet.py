@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, PAIR_IMAGES, dialogue, pair
 from lumina_jax.data.sources.images import ImageFile, read_image
-from lumina_jax.data.sources.recent import Recent
+from lumina_jax.data.sources.lru import Recent
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
+from lumina_jax.errors import InputError
 
 KEPT_GROUPS = 4
 MAGIC = b"PAR1"
@@ -60,7 +61,7 @@ class ParquetSource(StoredSource):
             (values,) = table.slice(row, 1).to_pylist()
             return stored_record(self._item(values), lambda image: _file(image, place, name))
         except (ValueError, pa.ArrowException) as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise InputError(f"{name}: {error}") from error
 
     def _read_group(self, group: int) -> pa.Table:
         number, inside = map(int, self._groups[group])
@@ -69,7 +70,7 @@ class ParquetSource(StoredSource):
             with files.open_binary(self.places[number]) as file:
                 return pq.ParquetFile(file).read_row_group(inside, columns=columns)
         except OSError as error:  # also how pyarrow says "damaged"
-            raise ValueError(str(error).strip()) from error
+            raise InputError(str(error).strip()) from error
 
     def _item(self, values: Mapping[str, object]) -> object:
         image = values[self._image] if self._image else None
@@ -83,7 +84,7 @@ def _footer(place: str) -> tuple[bytes, list[int], pa.Schema]:
     size = files.size(place)
     tail = files.read(place, max(size - 8, 0), size)
     if tail[4:] != MAGIC:
-        raise ValueError(f"{place} is no Parquet file, or is cut short: it does not end with {MAGIC.decode()}")
+        raise InputError(f"{place} is no Parquet file, or is cut short: it does not end with {MAGIC.decode()}")
     footer = files.read(place, max(size - 8 - int.from_bytes(tail[:4], "little"), 0), size)
     try:
         described = pq.read_metadata(pa.BufferReader(MAGIC + footer))
@@ -93,19 +94,19 @@ def _footer(place: str) -> tuple[bytes, list[int], pa.Schema]:
             described.schema.to_arrow_schema(),
         )
     except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise InputError(f"{place}: {error}") from error
 
 
 def _columns(schema: pa.Schema, place: str, image: str | None, text: str | None) -> tuple[str | None, str]:
     """The image column, or None, and that of the caption or the conversations."""
     if unknown := [name for name in (image, text) if name is not None and name not in schema.names]:
-        raise ValueError(f"{place} has no column {unknown[0]!r}, only {', '.join(schema.names)}")
+        raise InputError(f"{place} has no column {unknown[0]!r}, only {', '.join(schema.names)}")
     by_name = {name.lower(): name for name in reversed(schema.names)}
     declared = _image_features(schema)
     image = image or next(iter(declared), None) or next((by_name[n] for n in PAIR_IMAGES if n in by_name), None)
     text = text or next((by_name[n] for n in ("conversations", *PAIR_CAPTIONS) if n in by_name), None)
     if text is None or (image is None and text != "conversations"):
-        raise ValueError(
+        raise InputError(
             f"{place} has columns {', '.join(schema.names)}: which is the image, which the caption or the conversations? "
             "Say it behind the pattern: @image=COLUMN,text=COLUMN"
         )
@@ -128,4 +129,4 @@ def _file(image: object, place: str, name: str) -> ImageFile:
         return ImageFile(name, image)
     if isinstance(image, str):
         return read_image(files.join(files.folder_of(place), image))
-    raise ValueError("the image is neither {bytes, path} nor bytes nor a path")
+    raise InputError("the image is neither {bytes, path} nor bytes nor a path")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from lumina_jax.conversation import Turn, check_symbols, image_prompt
 from lumina_jax.data.sources.images import ImageFile, decode_image
+from lumina_jax.errors import InputError
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 IMAGE_KEYS = ("image", IMAGE_SYMBOL)
@@ -87,7 +88,7 @@ def stored_record(item: object, fetch: Callable[[object], ImageFile]) -> StoredR
     Raises ValueError when the record is not well-formed, before anything is fetched.
     """
     if not isinstance(item, Mapping):
-        raise ValueError(f"the record is a JSON {type(item).__name__}, not an object")
+        raise InputError(f"the record is a JSON {type(item).__name__}, not an object")
     images = _images(item)
     if "conversations" in item:
         turns = _parse_turns(item["conversations"])
@@ -95,7 +96,7 @@ def stored_record(item: object, fetch: Callable[[object], ImageFile]) -> StoredR
         return StoredRecord(turns, [fetch(image) for image in images])
     key = next((key for key in CAPTION_KEYS if key in item), None)
     if key is None:
-        raise ValueError(f"the record has neither 'conversations' nor 'caption', only {', '.join(item) or 'nothing'}")
+        raise InputError(f"the record has neither 'conversations' nor 'caption', only {', '.join(item) or 'nothing'}")
     caption = checked_text(item[key], f"'{key}'")
     _check_caption(caption, [], len(images))
     return StoredRecord([], [fetch(image) for image in images], caption)
@@ -104,7 +105,7 @@ def stored_record(item: object, fetch: Callable[[object], ImageFile]) -> StoredR
 def checked_text(value: object, name: str) -> str:
     """``value`` if it is a text that can be tokenized; ValueError naming it by ``name`` otherwise."""
     if not isinstance(value, str):
-        raise ValueError(f"{name} is a JSON {type(value).__name__}, not a text")
+        raise InputError(f"{name} is a JSON {type(value).__name__}, not a text")
     value.encode()  # JSON can spell half a surrogate pair, which no tokenizer takes: UnicodeEncodeError is a ValueError
     return value
 
@@ -112,25 +113,25 @@ def checked_text(value: object, name: str) -> str:
 def _images(item: Mapping) -> list[object]:
     keys = [key for key in IMAGE_KEYS if item.get(key) is not None]
     if len(keys) > 1:
-        raise ValueError(f"images stand under both {keys[0]!r} and {keys[1]!r}; keep one")
+        raise InputError(f"images stand under both {keys[0]!r} and {keys[1]!r}; keep one")
     found = item[keys[0]] if keys else []
     return found if isinstance(found, list) else [found]
 
 
 def _parse_turns(messages: object) -> list[Turn]:
     if not isinstance(messages, list) or not messages:
-        raise ValueError("'conversations' is not a list of at least one message")
+        raise InputError("'conversations' is not a list of at least one message")
     texts: list[str | None] = []
     for number, message in enumerate(messages):
         if not isinstance(message, Mapping):
-            raise ValueError(f"message {number} of the conversation is not an object with 'from' and 'value'")
+            raise InputError(f"message {number} of the conversation is not an object with 'from' and 'value'")
         if (speaker := message.get("from")) not in SPEAKERS[number % 2]:
-            raise ValueError(f"message {number} is from {speaker!r}; human and gpt must take turns, human first")
+            raise InputError(f"message {number} is from {speaker!r}; human and gpt must take turns, human first")
         value = message.get("value")
         unanswered = value is None and number % 2 == 1 and number == len(messages) - 1
         text = None if unanswered else checked_text(value, f"the value of message {number}")
         if number % 2 and text is not None and not text.strip():
-            raise ValueError(f"message {number}, an answer, is empty; there is nothing to learn from it")
+            raise InputError(f"message {number}, an answer, is empty; there is nothing to learn from it")
         texts.append(text)
     return list(zip_longest(texts[::2], texts[1::2]))
 
@@ -139,6 +140,6 @@ def _check_caption(caption: str | None, turns: Sequence[Turn], images: int) -> N
     if caption is None:
         return
     if turns or images != 1:
-        raise ValueError(f"a record with a caption has one image and no turns, not {images} and {len(turns)}")
+        raise InputError(f"a record with a caption has one image and no turns, not {images} and {len(turns)}")
     if not caption.strip():
-        raise ValueError("the caption is empty; it asks for nothing")
+        raise InputError("the caption is empty; it asks for nothing")

@@ -9,6 +9,7 @@ from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, PAIR_IMAGES, pair
 from lumina_jax.data.sources.images import read_image
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
+from lumina_jax.errors import InputError
 
 BARE = ("caption", "url")
 """The columns of a file without a header, as Conceptual Captions is published."""
@@ -39,11 +40,11 @@ class TableSource(StoredSource):
         row = self._rows[index]
         try:
             if len(row) != len(self._header):
-                raise ValueError(f"the row has {len(row)} fields, the header {len(self._header)}")
+                raise InputError(f"the row has {len(row)} fields, the header {len(self._header)}")
             item = self._adapt(dict(zip(self._header, row, strict=True)))
             return stored_record(item, lambda image: read_image(files.join(self.folder, str(image))))
         except ValueError as error:
-            raise ValueError(f"{self.path}, record {index}: {error}") from error
+            raise InputError(f"{self.path}, record {index}: {error}") from error
 
 
 def _split_header(rows: list[list[str]], path: str) -> tuple[list[str], list[list[str]]]:
@@ -52,7 +53,7 @@ def _split_header(rows: list[list[str]], path: str) -> tuple[list[str], list[lis
         return first, rows[1:]
     if len(first) == len(BARE) and not any(name in PAIR_IMAGES + PAIR_CAPTIONS for name in first):
         return list(BARE), rows
-    raise ValueError(
+    raise InputError(
         f"{path}: the header {', '.join(first) or '(none)'} must name an image ({', '.join(PAIR_IMAGES[:5])}, ...) "
         f"and a caption ({', '.join(PAIR_CAPTIONS[:3])}, ...)"
     )

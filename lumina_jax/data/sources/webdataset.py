@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_jax.data.meter import Meter
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, dialogue, pair
 from lumina_jax.data.sources.images import SUFFIXES, ImageFile
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
+from lumina_jax.errors import InputError
+from lumina_jax.progress import Meter
 
 BLOCK = tarfile.BLOCKSIZE
 TEXTS = ("txt", "caption", "text")
@@ -62,7 +63,7 @@ class WebDatasetSource(StoredSource):
     def __init__(self, pattern: str, index: str | None = None, progress: bool = True):
         self.places = files.expand(pattern)
         if packed := [place for place in self.places if place.endswith(COMPRESSED)]:
-            raise ValueError(
+            raise InputError(
                 f"{packed[0]} is compressed, so no sample of it can be read alone; unpack it to a plain .tar"
             )
         sizes = [files.size(place) for place in self.places]
@@ -88,7 +89,7 @@ class WebDatasetSource(StoredSource):
             images = [ImageFile(f"{place}/{path}", content) for path, content in members.items() if _is_image(path)]
             return stored_record(_item(members) | {"image": images or None}, _as_file)
         except (ValueError, tarfile.TarError) as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise InputError(f"{name}: {error}") from error
 
 
 def sample_key(name: str) -> str:
@@ -108,14 +109,14 @@ def _item(members: dict[str, bytes]) -> dict:
     texts = {name.lower().rpartition(".")[2]: content for name, content in members.items() if not _is_image(name)}
     held = json.loads(texts["json"]) if "json" in texts else {}
     if not isinstance(held, dict):
-        raise ValueError(f"its .json holds a JSON {type(held).__name__}, not an object")
+        raise InputError(f"its .json holds a JSON {type(held).__name__}, not an object")
     if "conversations" in held:
         return dialogue({"conversations": held["conversations"], "image": any(map(_is_image, members))})
     beside = next((texts[suffix] for suffix in TEXTS if suffix in texts), None)
     if beside is not None:
         return {"caption": beside.decode("utf-8-sig").strip()}
     if not any(str(name).lower() in PAIR_CAPTIONS for name in held):
-        raise ValueError(f"no caption: the sample holds {', '.join(members)}")
+        raise InputError(f"no caption: the sample holds {', '.join(members)}")
     return pair(held)
 
 

@@ -1,0 +1,80 @@
+"""Lumina's own files: a JSON list or JSONL of conversations and captions, local or remote."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from lumina_jax.data.sources import files, json_spans
+from lumina_jax.data.sources.images import ImageFile, read_image
+from lumina_jax.data.sources.lru import Recent
+from lumina_jax.data.sources.record import Record, StoredRecord, StoredSource, stored_record
+from lumina_jax.errors import InputError, MissingFileError
+
+REMOTE_BLOCK = 1 << 22
+REMOTE_BLOCKS = 16
+"""A remote file is read in blocks of REMOTE_BLOCK bytes, of which so many are kept: neighbours come with one request."""
+
+
+def unchanged(item: object) -> object:
+    return item
+
+
+class JsonSource(StoredSource):
+    """Records of a JSON list or a JSONL file (original: FinetuneConversationDataset).
+
+    A record is ``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...], "image": ...}``
+    with one path or a list of paths under ``image`` (or ``<|image|>``), or ``{"image": ..., "caption": ...}`` (or ``text``),
+    which asks for the image by its caption. The file and the images may be local or remote (see files); paths are relative
+    to ``folder``, by default the file's own, or absolute. ``adapt`` brings records of other forms into this one.
+
+    Only the places of the records are in memory. Raises FileNotFoundError, or ValueError when a file that begins with ``[``
+    is no whole JSON list.
+    """
+
+    def __init__(self, path: str | Path, folder: str | None = None, adapt: Callable[[object], object] = unchanged):
+        self.path = str(path)
+        if not files.is_remote(self.path) and not Path(self.path).is_file():
+            raise MissingFileError(f"no file {self.path}; a JSON list or a JSONL file of records is expected there")
+        self.folder = files.folder_of(self.path) if folder is None else folder
+        self._adapt = adapt
+        self._spans, self.fingerprint = (
+            json_spans.index_list(self.path) if json_spans.begins_list(self.path) else json_spans.index_lines(self.path)
+        )
+        self._blocks: Recent[bytes] = Recent(REMOTE_BLOCKS)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def stored(self, index: int) -> StoredRecord:
+        start, stop = map(int, self._spans[index])
+        try:
+            return stored_record(self._adapt(json.loads(self._read(start, stop))), self._fetch)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.path}, record {index}: {error}") from error
+
+    def _fetch(self, image: object) -> ImageFile:
+        return _image_at(self.folder, image)
+
+    def _read(self, start: int, stop: int) -> bytes:
+        if not files.is_remote(self.path):
+            return files.read(self.path, start, stop)
+        first, last = start // REMOTE_BLOCK, (stop - 1) // REMOTE_BLOCK
+        content = b"".join(
+            self._blocks.get(number, lambda n=number: self._block(n)) for number in range(first, last + 1)
+        )
+        return content[start - first * REMOTE_BLOCK : stop - first * REMOTE_BLOCK]
+
+    def _block(self, number: int) -> bytes:
+        end = int(self._spans[-1, 1])
+        return files.read(self.path, number * REMOTE_BLOCK, min((number + 1) * REMOTE_BLOCK, end))
+
+
+def parse_record(item: object, folder: str | Path) -> Record:
+    """One JSON value -> its Record, image paths taken relative to ``folder``; ValueError or OSError when it is not well-formed."""
+    return stored_record(item, lambda image: _image_at(str(folder), image)).decode()
+
+
+def _image_at(folder: str, image: object) -> ImageFile:
+    if not isinstance(image, str):
+        raise InputError(f"an image is a JSON {type(image).__name__}, neither a path nor a list of paths")
+    return read_image(files.join(folder, image))

@@ -1,0 +1,112 @@
+"""Data sets that TFDS has prepared as ArrayRecord: those of its catalogue, and those of data.prepare."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+from lumina_jax.data.sources import files
+from lumina_jax.data.sources.adapters import PAIR_CAPTIONS
+from lumina_jax.data.sources.images import ImageFile
+from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
+from lumina_jax.errors import InputError, MissingFileError
+
+IMAGES, RECORD = "images", "record"
+"""The features of what data.prepare writes: the image files, and the JSON of a record in Lumina's form without them."""
+
+NAME = re.compile(r"(?P<name>[\w/-]+)(:(?P<version>\d+\.\d+\.\d+))?(:(?P<split>.+))?")
+HOME = "~/tensorflow_datasets"
+
+
+class TfdsSource(StoredSource):
+    """The examples of a data set that lies prepared in ``data_dir`` ($TFDS_DATA_DIR, else ~/tensorflow_datasets).
+
+    ``name`` is ``NAME[/CONFIG][:VERSION][:SPLIT]``, by default the newest version and the split train; a part of a split is
+    written as in ``train[:10%]``. Of a set of the catalogue the first image feature and the feature called caption, text or
+    the like (of several captions the first) are taken. TensorFlow is not needed: nothing is downloaded or prepared here.
+
+    Raises FileNotFoundError naming what lies there instead, or ValueError when the set has another file format, no such
+    split, or no image and caption.
+    """
+
+    def __init__(self, name: str, data_dir: str | None = None):
+        parts = NAME.fullmatch(name)
+        if parts is None:
+            raise InputError(f"{name!r} is not NAME[/CONFIG][:VERSION][:SPLIT]")
+        home = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or HOME).expanduser()
+        self.folder = str(_version_folder(home, parts["name"], parts["version"]))
+        split = parts["split"] or "train"
+        builder = tfds.builder_from_directory(self.folder)
+        if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+            raise InputError(
+                f"{self.folder} is prepared as {builder.info.file_format.value}, which has no random access; prepare it "
+                "with file_format='array_record', or convert it with tfds's scripts/convert_format"
+            )
+        self._image, self._text = _features(builder.info.features, self.folder)
+        decoders = {self._image: tfds.decode.SkipDecoding()} if self._image != IMAGES else None
+        self._examples = builder.as_data_source(split=split, decoders=decoders)
+        self.fingerprint = _fingerprint(builder.info, split)
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def stored(self, index: int) -> StoredRecord:
+        name = f"{self.folder}, example {index}"
+        try:
+            example = self._examples[index]
+            return stored_record(self._item(example), lambda content: ImageFile(name, content))
+        except (ValueError, RuntimeError) as error:  # RuntimeError is how ArrayRecord says "damaged"
+            raise InputError(f"{name}: {error}") from error
+
+    def _item(self, example: Mapping[str, object]) -> dict:
+        if self._text == RECORD:
+            return json.loads(example[RECORD]) | {"image": list(example[IMAGES]) or None}
+        return {"image": example[self._image], "caption": _caption(example[self._text])}
+
+
+def _version_folder(home: Path, name: str, version: str | None) -> Path:
+    """Where the wanted, or newest, version of a data set lies."""
+    held = [path for path in (home / name).glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    if version is not None:
+        held = [path for path in held if path.name == version]
+    if not held:
+        there = sorted(str(path.parent.relative_to(home)) for path in home.glob("**/features.json"))
+        raise MissingFileError(
+            f"no data set {name}{f':{version}' if version else ''} in {home}, which holds {', '.join(there) or 'none'}; "
+            "prepare it there with TFDS, or name its folder behind an @"
+        )
+    return max(held, key=lambda path: tuple(map(int, path.name.split("."))))
+
+
+def _features(features: Mapping[str, object], folder: str) -> tuple[str, str]:
+    """The image feature and that of the text."""
+    if {IMAGES, RECORD} <= set(features):
+        return IMAGES, RECORD
+    image = next((name for name in features if isinstance(features[name], tfds.features.Image)), None)
+    text = next((name for name in PAIR_CAPTIONS if name in features), None)
+    if image is None or text is None:
+        raise InputError(
+            f"{folder} has features {', '.join(features)}; an image and a {' or '.join(PAIR_CAPTIONS[:3])} are needed"
+        )
+    return image, text
+
+
+def _caption(value: object) -> object:
+    """The text of a feature, of several the first."""
+    if isinstance(value, Mapping):
+        value = value.get("text")
+    if not isinstance(value, bytes | str) and value is not None and len(value):
+        value = value[0]
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _fingerprint(info: tfds.core.DatasetInfo, split: str) -> str:
+    """Of the set's name, description and features, and of the sizes of the split's files."""
+    told = [info.full_name, info.description, split, str(info.features)]
+    base = re.split(r"[\[+]", split)[0]
+    sizes = [files.size(os.fspath(path)) for path in info.splits[base].filepaths] if base in info.splits else []
+    return hashlib.sha256(json.dumps([*told, sizes]).encode()).hexdigest()[:16]

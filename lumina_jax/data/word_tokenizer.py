@@ -1,0 +1,103 @@
+"""A small word-level tokenizer.json with Chameleon's token names at ids of its own, for data without Chameleon's tokenizer.
+
+Chameleon's text rules (white space, single digits, punctuation, byte-level words), with two liberties that keep prompts
+short: the fixed pieces of the prompt stay whole, and every known word is one token. Any other text falls into bytes, so
+all text round-trips.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from lumina_jax.conversation import TASKS, image_prompt
+from lumina_jax.errors import InputError
+from lumina_jax.vocab import (
+    BEGIN,
+    BEGIN_IMAGE,
+    END_IMAGE,
+    END_OF_LINE,
+    END_OF_TURN,
+    FILE_NAMES,
+    image_code_name,
+    size_name,
+)
+
+SIZE_UNITS = 16
+"""The longest side a size token can say, in units of 32 px."""
+
+TEMPLATES = tuple(re.split(r"\d+x\d+", image_prompt(1, 1, "")))
+"""What stands before and behind the size in a request for an image: one token each."""
+
+TASK_TEMPLATES = (
+    *TEMPLATES,
+    *(
+        piece
+        for name, task in TASKS.items()
+        if name != "generate"
+        for piece in re.split(r"\{\w+\}|<\|image\|>", task.request)
+        if re.search(r"\w", piece)
+    ),
+)
+"""What stands before and behind the places to fill in, in the requests of all tasks."""
+
+
+def build(
+    codes: int,
+    texts: Iterable[str] = (),
+    limit: int = 4096,
+    size_units: int = SIZE_UNITS,
+    templates: tuple[str, ...] = TEMPLATES,
+    words: Iterable[str] = (),
+) -> Tokenizer:
+    """A tokenizer for ``codes`` image codes in which each of ``words`` is one token.
+
+    So are ``templates``, the fixed pieces of prompts, and the ``limit`` most frequent words of ``texts``. Heights and
+    widths go up to ``size_units``. Ids in order: the general tokens, the image codes, the markers, the sizes, the 256
+    bytes, the prompts' pieces, the words.
+    """
+    if codes < 1:
+        raise InputError(f"{codes} image codes; a tokenizer needs at least 1")
+    special = [
+        *(BEGIN, "<pad>", "</s>", "<unk>"),
+        *(image_code_name(code) for code in range(codes)),
+        *(END_IMAGE, BEGIN_IMAGE, END_OF_TURN, END_OF_LINE),
+        *(size_name(units) for units in range(1, size_units + 1)),
+    ]
+    split = _pre_tokenizer(templates)
+    names = (*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *_pieces(split, [*templates, *words]))
+    learned = _pieces(split, texts)[:limit]
+    ids = {name: number for number, name in enumerate(dict.fromkeys((*names, *learned)))}
+    # No merges: a piece is one token where the vocabulary has it whole, and bytes where it has not.
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    return tokenizer
+
+
+def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
+    """Writes tokenizer.json into a folder, which is made if need be; returns its path."""
+    path = Path(folder) / FILE_NAMES[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    tokenizer.save(str(temporary))
+    temporary.replace(path)
+    return path
+
+
+def _pre_tokenizer(templates: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
+    whole = "|".join(re.escape(template) for template in templates)
+    # One pattern instead of Chameleon's chain of splitters, which would cut the templates again.
+    pattern = Regex(rf"{whole}|[\t\n]|    |  |\p{{N}}|[\p{{P}}\p{{S}}]| ?\p{{L}}+")
+    return pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+
+
+def _pieces(split: pre_tokenizers.PreTokenizer, texts: Iterable[str]) -> list[str]:
+    """The pieces of texts that are longer than a byte, the most frequent first."""
+    counts = Counter(piece for text in texts for piece, _ in split.pre_tokenize_str(text) if len(piece) > 1)
+    return sorted(counts, key=lambda piece: (-counts[piece], piece))

@@ -1,0 +1,32 @@
+"""Errors that a user can mend. run.py shows them as one line; any other exception is a bug and shows its traceback.
+
+Each names the value, the limit and the cure. The subclasses are also the built-in exceptions that callers expect.
+"""
+
+
+class UserError(Exception):
+    """What the caller gave, or what lies on disk, is wrong; the message says what to change."""
+
+
+class InputError(UserError, ValueError):
+    """A wrong value: a field, an argument, the content of a file."""
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
+class ExistingFileError(UserError, FileExistsError):
+    """A file or folder that would be overwritten."""
+
+
+class StorageError(UserError, OSError):
+    """A store, a disk or a network that does not do what was asked."""
+
+
+class MissingPackageError(UserError, ImportError):
+    """A package that has to be installed first."""
+
+
+class NotFiniteError(UserError, FloatingPointError):
+    """Weights, logits or a loss that hold NaN or infinity."""
