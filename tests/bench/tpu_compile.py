@@ -88,10 +88,10 @@ CASES = (
 def compile_figures(case: CompileCase) -> dict:
     """Compiles a case; the figures of one chip, as a row of compiled.json."""
     from lumina_jax.pods import report
-    from lumina_jax.pods.compile import outcomes
+    from lumina_jax.pods.compile import compile_programs
 
     cfg = run.load_experiment(f"{run.REPOSITORY}/{case.config}", case.changes.split())
-    (outcome,) = outcomes(cfg, parse(case.topology), (case.program,), case.int8)
+    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), case.int8)
     if outcome.costs is None:
         sys.exit(f"{case.name}: {report.verdict(outcome)}")
     return asdict(case) | _figures(outcome)
@@ -99,31 +99,26 @@ def compile_figures(case: CompileCase) -> dict:
 
 def _figures(outcome) -> dict:
     work, costs = outcome.work, outcome.costs
-    sizes = {"rows": work.rows, "length": work.length, "hbm_gib": round(outcome.build.needed / GIB, 1)}
-    compile_s = round(outcome.build.seconds)
-    if outcome.what == "decode":
-        reduced = (
-            n for part in ("sync", "async") for name, (n, _) in costs.calls(part).items() if "all-reduce" in name
-        )
+    sizes = {"rows": work.rows, "length": work.length, "hbm_gib": round(outcome.compilation.needed / GIB, 1)}
+    compile_s = round(outcome.compilation.seconds)
+    if outcome.program == "decode":
+        calls = [*costs.calls("sync").items(), *costs.calls("async").items()]
         return sizes | {
-            "temporaries_mib": round(outcome.build.memory.temporaries / 2**20),
-            "pass_s": round(costs.roof, 5),
-            "bound_s": round(outcome.bound, 5),
-            "all_reduces": sum(reduced),
+            "temporaries_mib": round(outcome.compilation.hbm.temporaries / 2**20),
+            "pass_s": round(costs.roofline, 5),
+            "bound_s": round(outcome.decode_bound, 5),
+            "all_reduces": sum(times for name, (times, _) in calls if name.startswith("all-reduce")),
             "compile_s": compile_s,
         }
-    parts = {"products_s": "mxu", "traffic_s": "memory", "kernels_s": "kernels", "collectives_s": "sync"}
-    seconds = {name: round(costs.seconds(part), 3) for name, part in parts.items()}
-    return (
-        sizes
-        | seconds
-        | {
-            "hidden_collectives_s": round(costs.seconds("async"), 3),
-            "step_s": round(costs.serial, 3),
-            "mfu": round(outcome.mfu(costs.serial), 3),
-            "compile_s": compile_s,
-        }
-    )
+    names = {"products_s": "mxu", "traffic_s": "memory", "kernels_s": "kernels", "collectives_s": "sync"}
+    seconds = {name: round(costs.seconds(category), 3) for name, category in names.items()}
+    totals = {
+        "hidden_collectives_s": round(costs.seconds("async"), 3),
+        "step_s": round(costs.serial, 3),
+        "mfu": round(outcome.mfu(costs.serial), 3),
+        "compile_s": compile_s,
+    }
+    return sizes | seconds | totals
 
 
 def read_rows() -> dict[CompileCase, dict]:
