@@ -26,17 +26,3 @@ def load_experiment(path: str, changes: list[str]):
     if not isinstance(experiment, Experiment):
         raise InputError(f"{path} does not end in `experiment = Experiment(...)`")
     return override(experiment, changes)
-
-
-def load_vq(path: str):
-    """The image tokenizer at ``path``: a PatchVQ .npz, a vqgan.ckpt, or a folder that holds either."""
-    from lumina_jax.model.patchvq import PatchVQ
-
-    found = Path(path)
-    if found.is_dir() and (found / "vq.npz").is_file():
-        found = found / "vq.npz"
-    if found.suffix == ".npz":
-        return PatchVQ.load(found)
-    from convert import load_vqvae
-
-    return load_vqvae(found)

@@ -19,7 +19,7 @@ def open_parts():
     return NoiseSource(bad=(3, 17)), tiny_vq(), tiny_vocab()
 
 
-def stages(out: Path) -> list[Stage]:
+def stages(out: Path) -> list[PretokenizeStage]:
     return [PretokenizeStage(str(out / "small"), SIZES, 400), PretokenizeStage(str(out / "large"), [(32, 32)], 400)]
 
 
