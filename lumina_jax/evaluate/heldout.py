@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumina_jax.config import SampleConfig
-from lumina_jax.data.pipeline import lay_out
+from lumina_jax.data.pipeline import collate
 from lumina_jax.data.shards import Shards, check_made_with
 from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
@@ -40,7 +40,7 @@ def held_out(model: Chameleon, vocab: Vocab, path: str, most: int = 4096, vq: st
     xent = tokens = right = 0.0
     for samples in _groups(shards, most):
         longest = max(len(ids) for ids, _ in samples)
-        batch = lay_out(samples, range(len(samples)), (len(samples), -(-longest // LENGTH_STEP) * LENGTH_STEP))
+        batch = collate(samples, range(len(samples)), (len(samples), -(-longest // LENGTH_STEP) * LENGTH_STEP))
         sums, hits = measure(model, batch)
         xent, tokens, right = xent + float(sums.xent), tokens + float(sums.tokens), right + float(hits)
     if not tokens:
