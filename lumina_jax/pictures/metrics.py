@@ -6,6 +6,8 @@ from scipy import ndimage
 from lumina_jax.pictures.annotations import Box
 
 LUMA = np.array([0.299, 0.587, 0.114])
+BEST_PSNR = 100.0
+"""The PSNR of equal pictures, and the limit of all others, in dB."""
 
 
 def confusion(truth: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
@@ -65,6 +67,16 @@ def box_iou(first: Box, second: Box) -> float:
     common = max(width, 0) * max(height, 0)
     areas = [(right - left) * (lower - upper) for left, upper, right, lower in (first, second)]
     return common / (sum(areas) - common)
+
+
+def psnr(first: np.ndarray, second: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two u8 pictures of one shape, at most BEST_PSNR."""
+    return psnr_of_error(float(np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2)))
+
+
+def psnr_of_error(error: float) -> float:
+    """The PSNR in dB of a mean squared error of levels 0 to 255, at most BEST_PSNR."""
+    return min(BEST_PSNR, float(10 * np.log10(255**2 / error))) if error else BEST_PSNR
 
 
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
