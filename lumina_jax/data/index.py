@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lumina_jax.errors import InputError
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 
 CHUNK = 2**20
 WORTH_A_METER = 2**24
@@ -41,7 +41,7 @@ class LengthIndex:
         ids = np.empty(total, np.uint32 if total < 2**32 else np.uint64)
         ends = self._begins.reshape(-1, len(tokens)).copy()
         small = np.uint16 if limit < 2**16 else np.uint32  # NumPy sorts 16 bits by counting
-        with Meter("sorting records by length", total, shown=total >= WORTH_A_METER) as meter:
+        with ProgressDisplay("sorting records by length", total, show=total >= WORTH_A_METER) as meter:
             for folder, part in enumerate(tokens):
                 for begin, lengths in _chunks(part):
                     order = np.argsort(lengths.astype(small), kind="stable")

@@ -11,8 +11,8 @@ from lumina_jax.data.shard_writer import write_totals
 from lumina_jax.data.shards import MANIFEST, SETTINGS, Manifest, Settings, read_json, write_json
 from lumina_jax.data.sources import Source
 from lumina_jax.errors import InputError
-from lumina_jax.progress import Meter
-from lumina_jax.storage import Folder
+from lumina_jax.progress import ProgressDisplay
+from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab, size_name
 
 SHARD_RECORDS = 8192
@@ -77,16 +77,16 @@ def pretokenize_stages(
     folders = begin(stages, settings)
     mine = set(range(settings[0].shards)[own])
     title = f"pretokenize {', '.join(map(str, folders))}"
-    with Meter(title, sum(len(settings[0].span(shard)) for shard in mine), progress) as meter:
-        if all(folder.has(MANIFEST) for folder in folders):
-            meter.say(f"{', '.join(map(str, folders))}: finished already")
+    with ProgressDisplay(title, sum(len(settings[0].span(shard)) for shard in mine), progress) as meter:
+        if all(folder.exists(MANIFEST) for folder in folders):
+            meter.print_line(f"{', '.join(map(str, folders))}: finished already")
             return finish(stages)
         todo = shards_to_make(folders, settings, mine)
         meter.skip(sum(len(settings[0].span(shard)) for shard in mine - set(todo)))
         encoder = Encoder.on_devices(vq, batch)
         Maker(source, vocab, encoder, stages, settings, threads).make(todo, meter)
         if left := shards_to_make(folders, settings, set(range(settings[0].shards))):
-            meter.say(f"{len(left)} of {settings[0].shards} shards are still to be made by other processes")
+            meter.print_line(f"{len(left)} of {settings[0].shards} shards are still to be made by other processes")
             return []
     return finish(stages)
 
@@ -120,13 +120,13 @@ def stage_settings(
     ]
 
 
-def begin(stages: Sequence[Stage], settings: Sequence[Settings]) -> list[Folder]:
+def begin(stages: Sequence[Stage], settings: Sequence[Settings]) -> list[StorageFolder]:
     """Claims the folder of each stage; ValueError when one belongs to other settings."""
-    folders = [Folder(stage.out) for stage in stages]
-    if len({folder.place for folder in folders}) < len(folders):
+    folders = [StorageFolder(stage.out) for stage in stages]
+    if len({folder.url for folder in folders}) < len(folders):
         raise InputError(f"two stages have one folder, {folders[0]}; give each its own")
     for folder, wanted in zip(folders, settings, strict=True):
-        if not folder.has(SETTINGS):
+        if not folder.exists(SETTINGS):
             write_json(folder, SETTINGS, wanted)
     for folder, wanted in zip(folders, settings, strict=True):
         if differences := read_json(folder, SETTINGS, Settings).differences(wanted):
@@ -137,7 +137,7 @@ def begin(stages: Sequence[Stage], settings: Sequence[Settings]) -> list[Folder]
 
 
 def shards_to_make(
-    folders: Sequence[Folder], settings: Sequence[Settings], shards: set[int]
+    folders: Sequence[StorageFolder], settings: Sequence[Settings], shards: set[int]
 ) -> dict[int, tuple[int, ...]]:
     """Of ``shards`` those that are not whole -> the numbers of the stages that lack them."""
     missing = [set(each.missing(folder)) & shards for folder, each in zip(folders, settings, strict=True)]
@@ -152,12 +152,12 @@ def finish(stages: Sequence[Stage]) -> list[Manifest]:
 
     Raises ValueError naming the shards that a folder lacks.
     """
-    return [_finish(Folder(stage.out)) for stage in stages]
+    return [_finish(StorageFolder(stage.out)) for stage in stages]
 
 
-def _finish(folder: Folder) -> Manifest:
-    if folder.has(MANIFEST):
-        folder.tidy()
+def _finish(folder: StorageFolder) -> Manifest:
+    if folder.exists(MANIFEST):
+        folder.remove_temporary_files()
         return read_json(folder, MANIFEST, Manifest)
     settings = read_json(folder, SETTINGS, Settings)
     if missing := settings.missing(folder):

@@ -17,8 +17,8 @@ from lumina_jax.data.shards import Settings
 from lumina_jax.data.sources import Record, Source
 from lumina_jax.errors import InputError
 from lumina_jax.pictures import pixels
-from lumina_jax.progress import Meter
-from lumina_jax.storage import Folder
+from lumina_jax.progress import ProgressDisplay
+from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab
 
 BAD_RECORD = (ValueError, OSError)
@@ -76,7 +76,7 @@ class Maker:
     settings: Sequence[Settings]
     threads: int
 
-    def make(self, todo: Mapping[int, Sequence[int]], meter: Meter) -> None:
+    def make(self, todo: Mapping[int, Sequence[int]], meter: ProgressDisplay) -> None:
         """Writes each shard of ``todo`` for the stages it is wanted in (their numbers).
 
         A shard is a pure function of its number, its stage and what was given at the start. While it is tokenized and written
@@ -91,7 +91,9 @@ class Maker:
             if writing is not None:
                 writing.result()
 
-    def _drafts(self, todo: Mapping[int, Sequence[int]], meter: Meter) -> Iterator[tuple[int, dict[int, _Draft]]]:
+    def _drafts(
+        self, todo: Mapping[int, Sequence[int]], meter: ProgressDisplay
+    ) -> Iterator[tuple[int, dict[int, _Draft]]]:
         """(shard, {stage: draft}) of each shard, all of its images on their way to the devices."""
         shards, per_shard = list(todo), -(-self.settings[0].shard_records // BLOCK)
 
@@ -134,7 +136,7 @@ class Maker:
         except BAD_RECORD as error:
             return _View(reason=_reason(error))
 
-    def _write(self, shard: int, drafts: dict[int, _Draft], meter: Meter) -> None:
+    def _write(self, shard: int, drafts: dict[int, _Draft], meter: ProgressDisplay) -> None:
         for stage, draft in drafts.items():
             samples, rejects, kinds, crops = [], [], Counter(), Counter()
             grids, encoded = draft.grids.grids(), draft.texts(self.vocab)
@@ -151,10 +153,10 @@ class Maker:
                 kinds[kind_of(*sample, self.vocab)] += 1
                 crops.update(f"{width}x{height}" for width, height in sizes)
             settings, out = self.settings[stage], self.stages[stage].out
-            write_shard(Folder(out), settings, shard, samples, rejects, kinds, crops)
+            write_shard(StorageFolder(out), settings, shard, samples, rejects, kinds, crops)
             if len(rejects) > len(samples):
                 file = settings.file(shard, "*")
-                meter.say(
+                meter.print_line(
                     f"{out}: {len(rejects)} of {len(rejects) + len(samples)} records of shard {shard} were rejected, the "
                     f"first because {rejects[0]['reason']}; if that has passed, delete {file} and start again"
                 )
