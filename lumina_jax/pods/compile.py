@@ -22,6 +22,7 @@ from tokenizers.models import WordLevel
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment, MeshConfig, ModelConfig
 from lumina_jax.errors import InputError
+from lumina_jax.model.backend import backend
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.int8 import quantized
 from lumina_jax.model.params import count
@@ -161,7 +162,7 @@ def sampling(
     shapes = jax.eval_shape(functools.partial(_stored, cfg.model, int8))
     model = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, shardings(shapes, mesh))
     prompts = [np.zeros(PROMPT, np.int32)] * mesh.shape["replica"]
-    window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window or decode.WINDOW
+    window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window or backend(mesh).draft_window
     settings = replace(cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT - window, 1))
     programs = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
     rows = len(prompts) * (2 if cfg.sample.guidance != 1 else 1)
