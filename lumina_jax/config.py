@@ -57,7 +57,7 @@ class ModelConfig:
 class VQConfig:
     """The image tokenizer. ``kind="vqgan"`` is Chameleon's (defaults are its real size); ``kind="patch"`` is PatchVQ.
 
-    ``path`` names a vqgan.ckpt (its vqgan.yaml beside it, whose numbers then win) or a PatchVQ .npz.
+    ``path`` is a vqgan.ckpt (sizes in the vqgan.yaml beside it override these) or the .npz of a PatchVQ.
     """
 
     kind: str = "vqgan"
@@ -184,15 +184,15 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How the devices are laid out, what the step keeps in memory, and by which kernels it computes.
+    """The mesh of devices, what a train step keeps in memory, and the kernels that it uses.
 
-    One of ``replica``, ``fsdp``, ``tensor`` may be -1: as many as are left. ``zero1`` splits master weights and optimizer
+    One of ``replica``, ``fsdp``, ``tensor`` may be -1: all devices that are left. ``zero1`` splits master weights and optimizer
     state over the replicas as well. ``compute`` is the dtype of matrices and activations; master weights and optimizer state
-    are always float32. ``remat`` says what is kept for the backward pass, and what is recomputed (REMAT in model/block.py).
-    ``loss_chunk`` is how many tokens of a row have logits at a time. ``unroll`` is how many layers the scan lays out side by
-    side: 1 compiles fastest, all of a tiny model's run fastest. ``attention`` is "splash" (Pallas kernels), "plain", or
-    "auto": splash on TPUs. ``dropout_rng`` "global" draws the same masks on every mesh; "local" lets each device draw its
-    own, from the hardware's generator, which is much faster.
+    are always float32. ``remat`` selects what is kept for the backward pass and what is recomputed (REMAT in model/block.py).
+    ``loss_chunk`` is the number of tokens of a row whose logits exist at a time. ``unroll`` is the number of layers in an
+    iteration of the scan: 1 compiles fastest; all layers run fastest in a tiny model. ``attention`` is "splash" (Pallas kernels),
+    "plain", or "auto": splash on TPUs. ``dropout_rng`` "global" draws the same masks on every mesh; with "local" each device draws
+    its own with the hardware's generator, which is much faster.
     """
 
     replica: int = 1

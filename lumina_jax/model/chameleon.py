@@ -22,7 +22,8 @@ from lumina_jax.sharding import STORE, all_gather, axis_size, for_compute, per_d
 CachedLayers = Callable[
     [jax.Array, tuple[jax.Array, jax.Array], KVCache, Sequence[int] | None], tuple[jax.Array, KVCache]
 ]
-"""(x [B T D], angles, cache, reaches) -> (the last layer's output [B T D], the cache with new keys and values, its length as before)."""
+"""All layers over a cache: (x [B T D], angles of parts.rotary, cache, reaches of :meth:`Chameleon.cached`) -> (x behind the last
+layer, the cache with the new keys and values; its length is still the old one)."""
 
 
 class Chameleon(nnx.Module):

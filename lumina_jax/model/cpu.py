@@ -84,7 +84,7 @@ def attend_past(
 
 
 def write_slots(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-    """:func:`attention.write_slots` row by row: for all rows at once XLA copies the cache, a pass of 16 takes three times as long."""
+    """:func:`attention.write_slots` row by row. For all rows at once XLA copies the cache, which trebles a pass of 16 rows."""
     if start.ndim == 0:
         return attention.write_slots(cache, new, start)
     new = new.astype(cache.dtype)
