@@ -1,4 +1,4 @@
-"""What the command line names: an experiment, with its changes, and an image tokenizer."""
+"""The experiment that the command line names, with the fields it changes."""
 
 import difflib
 import runpy
@@ -48,17 +48,3 @@ def _unknown_name(path: str, name: str, known: list[str]) -> str:
         return f"{path} holds no experiment {name}; the nearest are: {', '.join(nearest)}; {path} alone lists all"
     content = f"no experiment {name}" if name else f"{len(known)} experiments"
     return f"{path} holds {content}; name one, as {path}:{known[0]}; they are: {', '.join(known)}"
-
-
-def load_vq(path: str):
-    """The image tokenizer at ``path``: a PatchVQ .npz, a vqgan.ckpt, or a folder that holds either."""
-    from lumina_jax.model.patchvq import PatchVQ
-
-    found = Path(path)
-    if found.is_dir() and (found / "vq.npz").is_file():
-        found = found / "vq.npz"
-    if found.suffix == ".npz":
-        return PatchVQ.load(found)
-    from convert import load_vqvae
-
-    return load_vqvae(found)

@@ -3,7 +3,7 @@
 import json
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 
-from lumina_jax.cli.experiments import config_arguments, load_experiment, load_vq
+from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import worker
 from lumina_jax.errors import InputError
 
@@ -76,9 +76,10 @@ def _pretokenize(options: Namespace) -> None:
 
 def _parts(spec: str, seed: int, cfg):
     """(source, VQ model, tokenizer), opened here: a Beam worker calls this too."""
+    from convert import load_image_tokenizer
     from lumina_jax.vocab import Vocab
 
-    return _source(spec, seed, cfg)[0], load_vq(cfg.vq.path), Vocab.load(cfg.data.tokenizer)
+    return _source(spec, seed, cfg)[0], load_image_tokenizer(cfg.vq.path), Vocab.load(cfg.data.tokenizer)
 
 
 def _stages(options: Namespace, cfg, sizes) -> list:
@@ -149,9 +150,10 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
     from lumina_jax.toyworld.fit import fit_world
 
     if options.source.startswith("omni"):
+        from convert import load_image_tokenizer
         from lumina_jax.toyworld.omni_fit import fit_omni
 
-        fit_omni(cfg.vq, cfg.data, load_vq(options.base) if options.base else None)
+        fit_omni(cfg.vq, cfg.data, load_image_tokenizer(options.base) if options.base else None)
         return
     if options.base:
         raise InputError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")

@@ -4,7 +4,7 @@ import os
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.experiments import config_arguments, load_experiment, load_vq
+from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import join, process_arguments
 from lumina_jax.errors import MissingFileError
 
@@ -75,10 +75,11 @@ def _check_vq(cfg, vocab, manifests) -> None:
     if not Path(cfg.vq.path).exists():
         print(f"vq.path={cfg.vq.path} is not here: whether it made the tokens of the pictures is not known")
         return
-    from lumina_jax.data.encode import vq_fingerprint
+    from convert import load_image_tokenizer
     from lumina_jax.data.shards import check_made_with
+    from lumina_jax.model.image_tokenizer import fingerprint
 
-    own = vq_fingerprint(load_vq(cfg.vq.path))
+    own = fingerprint(load_image_tokenizer(cfg.vq.path))
     for path, manifest in manifests.items():
         check_made_with(manifest, vocab, own, path)
 

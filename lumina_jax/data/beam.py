@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from lumina_jax.data.encode import Encoder, ImageTokenizer
+from lumina_jax.data.encode import Encoder
 from lumina_jax.data.pretokenize import SHARD_RECORDS, begin, finish, shards_to_make, stage_settings
 from lumina_jax.data.shard_maker import Maker, Stage
 from lumina_jax.data.shards import Manifest, Settings
 from lumina_jax.data.sources import Source
 from lumina_jax.errors import InputError, MissingPackageError
+from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.progress import Meter
 from lumina_jax.vocab import Vocab
 

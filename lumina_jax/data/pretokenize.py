@@ -5,12 +5,13 @@ from pathlib import Path
 
 from lumina_jax import layout
 from lumina_jax.config import DataConfig
-from lumina_jax.data.encode import Encoder, ImageTokenizer, vq_fingerprint
+from lumina_jax.data.encode import Encoder
 from lumina_jax.data.shard_maker import Maker, Stage
 from lumina_jax.data.shard_writer import write_totals
 from lumina_jax.data.shards import MANIFEST, SETTINGS, Manifest, Settings, read_json, write_json
 from lumina_jax.data.sources import Source
 from lumina_jax.errors import InputError
+from lumina_jax.model.image_tokenizer import ImageTokenizer, fingerprint
 from lumina_jax.progress import Meter
 from lumina_jax.storage import Folder
 from lumina_jax.vocab import Vocab, size_name
@@ -106,7 +107,7 @@ def stage_settings(
     for stage in stages:
         _check_fit(stage.sizes, vq, vocab)
     made_from = dict(
-        records=len(source), source=source.fingerprint, tokenizer=vocab.fingerprint, vq=vq_fingerprint(vq), seed=seed
+        records=len(source), source=source.fingerprint, tokenizer=vocab.fingerprint, vq=fingerprint(vq), seed=seed
     )
     return [
         Settings(

@@ -8,11 +8,10 @@ from PIL import Image
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.errors import InputError
-from lumina_jax.evaluate.reconstruction import psnr
 from lumina_jax.layout import TOKENS_AROUND, grid_tokens
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.pictures.metrics import ssim
-from lumina_jax.pictures.pixels import to_image, to_pixels
+from lumina_jax.model.image_tokenizer import decode_image, encode_image
+from lumina_jax.pictures.metrics import psnr, ssim
 from lumina_jax.sample import generate
 from lumina_jax.sample.picture import pictures
 from lumina_jax.sample.prompt import Desk
@@ -37,12 +36,12 @@ def refine(model: Chameleon, desk: Desk, image: Image.Image, cfg: SampleConfig, 
     """``image``, cut to a size the model knows, through the task "refine". Raises ValueError when no picture comes back."""
     ask = desk.task("refine", "", [image], cfg)
     original = desk.cropped(image)
-    codes = np.asarray(desk.vq.encode(to_pixels(original)[None]))
-    room = min(cfg.max_new_tokens, grid_tokens(*codes.shape[1:]) + TOKENS_AROUND)
+    codes = encode_image(desk.vq, original)
+    room = min(cfg.max_new_tokens, grid_tokens(*codes.shape) + TOKENS_AROUND)
     (answer,) = generate(model, [ask.ids], key, replace(cfg, max_new_tokens=room), desk.vocab, sizes=[ask.size])
     found = pictures(answer, desk.vq, desk.vocab)
     if not found or found[0].size != original.size:
         raise InputError(
             f"the model answers without a picture of {original.width}x{original.height} px; refining takes a model of Omni-SFT"
         )
-    return Refined(original, to_image(np.asarray(desk.vq.decode(codes))[0]), found[0])
+    return Refined(original, decode_image(desk.vq, codes), found[0])

@@ -5,6 +5,9 @@ from scipy import ndimage
 
 from lumina_jax.pictures.annotations import Box
 
+BEST_PSNR = 100.0
+"""What equal pictures count as, in dB."""
+
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -80,3 +83,13 @@ def ssim(first: np.ndarray, second: np.ndarray) -> float:
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     above = (2 * mean_x * mean_y + c1) * (2 * common + c2)
     return float(np.mean(above / ((mean_x**2 + mean_y**2 + c1) * (spread_x + spread_y + c2))))
+
+
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of two u8 pictures of one shape, at most BEST_PSNR."""
+    return psnr_of(np.mean((image.astype(np.float64) - reference.astype(np.float64)) ** 2))
+
+
+def psnr_of(mean_squared_error: float) -> float:
+    """Peak signal-to-noise ratio in dB of u8 pictures with this mean squared error, at most BEST_PSNR."""
+    return float(10 * np.log10(255**2 / max(mean_squared_error, 255**2 / 10 ** (BEST_PSNR / 10))))

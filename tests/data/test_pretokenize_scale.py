@@ -16,12 +16,13 @@ from flax import nnx
 
 from lumina_jax.config import VQConfig
 from lumina_jax.data import shards
-from lumina_jax.data.encode import Encoder, GridEncoder, vq_fingerprint
+from lumina_jax.data.encode import Encoder, GridEncoder
 from lumina_jax.data.pretokenize import finish, pretokenize, pretokenize_stages
 from lumina_jax.data.shard_maker import Stage
 from lumina_jax.data.shards import Shards, check_made_with
 from lumina_jax.data.sources import Record
 from lumina_jax.layout import decode_grid, images_in
+from lumina_jax.model.image_tokenizer import fingerprint
 from lumina_jax.model.vqvae import VQVAE
 from lumina_jax.pictures import pixels
 from lumina_jax.storage import Folder, write_whole
@@ -185,14 +186,14 @@ def test_the_manifest_says_what_the_records_teach(tmp_path):
 
 def test_tokens_made_with_another_tokenizer_or_vq_model_are_refused(whole, tmp_path):
     manifest = Shards(whole).manifest
-    check_made_with(manifest, VOCAB, vq_fingerprint(VQ))
+    check_made_with(manifest, VOCAB, fingerprint(VQ))
     check_made_with(manifest, VOCAB)
-    with pytest.raises(ValueError, match=rf"here was made with the VQ model {vq_fingerprint(VQ)}, .*vq\.path"):
-        check_made_with(manifest, VOCAB, vq_fingerprint(tiny_vq(1)), "here")
+    with pytest.raises(ValueError, match=rf"here was made with the VQ model {fingerprint(VQ)}, .*vq\.path"):
+        check_made_with(manifest, VOCAB, fingerprint(tiny_vq(1)), "here")
     with pytest.raises(ValueError, match=r"tokenizer .*data\.tokenizer"):
-        check_made_with(manifest, tiny_vocab("<other>"), vq_fingerprint(VQ))
+        check_made_with(manifest, tiny_vocab("<other>"), fingerprint(VQ))
     text = run(tmp_path, TextSource(9))
-    check_made_with(text, VOCAB, vq_fingerprint(tiny_vq(1)))
+    check_made_with(text, VOCAB, fingerprint(tiny_vq(1)))
 
 
 def test_another_limit_is_refused_by_name(whole):
@@ -206,8 +207,8 @@ def test_fingerprints_ask_for_what_decides_the_codes(vqvae):
         parts = jax.tree_util.tree_map_with_path(
             lambda path, leaf, name=name: leaf + 1 if jax.tree_util.keystr(path).startswith(f".{name}") else leaf, vqvae
         )
-        changed[name] = vq_fingerprint(parts)
-    assert changed["decoder"] == vq_fingerprint(vqvae) != changed["encoder"]
+        changed[name] = fingerprint(parts)
+    assert changed["decoder"] == fingerprint(vqvae) != changed["encoder"]
 
 
 @pytest.mark.parametrize("devices", [2, 8])
