@@ -1,4 +1,4 @@
-"""The experiment that the command line names, with the fields it changes."""
+"""What the command line names: an experiment with its changes."""
 
 import difflib
 import runpy

@@ -69,7 +69,7 @@ def _pretokenize(options: Namespace) -> None:
         manifests = pretokenize_with_beam(parts, stages, options.seed, beam, **arguments)
     else:
         parts = _parts(options.source, options.seed, cfg)
-        manifests = pretokenize_stages(*parts, stages, options.seed, own=own, **arguments)
+        manifests = pretokenize_stages(*parts, stages, options.seed, shard_slice=own, **arguments)
     for stage, manifest in zip(stages, manifests, strict=False):
         print(f"{stage.out}: {manifest.kept:,} records, {manifest.tokens:,} tokens, {manifest.rejected:,} rejected")
 
@@ -84,7 +84,7 @@ def _parts(spec: str, seed: int, cfg):
 
 def _stages(options: Namespace, cfg, sizes) -> list:
     """The folders to write: data.path, or one in it for each of --sizes."""
-    from lumina_jax.data.shard_maker import Stage
+    from lumina_jax.data.shard_maker import PretokenizeStage
     from lumina_jax.layout import crop_sizes
 
     if options.sizes and sizes:
@@ -96,7 +96,7 @@ def _stages(options: Namespace, cfg, sizes) -> list:
     limits = limits * len(edges) if len(limits) == 1 else limits
     place = cfg.data.path.rstrip("/")
     return [
-        Stage(
+        PretokenizeStage(
             f"{place}/{edge}" if options.sizes else place,
             tuple(sizes or crop_sizes(edge, cfg.data.patch, cfg.data.max_ratio)),
             limit or None,

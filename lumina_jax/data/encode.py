@@ -22,7 +22,7 @@ RUNNING = 2
 
 
 @dataclass(frozen=True)
-class Encoder:
+class BatchEncoder:
     """A VQ model and where it runs: on every local device, each with rows of its own, where it runs on devices; else on the host.
 
     The codes do not depend on the number of devices: each runs the same program on the same ``rows`` pictures.
@@ -33,7 +33,7 @@ class Encoder:
     mesh: Mesh | None
 
     @classmethod
-    def on_devices(cls, vq: ImageTokenizer, most_rows: int, devices: list[jax.Device] | None = None) -> "Encoder":
+    def on_devices(cls, vq: ImageTokenizer, most_rows: int, devices: list[jax.Device] | None = None) -> "BatchEncoder":
         """``most_rows`` pictures at once on each of ``devices`` (default: all of this host), fewer where they are large."""
         if not vq.on_devices:
             return cls(vq, most_rows, None)
@@ -71,7 +71,7 @@ class GridEncoder:
     codes to the last bit.
     """
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, encoder: BatchEncoder):
         self._encoder = encoder
         self._grids: dict[Hashable, np.ndarray] = {}
         self._waiting: dict[tuple[int, int], list[tuple[Hashable, np.ndarray]]] = defaultdict(list)
