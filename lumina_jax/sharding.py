@@ -126,7 +126,7 @@ gathered.defvjp(
 def per_device(run: Callable, inputs: Sequence[str | P], outputs: str | P | tuple[str | P, ...]) -> Callable:
     """``run`` as each device does it on its own part of every array, split as its letters say by COMPUTE ("": whole).
 
-    Without a mesh that is set there is one part. Inside, :func:`total`, :func:`joined` and :func:`shared` reach the others.
+    Without a mesh there is one part. Inside, :func:`psum`, :func:`all_gather` and :func:`psum_scatter` reach the others.
     """
 
     def place(letters: str | P) -> P:
@@ -145,23 +145,23 @@ def per_device(run: Callable, inputs: Sequence[str | P], outputs: str | P | tupl
     return everywhere
 
 
-def total(x: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
-    """Inside :func:`per_device`: the sum over the devices along mesh ``axes``."""
+def psum(x: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
+    """Inside :func:`per_device`: the sum over the devices along mesh ``axes``; x without a mesh."""
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.psum(x, axes)
 
 
-def joined(x: jax.Array, axis: str, dim: int = 0) -> jax.Array:
-    """Inside :func:`per_device`: the parts that the devices along mesh ``axis`` hold, one behind another along ``dim``."""
-    return x if size_of(axis) == 1 else jax.lax.all_gather(x, axis, axis=dim, tiled=True)
+def all_gather(x: jax.Array, axis: str, dim: int = 0) -> jax.Array:
+    """Inside :func:`per_device`: the parts of the devices along mesh ``axis``, concatenated along ``dim``."""
+    return x if axis_size(axis) == 1 else jax.lax.all_gather(x, axis, axis=dim, tiled=True)
 
 
-def shared(x: jax.Array, axis: str, dim: int = 0) -> jax.Array:
+def psum_scatter(x: jax.Array, axis: str, dim: int = 0) -> jax.Array:
     """Inside :func:`per_device`: this device's part along ``dim`` of the sum over the devices along mesh ``axis``."""
-    return x if size_of(axis) == 1 else jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
+    return x if axis_size(axis) == 1 else jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
 
 
-def size_of(axis: str) -> int:
-    """How many parts the mesh that is set splits ``axis`` into; 1 without a mesh."""
+def axis_size(axis: str) -> int:
+    """The number of devices along ``axis`` of the mesh that is set; 1 without a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+from types import EllipsisType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,24 @@ def ones(**sizes: int) -> nnx.Param:
 def zeros(**sizes: int) -> nnx.Param:
     """A float32 weight of zeros."""
     return nnx.Param(jnp.zeros(tuple(sizes.values()), jnp.float32), letters="".join(sizes))
+
+
+class Scaled(NamedTuple):
+    """A matrix w = codes * scale: ``codes`` i8 by the matrix' own letters, ``scale`` f32 by those of its output channels."""
+
+    codes: jax.Array
+    scale: jax.Array
+
+
+class Int8(nnx.Module):
+    """An int8 matrix in the place of a weight (int8.quantized makes it). Indexed like one, it gives :class:`Scaled`."""
+
+    def __init__(self, codes: nnx.Param, scale: nnx.Param):
+        self.codes = codes
+        self.scale = scale
+
+    def __getitem__(self, whole: EllipsisType) -> Scaled:
+        return Scaled(self.codes[whole], self.scale[whole])
 
 
 def is_param(node: object) -> bool:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-from lumina_jax.model.attention import Attention
+from lumina_jax.model.block import Attention
 from lumina_jax.model.parts import QKNorm
 from lumina_jax.model.rotation import norm_rotate, whole_angles
-from lumina_jax.sharding import per_device, platform, size_of
+from lumina_jax.sharding import axis_size, per_device, platform
 
 LANES = 128
 LARGEST_BLOCK = 768
@@ -77,7 +77,7 @@ def _mix(query, key, value, cos, sin, segments, *norms, block: int, interpret: b
 def _rows(norm: QKNorm, factor: float = 1.0) -> tuple[jax.Array, jax.Array]:
     """Scale and bias of ``norm`` times ``factor``, f32[G' K]: rows repeated until they split over the mesh axis of heads."""
     groups = norm.scale.shape[0]
-    share = math.lcm(groups, size_of("tensor")) // groups
+    share = math.lcm(groups, axis_size("tensor")) // groups
     return tuple(jnp.repeat(part[...].astype(jnp.float32) * factor, share, 0) for part in (norm.scale, norm.bias))
 
 

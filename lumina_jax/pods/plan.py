@@ -14,7 +14,8 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from lumina_jax.config import REMAT, Experiment
+from lumina_jax.config import Experiment
+from lumina_jax.model.block import REMAT
 from lumina_jax.pods import report
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import Outcome, compile_train_step

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from lumina_jax.sharding import ROWS, STORE, joined, per_device, platform, shared, size_of, total
+from lumina_jax.model.backend import backend
+from lumina_jax.sharding import ROWS, STORE, all_gather, axis_size, per_device, psum, psum_scatter
 
 TILE = 128
 """Rows of a matrix that TPUs multiply without padding."""
@@ -76,10 +77,10 @@ step_loss.defvjp(_with_gradients, _scaled)
 
 def _own_part(hidden, head, targets, learn, *, z_weight: float, chunk: int):
     """One device's rows: the three sums over all devices, the gradient of hidden [B T D] and its part of the head's."""
-    head = joined(head, "fsdp")
+    head = all_gather(head, "fsdp")
     B, T, D = hidden.shape
     parts = [_cut(x.reshape(B * T, -1), B * chunk) for x in (hidden, targets, learn)]
-    first = head.shape[1] * (jax.lax.axis_index("tensor") if size_of("tensor") > 1 else 0)
+    first = head.shape[1] * (jax.lax.axis_index("tensor") if axis_size("tensor") > 1 else 0)
 
     def add(carry, part):
         sums, d_head = carry
@@ -87,35 +88,27 @@ def _own_part(hidden, head, targets, learn, *, z_weight: float, chunk: int):
         logits = jnp.einsum("TD,DV->TV", rows, head, preferred_element_type=jnp.float32)
         normaliser = _logsumexp(logits)
         chosen = jnp.arange(head.shape[1]) == targets - first
-        own = total(_own(logits, targets - first, chosen), "tensor")
+        own = psum(backend().select(logits, targets - first), "tensor")
         slope = (1 + 2 * z_weight * normaliser) * jnp.exp(logits - normaliser) - chosen
         slope = (learn * slope).astype(rows.dtype)
         new = LossSums(jnp.sum((normaliser - own) * learn), jnp.sum(normaliser**2 * learn), jnp.sum(learn))
         d_head += jnp.einsum("TD,TV->DV", rows, slope, preferred_element_type=jnp.float32)
-        d_rows = total(jnp.einsum("TV,DV->TD", slope, head), "tensor")
+        d_rows = psum(jnp.einsum("TV,DV->TD", slope, head), "tensor")
         return (jax.tree.map(jnp.add, sums, new), d_head), d_rows
 
     zero = (LossSums(*(jnp.zeros((), jnp.float32),) * 3), jnp.zeros(head.shape, jnp.float32))
     (sums, d_head), d_hidden = jax.lax.scan(add, zero, tuple(parts))
     d_hidden = d_hidden.reshape(-1, D)[: B * T].reshape(B, T, D)
-    d_head = total(shared(d_head.astype(head.dtype), "fsdp"), "replica")
-    return *(total(part, ROWS) for part in sums), d_hidden, d_head
-
-
-def _own(logits: jax.Array, targets: jax.Array, chosen: jax.Array) -> jax.Array:
-    """Logits [T V], targets i32[T 1] counted from the first of them, where they are bool[T V] -> [T 1], 0 if absent."""
-    if platform() != "cpu":
-        return jnp.sum(jnp.where(chosen, logits, 0), -1, keepdims=True)
-    here = (targets >= 0) & (targets < logits.shape[1])
-    return jnp.where(here, jnp.take_along_axis(logits, jnp.where(here, targets, 0), -1), 0)
+    d_head = psum(psum_scatter(d_head.astype(head.dtype), "fsdp"), "replica")
+    return *(psum(part, ROWS) for part in sums), d_hidden, d_head
 
 
 def _logsumexp(logits: jax.Array) -> jax.Array:
     """[T V] -> [T 1], over all parts of V."""
     largest = jnp.max(logits, -1, keepdims=True)
-    if size_of("tensor") > 1:
+    if axis_size("tensor") > 1:
         largest = jax.lax.pmax(largest, "tensor")
-    return jnp.log(total(jnp.sum(jnp.exp(logits - largest), -1, keepdims=True), "tensor")) + largest
+    return jnp.log(psum(jnp.sum(jnp.exp(logits - largest), -1, keepdims=True), "tensor")) + largest
 
 
 def _cut(x: jax.Array, most: int) -> jax.Array:

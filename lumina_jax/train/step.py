@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment
+from lumina_jax.model.backend import backend
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import STORE, ZERO, constrain, constrain_weights, shardings
 from lumina_jax.train.loss import LossSums, step_loss
@@ -36,10 +37,6 @@ class Metrics(NamedTuple):
     lr: jax.Array
     tokens: jax.Array
 
-
-CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-"""A CPU begins each step with fresh pages from the system, which cost as much as a tenth of it: fewer is faster. Several
-devices, which wait for each other in collectives, keep the usual schedule: eight of them under load aborted with this one."""
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
@@ -124,7 +121,7 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
         return TrainState(state.step + 1, model, opt, state.key), metrics
 
     places = (state_shardings(cfg, mesh), None)
-    options = CPU_OPTIONS if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu" else None
+    options = backend(mesh).single_device_options if mesh.size == 1 else None
     return jax.jit(step, donate_argnums=0, out_shardings=places, compiler_options=options)
 
 
