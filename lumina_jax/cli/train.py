@@ -99,7 +99,7 @@ def _compile(options: Namespace) -> int:
     from lumina_jax.pods.compile import check_programs, compile_programs
     from lumina_jax.pods.flags import libtpu_init_args
 
-    out = Path(options.out) if options.out else None
+    out = report.output_folder(options.out) if options.out else None
     if options.plan:
         return 0 if plan.run(cfg, target, options.tries, out) else 1
     programs = check_programs(options.what)
