@@ -3,21 +3,45 @@
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
 from convert.convert import atomic_folder, open_source, target_dtypes, write
 from convert.metadata import Target
 from convert.orbax_folder import stack
-from convert.sources import ModelSource
-from convert.table import ROWS
+from convert.sources import VQ_PATH, dtype_examples, vq_rows, vq_sizes
+from convert.table import ROWS, Index, WeightRow, cut, sizes_of
 from convert.tokenizer_files import TokenizerFiles
+from convert.vqvae import encoder_shapes, to_torch
 from lumina_jax.config import MeshConfig, ModelConfig
 from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.vqvae import VQVAE
 from lumina_jax.sharding import make_mesh
-from lumina_jax.train.checkpoint import unflatten
+from lumina_jax.train.checkpoint import flatten, unflatten
+
+
+class ModelSource:
+    """A model in memory behind the interface of a checkpoint, with the encoder of ``vqvae`` if one is passed."""
+
+    layout = "ours"
+
+    def __init__(self, model: Chameleon, cfg: ModelConfig, vqvae: VQVAE | None = None):
+        self.folder, self.cfg, self.settings = Path("the model"), cfg, {}
+        self.vq = vqvae.cfg if vqvae else None
+        encoder = encoder_shapes(vqvae.cfg) if vqvae else {}
+        vq_weights = to_torch(vqvae) if vqvae else {}
+        self._weights = flatten(model) | {VQ_PATH + name: array for name, array in vq_weights.items()}
+        self.rows = (*ROWS, *vq_rows(encoder))
+        self.sizes = {row.path: sizes_of(cfg, row) for row in ROWS} | vq_sizes(encoder)
+        self.dtypes = {row.path: np.dtype(self._weights[row.path].dtype) for row in self.rows}
+        self.dtype_examples = dtype_examples(self.dtypes)
+
+    def read(self, row: WeightRow, layer: int, index: Index) -> np.ndarray:
+        weight = self._weights[row.path]
+        array = np.asarray(weight[layer] if row.per_layer else weight)
+        return cut(array, row.axes, self.sizes[row.path], index)
 
 
 def load_model(path: str | Path, mesh: Mesh | None = None, dtype: str = "") -> tuple[Chameleon, ModelConfig]:

@@ -18,29 +18,23 @@ from convert import tokenizer_files
 from convert.errors import read_errors, write_errors
 from convert.metadata import Target, experiment_of, orbax_metadata, write_settings
 from convert.orbax_folder import OrbaxSource, write_orbax
-from convert.sources import (
-    VQ_PATH,
-    CheckpointSource,
-    HuggingFaceSource,
-    MetaSource,
-    ReadWeight,
-    layers_of,
-    vq_rows,
-    vq_sizes,
-)
+from convert.sources import VQ_PATH, Checkpoint, HuggingFaceSource, MetaSource, Read, SourceWithEncoder, layers_of
 from convert.table import Index, WeightRow
-from convert.tensor_files import open_tensors
 from convert.tokenizer_files import TokenizerFiles
 from convert.torch_files import PlannedFile, plan_hugging_face, plan_meta, write_files
-from convert.vqvae import encoder_shapes, read_config
-from lumina_jax.config import MeshConfig, VQConfig
+from convert.vqvae import read_config
+from lumina_jax.config import MeshConfig
 from lumina_jax.errors import ExistingFileError, InputError, MissingFileError, StorageError
 from lumina_jax.progress import Meter
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import newest
 
-LAYOUTS = ("hf", "lumina", "meta", "ours")
-"""transformers, Lumina-mGPT, Meta's Chameleon, and lumina_jax (Orbax)."""
+LAYOUTS = {
+    "hf": "Hugging Face, as transformers saves it",
+    "lumina": "Hugging Face, as Lumina-mGPT saves it",
+    "meta": "Meta's Chameleon",
+    "ours": "lumina_jax (Orbax)",
+}
 UNFINISHED = ".unfinished"
 """Suffix of folders that are still being written to."""
 CHECKPOINT_FILES = (
@@ -54,7 +48,7 @@ CHECKPOINT_FILES = (
 """The files of a PyTorch checkpoint, of any layout."""
 
 
-def open_source(path: str | Path) -> CheckpointSource:
+def open_source(path: str | Path) -> Checkpoint:
     """The checkpoint at ``path``, of any layout. Raises MissingFileError saying what was looked for, StorageError, InputError."""
     folder = Path(path)
     with read_errors(folder):
@@ -105,12 +99,7 @@ def convert(
 
 
 def write(
-    source: CheckpointSource,
-    files: TokenizerFiles,
-    folder: Path,
-    target: Target,
-    mesh: Mesh | None = None,
-    show: bool = True,
+    source: Checkpoint, files: TokenizerFiles, folder: Path, target: Target, mesh: Mesh | None = None, show: bool = True
 ) -> None:
     """Streams the weights of ``source`` into ``folder``, with the settings that the layout needs beside them."""
     dtypes = target_dtypes(source, target.dtype)
@@ -129,14 +118,14 @@ def write(
             write_orbax(folder, source, read, dtypes, mesh or make_mesh(MeshConfig()), metadata, meter)
         return
     if process == 0:
-        write_settings(folder, source, files, planned, dtypes, target)
+        write_settings(folder, source, files, planned, dtypes["head"], target)
     multihost_utils.sync_global_devices(f"settings written to {folder}")
     share = planned[process::processes]
     with Meter(f"to {target.layout}", sum(file.nbytes for file in share), **display) as meter:
         write_files(folder, share, source.cfg, read, meter)
 
 
-def plan(source: CheckpointSource, dtypes: Mapping[str, np.dtype], target: Target) -> list[PlannedFile]:
+def plan(source: Checkpoint, dtypes: Mapping[str, np.dtype], target: Target) -> list[PlannedFile]:
     """The weight files of ``target``, with every tensor's name, shape and dtype (none for Orbax); reads nothing.
 
     Raises InputError for an unknown layout, and what :func:`plan_hugging_face` and :func:`plan_meta` raise.
@@ -150,7 +139,7 @@ def plan(source: CheckpointSource, dtypes: Mapping[str, np.dtype], target: Targe
     return []
 
 
-def target_dtypes(source: CheckpointSource, dtype: str = "") -> dict[str, np.dtype]:
+def target_dtypes(source: Checkpoint, dtype: str = "") -> dict[str, np.dtype]:
     """row.path -> the dtype to write: ``dtype`` (numpy's name) for the whole decoder, by default the one that it has.
 
     The VQ encoder keeps its dtype. Raises InputError when ``dtype`` is empty and the decoder has several.
@@ -162,27 +151,7 @@ def target_dtypes(source: CheckpointSource, dtype: str = "") -> dict[str, np.dty
     return {row.path: source.dtypes[row.path] if row.path.startswith(VQ_PATH) else chosen for row in source.rows}
 
 
-class SourceWithEncoder:
-    """A checkpoint without a VQ encoder, combined with the encoder of a vqgan.ckpt."""
-
-    def __init__(self, source: CheckpointSource, checkpoint: Path, cfg: VQConfig):
-        self.layout, self.folder, self.cfg, self.settings = source.layout, source.folder, source.cfg, source.settings
-        self._source, self._encoder, self.vq = source, open_tensors(checkpoint), cfg
-        shapes = encoder_shapes(cfg)
-        if wrong := [n for n, shape in shapes.items() if n not in self._encoder or self._encoder[n].shape != shape]:
-            raise InputError(f"{checkpoint} does not fit its .yaml: {', '.join(wrong[:5])} missing or of another shape")
-        self.rows = (*source.rows, *vq_rows(shapes))
-        self.sizes = {**source.sizes, **vq_sizes(shapes)}
-        self.dtypes = {**source.dtypes, **{VQ_PATH + name: self._encoder[name].dtype for name in shapes}}
-        self.dtype_examples = source.dtype_examples
-
-    def read(self, row: WeightRow, layer: int, index: Index) -> np.ndarray:
-        if row.path.startswith(VQ_PATH):
-            return self._encoder[row.path.removeprefix(VQ_PATH)]
-        return self._source.read(row, layer, index)
-
-
-def with_encoder(source: CheckpointSource, files: TokenizerFiles) -> CheckpointSource:
+def with_encoder(source: Checkpoint, files: TokenizerFiles) -> Checkpoint:
     """``source`` with the VQ encoder that transformers expects in a checkpoint: its own, or that of ``files``, if any."""
     has_encoder = any(row.path.startswith(VQ_PATH) for row in source.rows)
     if has_encoder or not files.vq or files.vq.suffix != ".ckpt":
@@ -240,17 +209,16 @@ def _move_into(folder: Path, destination: Path) -> None:
     folder.rmdir()
 
 
-def _weights_folder(folder: Path, source: CheckpointSource, target: Target) -> Path:
+def _weights_folder(folder: Path, source: Checkpoint, target: Target) -> Path:
     """Where the weights go: in Meta's release models/7b or models/30b, apart from their tokenizer, else ``folder`` itself."""
     if target.layout != "meta":
         return folder
     subfolder = folder / "models" / ("7b" if (target.shards or source.cfg.qk_groups) == 1 else "30b")
-    with write_errors(subfolder):
-        subfolder.mkdir(parents=True, exist_ok=True)
+    subfolder.mkdir(parents=True, exist_ok=True)
     return subfolder
 
 
-def _with_zeroed_head(source: CheckpointSource, tokens: np.ndarray) -> ReadWeight:
+def _with_zeroed_head(source: Checkpoint, tokens: np.ndarray) -> Read:
     """``source.read`` with the rows of ``tokens`` i32[n] in the output head set to zero."""
 
     def read(row: WeightRow, layer: int, index: Index) -> np.ndarray:

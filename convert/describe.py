@@ -7,22 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convert import tokenizer_files
-from convert.convert import open_source, target_dtypes
+from convert.convert import LAYOUTS, open_source, target_dtypes
+from convert.errors import read_errors
 from convert.metadata import experiment_of
 from convert.orbax_folder import OrbaxSource
-from convert.sources import VQ_PATH, CheckpointSource
+from convert.sources import VQ_PATH, Checkpoint
 from convert.table import ROWS, sizes_of
 from convert.tokenizer_files import TokenizerFiles
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import MissingFileError, UserError
 from lumina_jax.train.checkpoint import COMMITTED, FOLDER
 
-LAYOUT_NAMES = {
-    "hf": "Hugging Face, as transformers saves it",
-    "lumina": "Hugging Face, as Lumina-mGPT saves it",
-    "meta": "Meta's Chameleon",
-    "ours": "lumina_jax (Orbax)",
-}
 QK_NORM_ROWS = {
     "hf": "one per head ({heads} of queries, {kv_heads} of keys), {qk_groups} different",
     "lumina": "one per group of heads, {qk_groups}",
@@ -73,11 +68,6 @@ class FolderReport:
         """What must be mended before the checkpoint can be used."""
         return tuple(text for topic, text in self.findings if topic == "problem")
 
-    @property
-    def usable(self) -> bool:
-        """Whether there are no problems."""
-        return not self.problems
-
     def text(self) -> str:
         """The report as lines for a terminal."""
         facts = [finding for finding in self.findings if finding.topic not in ("note", "problem")]
@@ -94,8 +84,9 @@ class FolderReport:
 def describe(path: str | Path) -> FolderReport:
     """Reads headers, configs and the small files beside them. What a user can mend is in the report, never raised."""
     path = Path(path)
-    folder = path.parent if path.is_file() else path
-    opened: list[CheckpointSource] = []
+    with read_errors(path):
+        folder = path.parent if path.is_file() else path
+    opened: list[Checkpoint] = []
     findings = [*_with_problems(_open(folder, opened)), *_with_problems(_folder(folder, bool(opened)))]
     for source in opened:
         for survey in (_model, _origin, _weights, _tokenizer_files):
@@ -115,7 +106,7 @@ def parameters(cfg: ModelConfig) -> int:
     return sum(math.prod(sizes_of(cfg, row).values()) * (cfg.layers if row.per_layer else 1) for row in ROWS)
 
 
-def dtype_names(source: CheckpointSource) -> str:
+def dtype_names(source: Checkpoint) -> str:
     """The dtypes of the decoder's weights, the most frequent first."""
     names = [source.dtypes[row.path].name for row in ROWS]
     return ", ".join(sorted(set(names), key=lambda name: (-names.count(name), name)))
@@ -135,9 +126,9 @@ def _with_problems(survey: Iterator[Finding]) -> Iterator[Finding]:
         yield Finding("problem", str(error))
 
 
-def _open(folder: Path, opened: list[CheckpointSource]) -> Iterator[Finding]:
+def _open(folder: Path, opened: list[Checkpoint]) -> Iterator[Finding]:
     opened.append(open_source(folder))
-    yield Finding("layout", LAYOUT_NAMES[opened[0].layout])
+    yield Finding("layout", LAYOUTS[opened[0].layout])
 
 
 def _folder(folder: Path, opened: bool) -> Iterator[Finding]:
@@ -160,7 +151,7 @@ def _folder(folder: Path, opened: bool) -> Iterator[Finding]:
             yield Finding("note", f"{step} is a write, or a copy, that never finished; it is ignored")
 
 
-def _model(source: CheckpointSource) -> Iterator[Finding]:
+def _model(source: Checkpoint) -> Iterator[Finding]:
     cfg = source.cfg
     yield Finding("model", _published_name(cfg))
     yield Finding("parameters", f"{parameters(cfg):,}")
@@ -172,8 +163,7 @@ def _model(source: CheckpointSource) -> Iterator[Finding]:
     yield Finding("RoPE base", f"{cfg.rope_base:g}")
     if source.layout != "ours" and source.settings.get("mask_image_logits"):
         yield Finding(
-            "note",
-            "config.json says mask_image_logits: PyTorch would never generate images with this model; lumina_jax masks nothing",
+            "note", "config.json says mask_image_logits: PyTorch would draw no images; lumina_jax masks no logits"
         )
 
 
@@ -188,7 +178,7 @@ def _published_name(cfg: ModelConfig) -> str:
     return "of its own: no published one has these numbers"
 
 
-def _origin(source: CheckpointSource) -> Iterator[Finding]:
+def _origin(source: Checkpoint) -> Iterator[Finding]:
     if experiment := experiment_of(source):
         yield Finding("experiment", experiment.name)
     origin = source.settings
@@ -197,12 +187,12 @@ def _origin(source: CheckpointSource) -> Iterator[Finding]:
         step = f"step {source.checkpoint.name}, with {len(state)} arrays of training state"
         yield Finding("training", step if state else "weights only")
         if layout := origin.get("layout"):
-            yield Finding("comes from", f"{origin['name']} ({LAYOUT_NAMES[layout]})")
+            yield Finding("comes from", f"{origin['name']} ({LAYOUTS[layout]})")
     if origin.get("zero_image_head"):
         yield Finding("image head", "zeroed at the start (FP-SFT)")
 
 
-def _weights(source: CheckpointSource) -> Iterator[Finding]:
+def _weights(source: Checkpoint) -> Iterator[Finding]:
     yield Finding("dtype", dtype_names(source))
     if isinstance(source, OrbaxSource):
         sizes = [file.stat().st_size for file in source.checkpoint.rglob("*") if file.is_file()]
@@ -214,7 +204,7 @@ def _weights(source: CheckpointSource) -> Iterator[Finding]:
     target_dtypes(source)  # raises where there are several
 
 
-def _tokenizer_files(source: CheckpointSource) -> Iterator[Finding]:
+def _tokenizer_files(source: Checkpoint) -> Iterator[Finding]:
     try:
         files = tokenizer_files.find(source.folder, experiment_of(source))
     except MissingFileError as error:
@@ -228,7 +218,7 @@ def _tokenizer_files(source: CheckpointSource) -> Iterator[Finding]:
     tokenizer_files.check(files, source.cfg)
 
 
-def _tokenizer(files: TokenizerFiles, source: CheckpointSource) -> Iterator[Finding]:
+def _tokenizer(files: TokenizerFiles, source: Checkpoint) -> Iterator[Finding]:
     vocab = files.vocab()
     codes, sizes = len(vocab.code_ids), int((vocab.size_of > 0).sum())
     counts = f"{len(vocab):,} names, {codes:,} image codes, {sizes:,} size tokens, all special names"
@@ -236,6 +226,5 @@ def _tokenizer(files: TokenizerFiles, source: CheckpointSource) -> Iterator[Find
     known = [PUBLISHED_CODES] if any(source.cfg.vocab == published.vocab for published in PUBLISHED.values()) else []
     known += [source.sizes[CODEBOOK]["a"]] if CODEBOOK in source.sizes else []
     if wrong := [count for count in known if count != codes]:
-        yield Finding(
-            "problem", f"{files.tokenizer} names {codes} image codes, the model has {wrong[0]}: not its tokenizer"
-        )
+        names = f"{files.tokenizer} names {codes} image codes"
+        yield Finding("problem", f"{names}, the model has {wrong[0]}: not its tokenizer")

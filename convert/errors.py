@@ -15,10 +15,8 @@ def read_errors(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        why = error.strerror or error
-        raise StorageError(
-            f"{path} cannot be read ({why}); check its permissions and its disk, or copy it again"
-        ) from error
+        why = f"cannot be read ({error.strerror or error})"
+        raise StorageError(f"{path} {why}; check its permissions and its disk, or copy it again") from error
 
 
 @contextmanager
@@ -32,10 +30,8 @@ def write_errors(path: Path, *library_errors: type[Exception]) -> Iterator[None]
     except UserError:
         raise
     except (OSError, *library_errors) as error:
-        why = str(error) or type(error).__name__
-        raise StorageError(
-            f"{path} cannot be written ({why}); mend that, or choose another disk, and run it again"
-        ) from error
+        why = f"cannot be written ({str(error) or type(error).__name__})"
+        raise StorageError(f"{path} {why}; mend that, or choose another disk, and run it again") from error
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """What is written beside the weights: config.json or params.json, an index of files, or the metadata of an Orbax checkpoint."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from convert.errors import field_errors, write_errors
 from convert.orbax_folder import ORIGIN, OrbaxSource
 from convert.settings import hugging_face_settings, meta_params, read_json, vq_settings
-from convert.sources import CheckpointSource
+from convert.sources import Checkpoint
 from convert.tensor_files import INDEX_SUFFIX, WEIGHT_FILES
 from convert.tokenizer_files import TokenizerFiles
 from convert.torch_files import PlannedFile, index_of
@@ -42,7 +41,7 @@ class Target:
     vq: str = ""
 
 
-def experiment_of(source: CheckpointSource) -> Experiment | None:
+def experiment_of(source: Checkpoint) -> Experiment | None:
     """The experiment that trained the weights, of a run or of a run's export; None for weights from elsewhere."""
     if isinstance(source, OrbaxSource):
         return source.experiment if source.settings.get("trained_here", True) else None
@@ -54,7 +53,7 @@ def experiment_of(source: CheckpointSource) -> Experiment | None:
         return from_dict(Experiment, fields)
 
 
-def orbax_metadata(source: CheckpointSource, files: TokenizerFiles, target: Target) -> dict:
+def orbax_metadata(source: Checkpoint, files: TokenizerFiles, target: Target) -> dict:
     """The metadata of an imported checkpoint: an experiment with its model, and where the weights came from."""
     experiment, name = experiment_of(source), source.folder.resolve().name
     settings = dict(_other_settings(source))
@@ -75,12 +74,7 @@ def orbax_metadata(source: CheckpointSource, files: TokenizerFiles, target: Targ
 
 
 def write_settings(
-    folder: Path,
-    source: CheckpointSource,
-    files: TokenizerFiles,
-    planned: list[PlannedFile],
-    dtypes: Mapping[str, np.dtype],
-    target: Target,
+    folder: Path, source: Checkpoint, files: TokenizerFiles, planned: list[PlannedFile], dtype: np.dtype, target: Target
 ) -> None:
     """Writes the settings of a PyTorch checkpoint: Meta's params files, or config.json and the index of several weight files."""
     if target.layout == "meta":
@@ -97,7 +91,7 @@ def write_settings(
         base["vocabulary_map"] = names
     if source.vq:
         base["vq_config"] = vq_settings(source.vq)
-    settings = hugging_face_settings(source.cfg, dtypes["head"], target.layout, base)
+    settings = hugging_face_settings(source.cfg, dtype, target.layout, base)
     if _has_zeroed_head(source, target):
         settings["zero_image_head"] = True
     _write_json(folder / "config.json", settings)
@@ -113,12 +107,12 @@ def _without_paths(experiment: Experiment) -> Experiment:
     return replace(experiment, out="", start="", data=data, vq=vq)
 
 
-def _has_zeroed_head(source: CheckpointSource, target: Target) -> bool:
+def _has_zeroed_head(source: Checkpoint, target: Target) -> bool:
     """Whether the image rows of the output head are zero: by this conversion, or as the source's settings record."""
     return target.zero_image_head or bool(source.settings.get("zero_image_head"))
 
 
-def _other_settings(source: CheckpointSource) -> dict:
+def _other_settings(source: Checkpoint) -> dict:
     """The fields of config.json that ModelConfig does not determine; a checkpoint imported from Hugging Face keeps them."""
     if source.layout in ("hf", "lumina"):
         return source.settings

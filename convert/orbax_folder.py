@@ -12,7 +12,7 @@ from orbax.checkpoint import v1 as ocp
 
 from convert.buffers import Scratch, copy_into
 from convert.errors import field_errors, write_errors
-from convert.sources import VQ_PATH, CheckpointSource, ReadWeight, dtype_examples, layers_of, vq_rows, vq_sizes
+from convert.sources import VQ_PATH, Checkpoint, Read, dtype_examples, layers_of, vq_rows, vq_sizes
 from convert.table import ROWS, Index, WeightRow, axis_groups, shape_of, sizes_of
 from lumina_jax.config import Experiment, ModelConfig
 from lumina_jax.errors import InputError
@@ -97,12 +97,7 @@ def _contents(checkpoint: Path) -> tuple[dict, dict]:
 
 
 def stack(
-    source: CheckpointSource,
-    row: WeightRow,
-    read: ReadWeight,
-    dtype: np.dtype,
-    mesh: Mesh,
-    scratch: Scratch | None = None,
+    source: Checkpoint, row: WeightRow, read: Read, dtype: np.dtype, mesh: Mesh, scratch: Scratch | None = None
 ) -> jax.Array:
     """All layers of ``row`` as one array of ``dtype``, placed on ``mesh`` by the storage rules.
 
@@ -125,7 +120,7 @@ def stack(
     return jax.make_array_from_callback(shape, _sharding(row, shape, mesh), local)
 
 
-def local_bytes(source: CheckpointSource, row: WeightRow, dtype: np.dtype, mesh: Mesh) -> int:
+def local_bytes(source: Checkpoint, row: WeightRow, dtype: np.dtype, mesh: Mesh) -> int:
     """Bytes that the parts of ``row`` on the devices of this process take."""
     shape = _stacked_shape(row, source)
     sharding = _sharding(row, shape, mesh)
@@ -139,21 +134,14 @@ def _sharding(row: WeightRow, shape: tuple[int, ...], mesh: Mesh) -> NamedShardi
 
 
 def write_orbax(
-    folder: Path,
-    source: CheckpointSource,
-    read: ReadWeight,
-    dtypes: dict[str, np.dtype],
-    mesh: Mesh,
-    metadata: dict,
-    meter: Meter,
+    folder: Path, source: Checkpoint, read: Read, dtypes: dict[str, np.dtype], mesh: Mesh, metadata: dict, meter: Meter
 ) -> None:
     """Writes every weight of ``source`` into an Orbax checkpoint in ``folder``; all processes of the mesh call this.
 
     At most one large stacked weight is being read while the one before it is being written. Raises StorageError.
     """
     checkpoint = folder.absolute() / IMPORTED
-    with write_errors(folder):
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     context = ocp.Context()
     context.array.saving.use_compression = False  # so that parts of an array can be read back
     context.array.saving.ocdbt_target_data_file_size = 0  # else arrays of over 2 GB are copied before they are written
@@ -183,7 +171,7 @@ def write_orbax(
         raise
 
 
-def _batches(source: CheckpointSource, dtypes: dict[str, np.dtype]) -> list[list[WeightRow]]:
+def _batches(source: Checkpoint, dtypes: dict[str, np.dtype]) -> list[list[WeightRow]]:
     """The rows in order, small ones grouped, because every save has a fixed cost."""
     batches, size = [[]], 0
     for row in source.rows:
@@ -201,7 +189,7 @@ def _name(row: WeightRow) -> str:
     return row.path if row.path.startswith(VQ_PATH) else WEIGHTS + row.path
 
 
-def _stacked_shape(row: WeightRow, source: CheckpointSource) -> tuple[int, ...]:
+def _stacked_shape(row: WeightRow, source: Checkpoint) -> tuple[int, ...]:
     return ((source.cfg.layers,) if row.per_layer else ()) + shape_of(row.axes, source.sizes[row.path])
 
 

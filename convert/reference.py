@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.settings import NOT_WEIGHTS, VQ_PREFIX, read_json, read_meta_settings
+from convert.settings import NOT_WEIGHTS, VQ_PREFIX, meta_settings, read_json
 from convert.tensor_files import open_tensors, weight_files
 from lumina_jax.errors import InputError, MissingPackageError
 
@@ -33,7 +33,7 @@ class ForwardPass:
 
 def read_meta(folder: Path) -> tuple[list[Weights], dict]:
     """The first two arguments of :func:`meta_forward` from a folder of Meta's; weights are mapped."""
-    return [open_tensors(file) for file in sorted(folder.glob("consolidated*.pth"))], read_meta_settings(folder)
+    return [open_tensors(file) for file in sorted(folder.glob("consolidated*.pth"))], meta_settings(folder)
 
 
 def read_hugging_face(folder: Path) -> tuple[Weights, dict]:
@@ -47,7 +47,7 @@ def read_hugging_face(folder: Path) -> tuple[Weights, dict]:
 def meta_forward(shards: list[Weights], params: dict, ids: np.ndarray) -> ForwardPass:
     """Token ids i32[B T] through Meta's files in float32: ``shards`` are consolidated*.pth by their own names, in order.
 
-    ``params`` is what :func:`read_meta_settings` gives; absent fields have the defaults of Meta's ModelArgs. One weight at a time
+    ``params`` is what :func:`meta_settings` gives; absent fields have the defaults of Meta's ModelArgs. One weight at a time
     is converted to float32. Where replicated norms differ, ``layers`` are the first shard's. Raises InputError for another number
     of shards than model_parallel_size, KeyError naming an absent weight.
     """
@@ -84,9 +84,8 @@ def transformers_forward(tensors: Weights, settings: dict, ids: np.ndarray) -> F
     try:
         config = transformers.ChameleonConfig.from_dict({**settings, **overrides})
     except Exception as error:  # transformers validates the fields with errors of its own
-        raise InputError(
-            f"transformers refuses config.json ({error}); mend it, or compare with --by weights"
-        ) from error
+        why = " ".join(str(error).split())
+        raise InputError(f"transformers refuses config.json ({why}); mend it, or compare with --by weights") from error
     with torch.device("meta"):
         network = transformers.ChameleonForConditionalGeneration(config).eval()
     del network.model.vqmodel

@@ -2,8 +2,8 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 
@@ -18,37 +18,31 @@ NOT_WEIGHTS = ("rope.freqs", "loss.", "model.rotary_emb.", "rotary_emb.")
 
 META_MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 """Units to which Meta may round the MLP width up; 256 in the released models."""
-HF_TYPES = {
-    **dict.fromkeys(
-        ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"), int
-    ),
-    **dict.fromkeys(("head_dim", "intermediate_size", "model_parallel_size"), int),
-    **dict.fromkeys(("rope_theta", "rms_norm_eps", "dropout"), float),
-    "swin_norm": bool,
+HF_NAMES = {
+    **dict(vocab="vocab_size", width="hidden_size", layers="num_hidden_layers", heads="num_attention_heads"),
+    **dict(kv_heads="num_key_value_heads", mlp="intermediate_size", qk_groups="model_parallel_size"),
+    **dict(post_norm="swin_norm", rope_base="rope_theta", eps="rms_norm_eps", dropout="dropout"),
 }
-"""Fields of config.json that are read, and their types."""
+"""ModelConfig's fields in config.json."""
 HF_FIXED = {"hidden_act": "silu", "rope_scaling": None, "rope_type": "default", "tie_word_embeddings": False}
 """Fields with one value in all Chameleon models, which ModelConfig therefore does not have."""
-META_TYPES = {
-    **dict.fromkeys(
-        ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "model_parallel_size"), int
-    ),
-    **dict.fromkeys(("ffn_dim_multiplier", "rope_theta", "norm_eps"), float),
-    "swin_norm": bool,
+META_NAMES = {
+    **dict(width="dim", vocab="vocab_size", layers="n_layers", heads="n_heads", kv_heads="n_kv_heads"),
+    **dict(qk_groups="model_parallel_size", post_norm="swin_norm", rope_base="rope_theta", eps="norm_eps"),
+    **dict(multiple="multiple_of", multiplier="ffn_dim_multiplier"),
 }
-"""Fields of params.json that are read, and their types."""
-VQ_TYPES = {
-    **dict.fromkeys(("num_embeddings", "embed_dim", "latent_channels", "base_channels"), int),
-    **dict.fromkeys(("num_res_blocks", "resolution"), int),
-    **dict.fromkeys(("channel_multiplier", "attn_resolutions"), list),
+"""ModelConfig's fields in params.json, and the two that determine ``mlp`` there."""
+VQ_NAMES = {
+    **dict(codes="num_embeddings", embed="embed_dim", latent="latent_channels", base="base_channels"),
+    **dict(multipliers="channel_multiplier", res_blocks="num_res_blocks"),
+    **dict(attn_resolutions="attn_resolutions", resolution="resolution"),
 }
-"""Fields of vq_config in config.json that are read, and their types."""
-EXPECTED = {
-    int: "a whole number above 0",
-    float: "a number",
-    bool: "true or false",
-    list: "a list of whole numbers above 0",
-}
+"""VQConfig's fields in vq_config of config.json."""
+DEFAULTS = dict(kv_heads=None, head_dim=None, qk_groups=1, post_norm=False, rope_base=1e4, dropout=0.0, multiplier=None)
+"""Fields that a checkpoint of a Chameleon model may leave out."""
+TYPES = get_type_hints(ModelConfig) | get_type_hints(VQConfig) | {"multiple": int, "multiplier": float}
+EXPECTED = {int: "a whole number above 0", float: "a number", bool: "true or false"}
+"""Types of fields in words; any other is a list of whole numbers above 0."""
 LONG_CONTEXT_BASE = 10_000
 """A RoPE base above this means a model made for 16,384 positions instead of 4,096 (original: its weight converter)."""
 
@@ -67,7 +61,7 @@ def read_json(file: Path) -> dict:
     return content
 
 
-def read_meta_settings(folder: Path) -> dict:
+def meta_settings(folder: Path) -> dict:
     """params.json, its "model" part and consolidate_params.json of a folder of Meta's, merged in this order."""
     params, consolidate = read_json(folder / "params.json"), folder / "consolidate_params.json"
     with field_errors(folder / "params.json"):
@@ -75,25 +69,31 @@ def read_meta_settings(folder: Path) -> dict:
     return {**params, **model, **(read_json(consolidate) if consolidate.is_file() else {})}
 
 
-def checked_fields(fields: dict, types: dict[str, type]) -> dict:
-    """The fields that are not null. Raises InputError for a field in ``types`` of another type; see EXPECTED."""
-    present = {name: value for name, value in fields.items() if value is not None}
-    wrong = [
-        f"{name} is {present[name]!r}, but {EXPECTED[kind]} is expected"
-        for name, kind in types.items()
-        if name in present and not _has_type(present[name], kind)
-    ]
-    if wrong:
-        raise InputError("; ".join(wrong))
-    return present
+def read_fields(settings: dict, names: dict[str, str], defaults: dict[str, object]) -> dict[str, object]:
+    """{our name: value} of the fields ``names`` {our name: name in ``settings``}, with ``defaults`` by our name for absent or null.
+
+    Raises KeyError for an absent field without a default, InputError for a value of the wrong type.
+    """
+    fields = {}
+    for ours, name in names.items():
+        value = settings.get(name)
+        if value is None:
+            if ours not in defaults:
+                raise KeyError(name)
+            value = defaults[ours]
+        elif not _has_type(value, TYPES[ours]):
+            expected = EXPECTED.get(TYPES[ours], "a list of whole numbers above 0")
+            raise InputError(f"{name} is {value!r}, but {expected} is expected")
+        fields[ours] = tuple(value) if isinstance(value, list) else value
+    return fields
 
 
 def _has_type(value: object, kind: type) -> bool:
-    if kind is list:
-        return isinstance(value, list) and all(_has_type(item, int) for item in value)
     if kind is int:
         return type(value) is int and value >= 1
-    return type(value) in ((int, float) if kind is float else (bool,))
+    if kind in EXPECTED:
+        return type(value) in ((int, float) if kind is float else (bool,))
+    return isinstance(value, list) and all(_has_type(item, int) for item in value)
 
 
 def _json_object(fields: dict, name: str) -> dict:
@@ -110,26 +110,20 @@ def model_config(settings: dict, file: Path) -> ModelConfig:
     Raises InputError that begins with ``file`` for a field that is absent, of the wrong type, or unlike all Chameleon models.
     """
     with field_errors(file):
-        fields = checked_fields(settings | _json_object(settings, "rope_parameters"), HF_TYPES)
+        settings = settings | _json_object(settings, "rope_parameters")
         if wrong := [
-            f"{name} is {fields[name]!r}" for name, value in HF_FIXED.items() if fields.get(name, value) != value
+            f"{n} is {settings[n]!r}" for n, value in HF_FIXED.items() if settings.get(n) not in (None, value)
         ]:
             raise InputError(f"{', '.join(wrong)}; only Chameleon's {HF_FIXED} is supported")
-        heads = fields["num_attention_heads"]
-        return ModelConfig(
-            vocab=fields["vocab_size"],
-            width=fields["hidden_size"],
-            layers=fields["num_hidden_layers"],
-            heads=heads,
-            kv_heads=fields.get("num_key_value_heads", heads),
-            head_dim=fields.get("head_dim", fields["hidden_size"] // heads),
-            mlp=fields["intermediate_size"],
-            qk_groups=fields.get("model_parallel_size", 1),
-            post_norm=fields.get("swin_norm", False),
-            rope_base=fields.get("rope_theta", 1e4),
-            eps=fields["rms_norm_eps"],
-            dropout=fields.get("dropout", 0.0),
-        )
+        return _with_heads(read_fields(settings, HF_NAMES | {"head_dim": "head_dim"}, DEFAULTS))
+
+
+def _with_heads(fields: dict) -> ModelConfig:
+    """The ModelConfig of ``fields``; absent (None) kv_heads are as many as heads, an absent head_dim is width / heads."""
+    kv_heads, head_dim = fields["kv_heads"], fields["head_dim"]
+    fields["kv_heads"] = fields["heads"] if kv_heads is None else kv_heads
+    fields["head_dim"] = fields["width"] // fields["heads"] if head_dim is None else head_dim
+    return ModelConfig(**fields)
 
 
 def hugging_face_settings(cfg: ModelConfig, dtype: np.dtype, layout: str, base: dict) -> dict:
@@ -143,17 +137,7 @@ def hugging_face_settings(cfg: ModelConfig, dtype: np.dtype, layout: str, base: 
     settings |= {
         "architectures": ["ChameleonForConditionalGeneration"],
         "model_type": "chameleon",
-        "vocab_size": cfg.vocab,
-        "hidden_size": cfg.width,
-        "num_hidden_layers": cfg.layers,
-        "num_attention_heads": cfg.heads,
-        "num_key_value_heads": cfg.kv_heads,
-        "intermediate_size": cfg.mlp,
-        "model_parallel_size": cfg.qk_groups,
-        "swin_norm": cfg.post_norm,
-        "rope_theta": cfg.rope_base,
-        "rms_norm_eps": cfg.eps,
-        "dropout": cfg.dropout,
+        **{name: getattr(cfg, ours) for ours, name in HF_NAMES.items()},
         "mask_image_logits": False,
         "tie_word_embeddings": False,
         "torch_dtype": dtype.name,
@@ -166,32 +150,19 @@ def hugging_face_settings(cfg: ModelConfig, dtype: np.dtype, layout: str, base: 
 
 
 def meta_config(params: dict, file: Path) -> tuple[ModelConfig, int]:
-    """:func:`read_meta_settings` -> (ModelConfig, number of model-parallel files).
+    """:func:`meta_settings` -> (ModelConfig, number of model-parallel files).
 
     Raises InputError that begins with ``file`` for a field that is absent, of the wrong type, or unlike all Chameleon models.
     """
     with field_errors(file):
-        fields = checked_fields(params, META_TYPES)
-        if not fields.get("qk_normalization", True):
+        fields = read_fields(params, META_NAMES, DEFAULTS)
+        if params.get("qk_normalization") not in (None, True):
             raise InputError(
                 "qk_normalization is false; only models with QK-norm, as all of Chameleon's, are supported"
             )
-        shards = fields.get("model_parallel_size", 1)
-        width, heads = fields["dim"], fields["n_heads"]
-        return ModelConfig(
-            vocab=fields["vocab_size"],
-            width=width,
-            layers=fields["n_layers"],
-            heads=heads,
-            kv_heads=fields.get("n_kv_heads", heads),
-            head_dim=width // heads,
-            mlp=meta_mlp_width(width, fields.get("ffn_dim_multiplier"), fields["multiple_of"]),
-            qk_groups=shards,
-            post_norm=fields.get("swin_norm", False),
-            rope_base=fields.get("rope_theta", 1e4),
-            eps=fields["norm_eps"],
-            dropout=0.0,
-        ), shards
+        mlp = meta_mlp_width(fields["width"], fields.pop("multiplier"), fields.pop("multiple"))
+        cfg = _with_heads({**fields, "head_dim": None, "mlp": mlp, "dropout": 0.0})
+        return cfg, cfg.qk_groups
 
 
 def meta_mlp_width(width: int, multiplier: float | None, multiple: int) -> int:
@@ -235,32 +206,13 @@ def check_head_size(cfg: ModelConfig, layout: str) -> None:
 
 def vq_config(settings: dict, file: Path) -> VQConfig:
     """vq_config of config.json, the VQ encoder's sizes -> VQConfig. Raises InputError that begins with ``file``."""
-    default = VQConfig()
     with field_errors(file):
-        fields = checked_fields(_json_object(settings, "vq_config"), VQ_TYPES)
-        return replace(
-            default,
-            codes=fields.get("num_embeddings", default.codes),
-            embed=fields.get("embed_dim", default.embed),
-            latent=fields.get("latent_channels", default.latent),
-            base=fields.get("base_channels", default.base),
-            multipliers=tuple(fields.get("channel_multiplier", default.multipliers)),
-            res_blocks=fields.get("num_res_blocks", default.res_blocks),
-            attn_resolutions=tuple(fields.get("attn_resolutions", ())),
-            resolution=fields.get("resolution", default.resolution),
-        )
+        defaults = vars(VQConfig()) | {"attn_resolutions": ()}
+        return VQConfig(**read_fields(_json_object(settings, "vq_config"), VQ_NAMES, defaults))
 
 
 def vq_settings(cfg: VQConfig) -> dict:
     """VQConfig -> vq_config of config.json."""
-    return {
-        "model_type": "chameleon_vqgan",
-        "num_embeddings": cfg.codes,
-        "embed_dim": cfg.embed,
-        "latent_channels": cfg.latent,
-        "base_channels": cfg.base,
-        "channel_multiplier": list(cfg.multipliers),
-        "num_res_blocks": cfg.res_blocks,
-        "attn_resolutions": list(cfg.attn_resolutions) or None,
-        "resolution": cfg.resolution,
-    }
+    values = {name: getattr(cfg, ours) for ours, name in VQ_NAMES.items()}
+    lists = {"channel_multiplier": list(cfg.multipliers), "attn_resolutions": list(cfg.attn_resolutions) or None}
+    return {"model_type": "chameleon_vqgan", **values, **lists}

@@ -14,34 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert.buffers import Scratch, copy_into
-from convert.settings import (
-    NOT_WEIGHTS,
-    VQ_PREFIX,
-    meta_config,
-    model_config,
-    read_json,
-    read_meta_settings,
-    vq_config,
-)
-from convert.table import (
-    ROWS,
-    Index,
-    WeightRow,
-    axis_groups,
-    is_qk_norm,
-    rearrange,
-    shape_of,
-    sizes_of,
-    sliced,
-    sliced_sizes,
-)
+from convert.settings import NOT_WEIGHTS, VQ_PREFIX, meta_config, meta_settings, model_config, read_json, vq_config
+from convert.table import ROWS, Index, WeightRow, axis_groups, cut, cut_sizes, is_qk_norm, rearrange, shape_of, sizes_of
 from convert.tensor_files import TensorFiles, listed, open_tensors, weight_files
-from convert.vqvae import encoder_shapes, to_torch
+from convert.vqvae import encoder_shapes
 from lumina_jax.config import ModelConfig, VQConfig
 from lumina_jax.errors import InputError, MissingFileError
-from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.model.vqvae import VQVAE
-from lumina_jax.train.checkpoint import flatten
 
 VQ_PATH = "vqmodel/"
 """Paths of the VQ encoder's weights in Orbax checkpoints begin with this; their values are those of the Hugging Face checkpoint."""
@@ -49,11 +27,11 @@ FLOATS = ("float32", "float16", "bfloat16")
 REPLICA_TOLERANCE = 2.0**-7
 """Largest relative difference among Meta's copies of one norm: a unit in the last place of bfloat16."""
 
-ReadWeight = Callable[[WeightRow, int, Index], np.ndarray]
-"""The signature of :meth:`CheckpointSource.read`."""
+Read = Callable[[WeightRow, int, Index], np.ndarray]
+"""The signature of :meth:`Checkpoint.read`."""
 
 
-class CheckpointSource(Protocol):
+class Checkpoint(Protocol):
     """A checkpoint: the config of its model, and access to any layer of any of its weights.
 
     ``layout`` is "hf", "lumina", "meta" or "ours" (Orbax). ``rows`` are the weights it holds: all of :data:`convert.table.ROWS`,
@@ -105,8 +83,8 @@ class HuggingFaceSource:
         array, sizes = self._tensors[row.hf_name.format(L=layer)], self.sizes[row.path]
         if is_qk_norm(row):
             array = _regroup(array, sizes["G"])
-        part = sliced(array, row.hf_axes, sizes, index)
-        return rearrange(part, row.hf_axes, row.axes, sliced_sizes(sizes, index))
+        part = cut(array, row.hf_axes, sizes, index)
+        return rearrange(part, row.hf_axes, row.axes, cut_sizes(sizes, index))
 
     def _with_groups(self, cfg: ModelConfig) -> tuple[ModelConfig, str]:
         """The config with as many QK-norm groups as there are different rows, and the layout in which the rows are stored."""
@@ -136,7 +114,7 @@ class MetaSource:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.settings = read_meta_settings(folder)
+        self.settings = meta_settings(folder)
         self.cfg, self._shards = meta_config(self.settings, folder / "params.json")
         check_shardable(self.cfg, self._shards, f"{folder}: model_parallel_size {self._shards}")
         files = self._files()
@@ -153,8 +131,8 @@ class MetaSource:
     def read(self, row: WeightRow, layer: int, index: Index) -> np.ndarray:
         name, sizes, letter = row.meta_name.format(L=layer), self._shard_sizes(row), row.meta_split
         if not letter:
-            part = sliced(self._replicated(name), row.meta_axes, sizes, index)
-            return rearrange(part, row.meta_axes, row.axes, sliced_sizes(sizes, index))
+            part = cut(self._replicated(name), row.meta_axes, sizes, index)
+            return rearrange(part, row.meta_axes, row.axes, cut_sizes(sizes, index))
         share, total_sizes = sizes[letter], self.sizes[row.path]
         requested = range(total_sizes[letter])[index.get(letter, slice(None))]
 
@@ -162,14 +140,14 @@ class MetaSource:
             """(its range within ``requested``, what file ``shard`` holds of it)."""
             start, stop = max(requested.start, shard * share), min(requested.stop, (shard + 1) * share)
             inside = {**index, letter: slice(start - shard * share, stop - shard * share)}
-            part = sliced(self._tensors[shard][name], row.meta_axes, sizes, inside)
-            array = rearrange(part, row.meta_axes, row.axes, sliced_sizes(sizes, inside))
+            part = cut(self._tensors[shard][name], row.meta_axes, sizes, inside)
+            array = rearrange(part, row.meta_axes, row.axes, cut_sizes(sizes, inside))
             return slice(start - requested.start, stop - requested.start), array
 
         shards = range(requested.start // share, (requested.stop - 1) // share + 1)
         if len(shards) == 1:
             return read_shard(shards[0])[1]
-        shape, dtype = shape_of(row.axes, sliced_sizes(total_sizes, index)), self.dtypes[row.path]
+        shape, dtype = shape_of(row.axes, cut_sizes(total_sizes, index)), self.dtypes[row.path]
         self._scratch.reset(math.prod(shape) * dtype.itemsize)
         array = self._scratch.take(shape, dtype)
         leading = (slice(None),) * axis_groups(row.axes).index([letter])
@@ -215,26 +193,24 @@ class MetaSource:
         return stacked.mean(0).astype(copies[0].dtype)
 
 
-class ModelSource:
-    """A model in memory behind the interface of a checkpoint, with the encoder of ``vqvae`` if one is passed."""
+class SourceWithEncoder:
+    """A checkpoint without a VQ encoder, combined with the encoder of a vqgan.ckpt."""
 
-    layout = "ours"
-
-    def __init__(self, model: Chameleon, cfg: ModelConfig, vqvae: VQVAE | None = None):
-        self.folder, self.cfg, self.settings = Path("the model"), cfg, {}
-        self.vq = vqvae.cfg if vqvae else None
-        encoder = encoder_shapes(vqvae.cfg) if vqvae else {}
-        self._weights = flatten(model)
-        self._weights |= {VQ_PATH + name: array for name, array in (to_torch(vqvae) if vqvae else {}).items()}
-        self.rows = (*ROWS, *vq_rows(encoder))
-        self.sizes = {row.path: sizes_of(cfg, row) for row in ROWS} | vq_sizes(encoder)
-        self.dtypes = {row.path: np.dtype(self._weights[row.path].dtype) for row in self.rows}
-        self.dtype_examples = dtype_examples(self.dtypes)
+    def __init__(self, source: Checkpoint, checkpoint: Path, cfg: VQConfig):
+        self.layout, self.folder, self.cfg, self.settings = source.layout, source.folder, source.cfg, source.settings
+        self._source, self._encoder, self.vq = source, open_tensors(checkpoint), cfg
+        shapes = encoder_shapes(cfg)
+        if wrong := [n for n, shape in shapes.items() if n not in self._encoder or self._encoder[n].shape != shape]:
+            raise InputError(f"{checkpoint} does not fit its .yaml: {', '.join(wrong[:5])} missing or of another shape")
+        self.rows = (*source.rows, *vq_rows(shapes))
+        self.sizes = {**source.sizes, **vq_sizes(shapes)}
+        self.dtypes = {**source.dtypes, **{VQ_PATH + name: self._encoder[name].dtype for name in shapes}}
+        self.dtype_examples = source.dtype_examples
 
     def read(self, row: WeightRow, layer: int, index: Index) -> np.ndarray:
-        weight = self._weights[row.path]
-        array = np.asarray(weight[layer] if row.per_layer else weight)
-        return sliced(array, row.axes, self.sizes[row.path], index)
+        if row.path.startswith(VQ_PATH):
+            return self._encoder[row.path.removeprefix(VQ_PATH)]
+        return self._source.read(row, layer, index)
 
 
 def vq_rows(shapes: Mapping[str, tuple[int, ...]]) -> tuple[WeightRow, ...]:
@@ -261,11 +237,11 @@ def layer_names(name: str, layers: int) -> list[str]:
 
 
 def dtype_examples(dtypes: Mapping[str, np.dtype]) -> dict[str, str]:
-    """:attr:`CheckpointSource.dtype_examples` of a checkpoint in which every weight has one dtype."""
+    """:attr:`Checkpoint.dtype_examples` of a checkpoint in which every weight has one dtype."""
     return {dtypes[row.path].name: row.path for row in ROWS}
 
 
-def layers_of(source: CheckpointSource, row: WeightRow) -> range:
+def layers_of(source: Checkpoint, row: WeightRow) -> range:
     """The layers to read of ``row``: all of the model's, or the single 0 of a weight outside of the layers."""
     return range(source.cfg.layers if row.per_layer else 1)
 

@@ -40,10 +40,6 @@ class WeightRow:
     def per_layer(self) -> bool:
         return "{L}" in self.hf_name
 
-    def letters(self) -> list[str]:
-        """The letters of ``axes``, in order."""
-        return [letter for group in axis_groups(self.axes) for letter in group]
-
 
 def _layer(
     path: str, axes: str, hf_name: str, hf_axes: str, meta_name: str, meta_axes: str, meta_split: str = ""
@@ -84,7 +80,7 @@ def sizes_of(cfg: ModelConfig, row: WeightRow) -> dict[str, int]:
     """The size of every letter in ``row.axes``; G is the number of QK-norm rows that lumina_jax stores for this weight."""
     G = min(cfg.qk_groups, cfg.kv_heads) if "k_norm" in row.path else cfg.qk_groups
     sizes = dict(V=cfg.vocab, D=cfg.width, H=cfg.heads, N=cfg.kv_heads, p=2, k=cfg.head_dim // 2, F=cfg.mlp, G=G)
-    return {letter: sizes[letter] for letter in row.letters()}
+    return {letter: sizes[letter] for group in axis_groups(row.axes) for letter in group}
 
 
 def is_qk_norm(row: WeightRow) -> bool:
@@ -102,12 +98,12 @@ def shape_of(axes: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(math.prod(sizes[letter] for letter in group) for group in axis_groups(axes))
 
 
-def sliced_sizes(sizes: Mapping[str, int], index: Index) -> dict[str, int]:
+def cut_sizes(sizes: Mapping[str, int], index: Index) -> dict[str, int]:
     """The size of every letter after slicing by ``index``."""
     return {letter: len(range(size)[index.get(letter, slice(None))]) for letter, size in sizes.items()}
 
 
-def sliced(array: np.ndarray, axes: str, sizes: Mapping[str, int], index: Index) -> np.ndarray:
+def cut(array: np.ndarray, axes: str, sizes: Mapping[str, int], index: Index) -> np.ndarray:
     """A view of the part of ``array`` that ``index`` selects: a slice of H in ``(H p k)`` is a range of rows."""
     slices = []
     for first, *rest in axis_groups(axes):

@@ -96,7 +96,7 @@ def _open_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path} is refused: {why}; a pickle can run code. Get the weights from a source you trust, best as safetensors"
         ) from None
     except Exception as error:  # damaged pickles and archives make torch raise errors of any kind
-        text = (str(error) or type(error).__name__).splitlines()[0]
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path} is damaged or cut short ({text}); fetch or write it again") from None
     if isinstance(saved, dict) and isinstance(saved.get("state_dict"), dict):
         saved = saved["state_dict"]

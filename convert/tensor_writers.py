@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,21 +27,8 @@ class TensorSpec(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class TensorWriter(Protocol):
-    """Writes the tensors it was opened for, one at a time and in their order."""
-
-    def append(self, array: np.ndarray) -> None:
-        """Writes the next tensor; ValueError unless it has the next spec's shape and dtype."""
-
-    def close(self) -> None:
-        """Finishes the file; ValueError when tensors are still to be written."""
-
-    def abort(self) -> None:
-        """Closes the file unfinished, after an error."""
-
-
 class SafetensorsWriter:
-    """A TensorWriter of a .safetensors file. Its header needs shapes only, so no two tensors are in memory at once."""
+    """Writes a .safetensors file: the tensors of ``specs``, one at a time and in their order."""
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec]):
         self._file, self._remaining = path.open("wb"), list(specs)
@@ -56,20 +43,23 @@ class SafetensorsWriter:
         self._file.write(len(text).to_bytes(8, "little") + text)
 
     def append(self, array: np.ndarray) -> None:
+        """Writes the next tensor; ValueError unless it has the next spec's shape and dtype."""
         _check_next(self._remaining, array)
         self._file.write(_bytes(array))
 
     def close(self) -> None:
+        """Finishes the file; ValueError when tensors are still to be written."""
         with self._file:
             _check_done(self._remaining, self._file.name)
 
     def abort(self) -> None:
+        """Closes the file unfinished, after an error."""
         with suppress(OSError):  # the buffered rest may not fit on the disk
             self._file.close()
 
 
 class TorchWriter:
-    """A TensorWriter of a file in torch.save's format: a zip archive of one pickle and the bytes of each tensor."""
+    """Writes a file in torch.save's format, a zip archive of one pickle and the bytes of each tensor; used as SafetensorsWriter."""
 
     def __init__(self, path: Path, specs: Sequence[TensorSpec]):
         self._remaining, self._count = list(specs), 0

@@ -8,10 +8,10 @@ import numpy as np
 
 from convert.buffers import Scratch, copy_into
 from convert.errors import write_errors
-from convert.sources import CheckpointSource, ReadWeight, check_shardable, layers_of
-from convert.table import ROWS, Index, WeightRow, is_qk_norm, rearrange, shape_of, sizes_of, sliced_sizes
+from convert.sources import Checkpoint, Read, check_shardable, layers_of
+from convert.table import ROWS, Index, WeightRow, cut_sizes, is_qk_norm, rearrange, shape_of, sizes_of
 from convert.tensor_files import WEIGHT_FILES, need_torch
-from convert.tensor_writers import SafetensorsWriter, TensorSpec, TensorWriter, TorchWriter
+from convert.tensor_writers import SafetensorsWriter, TensorSpec, TorchWriter
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import InputError
 from lumina_jax.progress import Meter
@@ -52,7 +52,7 @@ class PlannedFile(NamedTuple):
 
 
 def plan_hugging_face(
-    source: CheckpointSource, dtypes: Mapping[str, np.dtype], layout: str, shards: int | None, binary: bool = False
+    source: Checkpoint, dtypes: Mapping[str, np.dtype], layout: str, shards: int | None, binary: bool = False
 ) -> list[PlannedFile]:
     """The safetensors (or .bin) files of a model in layout "hf" or "lumina", about equally large.
 
@@ -78,7 +78,7 @@ def plan_hugging_face(
     return [PlannedFile(name, run) for name, run in zip(names, _runs(tensors, count), strict=True)]
 
 
-def plan_meta(source: CheckpointSource, dtypes: Mapping[str, np.dtype], shards: int | None) -> list[PlannedFile]:
+def plan_meta(source: Checkpoint, dtypes: Mapping[str, np.dtype], shards: int | None) -> list[PlannedFile]:
     """The consolidated files of a model in Meta's layout; each holds its share of every weight.
 
     Raises InputError for a number of files that does not divide the model or is not a multiple of its QK-norm groups.
@@ -89,7 +89,7 @@ def plan_meta(source: CheckpointSource, dtypes: Mapping[str, np.dtype], shards: 
     return [PlannedFile(name, tuple(_meta_tensors(source, dtypes, n, shards))) for n, name in enumerate(names)]
 
 
-def write_files(folder: Path, files: list[PlannedFile], cfg: ModelConfig, read: ReadWeight, meter: Meter) -> None:
+def write_files(folder: Path, files: list[PlannedFile], cfg: ModelConfig, read: Read, meter: Meter) -> None:
     """Writes ``files`` into ``folder``. Raises StorageError naming the file that cannot be written.
 
     One layer of one weight is in memory at a time, however many files it goes into.
@@ -99,7 +99,7 @@ def write_files(folder: Path, files: list[PlannedFile], cfg: ModelConfig, read: 
         key=lambda item: item[:2],
     )
     remaining = [len(file.tensors) for file in files]
-    writers: dict[int, TensorWriter] = {}
+    writers: dict[int, SafetensorsWriter | TorchWriter] = {}
     scratch = Scratch()
     try:
         for _, number, tensor in order:
@@ -130,7 +130,7 @@ def index_of(files: list[PlannedFile]) -> dict:
     return {"metadata": {"total_size": total}, "weight_map": weight_map}
 
 
-def _array(tensor: PlannedTensor, cfg: ModelConfig, read: ReadWeight) -> np.ndarray:
+def _array(tensor: PlannedTensor, cfg: ModelConfig, read: Read) -> np.ndarray:
     row = tensor.row
     if row is FREQUENCIES:
         return _frequencies(cfg)
@@ -138,13 +138,11 @@ def _array(tensor: PlannedTensor, cfg: ModelConfig, read: ReadWeight) -> np.ndar
     return np.repeat(array, tensor.copies, axis=0) if tensor.copies > 1 else array
 
 
-def _meta_tensors(
-    source: CheckpointSource, dtypes: Mapping[str, np.dtype], shard: int, shards: int
-) -> list[PlannedTensor]:
+def _meta_tensors(source: Checkpoint, dtypes: Mapping[str, np.dtype], shard: int, shards: int) -> list[PlannedTensor]:
     tensors = []
     for row in ROWS:
         index = _shard_index(row, source.sizes[row.path], shard, shards)
-        sizes = sliced_sizes(source.sizes[row.path], index)
+        sizes = cut_sizes(source.sizes[row.path], index)
         for layer in layers_of(source, row):
             spec = TensorSpec(row.meta_name.format(L=layer), shape_of(row.meta_axes, sizes), dtypes[row.path])
             tensors.append(PlannedTensor(len(tensors), spec, row, layer, index, sizes, row.meta_axes))

@@ -10,21 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from convert import tokenizer_files
+from convert import reference, tokenizer_files
 from convert.buffers import copy_into
 from convert.chameleon import load_model
-from convert.convert import open_source
-from convert.describe import LAYOUT_NAMES, dtype_names, parameters, readable
+from convert.convert import LAYOUTS, open_source
+from convert.describe import dtype_names, parameters, readable
 from convert.metadata import experiment_of
-from convert.reference import (
-    ForwardPass,
-    meta_forward,
-    need_transformers,
-    read_hugging_face,
-    read_meta,
-    transformers_forward,
-)
-from convert.sources import VQ_PATH, CheckpointSource, layers_of
+from convert.sources import VQ_PATH, Checkpoint, layers_of
 from convert.table import WeightRow, is_qk_norm
 from convert.tensor_files import listed
 from lumina_jax.config import MeshConfig, ModelConfig
@@ -39,6 +31,7 @@ VARYING = ("dropout", "qk_groups")
 """Fields that may differ: dropout acts in training only, and QK-norm rows are compared head by head."""
 SLAB = 1 << 24
 """How many numbers are compared at a time."""
+Pair = tuple[Checkpoint, Checkpoint]
 LISTED = 6
 """How many names are listed before the rest is counted."""
 
@@ -115,7 +108,7 @@ def verify(
             "and a seed of at least 0"
         )
     pair = open_source(a), open_source(b)
-    sides = tuple(f"{source.folder}: {LAYOUT_NAMES[source.layout]}, {dtype_names(source)}" for source in pair)
+    sides = tuple(f"{source.folder}: {LAYOUTS[source.layout]}, {dtype_names(source)}" for source in pair)
     notes, problems = _tokenizers(pair)
     values = [(field.name, *(getattr(source.cfg, field.name) for source in pair)) for field in fields(ModelConfig)]
     if other := [f"model.{name} is {x} in A and {y} in B" for name, x, y in values if name not in VARYING and x != y]:
@@ -133,7 +126,7 @@ def verify(
     return Comparison(sides, f"{how} ({reason})", tuple(parts), remark, problems, notes)
 
 
-def _choose(by: str, pair: tuple[CheckpointSource, CheckpointSource]) -> tuple[str, str]:
+def _choose(by: str, pair: Pair) -> tuple[str, str]:
     """The method, "logits" or "weights", and the reason for it."""
     if by != "auto":
         return by, "as asked"
@@ -143,7 +136,7 @@ def _choose(by: str, pair: tuple[CheckpointSource, CheckpointSource]) -> tuple[s
         return "weights", reason
     try:
         if any(source.layout in ("hf", "lumina") for source in pair):
-            need_transformers()
+            reference.need_transformers()
     except MissingPackageError as error:
         return "weights", str(error)
     return "logits", reason
@@ -158,9 +151,7 @@ def free_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _by_logits(
-    pair: tuple[CheckpointSource, CheckpointSource], tokens: int, seed: int, tolerance: float
-) -> Iterator[PartComparison]:
+def _by_logits(pair: Pair, tokens: int, seed: int, tolerance: float) -> Iterator[PartComparison]:
     ids = np.random.default_rng(seed).integers(0, pair[0].cfg.vocab, (PROMPTS, tokens), np.int32)
     a, b = (forward(source, ids) for source in pair)
     names = ["embeddings", *(f"layer {layer}" for layer in range(pair[0].cfg.layers))]
@@ -169,17 +160,17 @@ def _by_logits(
     yield PartComparison("logits", _difference(a.logits, b.logits), tolerance, f"{a.logits.std():.3g}")
 
 
-def forward(source: CheckpointSource, ids: np.ndarray) -> ForwardPass:
+def forward(source: Checkpoint, ids: np.ndarray) -> reference.ForwardPass:
     """Token ids i32[B T] through ``source`` in float32, by the code of its layout."""
     if source.layout == "meta":
-        return meta_forward(*read_meta(source.folder), ids)
+        return reference.meta_forward(*reference.read_meta(source.folder), ids)
     if source.layout in ("hf", "lumina"):
-        return transformers_forward(*read_hugging_face(source.folder), ids)
+        return reference.transformers_forward(*reference.read_hugging_face(source.folder), ids)
     # On the CPU, where float32 is exact and the memory is that of the other two.
     mesh = make_mesh(MeshConfig(fsdp=1), jax.local_devices(backend="cpu")[:1])
     model, _ = load_model(source.folder, mesh, dtype="float32")
     layers, logits = jax.device_get(_run(model, ids))
-    return ForwardPass(list(layers), logits)
+    return reference.ForwardPass(list(layers), logits)
 
 
 @jax.jit
@@ -188,9 +179,7 @@ def _run(model: Chameleon, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     return layers, model.logits(model.norm(layers[-1]))
 
 
-def _by_weights(
-    pair: tuple[CheckpointSource, CheckpointSource], tolerance: float, show: bool
-) -> Iterator[PartComparison]:
+def _by_weights(pair: Pair, tolerance: float, show: bool) -> Iterator[PartComparison]:
     a, b = pair
     shared = [row for row in a.rows if is_qk_norm(row) or a.sizes[row.path] == b.sizes.get(row.path)]
     largest: dict[str, float] = {}
@@ -210,7 +199,7 @@ def _by_weights(
         yield PartComparison(name, difference, tolerance, listed(differing.get(name, []), LISTED))
 
 
-def _by_head(source: CheckpointSource, row: WeightRow, layer: int) -> np.ndarray:
+def _by_head(source: Checkpoint, row: WeightRow, layer: int) -> np.ndarray:
     """One layer of ``row``, copied; a QK-norm row that several heads share is repeated for each of them."""
     array = source.read(row, layer, {})
     if is_qk_norm(row):
@@ -235,7 +224,7 @@ def _difference(a: np.ndarray, b: np.ndarray) -> float:
     return float(largest)
 
 
-def _encoders(pair: tuple[CheckpointSource, CheckpointSource], method: str) -> tuple[list[str], list[str]]:
+def _encoders(pair: Pair, method: str) -> tuple[list[str], list[str]]:
     """(notes, problems) about the VQ encoders in the two checkpoints."""
     a, b = ({path: sizes for path, sizes in source.sizes.items() if path.startswith(VQ_PATH)} for source in pair)
     if bool(a) != bool(b):
@@ -246,7 +235,7 @@ def _encoders(pair: tuple[CheckpointSource, CheckpointSource], method: str) -> t
     return ["both carry a VQ encoder, which no token passes through; --by weights compares it"] if skipped else [], []
 
 
-def _tokenizers(pair: tuple[CheckpointSource, CheckpointSource]) -> tuple[list[str], list[str]]:
+def _tokenizers(pair: Pair) -> tuple[list[str], list[str]]:
     """(notes, problems) about the tokenizers found with the two; different names are allowed where texts have the same ids."""
     try:
         a, b = (tokenizer_files.find(source.folder, experiment_of(source)).vocab() for source in pair)
@@ -261,10 +250,7 @@ def _tokenizers(pair: tuple[CheckpointSource, CheckpointSource]) -> tuple[list[s
     differing = [name for name in names[0] | names[1] if names[0].get(name) != names[1].get(name)]
     # The text of all shared names: wherever the two merge differently, it splits into different tokens.
     text = a.decode([id for name, id in names[0].items() if names[1].get(name) == id])
+    listing = listed(differing, LISTED)
     if any(name in names[0] and name in names[1] for name in differing) or a.encode(text) != b.encode(text):
-        return [], [
-            f"the tokenizers give the same text other ids; names that differ: {listed(differing, LISTED) or 'none'}"
-        ]
-    return [
-        f"the tokenizers differ in {listed(differing, LISTED) or 'settings'}; all other text has the same ids in both"
-    ], []
+        return [], [f"the tokenizers give the same text other ids; names that differ: {listing or 'none'}"]
+    return [f"the tokenizers differ in {listing or 'settings'}; all other text has the same ids in both"], []

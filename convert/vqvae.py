@@ -10,7 +10,7 @@ import yaml
 from flax import nnx
 
 from convert.errors import field_errors, read_errors, write_errors
-from convert.settings import NOT_WEIGHTS, checked_fields
+from convert.settings import NOT_WEIGHTS, read_fields
 from convert.table import WeightRow, rearrange, shape_of
 from convert.tensor_files import need_torch, open_tensors
 from lumina_jax.config import VQConfig
@@ -46,11 +46,11 @@ TORCH_AXES = {"h w i o": "o i h w"}
 FIXED = {"double_z": False, "in_channels": 3, "out_ch": 3}
 """Fields with one value in Chameleon's tokenizer, which VQConfig therefore does not have."""
 
-YAML_TYPES = {
-    **dict.fromkeys(("n_embed", "embed_dim", "z_channels", "ch", "num_res_blocks", "resolution"), int),
-    **dict.fromkeys(("ch_mult", "attn_resolutions"), list),
+YAML_NAMES = {
+    **dict(codes="n_embed", embed="embed_dim", latent="z_channels", base="ch", multipliers="ch_mult"),
+    **dict(res_blocks="num_res_blocks", attn_resolutions="attn_resolutions", resolution="resolution"),
 }
-"""Fields of vqgan.yaml that are read, and their types."""
+"""VQConfig's fields in vqgan.yaml, in params (the first two) or in its ddconfig."""
 
 
 def table(vqvae: VQVAE) -> list[WeightRow]:
@@ -130,41 +130,20 @@ def read_config(path: str | Path) -> VQConfig:
         try:
             params = yaml.safe_load(path.read_text())["model"]["params"]
         except yaml.YAMLError as error:
-            raise InputError(f"not YAML ({error}); fetch or write it again") from None
-        fields = checked_fields({**params, **params["ddconfig"]}, YAML_TYPES)
-        if wrong := {name: fields[name] for name, value in FIXED.items() if fields.get(name, value) != value}:
+            raise InputError(f"not YAML ({' '.join(str(error).split())}); fetch or write it again") from None
+        sizes = {**params, **params["ddconfig"]}
+        if wrong := {name: sizes[name] for name, value in FIXED.items() if sizes.get(name, value) != value}:
             raise InputError(f"{wrong} is not supported; Chameleon's tokenizer has {FIXED}")
-        return VQConfig(
-            codes=fields["n_embed"],
-            embed=fields["embed_dim"],
-            latent=fields["z_channels"],
-            base=fields["ch"],
-            multipliers=tuple(fields["ch_mult"]),
-            res_blocks=fields["num_res_blocks"],
-            attn_resolutions=tuple(fields["attn_resolutions"]),
-            resolution=fields["resolution"],
-        )
+        return VQConfig(**read_fields(sizes, YAML_NAMES, {}))
 
 
 def write_config(cfg: VQConfig, path: str | Path) -> None:
     """VQConfig -> a vqgan.yaml. The original's reader deletes ``ckpt_path`` and ``lossconfig``, so both must be present."""
-    sizes = {
-        "z_channels": cfg.latent,
-        "resolution": cfg.resolution,
-        "ch": cfg.base,
-        "ch_mult": list(cfg.multipliers),
-        "num_res_blocks": cfg.res_blocks,
-        "attn_resolutions": list(cfg.attn_resolutions),
-        "dropout": 0.0,
-        **FIXED,
-    }
-    params = {
-        "embed_dim": cfg.embed,
-        "n_embed": cfg.codes,
-        "ddconfig": sizes,
-        "ckpt_path": "",
-        "lossconfig": {"target": "taming.modules.losses.DummyLoss"},
-    }
+    values = {name: getattr(cfg, ours) for ours, name in YAML_NAMES.items()}
+    lists = {"ch_mult": list(cfg.multipliers), "attn_resolutions": list(cfg.attn_resolutions)}
+    embed = {name: values.pop(name) for name in ("n_embed", "embed_dim")}
+    loss = {"target": "taming.modules.losses.DummyLoss"}
+    params = {**embed, "ddconfig": {**values, **lists, "dropout": 0.0, **FIXED}, "ckpt_path": "", "lossconfig": loss}
     Path(path).write_text(yaml.safe_dump({"model": {"target": "taming.models.vqgan.VQModel", "params": params}}))
 
 

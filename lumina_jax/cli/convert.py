@@ -94,7 +94,7 @@ def _inspect(options: Namespace) -> int:
 
     report = describe(options.path)
     print(report.text())
-    return 0 if report.usable else 1
+    return 1 if report.problems else 0
 
 
 def _verify(options: Namespace) -> int:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from convert.convert import Target, atomic_folder, write
-from convert.table import ROWS, Index, WeightRow, shape_of, sizes_of, sliced_sizes
+from convert.table import ROWS, Index, WeightRow, cut_sizes, shape_of, sizes_of
 from convert.tokenizer_files import TokenizerFiles
 from lumina_jax.config import ModelConfig
 
@@ -36,7 +36,7 @@ SIZES = {
 
 
 class RandomSource:
-    """A CheckpointSource of random numbers of about the size of weights, drawn when they are read."""
+    """A Checkpoint of random numbers of about the size of weights, drawn when they are read."""
 
     layout, settings, rows, dtype_examples, vq = "ours", {}, ROWS, {"bfloat16": "all"}, None
 
@@ -47,7 +47,7 @@ class RandomSource:
         self._rng = np.random.default_rng(0)
 
     def read(self, row: WeightRow, layer: int, index: Index) -> np.ndarray:
-        shape = shape_of(row.axes, sliced_sizes(self.sizes[row.path], index))
+        shape = shape_of(row.axes, cut_sizes(self.sizes[row.path], index))
         # Random sign and mantissa with one exponent: magnitudes of 0.008 to 0.016.
         bits = self._rng.integers(0, 1 << 16, math.prod(shape), np.uint16) & 0x807F | 0x3C00
         return bits.view(jnp.bfloat16).reshape(shape)

@@ -60,7 +60,7 @@ def model(tmp_path) -> Path:
 def test_a_checkpoint_is_described_in_every_layout(model, layout, words, rows, tmp_path):
     convert(model, tmp_path / layout, Target(layout), show=False)
     report = describe(tmp_path / layout)
-    assert report.usable, report.text()
+    assert not report.problems, report.text()
     assert words in finding(report, "layout")
     assert finding(report, "QK-norm rows") == rows
     assert finding(report, "norms") == "behind attention and MLP (swin), eps 1e-05"
@@ -79,13 +79,13 @@ def test_meta_s_release_is_found_from_its_root_or_its_model(tmp_path):
     folder = write_meta(tmp_path / "release" / "models" / "30b", Sizes(shards=2))
     for path in (folder, folder.parents[1], folder / "consolidated.00.pth"):
         report = describe(path)
-        assert report.usable, report.text()
+        assert not report.problems, report.text()
         assert finding(report, "layout") == "Meta's Chameleon"
         assert finding(report, "dtype") == "bfloat16"
         assert "consolidated.01.pth" in finding(report, "weights")
     (folder / "consolidated.01.pth").unlink()
     report = describe(folder)
-    assert not report.usable
+    assert report.problems
     assert "missing: consolidated.01.pth" in report.text()
     assert "consolidated.00.pth" in finding(report, "weights")
 
@@ -93,7 +93,7 @@ def test_meta_s_release_is_found_from_its_root_or_its_model(tmp_path):
 @pytest.mark.smoke
 def test_tokenizer_files_are_found_and_counted():
     report = describe(TOY)
-    assert report.usable, report.text()
+    assert not report.problems, report.text()
     assert finding(report, "tokenizer").startswith(f"{TOY / 'tokenizer.json'}: 1,538 names, 1,150 image codes")
     assert finding(report, "image tokenizer") == f"{TOY / 'vq.npz'}: 1,150 codes"
     assert not report.notes
@@ -123,7 +123,7 @@ def test_published_models_are_recognized_from_headers_alone(cfg, name, tmp_path)
     settings |= dict(model_parallel_size=cfg.qk_groups, swin_norm=cfg.post_norm, mask_image_logits=True)
     (tmp_path / "config.json").write_text(json.dumps(settings))
     report = describe(tmp_path)
-    assert report.usable, report.text()
+    assert not report.problems, report.text()
     assert finding(report, "model").endswith(name)
     assert any("mask_image_logits" in note for note in report.notes)
 
@@ -138,7 +138,7 @@ def test_a_run_is_described_with_its_step_and_experiment(tmp_path):
     saver.close()
     (tmp_path / "checkpoints" / "9").mkdir()
     report = describe(tmp_path)
-    assert report.usable, report.text()
+    assert not report.problems, report.text()
     assert finding(report, "experiment") == "experiment"
     assert finding(report, "training").startswith("step 7, with ")
     assert any("checkpoints/9 is a write" in note for note in report.notes)

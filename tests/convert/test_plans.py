@@ -30,7 +30,7 @@ KEYS = {"7B": 548, "34B": 756}
 
 @dataclass(frozen=True)
 class Outline:
-    """A CheckpointSource without weights."""
+    """A Checkpoint without weights."""
 
     cfg: ModelConfig
     rows: tuple[WeightRow, ...] = ROWS

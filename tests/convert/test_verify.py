@@ -197,7 +197,7 @@ def test_vq_encoders_are_compared_if_both_checkpoints_have_one(tmp_path):
 
 def test_auto_compares_logits_where_both_models_fit(lumina, ours, monkeypatch):
     monkeypatch.setattr(module, "free_memory", lambda: 10**9)
-    assert verify(ours, ours, tokens=3).how.startswith("by logits")
+    assert verify(ours, ours, tokens=3).method.startswith("by logits")
     monkeypatch.setattr(module, "free_memory", lambda: 10**5)
     comparison = verify(ours, ours, show=False)
     assert comparison.same
