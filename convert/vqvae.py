@@ -22,7 +22,7 @@ from lumina_jax.model.vqvae import VQVAE
 from lumina_jax.vocab import FOLDERS
 
 VQGAN, PATCH_VQ = "vqgan.ckpt", "vq.npz"
-"""File name of Chameleon's image tokenizer; its sizes are in the .yaml file beside it."""
+"""File names of Chameleon's image tokenizer, whose sizes are in the .yaml file beside it, and of a PatchVQ."""
 
 TORCH_NAMES = {
     "blocks": "block",
