@@ -92,13 +92,13 @@ def _compile(options: Namespace) -> int:
     target = topology.parse(options.topology, options.slices)
     os.environ.update(topology.environment())
     from lumina_jax.pods import plan, report
-    from lumina_jax.pods.compile import check_programs, outcomes
+    from lumina_jax.pods.compile import check_programs, compile_programs
     from lumina_jax.pods.flags import libtpu_init_args
 
     out = Path(options.out) if options.out else None
     if options.plan:
         return 0 if plan.run(cfg, target, options.tries, out) else 1
     what = check_programs(options.what)
-    found = [report.show(outcome, out) for outcome in outcomes(cfg, target, what, options.int8)]
+    found = [report.show(outcome, out) for outcome in compile_programs(cfg, target, what, options.int8)]
     print(f"a run on such a pod wants: export LIBTPU_INIT_ARGS='{libtpu_init_args(target.chip)}'")
     return 0 if all(outcome.costs for outcome in found) else 1

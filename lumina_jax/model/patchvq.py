@@ -12,7 +12,7 @@ import numpy as np
 
 from lumina_jax.errors import InputError
 from lumina_jax.model.vqvae import check_pixels, check_size
-from lumina_jax.pictures.metrics import psnr_of
+from lumina_jax.pictures.metrics import psnr_of_error
 
 FORMAT = "lumina_jax PatchVQ 1"
 KMEANS_STEPS = 6
@@ -112,7 +112,7 @@ class PatchVQ:
     def report(self, pictures: Iterable[np.ndarray]) -> dict[str, float]:
         """How well u8[Y X 3] pictures survive encode and decode, as numbers JSON can hold.
 
-        ``psnr_db`` is the mean over pictures, at most BEST_PSNR each; ``exact`` the share of exact ones;
+        ``psnr_db`` is the mean over pictures, at most MAX_PSNR_DB each; ``exact`` the share of exact ones;
         ``codes_used`` the share of codes that occur; ``perplexity`` exp of the entropy of their frequencies.
         """
         errors, counts = [], np.zeros(self.codes, np.int64)
@@ -124,7 +124,7 @@ class PatchVQ:
         shares = counts[counts > 0] / counts.sum()
         return {
             "pictures": len(errors),
-            "psnr_db": float(np.mean([*map(psnr_of, errors)])),
+            "psnr_db": float(np.mean([*map(psnr_of_error, errors)])),
             "exact": float(np.mean(np.array(errors) == 0)),
             "codes_used": float(np.mean(counts > 0)),
             "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
