@@ -41,7 +41,7 @@ def add_pretokenize(verbs: _SubParsersAction) -> None:
         "--max-tokens",
         type=_numbers,
         metavar="N",
-        help="reject longer samples; 0 for no limit; with --sizes one for all or one for each (what the largest of data.buckets holds)",
+        help="reject longer samples; 0: no limit; with --sizes one for all or one for each (what data.buckets hold)",
     )
     pretokenize.add_argument("--shard-records", type=int, default=8192, help="source records per shard (8192)")
     share = pretokenize.add_mutually_exclusive_group()

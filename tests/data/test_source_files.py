@@ -14,7 +14,7 @@ from data_parts import noise
 
 from lumina_jax.data.sources import files, open_source
 from lumina_jax.data.sources.json_list import REMOTE_BLOCK
-from lumina_jax.data.sources.lru import Recent
+from lumina_jax.data.sources.lru import LRUCache
 
 LETTERS = bytes(range(256)) * 40
 
@@ -228,30 +228,30 @@ def test_a_pattern_without_files_is_an_error(tmp_path):
         files.expand(f"{tmp_path}/x*.tar")
 
 
-def test_recent_makes_once_for_all_threads_and_forgets_the_oldest():
-    recent, made, barrier = Recent(2), [], threading.Barrier(4)
+def test_the_cache_computes_once_for_all_threads_and_drops_the_oldest():
+    cache, computed, barrier = LRUCache(2), [], threading.Barrier(4)
 
     def make(key):
-        made.append(key)
+        computed.append(key)
         return key * 2
 
     def ask():
         barrier.wait()
-        assert recent.get(1, lambda: make(1)) == 2
+        assert cache.get(1, lambda: make(1)) == 2
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert made == [1]
+    assert computed == [1]
     for key in (2, 3, 2, 1):
-        assert recent.get(key, lambda key=key: make(key)) == 2 * key
-    assert made == [1, 2, 3, 1]
+        assert cache.get(key, lambda key=key: make(key)) == 2 * key
+    assert computed == [1, 2, 3, 1]
 
 
-def test_recent_does_not_hold_a_failure():
-    recent = Recent(2)
+def test_the_cache_keeps_no_failure():
+    cache = LRUCache(2)
     with pytest.raises(ZeroDivisionError):
-        recent.get("x", lambda: 1 // 0)
-    assert recent.get("x", lambda: 7) == 7
+        cache.get("x", lambda: 1 // 0)
+    assert cache.get("x", lambda: 7) == 7
