@@ -60,6 +60,8 @@ class _Modules:
             _, *folders, file = module.split(".")
             for short in (".".join([*folders, file]), file):
                 self.bindings.setdefault(short, self.bindings[module])
+            for end in range(1, len(folders) + 1):
+                self.bindings.setdefault(".".join(folders[:end]), set(DUNDERS))
         self.roots = {module.split(".")[0] for module in self.bindings}
 
     def of_project(self, module: str) -> bool:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import posixpath
 import tarfile
 import zipfile
@@ -18,7 +17,8 @@ from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, dialogue, pair
 from lumina_jax.data.sources.images import SUFFIXES, ImageFile
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
 from lumina_jax.errors import InputError
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
+from lumina_jax.storage import atomic_write
 
 BLOCK = tarfile.BLOCKSIZE
 TEXTS = ("txt", "caption", "text")
@@ -47,11 +47,8 @@ class TarIndex:
             raise InputError(f"{path} is no index of tar shards: {error}; delete it, and it is made again") from error
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **vars(self))
-        temporary.replace(path)
 
 
 class WebDatasetSource(StoredSource):
@@ -129,7 +126,7 @@ def _is_image(name: str) -> bool:
 
 def _index(paths: list[str], sizes: list[int], made_of: str, progress: bool) -> TarIndex:
     digest, shards, spans = hashlib.sha256(), [], []
-    with Meter("index", sum(sizes), progress, "MB", 10**6) as meter:
+    with ProgressDisplay("index", sum(sizes), progress, "MB", 10**6) as meter:
         for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
             spans.append(np.fromiter(_samples(path, size, digest.update), np.dtype((np.int64, 2))))
             shards.append(np.full(len(spans[-1]), number, np.int32))
