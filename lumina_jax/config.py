@@ -87,18 +87,18 @@ class VQConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the tokens come from and how they are batched.
+    """The folders of tokens and how they are batched.
 
-    ``path`` is a folder written by ``run.py pretokenize``, or several with commas between; ``weights`` their shares, of the
-    records or of the tokens as ``mix_by`` says, without which each record comes once an epoch. ``size`` is the edge of the
-    square whose area the crops have; ``patch`` is the unit of a size token in pixels.
+    ``path`` is a folder written by ``run.py pretokenize``, or several with commas between. ``weights`` are the folders' shares
+    of an epoch's records or tokens (``mix_by``); without them each record comes once an epoch. ``size`` is the edge of the
+    square, in px, whose area the crops have at most; ``patch`` is the unit of a size token in px.
 
-    ``buckets`` are the lengths that rows of tokens have, shortest first. Each batch has rows of one of them: ``batch`` of the
-    longest, and of shorter ones as many more as keep the number of tokens, in multiples of ``row_multiple`` (0: of ``batch``).
-    With ``packing`` short samples share a row.
+    ``buckets`` are the row lengths in tokens, shortest first. All rows of a batch have one of them: ``batch`` rows of the
+    longest, and of a shorter one as many as hold about the same number of tokens, in multiples of ``row_multiple`` (0: of
+    ``batch``). With ``packing`` short samples share a row.
 
     ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.1).
-    ``threads`` read ahead, two batches each; none reads when asked.
+    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for.
     """
 
     path: str = ""
@@ -121,7 +121,7 @@ class DataConfig:
         _require(self.max_ratio >= 1, f"data.max_ratio={self.max_ratio} must be at least 1")
         _require(
             len(self.buckets) > 0 and tuple(sorted(set(self.buckets))) == self.buckets and self.buckets[0] > 0,
-            f"data.buckets={self.buckets} must be positive token lengths in rising order, at least one",
+            f"data.buckets={self.buckets} must be one or more positive row lengths in rising order",
         )
         _require(self.batch >= 1, f"data.batch={self.batch}; it must be at least 1")
         _require(
@@ -139,10 +139,10 @@ class DataConfig:
     @property
     def paths(self) -> tuple[str, ...]:
         """The folders of ``path``."""
-        return tuple(part.strip() for part in self.path.split(","))
+        return tuple(path.strip() for path in self.path.split(","))
 
     def rows(self, length: int) -> int:
-        """How many rows a batch of rows of ``length`` has."""
+        """The number of rows of a batch whose rows have ``length`` tokens."""
         multiple = self.row_multiple or self.batch
         return self.batch * self.buckets[-1] // length // multiple * multiple
 
