@@ -9,7 +9,7 @@ from lumina_jax import __version__
 from lumina_jax.cli.convert import add_convert
 from lumina_jax.cli.data import add_data
 from lumina_jax.cli.evaluate import add_evaluate, add_refine
-from lumina_jax.cli.experiments import REPOSITORY, load_experiment, load_vq
+from lumina_jax.cli.experiments import REPOSITORY, load_experiment
 from lumina_jax.cli.models import TOY_MODEL, load_for_sampling
 from lumina_jax.cli.pretokenize import add_pretokenize
 from lumina_jax.cli.quickstart import add_grow, add_quickstart
@@ -17,7 +17,7 @@ from lumina_jax.cli.sample import add_sample
 from lumina_jax.cli.train import add_compile, add_train
 from lumina_jax.errors import UserError
 
-__all__ = ["REPOSITORY", "TOY_MODEL", "load_experiment", "load_for_sampling", "load_vq", "main"]
+__all__ = ["REPOSITORY", "TOY_MODEL", "load_experiment", "load_for_sampling", "main"]
 
 VERBS = (
     add_quickstart,

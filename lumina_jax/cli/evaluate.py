@@ -101,13 +101,13 @@ def _evaluate(options: Namespace) -> None:
     model, vocab, vq, experiment = load_for_sampling(options)
     results = {}
     if options.data:
-        from lumina_jax.data.encode import vq_fingerprint
         from lumina_jax.evaluate.heldout import greedy_match, held_out
+        from lumina_jax.model.image_tokenizer import fingerprint
 
-        fingerprint = vq_fingerprint(vq)
-        results["held_out"] = held_out(model, vocab, options.data, vq=fingerprint)
+        made_with = fingerprint(vq)
+        results["held_out"] = held_out(model, vocab, options.data, vq=made_with)
         if options.greedy:
-            results["greedy"] = greedy_match(model, vocab, options.data, vq=fingerprint)
+            results["greedy"] = greedy_match(model, vocab, options.data, vq=made_with)
     if options.pictures:
         from lumina_jax.evaluate.reconstruction import reconstruction
 

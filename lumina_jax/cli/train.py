@@ -4,7 +4,7 @@ import os
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.experiments import config_arguments, load_experiment, load_vq
+from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import join, process_arguments
 from lumina_jax.errors import MissingFileError
 
@@ -75,10 +75,11 @@ def _check_vq(cfg, vocab, manifests) -> None:
     if not Path(cfg.vq.path).exists():
         print(f"vq.path={cfg.vq.path} is not here: whether it made the tokens of the pictures is not known")
         return
-    from lumina_jax.data.encode import vq_fingerprint
+    from convert import load_image_tokenizer
     from lumina_jax.data.shards import check_made_with
+    from lumina_jax.model.image_tokenizer import fingerprint
 
-    own = vq_fingerprint(load_vq(cfg.vq.path))
+    own = fingerprint(load_image_tokenizer(cfg.vq.path))
     for path, manifest in manifests.items():
         check_made_with(manifest, vocab, own, path)
 
@@ -91,13 +92,13 @@ def _compile(options: Namespace) -> int:
     target = topology.parse(options.topology, options.slices)
     os.environ.update(topology.environment())
     from lumina_jax.pods import plan, report
-    from lumina_jax.pods.compile import check_programs, outcomes
+    from lumina_jax.pods.compile import check_programs, compile_programs
     from lumina_jax.pods.flags import libtpu_init_args
 
     out = Path(options.out) if options.out else None
     if options.plan:
         return 0 if plan.run(cfg, target, options.tries, out) else 1
     what = check_programs(options.what)
-    found = [report.show(outcome, out) for outcome in outcomes(cfg, target, what, options.int8)]
+    found = [report.show(outcome, out) for outcome in compile_programs(cfg, target, what, options.int8)]
     print(f"a run on such a pod wants: export LIBTPU_INIT_ARGS='{libtpu_init_args(target.chip)}'")
     return 0 if all(outcome.costs for outcome in found) else 1

@@ -9,7 +9,7 @@ import numpy as np
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import SampleConfig
-from lumina_jax.data.pipeline import lay_out
+from lumina_jax.data.pipeline import collate
 from lumina_jax.data.shards import Shards, check_made_with
 from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
@@ -37,7 +37,7 @@ def held_out(model: Chameleon, vocab: Vocab, path: str, limit: int = 4096, vq: s
     xent = tokens = correct = 0.0
     for records in _batches(shards, limit):
         longest = max(len(ids) for ids, _ in records)
-        batch = lay_out(records, range(len(records)), (len(records), -(-longest // LENGTH_STEP) * LENGTH_STEP))
+        batch = collate(records, range(len(records)), (len(records), -(-longest // LENGTH_STEP) * LENGTH_STEP))
         sums, batch_correct = _measure(model, batch)
         xent, tokens, correct = xent + float(sums.xent), tokens + float(sums.tokens), correct + float(batch_correct)
     return {"tokens": tokens, "xent": xent / tokens, "accuracy": correct / tokens}

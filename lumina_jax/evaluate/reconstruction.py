@@ -2,29 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from lumina_jax.errors import InputError
 from lumina_jax.layout import CODES_PER_UNIT
+from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image, encode_image
 from lumina_jax.pictures.metrics import psnr
-from lumina_jax.pictures.pixels import crop, to_image, to_pixels, whiten
+from lumina_jax.pictures.pixels import crop, whiten
 from lumina_jax.sample.prompt import open_image
-
-
-class ImageTokenizer(Protocol):
-    """VQVAE or PatchVQ."""
-
-    @property
-    def stride(self) -> int: ...
-
-    def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """f32[B Y X 3] in [-1, 1] -> i32[B R C]."""
-
-    def decode(self, codes: np.ndarray) -> np.ndarray:
-        """i32[B R C] -> f32[B Y X 3]."""
 
 
 def reconstruct(picture: Image.Image, vq: ImageTokenizer) -> tuple[np.ndarray, np.ndarray]:
@@ -39,8 +26,7 @@ def reconstruct(picture: Image.Image, vq: ImageTokenizer) -> tuple[np.ndarray, n
             f"a picture of {picture.width}x{picture.height} px is smaller than one size unit of {unit} px; give a larger one"
         )
     cropped = whiten(crop(picture, size, (0.5, 0.5)))
-    codes = vq.encode(to_pixels(cropped)[None])
-    return np.asarray(cropped), np.asarray(to_image(np.asarray(vq.decode(codes))[0]))
+    return np.asarray(cropped), np.asarray(decode_image(vq, encode_image(vq, cropped)))
 
 
 def reconstruction(vq: ImageTokenizer, files: Sequence[str | Path]) -> dict[str, float]:

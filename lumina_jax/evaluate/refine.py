@@ -10,8 +10,8 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.errors import InputError
 from lumina_jax.layout import TOKENS_AROUND, grid_tokens
 from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.model.image_tokenizer import decode_image, encode_image
 from lumina_jax.pictures.metrics import psnr, ssim
-from lumina_jax.pictures.pixels import to_image, to_pixels
 from lumina_jax.sample import generate
 from lumina_jax.sample.picture import pictures
 from lumina_jax.sample.prompt import Desk
@@ -41,8 +41,8 @@ def refine(model: Chameleon, desk: Desk, image: Image.Image, cfg: SampleConfig, 
     """
     ask = desk.task("refine", "", [image], cfg)
     original = desk.cropped(image)
-    codes = np.asarray(desk.vq.encode(to_pixels(original)[None]))
-    max_new_tokens = min(cfg.max_new_tokens, grid_tokens(*codes.shape[1:]) + TOKENS_AROUND)
+    codes = encode_image(desk.vq, original)
+    max_new_tokens = min(cfg.max_new_tokens, grid_tokens(*codes.shape) + TOKENS_AROUND)
     cfg = replace(cfg, max_new_tokens=max_new_tokens)
     (answer,) = generate(model, [ask.ids], key, cfg, desk.vocab, sizes=[ask.size])
     painted = pictures(answer, desk.vq, desk.vocab)
@@ -50,4 +50,4 @@ def refine(model: Chameleon, desk: Desk, image: Image.Image, cfg: SampleConfig, 
         raise InputError(
             f"the model answers without a picture of {original.width}x{original.height} px; refining takes a model of Omni-SFT"
         )
-    return Refined(original, to_image(np.asarray(desk.vq.decode(codes))[0]), painted[0])
+    return Refined(original, decode_image(desk.vq, codes), painted[0])
