@@ -104,10 +104,10 @@ def _evaluate(options: Namespace) -> None:
         from lumina_jax.evaluate.heldout import greedy_match, held_out
         from lumina_jax.model.image_tokenizer import fingerprint
 
-        made_with = fingerprint(vq)
-        results["held_out"] = held_out(model, vocab, options.data, vq=made_with)
+        vq_hash = fingerprint(vq)
+        results["held_out"] = held_out(model, vocab, options.data, vq=vq_hash)
         if options.greedy:
-            results["greedy"] = greedy_match(model, vocab, options.data, vq=made_with)
+            results["greedy"] = greedy_match(model, vocab, options.data, vq=vq_hash)
     if options.pictures:
         from lumina_jax.evaluate.reconstruction import reconstruction
 
