@@ -58,10 +58,10 @@ class _Modules:
                 self.bindings.setdefault(".".join(parts[:end]), set(DUNDERS))
         for module in [module for module in sources if module.startswith("tests.")]:
             _, *folders, file = module.split(".")
-            for depth in range(1, len(folders) + 1):
-                self.bindings.setdefault(".".join(folders[:depth]), set())
             for short in (".".join([*folders, file]), file):
                 self.bindings.setdefault(short, self.bindings[module])
+            for end in range(1, len(folders) + 1):
+                self.bindings.setdefault(".".join(folders[:end]), set(DUNDERS))
         self.roots = {module.split(".")[0] for module in self.bindings}
 
     def of_project(self, module: str) -> bool:

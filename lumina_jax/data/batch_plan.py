@@ -29,7 +29,7 @@ from lumina_jax.config import DataConfig
 from lumina_jax.data.packing import Pattern, pack, whole_batches
 from lumina_jax.data.permutation import key_of, shuffled
 from lumina_jax.errors import InputError
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 
 BATCHES, ROWS, RECORDS = range(3)
 """What a permutation is of: a part of its key."""
@@ -215,7 +215,7 @@ class LengthIndex:
         ids = np.empty(total, np.uint32 if total < 2**32 else np.uint64)
         starts = self.kinds.starts.reshape(-1, len(tokens)).copy()
         small = np.uint16 if limit < 2**16 else np.uint32  # NumPy sorts 16 bits by counting
-        with Meter("sorting records by length", total, shown=total >= PROGRESS_RECORDS) as meter:
+        with ProgressDisplay("sorting records by length", total, show=total >= PROGRESS_RECORDS) as meter:
             for folder, folder_tokens in enumerate(tokens):
                 for begin, lengths in _chunks(folder_tokens):
                     order = np.argsort(lengths.astype(small), kind="stable")

@@ -9,7 +9,7 @@ from lumina_jax.data.shards import Manifest, Settings
 from lumina_jax.data.sources import Source
 from lumina_jax.errors import InputError, MissingPackageError
 from lumina_jax.model.image_tokenizer import ImageTokenizer
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 from lumina_jax.vocab import Vocab
 
 try:
@@ -82,7 +82,7 @@ class _MakeShard(beam.DoFn):
     def process(self, element: tuple[int, tuple[int, ...]]):
         shard, stages = element
         records = len(self._settings[0].span(shard))
-        with Meter(f"shard {shard}", records, shown=False) as meter:
+        with ProgressDisplay(f"shard {shard}", records, show=False) as meter:
             self._maker.make({shard: stages}, meter)
         beam.metrics.Metrics.counter("pretokenize", "records").inc(records)
         yield records

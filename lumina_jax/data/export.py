@@ -11,7 +11,7 @@ from lumina_jax.data.prepare import REJECTS, good_records
 from lumina_jax.data.sources.images import ImageFile
 from lumina_jax.data.sources.record import Source
 from lumina_jax.errors import ExistingFileError
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 
 RECORDS = "records.jsonl"
 PER_FOLDER = 1000
@@ -33,7 +33,7 @@ def export(source: Source, out: str | Path, threads: int = 4, progress: bool = T
     out.mkdir(parents=True, exist_ok=True)
     rejects: list[dict[str, object]] = []
     unfinished, good = out / f"{RECORDS}.tmp", 0
-    with Meter("export", len(source), progress) as meter, open(unfinished, "w", encoding="utf-8") as lines:
+    with ProgressDisplay("export", len(source), progress) as meter, open(unfinished, "w", encoding="utf-8") as lines:
         for number, record in good_records(source, threads, meter, rejects):
             paths = [_path_of(file, out, f"{number:09d}_{image}") for image, file in enumerate(record.files)]
             item = json.loads(to_example(record)[RECORD])

@@ -19,7 +19,7 @@ from lumina_jax.data.shards import REJECTS, Shards
 from lumina_jax.data.sheet import STYLE, card, pieces
 from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.pictures.html import Html, meter, page, percent, section, tag
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 from lumina_jax.vocab import Vocab
 
 BAR = 20
@@ -78,7 +78,7 @@ def sheet(
     """One HTML file: the tables, and ``samples`` records drawn at random with their pictures decoded."""
     chosen = _draw(folders, samples, seed)
     cards = []
-    with Meter("samples", len(chosen)) as progress:
+    with ProgressDisplay("samples", len(chosen)) as progress:
         for folder, index in chosen:
             cards.append(_card(folders[folder], index, vocab, vq))
             progress.advance(1)

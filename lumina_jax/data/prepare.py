@@ -13,7 +13,7 @@ from lumina_jax.data.items.items_dataset_builder import Builder
 from lumina_jax.data.sources.images import ImageFile
 from lumina_jax.data.sources.record import BAD_RECORD, Source, StoredRecord, StoredSource, reason_of
 from lumina_jax.errors import ExistingFileError, InputError
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 
 REJECTS = "rejects.jsonl"
 NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -35,7 +35,7 @@ def prepare(source: Source, data_dir: str | Path, name: str, threads: int = 4, p
     if not len(source):
         raise InputError("the source has no records; there is nothing to prepare")
     rejects: list[dict[str, object]] = []
-    with Meter(f"prepare {name}", len(source), progress) as meter:
+    with ProgressDisplay(f"prepare {name}", len(source), progress) as meter:
         records = good_records(source, threads, meter, rejects)
         builder = Builder(name, records, f"{len(source)} records of source {source.fingerprint}", str(data_dir))
         folder = Path(builder.data_path)
@@ -48,7 +48,7 @@ def prepare(source: Source, data_dir: str | Path, name: str, threads: int = 4, p
 
 
 def good_records(
-    source: Source, threads: int, meter: Meter, rejects: list[dict[str, object]]
+    source: Source, threads: int, meter: ProgressDisplay, rejects: list[dict[str, object]]
 ) -> Iterator[tuple[int, StoredRecord]]:
     """(number, record) of the good records in order, prefetched by ``threads`` threads; bad ones are added to ``rejects``."""
     read = grain.MapDataset.range(len(source)).map(lambda index: (index, *_read(source, index)))

@@ -12,8 +12,8 @@ from lumina_jax.data.shards import MANIFEST, SETTINGS, Manifest, Settings, read_
 from lumina_jax.data.sources import Source
 from lumina_jax.errors import InputError
 from lumina_jax.model.image_tokenizer import ImageTokenizer, fingerprint
-from lumina_jax.progress import Meter
-from lumina_jax.storage import Folder
+from lumina_jax.progress import ProgressDisplay
+from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab, size_name
 
 SHARD_RECORDS = 8192
@@ -75,16 +75,16 @@ def pretokenize_stages(
     folders = begin(stages, settings)
     shards = set(range(settings[0].shards)[shard_slice])
     title = f"pretokenize {', '.join(map(str, folders))}"
-    with Meter(title, sum(len(settings[0].span(shard)) for shard in shards), progress) as meter:
-        if all(folder.has(MANIFEST) for folder in folders):
-            meter.say(f"{', '.join(map(str, folders))}: finished already")
+    with ProgressDisplay(title, sum(len(settings[0].span(shard)) for shard in shards), progress) as meter:
+        if all(folder.exists(MANIFEST) for folder in folders):
+            meter.print_line(f"{', '.join(map(str, folders))}: finished already")
             return finish(stages)
         todo = shards_to_make(folders, settings, shards)
         meter.skip(sum(len(settings[0].span(shard)) for shard in shards - set(todo)))
         encoder = BatchEncoder.on_devices(vq, batch)
         ShardMaker(source, vocab, encoder, stages, settings, threads).make(todo, meter)
         if missing := shards_to_make(folders, settings, set(range(settings[0].shards))):
-            meter.say(f"{len(missing)} of {settings[0].shards} shards are still to be made by other processes")
+            meter.print_line(f"{len(missing)} of {settings[0].shards} shards are still to be made by other processes")
             return []
     return finish(stages)
 
@@ -118,13 +118,13 @@ def stage_settings(
     ]
 
 
-def begin(stages: Sequence[PretokenizeStage], settings: Sequence[Settings]) -> list[Folder]:
+def begin(stages: Sequence[PretokenizeStage], settings: Sequence[Settings]) -> list[StorageFolder]:
     """Writes the settings into the folder of each stage; InputError when one was begun with others."""
-    folders = [Folder(stage.out) for stage in stages]
-    if len({folder.place for folder in folders}) < len(folders):
+    folders = [StorageFolder(stage.out) for stage in stages]
+    if len({folder.url for folder in folders}) < len(folders):
         raise InputError(f"two stages have one folder, {folders[0]}; give each its own")
     for folder, folder_settings in zip(folders, settings, strict=True):
-        if not folder.has(SETTINGS):
+        if not folder.exists(SETTINGS):
             write_json(folder, SETTINGS, folder_settings)
     for folder, folder_settings in zip(folders, settings, strict=True):
         if differences := read_json(folder, SETTINGS, Settings).differences(folder_settings):
@@ -135,7 +135,7 @@ def begin(stages: Sequence[PretokenizeStage], settings: Sequence[Settings]) -> l
 
 
 def shards_to_make(
-    folders: Sequence[Folder], settings: Sequence[Settings], shards: set[int]
+    folders: Sequence[StorageFolder], settings: Sequence[Settings], shards: set[int]
 ) -> dict[int, tuple[int, ...]]:
     """The incomplete ones of ``shards`` -> the numbers of the stages that lack them."""
     missing = [set(each.missing(folder)) & shards for folder, each in zip(folders, settings, strict=True)]
@@ -150,12 +150,12 @@ def finish(stages: Sequence[PretokenizeStage]) -> list[Manifest]:
 
     Raises InputError when a folder lacks shards.
     """
-    return [_finish(Folder(stage.out)) for stage in stages]
+    return [_finish(StorageFolder(stage.out)) for stage in stages]
 
 
-def _finish(folder: Folder) -> Manifest:
-    if folder.has(MANIFEST):
-        folder.tidy()
+def _finish(folder: StorageFolder) -> Manifest:
+    if folder.exists(MANIFEST):
+        folder.remove_temporary_files()
         return read_json(folder, MANIFEST, Manifest)
     settings = read_json(folder, SETTINGS, Settings)
     if missing := settings.missing(folder):

@@ -18,8 +18,8 @@ from lumina_jax.data.shards import Settings
 from lumina_jax.data.sources.record import BAD_RECORD, Record, Source, reason_of
 from lumina_jax.errors import InputError
 from lumina_jax.pictures import pixels
-from lumina_jax.progress import Meter
-from lumina_jax.storage import Folder
+from lumina_jax.progress import ProgressDisplay
+from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab
 
 BLOCK = 16
@@ -73,7 +73,7 @@ class ShardMaker:
     settings: Sequence[Settings]
     threads: int
 
-    def make(self, todo: Mapping[int, Sequence[int]], meter: Meter) -> None:
+    def make(self, todo: Mapping[int, Sequence[int]], meter: ProgressDisplay) -> None:
         """Writes the shards of ``todo``: shard -> the numbers of the stages that lack it.
 
         A shard is a pure function of its number, its stage and this object's fields. While one is tokenized and written the
@@ -88,7 +88,9 @@ class ShardMaker:
             if writing is not None:
                 writing.result()
 
-    def _drafts(self, todo: Mapping[int, Sequence[int]], meter: Meter) -> Iterator[tuple[int, dict[int, _ShardDraft]]]:
+    def _drafts(
+        self, todo: Mapping[int, Sequence[int]], meter: ProgressDisplay
+    ) -> Iterator[tuple[int, dict[int, _ShardDraft]]]:
         """(shard, {stage: draft}) of each shard, with all of its images given to the devices."""
         shards, per_shard = list(todo), -(-self.settings[0].shard_records // BLOCK)
 
@@ -132,7 +134,7 @@ class ShardMaker:
         except BAD_RECORD as error:
             return _CroppedRecord(reason=reason_of(error))
 
-    def _write(self, shard: int, drafts: dict[int, _ShardDraft], meter: Meter) -> None:
+    def _write(self, shard: int, drafts: dict[int, _ShardDraft], meter: ProgressDisplay) -> None:
         for stage, draft in drafts.items():
             samples, rejects, kinds, crops = [], [], Counter(), Counter()
             grids, encoded = draft.grids.grids(), draft.texts(self.vocab)
@@ -149,10 +151,10 @@ class ShardMaker:
                 kinds[kind_of(*sample, self.vocab)] += 1
                 crops.update(f"{width}x{height}" for width, height in sizes)
             settings, out = self.settings[stage], self.stages[stage].out
-            write_shard(Folder(out), settings, shard, samples, rejects, kinds, crops)
+            write_shard(StorageFolder(out), settings, shard, samples, rejects, kinds, crops)
             if len(rejects) > len(samples):
                 file = settings.file(shard, "*")
-                meter.say(
+                meter.print_line(
                     f"{out}: {len(rejects)} of {len(rejects) + len(samples)} records of shard {shard} were rejected, the "
                     f"first because {rejects[0]['reason']}; if that has passed, delete {file} and start again"
                 )

@@ -22,7 +22,7 @@ from lumina_jax.data.shards import (
     read_json,
     write_json,
 )
-from lumina_jax.storage import Folder
+from lumina_jax.storage import StorageFolder
 
 BINS = 16
 """Bins of the histogram of lengths."""
@@ -42,7 +42,7 @@ class ShardReport:
 
 
 def write_shard(
-    folder: Folder,
+    folder: StorageFolder,
     settings: Settings,
     shard: int,
     samples: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -61,10 +61,10 @@ def write_shard(
             file.writelines(pack(*sample) for sample in samples)
 
     write_json(folder, settings.file(shard, REPORT), report, indent=None)
-    folder.put(settings.file(shard, TOKENS), tokens)
+    folder.write(settings.file(shard, TOKENS), tokens)
 
 
-def write_totals(folder: Folder, settings: Settings) -> Manifest:
+def write_totals(folder: StorageFolder, settings: Settings) -> Manifest:
     """Adds up the reports of all shards, which must be complete, and writes the manifest last. Reads no tokens."""
     names = [settings.file(shard, REPORT) for shard in range(settings.shards)]
     with ThreadPoolExecutor(READERS) as pool:
@@ -84,10 +84,10 @@ def write_totals(folder: Folder, settings: Settings) -> Manifest:
         crops=_sum(report.crops for _, report in reports),
         shard_kept=tuple(map(len, lengths)),
     )
-    folder.put(LENGTHS, lambda path: _save_joined(path, lengths))
-    folder.put_text(REJECTS, "".join(json.dumps(reject) + "\n" for reject in rejects))
+    folder.write(LENGTHS, lambda path: _save_joined(path, lengths))
+    folder.write_text(REJECTS, "".join(json.dumps(reject) + "\n" for reject in rejects))
     write_json(folder, MANIFEST, manifest)
-    folder.tidy()
+    folder.remove_temporary_files()
     return manifest
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from lumina_jax.config import from_dict, to_dict
 from lumina_jax.errors import InputError, MissingFileError, StorageError
-from lumina_jax.storage import Folder
+from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab
 
 SETTINGS = "settings.json"
@@ -71,9 +71,9 @@ class Settings:
         """The name of a shard's file; ``kind`` is REPORT or TOKENS."""
         return f"{shard:05d}-of-{self.shards:05d}.{kind}"
 
-    def missing(self, folder: Folder) -> list[int]:
+    def missing(self, folder: StorageFolder) -> list[int]:
         """The shards that are not complete in ``folder``, in order."""
-        names = folder.names()
+        names = folder.file_names()
         return [shard for shard in range(self.shards) if self.file(shard, TOKENS) not in names]
 
     def differences(self, other: "Settings") -> list[str]:
@@ -147,17 +147,17 @@ def check_made_with(
         )
 
 
-def read_json(folder: Folder, name: str, kind: type[Stored]) -> Stored:
+def read_json(folder: StorageFolder, name: str, kind: type[Stored]) -> Stored:
     """Reads what :func:`write_json` wrote as a ``kind``; InputError naming the file when it is something else."""
     try:
-        return from_dict(kind, json.loads(folder.read(name)))
+        return from_dict(kind, json.loads(folder.read_bytes(name)))
     except (ValueError, TypeError) as error:
         raise InputError(f"{folder}/{name} was not written by this version's pretokenize: {error}") from error
 
 
-def write_json(folder: Folder, name: str, value: object, indent: int | None = 1) -> None:
+def write_json(folder: StorageFolder, name: str, value: object, indent: int | None = 1) -> None:
     """Writes a dataclass of this module, the whole file or none."""
-    folder.put_text(name, json.dumps(to_dict(value), indent=indent) + "\n")
+    folder.write_text(name, json.dumps(to_dict(value), indent=indent) + "\n")
 
 
 class Shards:
@@ -179,7 +179,7 @@ class Shards:
                 if unfinished
                 else f"{path} holds no {MANIFEST}: it is no folder written by `run.py pretokenize`; make it first"
             )
-        self.manifest = read_json(Folder(self.path), MANIFEST, Manifest)
+        self.manifest = read_json(StorageFolder(self.path), MANIFEST, Manifest)
         if self.manifest.kept == 0:
             raise InputError(f"{path} holds no records; {self.path / REJECTS} says why all were rejected")
         settings = self.manifest.settings

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from lumina_jax.conversation import TASKS, image_prompt
 from lumina_jax.errors import InputError
+from lumina_jax.storage import atomic_write
 from lumina_jax.vocab import (
     BEGIN,
     BEGIN_IMAGE,
@@ -79,10 +80,8 @@ def build(
 def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
     """Writes tokenizer.json into ``folder``, which is created if it is missing; returns the file's path."""
     path = Path(folder) / FILE_NAMES[0]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    tokenizer.save(str(temporary))
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        tokenizer.save(str(temporary))
     return path
 
 

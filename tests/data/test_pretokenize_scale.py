@@ -25,7 +25,7 @@ from lumina_jax.layout import decode_grid, images_in
 from lumina_jax.model.image_tokenizer import fingerprint
 from lumina_jax.model.vqvae import VQVAE
 from lumina_jax.pictures import pixels
-from lumina_jax.storage import Folder, write_whole
+from lumina_jax.storage import StorageFolder, atomic_write
 
 VOCAB, VQ, SEED, SHARD = tiny_vocab(), tiny_vq(), 5, 8
 STAGES = (SIZES, [(16, 16), (32, 16)], [(32, 32)])
@@ -259,12 +259,13 @@ def test_whole_files_survive_a_neighbour_that_tidies_up(tmp_path):
         path.write_text("mine")
         path.unlink()
 
-    with pytest.raises(FileNotFoundError):
-        write_whole(tmp_path / "file", vanish)
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "file") as temporary:
+        vanish(temporary)
     (tmp_path / "file").write_text("theirs")
-    write_whole(tmp_path / "file", vanish)
+    with atomic_write(tmp_path / "file") as temporary:
+        vanish(temporary)
     (tmp_path / "left.tmp").touch()
-    Folder(tmp_path).tidy()
+    StorageFolder(tmp_path).remove_temporary_files()
     assert contents(tmp_path) == {"file": b"theirs"}
 
 
