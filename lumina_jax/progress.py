@@ -9,6 +9,7 @@ from rich.text import Text
 
 PLAIN_LINE = "{title}: {done:,.0f} of {total:,.0f} {unit}, {rate}/s, {time_left} left"
 SECONDS_BETWEEN_LINES = 5.0
+MAX_SECONDS_LEFT = 1e9
 
 
 class _CountAndRate(ProgressColumn):
@@ -97,8 +98,8 @@ class ProgressDisplay:
             self.print_line(self._format(max(now - self._start, 1e-9), text))
 
     def _format(self, elapsed: float, text: str) -> str:
-        rate = max(self._counted, 1) / elapsed
-        seconds_left = (self._total - self.done) / rate
+        rate = self._counted / elapsed
+        seconds_left = min((self._total - self.done) / max(rate, 1e-9), MAX_SECONDS_LEFT)
         return self._plain_line.format(
             title=self._title,
             done=self.done / self._unit_size,
