@@ -137,7 +137,7 @@ def write(
     )
     _check_space(folder, total + tokenizer_files.nbytes(found))
     process, processes = jax.process_index(), jax.process_count()
-    shown = dict(shown=show and process == 0, unit="MB", unit_size=10**6)
+    shown = dict(show=show and process == 0, unit="MB", unit_size=10**6)
     if wish.layout == "ours":
         metadata = _metadata(source, found, wish)
         with ProgressDisplay("to Orbax", total, **shown) as meter:

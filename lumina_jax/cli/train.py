@@ -4,7 +4,7 @@ import os
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.experiments import config_arguments, load_experiment, load_vq
+from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import join, process_arguments
 from lumina_jax.errors import MissingFileError
 
@@ -23,9 +23,7 @@ def add_compile(verbs: _SubParsersAction) -> None:
     check.add_argument("--slices", type=int, default=1, help="number of slices, joined by the data-center network (1)")
     check.add_argument("--what", default="train,prefill,decode", help="programs, with commas (train,prefill,decode)")
     check.add_argument("--plan", action="store_true", help="try several meshes and remat settings, and recommend one")
-    check.add_argument(
-        "--int8", action="store_true", help="compile sampling with int8 matrices, as run.py sample --int8"
-    )
+    check.add_argument("--int8", action="store_true", help="sampling with int8 matrices, as run.py sample --int8")
     check.add_argument("--tries", type=int, default=6, help="with --plan: the largest number of compilations (6)")
     check.add_argument("--out", help="also write tables, JSON and the compiled programs into this folder")
     check.set_defaults(run=_compile)
@@ -78,12 +76,13 @@ def _check_vq(cfg, vocab, manifests) -> None:
     if not Path(cfg.vq.path).exists():
         print(f"vq.path={cfg.vq.path} is not there, so it is not checked that it made the image tokens")
         return
-    from lumina_jax.data.encode import vq_fingerprint
+    from convert import load_image_tokenizer
     from lumina_jax.data.shards import check_made_with
+    from lumina_jax.model.image_tokenizer import fingerprint
 
-    fingerprint = vq_fingerprint(load_vq(cfg.vq.path))
+    vq = fingerprint(load_image_tokenizer(cfg.vq.path))
     for path, manifest in manifests.items():
-        check_made_with(manifest, vocab, fingerprint, path)
+        check_made_with(manifest, vocab, vq, path)
 
 
 def _compile(options: Namespace) -> int:
@@ -94,13 +93,13 @@ def _compile(options: Namespace) -> int:
     target = topology.parse(options.topology, options.slices)
     os.environ.update(topology.environment())
     from lumina_jax.pods import plan, report
-    from lumina_jax.pods.compile import check_programs, outcomes
+    from lumina_jax.pods.compile import check_programs, compile_programs
     from lumina_jax.pods.flags import libtpu_init_args
 
     out = Path(options.out) if options.out else None
     if options.plan:
         return 0 if plan.run(cfg, target, options.tries, out) else 1
     programs = check_programs(options.what)
-    shown = [report.show(outcome, out) for outcome in outcomes(cfg, target, programs, options.int8)]
+    shown = [report.show(outcome, out) for outcome in compile_programs(cfg, target, programs, options.int8)]
     print(f"a run on such a pod needs: export LIBTPU_INIT_ARGS='{libtpu_init_args(target.chip)}'")
     return 0 if all(outcome.costs for outcome in shown) else 1

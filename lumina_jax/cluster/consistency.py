@@ -13,7 +13,7 @@ import jax
 
 from lumina_jax.cluster.processes import Group
 from lumina_jax.config import Experiment, to_dict
-from lumina_jax.errors import StorageError
+from lumina_jax.storage import storage_errors
 
 MARKER = ".shared-"
 """How the names of the files begin that process 0 writes to see whether all hosts share a folder."""
@@ -48,13 +48,11 @@ def check_shared_folder(folder: Path, group: Group, timeout: float) -> None:
     """
     first = jax.process_index() == 0
     if first:
-        try:
+        with storage_errors(f"out={folder}"):
             folder.mkdir(parents=True, exist_ok=True)
             _remove_markers(folder)
             # A new name each time: a mounted bucket may serve an old listing, or old content, of a known name for a while.
             (folder / f"{MARKER}{secrets.token_hex(4)}").touch()
-        except OSError as error:
-            raise StorageError(f"out={folder} cannot be written ({error}); give another out=FOLDER") from error
     group.barrier(f"writing to {folder}", timeout)
     markers = " ".join(sorted(path.name for path in folder.glob(f"{MARKER}*"))) or "empty"
     group.barrier(f"looking into {folder}", timeout, {f"out={folder}, which all hosts must share,": markers})

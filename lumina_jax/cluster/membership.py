@@ -55,10 +55,8 @@ class Membership:
         """Process ``index`` sent ``message``; its first one is of kind "hello"."""
         if message["kind"] == "hello":
             if index in self._members:
-                first, second = self._members[index].host, message["host"]
-                return self._end(
-                    f"two processes, on {first} and on {second}, both say they are process {index}", EXIT_ERROR
-                )
+                hosts = f"on {self._members[index].host} and on {message['host']}"
+                return self._end(f"two processes, {hosts}, both say they are process {index}", EXIT_ERROR)
             self._members[index] = _Member(str(message["host"]), now, now)
             return []
         member = self._members[index]
@@ -89,15 +87,13 @@ class Membership:
         for index, member in self._members.items():
             silence = now - member.last_heard
             if not member.left and silence > self._limits.heartbeat_timeout:
-                return self._end(
-                    f"{self._name(index)} has not been heard of for {silence:.0f} s; it was last at {member.doing}",
-                    EXIT_RESTART,
-                )
+                silent = f"{self._name(index)} has not been heard of for {silence:.0f} s"
+                return self._end(f"{silent}; it was last at {member.doing}", EXIT_RESTART)
         for name, barrier in self._barriers.items():
             if now - barrier.start > barrier.timeout:
                 missing = [index for index in range(self._processes) if index not in barrier.values]
-                waited = f"{name}: waited {barrier.timeout:.0f} s for"
-                return self._end(f"{waited} {self._describe_missing(missing, now)}", EXIT_RESTART)
+                names = self._describe_missing(missing, now)
+                return self._end(f"{name}: waited {barrier.timeout:.0f} s for {names}", EXIT_RESTART)
         return self._check_stall(now)
 
     def _enter_barrier(self, index: int, message: Message, now: float) -> list[Message]:
@@ -111,18 +107,19 @@ class Membership:
         for other in range(1, self._processes):
             values = barrier.values[other]
             for key in sorted({*first, *values}):
-                if first.get(key) != values.get(key):
-                    difference = f"{first.get(key)} in {self._name(0)} but {values.get(key)} in {self._name(other)}"
+                if (value := first.get(key)) != (other_value := values.get(key)):
+                    difference = f"{value} in {self._name(0)} but {other_value} in {self._name(other)}"
                     return self._end(f"{key} is {difference}", EXIT_ERROR)
         return [{"kind": "release", "barrier": name}]
 
     def _check_stall(self, now: float) -> list[Message]:
         last_change = max((member.doing_since for member in self._members.values()), default=now)
+        text = f"nothing new for {now - last_change:.0f} s: {self._describe_all()}"
         if now - last_change > self._limits.stall_timeout:
-            return self._end(f"nothing new for {now - last_change:.0f} s: {self._describe_all()}", EXIT_RESTART)
+            return self._end(text, EXIT_RESTART)
         if now - max(last_change, self._last_notice) > self._limits.join_timeout:
             self._last_notice = now
-            return [{"kind": "notice", "text": f"nothing new for {now - last_change:.0f} s: {self._describe_all()}"}]
+            return [{"kind": "notice", "text": text}]
         return []
 
     def _describe_all(self) -> str:
@@ -130,13 +127,11 @@ class Membership:
         for index, member in sorted(self._members.items()):
             by_doing.setdefault(member.doing, []).append(index)
         # The smallest group first: it is the straggler that a reader looks for.
-        return "; ".join(
-            f"{self._names(group)} at {doing}"
-            for doing, group in sorted(by_doing.items(), key=lambda item: len(item[1]))
-        )
+        return "; ".join(map(self._describe_group, sorted(by_doing.values(), key=len)))
 
-    def _names(self, indices: list[int]) -> str:
-        return ", ".join(map(self._name, indices[:MAX_NAMED])) + _and_more(indices)
+    def _describe_group(self, indices: list[int]) -> str:
+        names = ", ".join(map(self._name, indices[:MAX_NAMED])) + _and_more(indices)
+        return f"{names} at {self._members[indices[0]].doing}"
 
     def _describe_missing(self, missing: list[int], now: float) -> str:
         return "; ".join(self._last_sign(index, now) for index in missing[:MAX_NAMED]) + _and_more(missing)

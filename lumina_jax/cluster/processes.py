@@ -8,8 +8,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 
@@ -49,8 +48,7 @@ class SingleProcess:
         yield
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """Process ``index`` of ``processes``; JAX's service in process 0 listens at ``coordinator`` (host:port)."""
 
     coordinator: str
@@ -211,13 +209,8 @@ def join(
     try:
         with group.guard():
             # JAX's own limits are longer than ours, which name the missing process where JAX aborts with a stack trace.
-            jax.distributed.initialize(
-                address.coordinator,
-                address.processes,
-                address.index,
-                initialization_timeout=int(limits.join_timeout) + 1,
-                heartbeat_timeout_seconds=2 * int(limits.heartbeat_timeout) + 1,
-            )
+            start, heartbeat = int(limits.join_timeout) + 1, 2 * int(limits.heartbeat_timeout) + 1
+            jax.distributed.initialize(*address, initialization_timeout=start, heartbeat_timeout_seconds=heartbeat)
             yield group
     finally:
         group.close()

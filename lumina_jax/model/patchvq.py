@@ -12,6 +12,7 @@ import numpy as np
 
 from lumina_jax.errors import InputError
 from lumina_jax.model.vqvae import check_pixels, check_size
+from lumina_jax.pictures.metrics import psnr_of_error
 
 FORMAT = "lumina_jax PatchVQ 1"
 KMEANS_STEPS = 6
@@ -19,12 +20,12 @@ SAMPLE = 16384
 """How many distinct patches :meth:`PatchVQ.fit` keeps at least; four per code if that is more."""
 BLOCK = 1 << 22
 """How many numbers a temporary array may hold."""
-BEST_PSNR = 100.0
-"""What an exact picture counts as, in dB."""
 
 
 class PatchVQ:
     """Nearest-patch tokenizer over a codebook u8[E stride stride 3], the most frequent patch first."""
+
+    on_devices = False
 
     def __init__(self, codebook: np.ndarray):
         if codebook.ndim != 4 or codebook.dtype != np.uint8 or codebook.shape[1:] != (codebook.shape[1],) * 2 + (3,):
@@ -87,6 +88,10 @@ class PatchVQ:
         tiles = self._values[codes].transpose(0, 1, 3, 2, 4, 5)
         return tiles.reshape(batch, rows * self.stride, columns * self.stride, 3)
 
+    def encoder_weights(self) -> list[np.ndarray]:
+        """The array that codes depend on: the codebook."""
+        return [self.codebook]
+
     def save(self, path: str | Path) -> None:
         """Writes the codebook as .npz; the folder is made if need be."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +112,7 @@ class PatchVQ:
     def report(self, pictures: Iterable[np.ndarray]) -> dict[str, float]:
         """How well u8[Y X 3] pictures survive encode and decode, as numbers JSON can hold.
 
-        ``psnr_db`` is the mean over pictures, an exact one counting as 100; ``exact`` the share of exact ones;
+        ``psnr_db`` is the mean over pictures, at most MAX_PSNR_DB each; ``exact`` the share of exact ones;
         ``codes_used`` the share of codes that occur; ``perplexity`` exp of the entropy of their frequencies.
         """
         errors, counts = [], np.zeros(self.codes, np.int64)
@@ -117,10 +122,9 @@ class PatchVQ:
             counts += np.bincount(codes, minlength=self.codes)
             errors.append(np.square(patches.astype(np.float32) - self._rows[codes]).mean(dtype=np.float64))
         shares = counts[counts > 0] / counts.sum()
-        psnr = 10 * np.log10(255**2 / np.maximum(errors, 255**2 / 10 ** (BEST_PSNR / 10)))
         return {
             "pictures": len(errors),
-            "psnr_db": float(np.mean(psnr)),
+            "psnr_db": float(np.mean([*map(psnr_of_error, errors)])),
             "exact": float(np.mean(np.array(errors) == 0)),
             "codes_used": float(np.mean(counts > 0)),
             "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),

@@ -21,8 +21,8 @@ from lumina_jax.config import Experiment, SampleConfig
 from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.errors import InputError
+from lumina_jax.model.image_tokenizer import decode_image, encode_image
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.pictures.pixels import to_image, to_pixels
 from lumina_jax.storage import atomic_write_text
 from lumina_jax.toyworld.fit import fit_world
 from lumina_jax.toyworld.report import Knob, Painted, Report, Stage, write_report
@@ -78,9 +78,7 @@ def quickstart(stages: list[Experiment], out: Path, minutes: float, prompts_per_
     with clock.part("settings of sampling"):
         knobs = _knobs(stages[-1], vq, vocab)
     unseen = [captioned(MINI, stage_sizes(stages[-1].data.size), FRESH_SEED, index)[0].render() for index in range(200)]
-    rebuilt = [
-        np.asarray(to_image(vq.decode(vq.encode(to_pixels(Image.fromarray(o))[None]))[0])) for o in unseen[:REBUILT]
-    ]
+    rebuilt = [np.asarray(decode_image(vq, encode_image(vq, Image.fromarray(o)))) for o in unseen[:REBUILT]]
     report = Report(
         title="Lumina-mGPT on the embedded world",
         minutes=minutes,

@@ -47,36 +47,26 @@ def train(
         start, state = saver.restore(state_shapes(cfg, mesh)) or (0, initial_state(cfg, mesh))
         if start < cfg.optim.steps:
             group.barrier("loading the state", cfg.pod.stall_timeout)
-            state = _run_steps(cfg, mesh, saver, start, state, batches(start), show, group)
+            state = _run_steps(cfg, saver, start, state, batches(start), show, group)
         group.doing("its end")
     group.barrier("the end", cfg.pod.stall_timeout)
     return state
 
 
 def _run_steps(
-    cfg: Experiment,
-    mesh: Mesh,
-    saver: Saver,
-    start: int,
-    state: TrainState,
-    host_batches: Iterator[Batch],
-    show: bool,
-    group: Group,
+    cfg: Experiment, saver: Saver, start: int, state: TrainState, rows: Iterator[Batch], show: bool, group: Group
 ) -> TrainState:
-    """Runs the steps after ``start``, logs their metrics and saves checkpoints; returns the last state."""
-    last, done = cfg.optim.steps, start
-    with (
-        closing(MetricsLog(cfg, start, show)) as log,
-        closing(_Preemption(mesh)) as preemption,
-        closing(
-            ProfiledSteps(cfg, compiled := CompiledSteps(cfg, mesh, make_step(cfg, mesh), log.print_line), start)
-        ) as step,
-    ):
+    """Runs the steps after ``start`` on ``rows``, those of this process; logs and saves; returns the last state."""
+    mesh, last, done = make_mesh(cfg.mesh), cfg.optim.steps, start
+    plain_step, log = make_step(cfg, mesh), MetricsLog(cfg, start, show)
+    compiled = CompiledSteps(cfg, mesh, plain_step, log.print_line)
+    profiled = ProfiledSteps(cfg, compiled, start)
+    with closing(log), closing(_Preemption(mesh)) as preemption, closing(profiled):
         if cfg.compile_ahead:
             group.doing("compiling ahead")
             compiled.compile_all()
-        batches = GlobalBatches(islice(host_batches, last - start), mesh, start, group)
-        for done, state, metrics in steps(state, batches, step, start):  # noqa: B020, replaced each step
+        batches = GlobalBatches(islice(rows, last - start), mesh, start, group)
+        for done, state, metrics in steps(state, batches, profiled, start):  # noqa: B020, replaced each step
             if done == start + 1:
                 group.barrier("compiling the first step", cfg.pod.stall_timeout)
             log.write(done, metrics, batches.wait_seconds)
@@ -88,9 +78,7 @@ def _run_steps(
             if stopping:
                 raise SystemExit(143)
     if done < last:
-        raise InputError(
-            f"the batches ended after step {done}, but optim.steps is {last}; give as many batches as steps"
-        )
+        raise InputError(f"the batches ended after step {done}, but optim.steps is {last}; give a batch for each step")
     return state
 
 
