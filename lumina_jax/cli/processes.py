@@ -15,7 +15,7 @@ def process_arguments(parser: ArgumentParser) -> None:
 
 
 def join(options: Namespace, limits):
-    """A context manager whose value is the Group of the run: all processes with --distributed, else this one alone."""
+    """A context manager whose value is the run's Group: all processes with --distributed, else this one alone."""
     address = (options.coordinator, options.processes, options.process)
     if not options.distributed and address != (None, None, None):
         raise InputError("--coordinator, --processes and --process go with --distributed")

@@ -7,8 +7,8 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple, Protocol
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import jax
 
@@ -18,33 +18,18 @@ from lumina_jax.config import PodConfig
 from lumina_jax.errors import InputError
 
 
-class Group(Protocol):
-    """The processes of a run, as seen by one of them: :class:`SingleProcess` or :class:`ProcessGroup`."""
-
-    def doing(self, activity: str) -> None:
-        """Says what this process does from now on, for the message that explains a hang."""
-
-    def barrier(self, name: str, timeout: float, values: Mapping[str, str] | None = None) -> None:
-        """Waits until all processes are at the barrier ``name`` with equal ``values``.
-
-        Ends all processes after ``timeout`` seconds, naming the missing ones, or when values differ, naming both.
-        """
-
-    def guard(self) -> AbstractContextManager[None]:
-        """A with-block whose error is sent to the other processes, which then end too."""
-
-
 class SingleProcess:
-    """The :class:`Group` of a run of one process."""
+    """A run of one process, with the methods of :class:`ProcessGroup`; there is no other process to wait for or to inform."""
 
     def doing(self, activity: str) -> None:
-        pass
+        """Does nothing."""
 
     def barrier(self, name: str, timeout: float, values: Mapping[str, str] | None = None) -> None:
-        pass
+        """Does nothing."""
 
     @contextmanager
     def guard(self) -> Iterator[None]:
+        """Does nothing."""
         yield
 
 
@@ -87,7 +72,7 @@ def find_address(coordinator: str | None, processes: int | None, index: int | No
 
 
 class ProcessGroup:
-    """The :class:`Group` of a run of several processes. Connects to the coordinator within ``limits.join_timeout`` seconds.
+    """A run of several processes, of which this is one. Connects to the coordinator within ``limits.join_timeout`` seconds.
 
     A thread sends heartbeats and listens. When the coordinator ends the run, or is silent for ``limits.heartbeat_timeout`` seconds,
     the thread prints the reason as one line and ends this process with exit code 75 (restart) or 2 (mend something first),
@@ -109,9 +94,14 @@ class ProcessGroup:
         self.barrier("joining", limits.join_timeout)
 
     def doing(self, activity: str) -> None:
+        """Says what this process does from now on; the messages about missing processes and hangs show it."""
         self._activity = activity
 
     def barrier(self, name: str, timeout: float, values: Mapping[str, str] | None = None) -> None:
+        """Waits until all processes are at the barrier ``name`` with equal ``values``.
+
+        Ends all processes after ``timeout`` seconds, naming the missing ones, or when values differ, naming both.
+        """
         released = self._barriers[name] = threading.Event()
         self._send({"kind": "barrier", "barrier": name, "timeout": timeout, "values": dict(values or {})})
         released.wait()
@@ -119,6 +109,7 @@ class ProcessGroup:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
+        """A with-block whose error is sent to the other processes, which then end too."""
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
@@ -199,10 +190,13 @@ class ProcessGroup:
         os.write(2, f"process {self._address.index} of {self._address.processes}: {text}\n".encode())
 
 
+Group = SingleProcess | ProcessGroup
+
+
 @contextmanager
 def join(
     limits: PodConfig, coordinator: str | None = None, processes: int | None = None, index: int | None = None
-) -> Iterator[Group]:
+) -> Iterator[ProcessGroup]:
     """Joins the other processes of the run, and initializes jax.distributed; arguments as in :func:`find_address`."""
     address = find_address(coordinator, processes, index, limits.join_timeout)
     group = ProcessGroup(address, limits)
