@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,7 +27,7 @@ from lumina_jax.toyworld.exercises import (
 )
 from lumina_jax.toyworld.figures import PERSON
 from lumina_jax.toyworld.scenes import OMNI, Pixels, Scene, World, pick
-from lumina_jax.toyworld.source import EVALUATION, STAGES, stage_sizes
+from lumina_jax.toyworld.source import EVALUATION, STAGES, check_stream, stage_sizes
 from lumina_jax.toyworld.views import VIEWS
 
 MIX: Mapping[str, float] = MappingProxyType(
@@ -112,8 +113,14 @@ DRAWS = 8
 MAX_SCENES = 256
 """Scenes that one exercise may try; if none of them suits the task, the canvas is too small for it."""
 
-Maker = Callable[[Iterator[Scene], World, np.random.Generator, bool], Exercise | None]
-"""Makes an exercise of the next scenes that suit the task; None when the scenes run out."""
+
+class DrawContext(NamedTuple):
+    """What one exercise is drawn from: candidate scenes, their world, a generator, and whether compositions are held out."""
+
+    scenes: Iterator[Scene]
+    world: World
+    rng: np.random.Generator
+    held_out: bool
 
 
 def exercise(world: World, task: str, size: Pixels, seed: int, index: int, held_out: bool = False) -> Exercise:
@@ -127,7 +134,7 @@ def exercise(world: World, task: str, size: Pixels, seed: int, index: int, held_
     first = index * MAX_SCENES
     scenes = (world.scene(size, seed, number, held_out) for number in range(first, first + MAX_SCENES))
     rng = np.random.default_rng((seed, index, list(MIX).index(task), int(held_out)))
-    if (drawn := MAKERS[task](scenes, world, rng, held_out)) is None:
+    if (drawn := MAKERS[task](DrawContext(scenes, world, rng, held_out))) is None:
         raise InputError(f"a canvas of {size[0]}x{size[1]} px has no room for the task {task!r}")
     return drawn
 
@@ -148,10 +155,7 @@ class OmniSource:
     """
 
     def __init__(self, world: World, sizes: Sequence[Pixels], count: int, seed: int, mix: Mapping[str, float] = MIX):
-        if not sizes or count < 1 or not 0 <= seed < EVALUATION:
-            raise InputError(
-                f"{len(sizes)} sizes, count={count}, seed={seed}: need at least 1, 1, and 0 <= seed < 2**32"
-            )
+        check_stream(sizes, count, seed)
         if unknown := sorted(set(mix) - set(MAKERS)):
             raise InputError(f"no task {unknown[0]!r}; the tasks of the embedded world are {', '.join(MAKERS)}")
         if min(mix.values(), default=0) < 0 or not sum(mix.values()) > 0:
@@ -191,51 +195,40 @@ class OmniSource:
         return np.random.default_rng((self._settings[3], index))
 
 
-def _paint(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
-    scene = next(scenes)
-    return Paint(scene, random_caption(scene, rng))
+def _paint(ctx: DrawContext) -> Exercise:
+    scene = next(ctx.scenes)
+    return Paint(scene, random_caption(scene, ctx.rng))
 
 
-def _view(
-    scenes: Iterator[Scene],
-    world: World,
-    rng: np.random.Generator,
-    held_out: bool,
-    make: type[PredictView | PaintFromView],
-    view: str,
-) -> Exercise | None:
-    suitable = (scene for scene in scenes if view != "pose" or any(o.shape == PERSON for o in scene.objects))
+def _view(ctx: DrawContext, make: type[PredictView | PaintFromView], view: str) -> Exercise | None:
+    suitable = (scene for scene in ctx.scenes if view != "pose" or any(o.shape == PERSON for o in scene.objects))
     return next((make(scene, view) for scene in suitable), None)
 
 
-def _detect(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise | None:
-    for scene in scenes:
-        thing = pick(rng, scene.objects)
+def _detect(ctx: DrawContext) -> Exercise | None:
+    for scene in ctx.scenes:
+        thing = pick(ctx.rng, scene.objects)
         if (phrase := edits.unique_phrase(thing, scene)) is not None:
             return Detect(scene, thing, phrase)
     return None
 
 
-def _edit(
-    scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool, kind: str
-) -> ApplyEdits | None:
-    for scene in scenes:
-        if (drawn := edits.draw_edit(kind, scene, world, rng, held_out)) is not None:
+def _edit(ctx: DrawContext, kind: str) -> ApplyEdits | None:
+    for scene in ctx.scenes:
+        if (drawn := edits.draw_edit(kind, scene, ctx.world, ctx.rng, ctx.held_out)) is not None:
             before, edit, after = drawn
             return ApplyEdits((before, after), (edit,))
     return None
 
 
-def _edits(
-    scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool, later: int
-) -> ApplyEdits | None:
-    kinds = pick(rng, edits.KINDS), *(pick(rng, edits.LATER_KINDS) for _ in range(later))
+def _edits(ctx: DrawContext, later: int) -> ApplyEdits | None:
+    kinds = pick(ctx.rng, edits.KINDS), *(pick(ctx.rng, edits.LATER_KINDS) for _ in range(later))
     # A scene has two objects at most: only one may be removed, so further removals become moves.
     removals = [number for number, kind in enumerate(kinds) if kind == "remove"][1:]
     kinds = tuple("move" if number in removals else kind for number, kind in enumerate(kinds))
-    while (chain := _edit(scenes, world, rng, held_out, kinds[0])) is not None:
+    while (chain := _edit(ctx, kinds[0])) is not None:
         for kind in kinds[1:]:
-            draws = (edits.draw_edit(kind, chain.scenes[-1], world, rng, held_out) for _ in range(DRAWS))
+            draws = (edits.draw_edit(kind, chain.scenes[-1], ctx.world, ctx.rng, ctx.held_out) for _ in range(DRAWS))
             if (drawn := next(filter(None, draws), None)) is None:
                 break
             _, edit, after = drawn
@@ -245,31 +238,31 @@ def _edits(
     return None
 
 
-def _describe(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
-    return Describe(next(scenes))
+def _describe(ctx: DrawContext) -> Exercise:
+    return Describe(next(ctx.scenes))
 
 
-def _question(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
-    scene = next(scenes)
-    return AnswerQuestions((scene,), (questions.ask(scene, world, rng),))
+def _question(ctx: DrawContext) -> Exercise:
+    scene = next(ctx.scenes)
+    return AnswerQuestions((scene,), (questions.ask(scene, ctx.world, ctx.rng),))
 
 
-def _compare(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
-    first, second = next(scenes), next(scenes)
-    return AnswerQuestions((first, second), (questions.compare(first, second, world, rng),))
+def _compare(ctx: DrawContext) -> Exercise:
+    first, second = next(ctx.scenes), next(ctx.scenes)
+    return AnswerQuestions((first, second), (questions.compare(first, second, ctx.world, ctx.rng),))
 
 
-def _dialog(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
-    subjects = tuple(next(scenes) for _ in range(1 + int(rng.random() < TWO_PICTURES_SHARE)))
+def _dialog(ctx: DrawContext) -> Exercise:
+    subjects = tuple(next(ctx.scenes) for _ in range(1 + int(ctx.rng.random() < TWO_PICTURES_SHARE)))
     ask = questions.ask if len(subjects) == 1 else questions.compare
-    return AnswerQuestions(subjects, questions.distinct(lambda: ask(*subjects, world, rng), QUESTIONS))
+    return AnswerQuestions(subjects, questions.distinct(lambda: ask(*subjects, ctx.world, ctx.rng), QUESTIONS))
 
 
-def _text(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
-    return AnswerQuestions((), (questions.text_task(world, rng),))
+def _text(ctx: DrawContext) -> Exercise:
+    return AnswerQuestions((), (questions.text_task(ctx.world, ctx.rng),))
 
 
-MAKERS: Mapping[str, Maker] = MappingProxyType(
+MAKERS: Mapping[str, Callable[[DrawContext], Exercise | None]] = MappingProxyType(
     {
         "generate": _paint,
         **{view: partial(_view, make=PredictView, view=view) for view in (*VIEWS, REFINE)},
@@ -285,3 +278,4 @@ MAKERS: Mapping[str, Maker] = MappingProxyType(
         "chain": partial(_edits, later=3),
     }
 )
+"""Task -> function that draws an exercise from the first candidate scenes that suit it; None when no scene does."""

@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from lumina_jax.config import Experiment
-from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.toyworld.omni import LESSONS, OmniSource
 from lumina_jax.toyworld.omni_fit import fit_omni
-from lumina_jax.toyworld.quickstart import StageTimer, open_run
+from lumina_jax.toyworld.quickstart import StageTimer, open_run, train_on_tokens
 from lumina_jax.toyworld.scenes import MINI, OMNI
 from lumina_jax.toyworld.score import score_table
 from lumina_jax.toyworld.source import STAGES, ToySource, stage_sizes, training_sizes
@@ -22,7 +21,6 @@ from lumina_jax.toyworld.task_sheet import line, write_sheets
 from lumina_jax.toyworld.tasks import TaskResult, evaluate_tasks
 from lumina_jax.train.checkpoint import newest, read_experiment, restore_model
 from lumina_jax.train.grow_vocabulary import write_start
-from lumina_jax.train.loop import train
 from lumina_jax.vocab import Vocab
 
 REFERENCE_MINUTES = 40
@@ -60,7 +58,7 @@ def omni_quickstart(parts: list[Experiment], out: Path, minutes: float, exercise
         with timer.measure(f"{cfg.name}: records to tokens"):
             _pretokenize(cfg, minutes, vq, vocab)
         with timer.measure(f"{cfg.name}: {cfg.optim.steps:,} training steps"):
-            _train(cfg, vocab)
+            train_on_tokens(cfg, vocab)
     with timer.measure(f"text to image before and after, and {exercises} exercises of each task"):
         tables = {"before": _text_to_image(base, out), "after": _text_to_image(newest(parts[-1].out), home)}
         results = list(_evaluate(parts[-1], vq, vocab, exercises))
@@ -106,13 +104,6 @@ def _pretokenize(cfg: Experiment, minutes: float, vq: PatchVQ, vocab: Vocab) -> 
         else:
             source = ToySource(MINI, training_sizes(size), count, seed)
         pretokenize(source, vq, vocab, path, cfg.data, cfg.seed, sizes=source.sizes, max_tokens=max_tokens)
-
-
-def _train(cfg: Experiment, vocab: Vocab) -> None:
-    def local(start: int):
-        return batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps)
-
-    train(cfg, local)
 
 
 def _text_to_image(checkpoint: Path, home: Path) -> dict[str, dict]:

@@ -143,15 +143,16 @@ def _run_stage(
     with timer.measure(f"{name}: {count:,} scenes to tokens"):
         source = ToySource(MINI, training_sizes(cfg.data.size), count, TRAIN_SEED + number)
         pretokenize(source, vq, vocab, cfg.data.path, cfg.data, cfg.seed, sizes=source.sizes)
-
-    def local(start: int):
-        return batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps)
-
     training = f"{name}: {cfg.optim.steps:,} training steps"
     with timer.measure(training):
-        train(cfg, local)
+        train_on_tokens(cfg, vocab)
     with timer.measure(f"{name}: {2 * prompt_count} prompts painted and judged"):
         return _judge_stage(cfg, name, sizes, vq, vocab, prompt_count, timer.seconds(training))
+
+
+def train_on_tokens(cfg: Experiment, vocab: Vocab) -> None:
+    """Trains ``cfg`` on its token folders."""
+    train(cfg, lambda start: batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps))
 
 
 def _judge_stage(

@@ -47,6 +47,12 @@ def captioned_scene(
     return scene, random_caption(scene, np.random.default_rng((seed, index)))
 
 
+def check_stream(sizes: Sequence[Pixels], count: int, seed: int) -> None:
+    """Raises InputError unless a training stream has canvas sizes, records, and a seed below those of evaluation."""
+    if not sizes or count < 1 or not 0 <= seed < EVALUATION:
+        raise InputError(f"{len(sizes)} sizes, count={count}, seed={seed}: need at least 1, 1, and 0 <= seed < 2**32")
+
+
 class ToySource:
     """``count`` captioned scenes of ``world``, made on access; a data source for pretokenizing.
 
@@ -54,10 +60,7 @@ class ToySource:
     """
 
     def __init__(self, world: World, sizes: Sequence[Pixels], count: int, seed: int, held_out: bool = False):
-        if not sizes or count < 1 or not 0 <= seed < EVALUATION:
-            raise InputError(
-                f"{len(sizes)} sizes, count={count}, seed={seed}: need at least 1, 1, and 0 <= seed < 2**32"
-            )
+        check_stream(sizes, count, seed)
         self.sizes = sorted(set(sizes))
         self._world, self._sizes, self._count, self._seed, self._held_out = world, tuple(sizes), count, seed, held_out
 
