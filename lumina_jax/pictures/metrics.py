@@ -12,7 +12,11 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 def psnr(truth: np.ndarray, predicted: np.ndarray) -> float:
     """Peak signal-to-noise ratio in dB of two pictures u8[Y X 3], at most MAX_PSNR_DB."""
-    error = np.mean(np.square(truth.astype(np.float64) - predicted))
+    return psnr_of_error(float(np.mean(np.square(truth.astype(np.float64) - predicted))))
+
+
+def psnr_of_error(error: float) -> float:
+    """PSNR in dB of a mean squared error between levels 0 to 255, at most MAX_PSNR_DB."""
     return min(MAX_PSNR_DB, float(10 * np.log10(255**2 / error))) if error else MAX_PSNR_DB
 
 

@@ -21,9 +21,9 @@ from lumina_jax.config import Experiment, SampleConfig
 from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.errors import InputError
+from lumina_jax.model.image_tokenizer import decode_image, encode_image
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.pictures.pixels import to_image, to_pixels
-from lumina_jax.storage import write_whole
+from lumina_jax.storage import atomic_write_text
 from lumina_jax.toyworld.fit import fit_world
 from lumina_jax.toyworld.report import JudgedSample, QuickstartReport, StageResult, SweepCell, write_report
 from lumina_jax.toyworld.scenes import MINI, Pixels
@@ -31,7 +31,7 @@ from lumina_jax.toyworld.score import paint, score
 from lumina_jax.toyworld.source import ToySource, captioned_scene, prompts, stage_sizes, training_sizes
 from lumina_jax.train.checkpoint import newest, restore_model
 from lumina_jax.train.loop import train
-from lumina_jax.train.metrics import read
+from lumina_jax.train.metrics import read_metrics
 from lumina_jax.vocab import Vocab
 
 REFERENCE_MINUTES = 12
@@ -79,7 +79,7 @@ def quickstart(stages: list[Experiment], out: Path, minutes: float, prompts_per_
         sweep = _sweep(stages[-1], vq, vocab)
     sizes = stage_sizes(stages[-1].data.size)
     unseen = [captioned_scene(MINI, sizes, FRESH_SEED, index)[0].render() for index in range(200)]
-    codes = [vq.encode(to_pixels(Image.fromarray(picture))[None]) for picture in unseen[:REBUILT]]
+    rebuilt = [np.asarray(decode_image(vq, encode_image(vq, Image.fromarray(o)))) for o in unseen[:REBUILT]]
     report = QuickstartReport(
         title="Lumina-mGPT on the embedded world",
         minutes=minutes,
@@ -88,7 +88,7 @@ def quickstart(stages: list[Experiment], out: Path, minutes: float, prompts_per_
         progress=tuple(zip(*(output.tracked for output in outputs), strict=True)),
         sweep=sweep,
         originals=tuple(unseen[:REBUILT]),
-        rebuilt=tuple(np.asarray(to_image(vq.decode(grid)[0])) for grid in codes),
+        rebuilt=tuple(rebuilt),
         codebook=vq.report(unseen),
         timings=timer.timings(),
         command=f"python run.py quickstart --minutes {minutes:g}",
@@ -109,7 +109,7 @@ def open_run(out: Path, minutes: float, last_file: str) -> bool:
             f"{out} holds a run of {planned:g} minutes, not {minutes:g}; give another --out, --minutes {planned:g} "
             "to see or finish that one, or delete the folder"
         )
-    write_whole(plan, lambda file: file.write_text(json.dumps({"minutes": minutes})))
+    atomic_write_text(plan, json.dumps({"minutes": minutes}))
     return (out / last_file).is_file()
 
 
@@ -164,7 +164,7 @@ def _judge_stage(
     held_out = prompts(MINI, sizes, count, FRESH_SEED, held_out=True)
     tracked = [(caption, square) for caption, _ in prompts(MINI, [(128, 128)], TRACKED, TRACKED_SEED)]
     samples = paint(model, vq, vocab, fresh + held_out + tracked, cfg.sample, jax.random.key(cfg.seed))
-    lines = read(cfg.out)
+    lines = read_metrics(cfg.out)
     result = StageResult(
         name=name,
         size=cfg.data.size,
@@ -214,7 +214,7 @@ class StageTimer:
         print(name, flush=True)
         yield
         self._seconds[name] = self.seconds(name) + time.monotonic() - start
-        write_whole(self._file, lambda file: file.write_text(json.dumps(self._seconds, indent=2)))
+        atomic_write_text(self._file, json.dumps(self._seconds, indent=2))
 
     def seconds(self, name: str) -> float:
         return self._seconds.get(name, 0.0)

@@ -11,8 +11,8 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.conversation import served, tokenize
 from lumina_jax.layout import answer_tokens
 from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.model.image_tokenizer import encode_image
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.pictures.pixels import to_pixels
 from lumina_jax.sample import generate
 from lumina_jax.sample.picture import pictures, text
 from lumina_jax.toyworld.exercises import (
@@ -112,7 +112,7 @@ def _max_answer_tokens(exercises: Sequence[Exercise], stride: int) -> int:
 
 def _grids(images: Sequence[np.ndarray], vq: PatchVQ) -> list[np.ndarray]:
     """Pictures u8[Y X 3] -> codes i32[R C] of each."""
-    return [np.asarray(vq.encode(to_pixels(Image.fromarray(image))[None]))[0] for image in images]
+    return [encode_image(vq, Image.fromarray(image)) for image in images]
 
 
 def _to_reply(answer: np.ndarray, expected: str, vq: PatchVQ, vocab: Vocab) -> Reply:
