@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, TypeVar
 
 import fsspec
@@ -38,7 +39,8 @@ def is_remote(path: str) -> bool:
 def size(path: str) -> int:
     """The bytes of a file. StorageError also when a server does not say how many."""
     if not is_remote(path):
-        return _local(path, lambda: os.stat(path).st_size)
+        with _local_errors(path):
+            return os.stat(path).st_size
     length = _remote(path, lambda system: system.size(path))
     if length is None:
         raise StorageError(f"{path}: the server does not say how large it is; download it and give the local path")
@@ -48,7 +50,9 @@ def size(path: str) -> int:
 def read(path: str, start: int = 0, stop: int | None = None) -> bytes:
     """The bytes of a file from ``start`` to ``stop`` (default: its end)."""
     if not is_remote(path):
-        return _local(path, lambda: _read_local(path, start, stop))
+        with _local_errors(path), open(path, "rb") as file:
+            file.seek(start)
+            return file.read() if stop is None else file.read(stop - start)
     if stop is None and not start:
         return _remote(path, lambda system: system.cat_file(path))
     stop = size(path) if stop is None else stop
@@ -59,7 +63,8 @@ def open_binary(path: str) -> BinaryIO:
     """A file open for reading and seeking; the caller closes it."""
     if is_remote(path):
         return _remote(path, lambda system: system.open(path, "rb"))
-    return _local(path, lambda: open(path, "rb"))
+    with _local_errors(path):
+        return open(path, "rb")
 
 
 def blocks(path: str, length: int = BLOCK) -> Iterator[bytes]:
@@ -131,16 +136,11 @@ def _cut(content: bytes, start: int, stop: int) -> bytes:
     return content[start:stop] if len(content) > stop - start else content
 
 
-def _read_local(path: str, start: int, stop: int | None) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read() if stop is None else file.read(stop - start)
-
-
-def _local(path: str, access: Callable[[], T]) -> T:
-    """The result of ``access`` to a local file."""
+@contextmanager
+def _local_errors(path: str) -> Iterator[None]:
+    """Turns the system's errors for a local file into this module's."""
     try:
-        return access()
+        yield
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: {error.strerror}") from error
     except OSError as error:
@@ -155,12 +155,10 @@ def _remote(path: str, request: Callable[[AbstractFileSystem], T]) -> T:
             return request(system)
         except FileNotFoundError as error:
             raise MissingFileError(f"{path}: not found") from error
-        except PERMANENT as error:
-            raise StorageError(f"{path}: {error}") from error
         except Exception as error:  # each file system raises its own classes
             status = getattr(error, "status", None)
             refused = isinstance(status, int) and 400 <= status < 500 and status not in TEMPORARY_STATUS
-            if refused or attempt == ATTEMPTS:
+            if refused or isinstance(error, PERMANENT) or attempt == ATTEMPTS:
                 raise StorageError(f"{path}: {type(error).__name__}: {error} (attempt {attempt})") from error
         time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
     raise AssertionError("the last attempt returns or raises")
