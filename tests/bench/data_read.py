@@ -28,14 +28,14 @@ import numpy as np
 import torch
 from data_parts import tiny_vocab
 
-from lumina_jax.cluster.processes import Alone
+from lumina_jax.cluster.processes import SingleProcess
 from lumina_jax.config import DataConfig, MeshConfig
 from lumina_jax.data.pipeline import batches
 from lumina_jax.data.shard_writer import write_shard, write_totals
 from lumina_jax.data.shards import Settings
 from lumina_jax.sharding import make_mesh
 from lumina_jax.storage import StorageFolder
-from lumina_jax.train.loop import Feed
+from lumina_jax.train.loop import GlobalBatches
 
 TOKENS, RECORDS, SHARD = 2000, 4096, 1024
 ROWS, LENGTH = 32, 4096
@@ -94,10 +94,10 @@ def wait_seconds(folder: Path, step: float, steps: int, threads: int) -> list[fl
     """Seconds that each step but the first waits for its batch."""
     cfg = DataConfig(buckets=(LENGTH,), batch=HOST_ROWS, threads=threads)
     mesh = make_mesh(MeshConfig())
-    feed = Feed(islice(batches(folder / "tokens", cfg, VOCAB, 0), steps + 1), mesh, 0, Alone())
+    feed = GlobalBatches(islice(batches(folder / "tokens", cfg, VOCAB, 0), steps + 1), mesh, 0, SingleProcess())
     waits = []
     for _ in feed:
-        waits.append(feed.waited)
+        waits.append(feed.wait_seconds)
         time.sleep(step)
     return waits[1:]
 
