@@ -2,7 +2,7 @@
 
 A path is a local path or a URL, as str. Each read opens a local file again, so threads and child processes share nothing. Of a
 remote file any byte range can be read; requests that fail for a moment are repeated. Errors name the file: MissingFileError when
-there is none, StorageError when it cannot be read.
+there is none, StorageError when it cannot be read, MissingPackageError when the URL needs a package that is not installed.
 """
 
 import glob
@@ -17,7 +17,7 @@ from typing import BinaryIO, TypeVar
 import fsspec
 from fsspec import AbstractFileSystem
 
-from lumina_jax.errors import MissingFileError, StorageError
+from lumina_jax.errors import InputError, MissingFileError, MissingPackageError, StorageError
 
 ATTEMPTS = 4
 FIRST_PAUSE = 0.5
@@ -26,6 +26,7 @@ FIRST_PAUSE = 0.5
 BLOCK = 1 << 24
 """Bytes."""
 PERMANENT = (PermissionError, IsADirectoryError, NotADirectoryError)
+"""Errors after which a request is not repeated."""
 TEMPORARY_STATUS = (408, 429)
 """The HTTP status codes from 400 to 499 after which a request is repeated."""
 
@@ -144,12 +145,17 @@ def _local_errors(path: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: {error.strerror}") from error
     except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
+        raise StorageError(f"{path}: {error.strerror or error}") from error
 
 
 def _remote(path: str, request: Callable[[AbstractFileSystem], T]) -> T:
     """The result of ``request`` to the file system of ``path``, repeated after a failure that may be temporary."""
-    system = fsspec.filesystem(fsspec.utils.get_protocol(path))
+    try:
+        system = fsspec.filesystem(fsspec.utils.get_protocol(path))
+    except ImportError as error:
+        raise MissingPackageError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; download the files and give a local path") from error
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return request(system)
