@@ -25,7 +25,7 @@ from convert.torch_files import PlannedFile, plan_hugging_face, plan_meta, write
 from convert.vqvae import read_config
 from lumina_jax.config import MeshConfig
 from lumina_jax.errors import ExistingFileError, InputError, MissingFileError, StorageError
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import newest
 
@@ -111,18 +111,18 @@ def write(
     )
     _check_space(folder, total + tokenizer_files.nbytes(files))
     process, processes = jax.process_index(), jax.process_count()
-    display = dict(shown=show and process == 0, unit="MB", size=10**6)
+    display = dict(show=show and process == 0, unit="MB", unit_size=10**6)
     if target.layout == "ours":
         metadata = orbax_metadata(source, files, target)
-        with Meter("to Orbax", total, **display) as meter:
-            write_orbax(folder, source, read, dtypes, mesh or make_mesh(MeshConfig()), metadata, meter)
+        with ProgressDisplay("to Orbax", total, **display) as progress:
+            write_orbax(folder, source, read, dtypes, mesh or make_mesh(MeshConfig()), metadata, progress)
         return
     if process == 0:
         write_settings(folder, source, files, planned, dtypes["head"], target)
     multihost_utils.sync_global_devices(f"settings written to {folder}")
     share = planned[process::processes]
-    with Meter(f"to {target.layout}", sum(file.nbytes for file in share), **display) as meter:
-        write_files(folder, share, source.cfg, read, meter)
+    with ProgressDisplay(f"to {target.layout}", sum(file.nbytes for file in share), **display) as progress:
+        write_files(folder, share, source.cfg, read, progress)
 
 
 def plan(source: Checkpoint, dtypes: Mapping[str, np.dtype], target: Target) -> list[PlannedFile]:

@@ -16,7 +16,7 @@ from convert.sources import VQ_PATH, Checkpoint, Read, dtype_examples, layers_of
 from convert.table import ROWS, Index, WeightRow, axis_groups, shape_of, sizes_of
 from lumina_jax.config import Experiment, ModelConfig
 from lumina_jax.errors import InputError
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import STORE, spec
 from lumina_jax.train.checkpoint import EXPERIMENT, STATE, WEIGHTS, newest, read_experiment
 
@@ -134,7 +134,13 @@ def _sharding(row: WeightRow, shape: tuple[int, ...], mesh: Mesh) -> NamedShardi
 
 
 def write_orbax(
-    folder: Path, source: Checkpoint, read: Read, dtypes: dict[str, np.dtype], mesh: Mesh, metadata: dict, meter: Meter
+    folder: Path,
+    source: Checkpoint,
+    read: Read,
+    dtypes: dict[str, np.dtype],
+    mesh: Mesh,
+    metadata: dict,
+    progress: ProgressDisplay,
 ) -> None:
     """Writes every weight of ``source`` into an Orbax checkpoint in ``folder``; all processes of the mesh call this.
 
@@ -158,7 +164,7 @@ def write_orbax(
                 if saving:
                     saving.result()
                 saving = ocp.partial.save_async(checkpoint, arrays, custom_metadata=metadata)
-            meter.advance(sum(array.nbytes for array in arrays.values()))
+            progress.advance(sum(array.nbytes for array in arrays.values()))
         with write_errors(folder, ValueError, RuntimeError):
             saving.result()
             ocp.partial.finalize(checkpoint)

@@ -22,7 +22,7 @@ from convert.tensor_files import listed
 from lumina_jax.config import MeshConfig, ModelConfig
 from lumina_jax.errors import InputError, MissingFileError, MissingPackageError
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import make_mesh
 
 TOLERANCE = {"logits": 5e-4, "weights": 0.0}
@@ -186,7 +186,7 @@ def _by_weights(pair: Pair, tolerance: float, show: bool) -> Iterator[PartCompar
     differing: dict[str, list[str]] = {}
     nbytes = [math.prod(a.sizes[row.path].values()) * a.dtypes[row.path].itemsize for row in shared]
     total = sum(size * len(layers_of(a, row)) for size, row in zip(nbytes, shared, strict=True))
-    with Meter("compared", total, show, unit="MB", size=10**6) as meter:
+    with ProgressDisplay("compared", total, show, unit="MB", unit_size=10**6) as progress:
         for row, size in zip(shared, nbytes, strict=True):
             for layer in layers_of(a, row):
                 name = f"layer {layer}" if row.per_layer else "VQ encoder" if row.path.startswith(VQ_PATH) else row.path
@@ -194,7 +194,7 @@ def _by_weights(pair: Pair, tolerance: float, show: bool) -> Iterator[PartCompar
                 largest[name] = float(np.maximum(largest.get(name, 0.0), difference))
                 if not difference <= tolerance:
                     differing.setdefault(name, []).append(row.path.removeprefix("blocks/").removeprefix(VQ_PATH))
-                meter.advance(size)
+                progress.advance(size)
     for name, difference in largest.items():
         yield PartComparison(name, difference, tolerance, listed(differing.get(name, []), LISTED))
 

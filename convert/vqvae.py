@@ -1,5 +1,7 @@
 """Chameleon's image tokenizer files (vqgan.ckpt and vqgan.yaml) to and from VQVAE, by one table read in both directions."""
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,12 +17,16 @@ from convert.table import WeightRow, rearrange, shape_of
 from convert.tensor_files import need_torch, open_tensors
 from lumina_jax.config import VQConfig
 from lumina_jax.errors import InputError, MissingFileError
+from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.model.params import is_param
+from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.model.vqvae import VQVAE
 from lumina_jax.vocab import FOLDERS
 
-VQGAN = "vqgan.ckpt"
+VQGAN_NAME = "vqgan.ckpt"
 """File name of Chameleon's image tokenizer; its sizes are in the .yaml file beside it."""
+PATCHVQ_NAME = "vq.npz"
+"""File name of a PatchVQ."""
 
 TORCH_NAMES = {
     "blocks": "block",
@@ -107,13 +113,32 @@ def load_vqvae(path: str | Path) -> VQVAE:
         raise InputError(f"{checkpoint}: {error}") from None
 
 
+def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
+    """The image tokenizer at ``path``: a PatchVQ .npz, a vqgan.ckpt, or a folder that holds either.
+
+    Raises InputError for a damaged .npz, StorageError for an unreadable one, otherwise as :func:`load_vqvae` does.
+    """
+    file = Path(path)
+    if (file / PATCHVQ_NAME).is_file():
+        file /= PATCHVQ_NAME
+    if file.suffix != ".npz":
+        return load_vqvae(file)
+    try:
+        with read_errors(file):
+            return PatchVQ.load(file)
+    except InputError:
+        raise
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{file} is damaged ({error}); copy or write it again") from None
+
+
 def save_vqvae(vqvae: VQVAE, folder: str | Path) -> None:
     """Writes vqgan.ckpt and vqgan.yaml into ``folder`` (created if need be), as Chameleon's own code reads them.
 
     Raises MissingPackageError without torch, StorageError naming the folder.
     """
-    torch = need_torch(f"writing a {VQGAN}")
-    checkpoint = Path(folder) / VQGAN
+    torch = need_torch(f"writing a {VQGAN_NAME}")
+    checkpoint = Path(folder) / VQGAN_NAME
     state = {name: torch.from_numpy(array) for name, array in to_torch(vqvae).items()}
     with write_errors(checkpoint, RuntimeError):
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -172,8 +197,8 @@ def _check_shapes(expected: dict[str, tuple[int, ...]], actual: dict[str, tuple[
 
 def find_vqgan(path: Path) -> Path:
     """The vqgan.ckpt at ``path``: that file, or the one in that folder. Raises MissingFileError naming the paths tried."""
-    candidates = [path] if path.is_file() else [path / folder / VQGAN for folder in FOLDERS]
+    candidates = [path] if path.is_file() else [path / folder / VQGAN_NAME for folder in FOLDERS]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise MissingFileError(f"no {VQGAN} in {path}; looked at {', '.join(map(str, candidates))}")
+    raise MissingFileError(f"no {VQGAN_NAME} in {path}; looked at {', '.join(map(str, candidates))}")

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
-from lumina_jax.cli.experiments import REPOSITORY, load_vq
+from lumina_jax.cli.experiments import REPOSITORY
 from lumina_jax.errors import MissingFileError
 
 TOY_MODEL = "assets/toy"
@@ -35,7 +35,7 @@ def load_for_sampling(options: Namespace, mesh=None):
 
     Without ``mesh`` it is on the first device. Raises UserErrors naming what is missing or damaged.
     """
-    from convert import load_model, tokenizer_files
+    from convert import load_image_tokenizer, load_model, tokenizer_files
     from convert.convert import open_source
     from convert.metadata import experiment_of
 
@@ -49,7 +49,7 @@ def load_for_sampling(options: Namespace, mesh=None):
         raise MissingFileError("; ".join(missing))
     tokenizer_files.check(files, source.cfg)
     model, vocab = _for_this_device(load_model(folder, mesh)[0]), files.vocab()
-    return _as_int8(model, vocab) if options.int8 else model, vocab, load_vq(str(files.vq)), experiment
+    return _as_int8(model, vocab) if options.int8 else model, vocab, load_image_tokenizer(files.vq), experiment
 
 
 def _for_this_device(model):

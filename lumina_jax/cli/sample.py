@@ -98,7 +98,7 @@ def _asks(desk, options: Namespace, lines: list[dict], settings) -> list:
 def _paint(model, desk, options: Namespace, asks: tuple) -> None:
     """Answers ``asks`` into --out."""
     from lumina_jax.model.params import fingerprint
-    from lumina_jax.progress import Meter
+    from lumina_jax.progress import ProgressDisplay
     from lumina_jax.sample.job import Job, finished, paint, sheet
 
     own = worker(options.worker) if options.worker else (0, 1)
@@ -109,7 +109,7 @@ def _paint(model, desk, options: Namespace, asks: tuple) -> None:
     done = finished(job, out) if options.resume else []
     answers = list(done)
     shown = len(job.places) > 1
-    with Meter("sampling", len(job.places), shown, unit="answers") as meter:
+    with ProgressDisplay("sampling", len(job.places), shown, unit="answers") as meter:
         meter.skip(len(done))
         for answer in paint(model, desk.vq, desk.vocab, job, out, done):
             answers.append(answer)

@@ -14,8 +14,8 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.errors import InputError
 from lumina_jax.layout import TOKENS_AROUND, grid_tokens
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.pictures.pixels import to_image
-from lumina_jax.sample.picture import Broken, Decoder, grid, split
+from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
+from lumina_jax.sample.picture import Broken, grid, split
 from lumina_jax.sample.prompt import Ask
 from lumina_jax.sample.stream import stream
 from lumina_jax.vocab import Vocab
@@ -99,7 +99,7 @@ def finished(job: Job, out: Path) -> list[Answer]:
 
 
 def paint(
-    model: Chameleon, vq: Decoder, vocab: Vocab, job: Job, out: Path, done: Sequence[Answer] = ()
+    model: Chameleon, vq: ImageTokenizer, vocab: Vocab, job: Job, out: Path, done: Sequence[Answer] = ()
 ) -> Iterator[Answer]:
     """Yields each answer when it has ended and its files are written; those ``done`` (:func:`finished`) are not asked again.
 
@@ -138,7 +138,7 @@ def _line(job: Job, answer: Answer) -> str:
 
 
 def _answers(
-    model: Chameleon, vq: Decoder, vocab: Vocab, job: Job, out: Path, places: Sequence[tuple[int, int]]
+    model: Chameleon, vq: ImageTokenizer, vocab: Vocab, job: Job, out: Path, places: Sequence[tuple[int, int]]
 ) -> Iterator[Answer]:
     """In one stream for all that are sampled with the same settings."""
     groups: dict[SampleConfig, list[tuple[int, int]]] = {}
@@ -161,10 +161,10 @@ def _answers(
             yield Answer(ask, copy, job.asks[ask].said, files, text, news.passes, tuple(broken))
 
 
-def read(answer: np.ndarray, vq: Decoder, vocab: Vocab) -> tuple[list[Image.Image], str, list[str]]:
+def read(answer: np.ndarray, vq: ImageTokenizer, vocab: Vocab) -> tuple[list[Image.Image], str, list[str]]:
     """An answer's pictures, its text, and why any picture in it could not be read."""
     pieces = split(answer, vocab)
     codes = [piece for piece in pieces if isinstance(piece, np.ndarray)]
     said = " ".join(piece.strip() for piece in pieces if isinstance(piece, str)).strip()
     broken = [piece.reason for piece in pieces if isinstance(piece, Broken)]
-    return [to_image(np.asarray(vq.decode(c[None]))[0]) for c in codes], said, broken
+    return [decode_image(vq, c) for c in codes], said, broken
