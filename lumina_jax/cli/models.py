@@ -49,7 +49,7 @@ def load_for_sampling(options: Namespace, mesh=None):
         raise MissingFileError("; ".join(missing))
     tokenizer_files.check(files, source.cfg)
     model, vocab = _for_this_device(load_model(folder, mesh)[0]), files.vocab()
-    return _as_int8(model, vocab) if options.int8 else model, vocab, load_image_tokenizer(str(files.vq)), experiment
+    return _as_int8(model, vocab) if options.int8 else model, vocab, load_image_tokenizer(files.vq), experiment
 
 
 def _for_this_device(model):
