@@ -57,7 +57,7 @@ class ModelConfig:
 class VQConfig:
     """The image tokenizer. ``kind="vqgan"`` is Chameleon's (defaults are its real size); ``kind="patch"`` is PatchVQ.
 
-    ``path`` names a vqgan.ckpt (its vqgan.yaml beside it, whose numbers then win) or a PatchVQ .npz.
+    ``path`` is a vqgan.ckpt (sizes in the vqgan.yaml beside it override these) or the .npz of a PatchVQ.
     """
 
     kind: str = "vqgan"
@@ -87,18 +87,18 @@ class VQConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the tokens come from and how they are batched.
+    """The folders of tokens and how they are batched.
 
-    ``path`` is a folder written by ``run.py pretokenize``, or several with commas between; ``weights`` their shares, of the
-    records or of the tokens as ``mix_by`` says, without which each record comes once an epoch. ``size`` is the edge of the
-    square whose area the crops have; ``patch`` is the unit of a size token in pixels.
+    ``path`` is a folder written by ``run.py pretokenize``, or several with commas between. ``weights`` are the folders' shares
+    of an epoch's records or tokens (``mix_by``); without them each record comes once an epoch. ``size`` is the edge of the
+    square, in px, whose area the crops have at most; ``patch`` is the unit of a size token in px.
 
-    ``buckets`` are the lengths that rows of tokens have, shortest first. Each batch has rows of one of them: ``batch`` of the
-    longest, and of shorter ones as many more as keep the number of tokens, in multiples of ``row_multiple`` (0: of ``batch``).
-    With ``packing`` short samples share a row.
+    ``buckets`` are the row lengths in tokens, shortest first. All rows of a batch have one of them: ``batch`` rows of the
+    longest, and of a shorter one as many as hold about the same number of tokens, in multiples of ``row_multiple`` (0: of
+    ``batch``). With ``packing`` short samples share a row.
 
     ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.1).
-    ``threads`` read ahead, two batches each; none reads when asked.
+    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for.
     """
 
     path: str = ""
@@ -121,7 +121,7 @@ class DataConfig:
         _require(self.max_ratio >= 1, f"data.max_ratio={self.max_ratio} must be at least 1")
         _require(
             len(self.buckets) > 0 and tuple(sorted(set(self.buckets))) == self.buckets and self.buckets[0] > 0,
-            f"data.buckets={self.buckets} must be positive token lengths in rising order, at least one",
+            f"data.buckets={self.buckets} must be one or more positive row lengths in rising order",
         )
         _require(self.batch >= 1, f"data.batch={self.batch}; it must be at least 1")
         _require(
@@ -139,10 +139,10 @@ class DataConfig:
     @property
     def paths(self) -> tuple[str, ...]:
         """The folders of ``path``."""
-        return tuple(part.strip() for part in self.path.split(","))
+        return tuple(path.strip() for path in self.path.split(","))
 
     def rows(self, length: int) -> int:
-        """How many rows a batch of rows of ``length`` has."""
+        """The number of rows of a batch whose rows have ``length`` tokens."""
         multiple = self.row_multiple or self.batch
         return self.batch * self.buckets[-1] // length // multiple * multiple
 
@@ -182,34 +182,17 @@ class OptimConfig:
         _require(self.accumulate >= 1, f"optim.accumulate={self.accumulate}; it must be at least 1")
 
 
-REMAT = {
-    "block": (),
-    "qkv": ("query", "key", "value", "mixed"),
-    "qkv_out": ("query", "key", "value", "mixed", "attended"),
-    "qkv_out_gate": ("query", "key", "value", "mixed", "attended", "gate"),
-    "matmuls": ("query", "key", "value", "mixed", "attended", "gate", "up", "fed"),
-}
-"""What each ``mesh.remat`` keeps of a block for the backward pass besides its input; all else is computed again there.
-
-With heads H and key/value heads N of size K, width D and MLP width F, the numbers kept for each token and layer, and the bytes
-of that for the 7B in bfloat16: "block" D (8 KiB); "qkv" 2HK + 2NK more (40 KiB): neither projections nor softmax twice;
-"qkv_out" D more (48 KiB): no output matrix twice; "qkv_out_gate" F more (69.5 KiB); "matmuls" F more and, where norms stand
-behind, D (91 KiB): no matrix twice. What is left to "matmuls" is norms, rotations, products and dropout masks, which are
-cheaper to compute than to keep. "none" keeps them as well.
-"""
-
-
 @dataclass(frozen=True)
 class MeshConfig:
-    """How the devices are laid out, what the step keeps in memory, and by which kernels it computes.
+    """The mesh of devices, what a train step keeps in memory, and the kernels that it uses.
 
-    One of ``replica``, ``fsdp``, ``tensor`` may be -1: as many as are left. ``zero1`` splits master weights and optimizer
+    One of ``replica``, ``fsdp``, ``tensor`` may be -1: all devices that are left. ``zero1`` splits master weights and optimizer
     state over the replicas as well. ``compute`` is the dtype of matrices and activations; master weights and optimizer state
-    are always float32. ``remat`` says what the backward pass finds and what it computes again (:data:`REMAT`).
-    ``loss_chunk`` is how many tokens of a row have logits at a time. ``unroll`` is how many layers the scan lays out side by
-    side: 1 compiles fastest, all of a tiny model's run fastest. ``attention`` is "splash" (Pallas kernels), "plain", or
-    "auto": splash on TPUs. ``dropout_rng`` "global" draws the same masks on every mesh; "local" lets each device draw its
-    own, from the hardware's generator, which is much faster.
+    are always float32. ``remat`` selects what is kept for the backward pass and what is recomputed (REMAT in model/block.py).
+    ``loss_chunk`` is the number of tokens of a row whose logits exist at a time. ``unroll`` is the number of layers in an
+    iteration of the scan: 1 compiles fastest; all layers run fastest in a tiny model. ``attention`` is "splash" (Pallas kernels),
+    "plain", or "auto": splash on TPUs. ``dropout_rng`` "global" draws the same masks on every mesh; with "local" each device draws
+    its own with the hardware's generator, which is much faster.
     """
 
     replica: int = 1
@@ -233,7 +216,7 @@ class MeshConfig:
         )
         choices = {
             "compute": ("bfloat16", "float32"),
-            "remat": ("none", *REMAT),
+            "remat": ("none", "block", "qkv", "qkv_out", "qkv_out_gate", "matmuls"),
             "attention": ("auto", "plain", "splash"),
             "dropout_rng": ("global", "local"),
         }

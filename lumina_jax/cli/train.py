@@ -20,11 +20,15 @@ def add_compile(verbs: _SubParsersAction) -> None:
     check = verbs.add_parser("compile", help="what a config needs on a TPU pod and how fast it can be, without the pod")
     config_arguments(check)
     check.add_argument("--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16")
-    check.add_argument("--slices", type=int, default=1, help="number of slices, joined by the data-center network (1)")
+    check.add_argument(
+        "--slices", type=int, default=1, help="number of slices, connected by the data-center network (1)"
+    )
     check.add_argument("--what", default="train,prefill,decode", help="programs, with commas (train,prefill,decode)")
-    check.add_argument("--plan", action="store_true", help="try several meshes and remat settings, and recommend one")
+    check.add_argument(
+        "--plan", action="store_true", help="try meshes, remat and accumulation for training, and recommend the fastest"
+    )
     check.add_argument("--int8", action="store_true", help="sampling with int8 matrices, as run.py sample --int8")
-    check.add_argument("--tries", type=int, default=6, help="with --plan: the largest number of compilations (6)")
+    check.add_argument("--tries", type=int, default=6, help="with --plan: the most compilations (6)")
     check.add_argument("--out", help="also write tables, JSON and the compiled programs into this folder")
     check.set_defaults(run=_compile)
 
@@ -96,10 +100,10 @@ def _compile(options: Namespace) -> int:
     from lumina_jax.pods.compile import check_programs, compile_programs
     from lumina_jax.pods.flags import libtpu_init_args
 
-    out = Path(options.out) if options.out else None
+    out = report.output_folder(options.out) if options.out else None
     if options.plan:
         return 0 if plan.run(cfg, target, options.tries, out) else 1
     programs = check_programs(options.what)
-    shown = [report.show(outcome, out) for outcome in compile_programs(cfg, target, programs, options.int8)]
-    print(f"a run on such a pod needs: export LIBTPU_INIT_ARGS='{libtpu_init_args(target.chip)}'")
-    return 0 if all(outcome.costs for outcome in shown) else 1
+    outcomes = [report.show(outcome, out) for outcome in compile_programs(cfg, target, programs, options.int8)]
+    print(f"set on every host of such a pod: export LIBTPU_INIT_ARGS='{libtpu_init_args(target.chip)}'")
+    return 0 if all(outcome.costs for outcome in outcomes) else 1

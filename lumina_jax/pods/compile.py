@@ -22,6 +22,7 @@ from tokenizers.models import WordLevel
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment, MeshConfig, ModelConfig
 from lumina_jax.errors import InputError
+from lumina_jax.model.backend import backend
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.int8 import quantized
 from lumina_jax.model.params import count
@@ -169,7 +170,7 @@ def compile_sampling(
     shapes = jax.eval_shape(functools.partial(_sampling_model, cfg.model, int8))
     model = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings(shapes, mesh))
     prompts = [np.zeros(PROMPT_TOKENS, np.int32)] * mesh.shape["replica"]
-    window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window or decode.WINDOW
+    window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window or backend(mesh).draft_window
     settings = replace(cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT_TOKENS - window, 1))
     lowered = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
     work = Workload(

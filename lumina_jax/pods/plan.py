@@ -14,7 +14,9 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
-from lumina_jax.config import REMAT, Experiment
+from lumina_jax.config import Experiment
+from lumina_jax.errors import InputError
+from lumina_jax.model.block import REMAT
 from lumina_jax.pods import report
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import Outcome, compile_train_step
@@ -33,8 +35,11 @@ HBM_RESERVE = 0.02
 def run(cfg: Experiment, topology: Topology, tries: int, out: Path | None) -> Outcome | None:
     """Compiles at most ``tries`` variants, prints the table after each and a recommendation at the end; returns the best.
 
-    With a folder ``out``, saves the table as .plan.txt and a record of each variant as a line of .plan.jsonl.
+    With a folder ``out``, saves the table as .plan.txt and a record of each variant as a line of .plan.jsonl. Raises InputError
+    unless ``tries`` is positive.
     """
+    if tries < 1:
+        raise InputError(f"--tries {tries}; it must be at least 1")
     devices, outcomes = topology.devices(), []
     variants = search(cfg, topology, lambda variant: compile_train_step(variant, topology, devices))
     for outcome in itertools.islice(variants, tries):
@@ -42,7 +47,6 @@ def run(cfg: Experiment, topology: Topology, tries: int, out: Path | None) -> Ou
         report.to_screen(plan_table(outcomes))
     print(recommendation(outcomes), flush=True)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
         stem = report.stem(outcomes[0])
         text = report.plain(plan_table(outcomes)) + recommendation(outcomes) + "\n"
         (out / f"{stem}.plan.txt").write_text(text)

@@ -12,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lumina_jax.errors import StorageError
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import Outcome
 from lumina_jax.pods.flags import libtpu_init_args
@@ -207,9 +208,18 @@ def show(outcome: Outcome, out: Path | None) -> Outcome:
     return outcome
 
 
+def output_folder(path: str) -> Path:
+    """Creates the folder of ``--out``, before minutes of compilation. Raises StorageError when that fails."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"--out {path}: {error.strerror}; name a folder that can be written") from error
+    return folder
+
+
 def save(outcome: Outcome, folder: Path) -> list[Path]:
     """Writes the table (.txt), the record (.json) and, if it fits, the compiled program (.hlo.gz) into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
     program = outcome.program + (".int8" if "int8" in outcome.work.dtype else "")
     paths = [folder / f"{stem(outcome)}.{program}{suffix}" for suffix in (".txt", ".json", ".hlo.gz")]
     paths[0].write_text(text(outcome))

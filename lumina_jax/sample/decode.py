@@ -14,15 +14,13 @@ from jax.sharding import Mesh, NamedSharding
 from lumina_jax.config import SampleConfig
 from lumina_jax.errors import NotFiniteError
 from lumina_jax.model.attention import KVCache
+from lumina_jax.model.backend import backend
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample.guidance import Knobs, Place, Scores, advance, code_ids, columns, draw, scores
 from lumina_jax.sample.loop import KNOWN, Setting, Shape, State, feed, paired, run
 from lumina_jax.sample.request import Request, bucket, lay_out
-from lumina_jax.sharding import COMPUTE, ROWS, constrain, platform, size_of, spec
+from lumina_jax.sharding import COMPUTE, ROWS, axis_size, constrain, spec
 from lumina_jax.vocab import Vocab
-
-WINDOW, WINDOWS = 16, {"cpu": 10}
-"""Tokens of a pass with drafts: a device that waits for memory takes more for nothing."""
 
 ALL = np.int32(np.iinfo(np.int32).max)
 """Passes that no answer takes."""
@@ -67,7 +65,7 @@ def answers(
     keys: Sequence[jax.Array] | jax.Array | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """What :func:`generate` returns, and how many passes each answer took, i32[B]."""
-    parts = math.prod(map(size_of, ROWS))
+    parts = math.prod(map(axis_size, ROWS))
     request, copies, rows = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys, parts)
     check_finite(model)
     shape = shape_of(request, copies, cfg)
@@ -134,7 +132,7 @@ def lower(model: Chameleon, prompts: Sequence[np.ndarray], cfg: SampleConfig, vo
         placed = (*(jax.tree.map(free, part) for part in (model, head, state)), *[None] * 4)
         loop = functools.partial(decode.__wrapped__, vocab=vocab, shape=shape)
         second = jax.jit(loop, in_shardings=placed, out_shardings=placed[2], donate_argnums=2).lower(*arguments)
-    return Programs(first, second, sum(part.size * part.dtype.itemsize for part in state.cache[:2]))
+    return Programs(first, second, sum(x.size * x.dtype.itemsize for x in (state.cache.keys, state.cache.values)))
 
 
 def _placed(state: State, head: jax.Array, mesh: Mesh) -> tuple[State, jax.Array]:
@@ -150,7 +148,7 @@ def _placed(state: State, head: jax.Array, mesh: Mesh) -> tuple[State, jax.Array
 
 
 def shape_of(request: Request, copies: int, cfg: SampleConfig) -> Shape:
-    window = KNOWN if cfg.parallel == "off" else cfg.window or WINDOWS.get(platform(), WINDOW)
+    window = KNOWN if cfg.parallel == "off" else cfg.window or backend().draft_window
     # The last pass may fill slots of which only the first counts.
     slots = bucket(request.ids.shape[1] - 1 + cfg.max_new_tokens + window - 1)
     return Shape(slots, copies, cfg.guidance != 1, cfg.parallel, window)
@@ -186,7 +184,7 @@ def prefill(model: Chameleon, request: Request, *, vocab: Vocab, shape: Shape) -
         done=jnp.asarray(request.idle),
         sound=jnp.ones((), bool),
     )
-    return state, constrain(head, "DV" if head.shape[1] % size_of("tensor") == 0 else "DE")
+    return state, constrain(head, "DV" if head.shape[1] % axis_size("tensor") == 0 else "DE")
 
 
 @functools.partial(jax.jit, static_argnames=("vocab", "shape"), donate_argnames="state")

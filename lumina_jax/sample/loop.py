@@ -16,7 +16,8 @@ import numpy as np
 
 from lumina_jax import layout
 from lumina_jax.model.attention import KVCache
-from lumina_jax.model.chameleon import Block, Chameleon
+from lumina_jax.model.backend import backend
+from lumina_jax.model.chameleon import CachedLayers, Chameleon
 from lumina_jax.sample.guidance import (
     Knobs,
     Place,
@@ -32,7 +33,7 @@ from lumina_jax.sample.guidance import (
 )
 from lumina_jax.sample.request import Request
 from lumina_jax.sample.speculative import Drafts, Noise, guess, judge, match, neighbours, resembling
-from lumina_jax.sharding import constrain, platform, size_of
+from lumina_jax.sharding import axis_size, constrain
 from lumina_jax.vocab import Vocab
 
 KNOWN = 3
@@ -72,8 +73,8 @@ class Shape(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """All that is the same in every pass. ``head`` [D E] are the head's columns of the codes; ``layers`` the blocks one by one,
-    None to scan over them."""
+    """All that is the same in every pass. ``head`` [D E] are the head's columns of the codes; ``layers`` are those of
+    Chameleon.unstack, None to scan over stacked ones."""
 
     model: Chameleon
     head: jax.Array
@@ -81,7 +82,7 @@ class Setting(NamedTuple):
     knobs: Knobs
     vocab: Vocab
     shape: Shape
-    layers: list[Block] | None = None
+    layers: CachedLayers | None = None
 
     @property
     def ids(self) -> np.ndarray:
@@ -97,7 +98,7 @@ class Setting(NamedTuple):
 def run(at: Setting, state: State, most: jax.Array, leave: jax.Array) -> State:
     """Passes in place, at most ``most``, until ``leave`` rows are done.
 
-    CPUs compute what they are given, needed or not: without drafts a pass holds one token there unless others are known.
+    Where each token of a pass takes time (Backend.narrow_passes), a pass without drafts holds one token unless others are known.
     """
 
     def go_on(carry) -> jax.Array:
@@ -114,13 +115,12 @@ def run(at: Setting, state: State, most: jax.Array, leave: jax.Array) -> State:
     def wide_then_narrow(carry):
         return jax.lax.while_loop(nothing_known, functools.partial(once, narrow), once(at, carry))
 
-    apart = platform() == "cpu"
-    if apart:
-        at, state = at._replace(layers=at.model.apart()), state._replace(cache=state.cache.apart())
+    layers, cache = at.model.unstack(state.cache)
+    at, state = at._replace(layers=layers), state._replace(cache=cache)
     narrow = at._replace(shape=at.shape._replace(window=1))
-    each = wide_then_narrow if apart and at.shape.method == "off" else functools.partial(once, at)
+    each = wide_then_narrow if backend().narrow_passes and at.shape.method == "off" else functools.partial(once, at)
     state = jax.lax.while_loop(go_on, each, (jnp.int32(0), state))[1]
-    return state._replace(cache=state.cache.together()) if apart else state
+    return state._replace(cache=state.cache.stack())
 
 
 def step(at: Setting, state: State) -> State:
@@ -237,7 +237,7 @@ def _split(at: Setting, logits: jax.Array) -> tuple[jax.Array, jax.Array | None,
     """Logits f32[W ... V] of conditional rows and of unconditional ones, and whether all were finite."""
     # First in parts, or the compiler gathers the weights; then whole everywhere: a top-k of parts would talk 32 times.
     letters = "BTV" if logits.ndim == 3 else "BV"
-    logits = logits if logits.shape[-1] % size_of("tensor") else constrain(logits, letters)
+    logits = logits if logits.shape[-1] % axis_size("tensor") else constrain(logits, letters)
     logits = constrain(logits, letters.replace("V", "E"))
     finite = jnp.isfinite(logits).all()
     if not at.shape.pairs:
@@ -253,7 +253,7 @@ def feed(
     vocab: Vocab,
     pairs: bool,
     reaches: Sequence[int] | None = None,
-    layers: list[Block] | None = None,
+    layers: CachedLayers | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """:meth:`Chameleon.cached` of ids i32[B T]. Where the first begins an image (no other can), its unconditional row sees
     nothing before it."""

@@ -16,12 +16,13 @@ import numpy as np
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.errors import InputError, NotFiniteError
+from lumina_jax.model.attention import KVCache
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample.decode import ALL, OVERFLOW, check_finite, cut, decode, prefill, shape_of
 from lumina_jax.sample.guidance import Knobs
 from lumina_jax.sample.loop import State
 from lumina_jax.sample.request import Request, arranged, lay_out
-from lumina_jax.sharding import ROWS, size_of
+from lumina_jax.sharding import ROWS, axis_size
 from lumina_jax.vocab import Vocab
 
 
@@ -58,7 +59,7 @@ def stream(
     """
     if rows < 1 or (every is not None and every < 1):
         raise InputError(f"rows={rows}, every={every}; both must be at least 1")
-    parts = math.prod(map(size_of, ROWS))
+    parts = math.prod(map(axis_size, ROWS))
     rows = -(-min(rows, len(prompts) or 1) // parts) * parts
     whole, _, order = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys)
     check_finite(model)
@@ -132,10 +133,12 @@ def _admit(
         return old.at[rows].set(fresh, mode="drop")
 
     cache = state.cache
-    filled = [old.at[:, cached].set(fresh, mode="drop") for old, fresh in zip(cache[:2], new.cache[:2], strict=True)]
-    ends = [old.at[cached].set(fresh, mode="drop") for old, fresh in zip(cache[2:], new.cache[2:], strict=True)]
+    changes = {}
+    for name, fresh in new.cache._asdict().items():
+        slots = (slice(None), cached) if name in ("keys", "values") else cached
+        changes[name] = getattr(cache, name).at[slots].set(fresh, mode="drop")
     rest = {name: jax.tree.map(put, getattr(state, name), getattr(new, name)) for name in ROWWISE}
-    merged = state._replace(cache=type(cache)(*filled, *ends), sound=state.sound & new.sound, **rest)
+    merged = state._replace(cache=KVCache(**changes), sound=state.sound & new.sound, **rest)
     return merged, jax.tree.map(put, request, asked)
 
 

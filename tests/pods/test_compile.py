@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimConfig, VQConfig
+from lumina_jax.errors import InputError, StorageError
 from lumina_jax.pods import plan, report
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import (
@@ -77,6 +78,18 @@ def test_saved_files_hold_table_record_and_program(compiled, tmp_path):
     assert record["tokens"] == 8 * 256
     assert record["seconds"]["serial"] >= record["seconds"]["mxu"] > 0
     assert gzip.decompress(paths[2].read_bytes()).startswith(b"HloModule")
+
+
+@pytest.mark.smoke
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"--out .*file/results: Not a directory; name a folder"):
+        report.output_folder(f"{tmp_path}/file/results")
+
+
+def test_a_plan_of_no_tries_is_refused():
+    with pytest.raises(InputError, match="--tries 0; it must be at least 1"):
+        plan.run(TINY, V5E, 0, None)
 
 
 def test_a_program_that_does_not_fit_is_a_result(tpu_compiler):

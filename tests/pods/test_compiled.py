@@ -2,11 +2,10 @@
 
 from dataclasses import replace
 
-from bench import tpu_compile
-
 import run
 from configs.pods import TABLE, TOPOLOGIES, experiments
 from lumina_jax.pods.topology import parse
+from tests.bench import tpu_compile
 
 
 def test_a_pod_config_is_its_stage_with_another_batch_and_mesh():
