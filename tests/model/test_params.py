@@ -1,5 +1,9 @@
 """Laws of a model's fingerprint: any number, shape or name changes it; where the arrays lie does not."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -52,3 +56,10 @@ def test_eight_devices_give_that_of_one(kind, sizes):
     made = model(kind)
     mesh = make_mesh(MeshConfig(*sizes), jax.devices())
     assert fingerprint(jax.device_put(made, shardings(made, mesh))) == fingerprint(made)
+
+
+@pytest.mark.smoke
+def test_training_does_not_import_the_library_that_quantizes():
+    """Neither the model nor a train step needs qwix."""
+    code = "import sys; import lumina_jax.train.loop, lumina_jax.train.step; sys.exit('qwix' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
