@@ -3,6 +3,7 @@
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
+from lumina_jax.cli.arguments import output_path, seed
 from lumina_jax.cli.experiments import load_experiment
 from lumina_jax.errors import InputError
 
@@ -18,19 +19,19 @@ def add_data(verbs: _SubParsersAction) -> None:
     look.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the config's)")
     look.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: the config's)")
     look.add_argument("--samples", type=int, default=24, help="records on the sheet (24)")
-    look.add_argument("--seed", type=int, default=0, help="draws the samples (0)")
+    look.add_argument("--seed", type=seed, default=0, help="draws the samples (0)")
     look.add_argument("--out", default="out/data.html", help="the sheet (out/data.html)")
     look.set_defaults(run=_data_inspect)
 
     prepare = what.add_parser("prepare", help="any source to a TFDS data set, made once and shared")
     prepare.add_argument("--source", required=True, help="as of run.py pretokenize")
     prepare.add_argument("--name", required=True, help="of the data set")
-    prepare.add_argument("--out", required=True, help="the TFDS data_dir; read it as tfds:NAME@OUT")
+    prepare.add_argument("--out", type=output_path, required=True, help="the TFDS data_dir; read it as tfds:NAME@OUT")
     prepare.set_defaults(run=_data_prepare)
 
     export = what.add_parser("export", help="any source to JSON lines and pictures, to read and to edit")
     export.add_argument("--source", required=True, help="as of run.py pretokenize")
-    export.add_argument("--out", required=True, help="the folder; read it as OUT/records.jsonl")
+    export.add_argument("--out", type=output_path, required=True, help="the folder; read it as OUT/records.jsonl")
     export.set_defaults(run=_data_export)
 
 

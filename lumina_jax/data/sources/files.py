@@ -36,6 +36,8 @@ def is_remote(place: str) -> bool:
 def size(place: str) -> int:
     """Bytes of a file. FileNotFoundError when there is none, OSError when its size is not to be had."""
     if not is_remote(place):
+        if not os.path.isfile(place):
+            raise MissingFileError(f"{place}: no such file; give an existing one")
         return os.stat(place).st_size
     found = _asked(place, lambda system: system.size(place))
     if found is None:
