@@ -14,7 +14,8 @@ OURS = re.compile(r"^(\S*python[\d.]* )?(-u )?(run\.py|tests/bench/\w+\.py)\b")
 RECORDER = r"""
 record() { printf '%s\0' "$#" "$@" >&3; }
 command_not_found_handle() { record "$@"; }
-for program in python pip; do eval "function .venv/bin/$program { record $program \"\$@\"; }"; done
+for program in python pip ruff; do eval "function .venv/bin/$program { record $program \"\$@\"; }"; done
+function .ci/run { record .ci/run; }
 PATH=/nowhere
 """
 """Bash that writes down the programs a script calls, as a count and that many words, and starts none of them."""

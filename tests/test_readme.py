@@ -35,7 +35,9 @@ GUIDES = sorted(
 OTHER_PROGRAMS = {
     "python3 -m venv *": "makes an environment; .ci/run does",
     "pip install *": "fetches packages; .ci/run does",
-    "python -m pytest": "starts these very tests",
+    "python -m pytest*": "starts these very tests",
+    "ruff *": "lint; .ci/run does",
+    ".ci/run": "starts these very tests",
     "gcloud *": "needs an account at Google",
     "on_all *": "needs a TPU slice",
     "xpk *": "needs an account at Google",
@@ -80,6 +82,8 @@ MINIATURES = {
 PLACEHOLDERS = {
     "CONFIG": "configs/toy_stage1.py",
     "N": "1",
+    "SLICE": "v5p:4x4x4",
+    "configs/pods.py:NAME": "configs/pods.py:lumina_7b_512_v5p_128",
     "64|96|128": "64",
     "0..6": "0",
 }

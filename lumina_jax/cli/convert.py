@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
+from lumina_jax.cli.arguments import output_path, seed
 from lumina_jax.cli.processes import join, process_arguments
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -47,14 +48,14 @@ def add_convert(verbs: _SubParsersAction) -> None:
         "too large for that (auto: logits where they fit)",
     )
     verifier.add_argument("--tokens", type=int, default=32, help="with logits: length of the two random prompts (32)")
-    verifier.add_argument("--seed", type=int, default=0, help="with logits: draws the prompts (0)")
+    verifier.add_argument("--seed", type=seed, default=0, help="with logits: draws the prompts (0)")
     verifier.add_argument("--tolerance", type=float, help="largest difference allowed (logits 5e-4, weights 0)")
     verifier.set_defaults(run=_verify)
 
 
 def _path_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a checkpoint's folder: Hugging Face, Meta's, or a run's")
-    parser.add_argument("target", metavar="DST", help="the folder to write; it must not exist")
+    parser.add_argument("target", type=output_path, metavar="DST", help="the folder to write; it must not exist")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the weights (default: as they are)")
     parser.add_argument(
         "--zero-image-head",

@@ -3,6 +3,7 @@
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
+from lumina_jax.cli.arguments import output_path, seed
 from lumina_jax.cli.experiments import load_experiment
 from lumina_jax.errors import InputError
 
@@ -18,19 +19,19 @@ def add_data(verbs: _SubParsersAction) -> None:
     inspect.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the config's)")
     inspect.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: the config's)")
     inspect.add_argument("--samples", type=int, default=24, help="records on the sheet (24)")
-    inspect.add_argument("--seed", type=int, default=0, help="of the draw of samples (0)")
+    inspect.add_argument("--seed", type=seed, default=0, help="of the draw of samples (0)")
     inspect.add_argument("--out", default="out/data.html", help="the HTML file to write (out/data.html)")
     inspect.set_defaults(run=_data_inspect)
 
     prepare = what.add_parser("prepare", help="write any source as a TFDS data set, to share it")
     prepare.add_argument("--source", required=True, help="as for run.py pretokenize")
     prepare.add_argument("--name", required=True, help="the name of the data set")
-    prepare.add_argument("--out", required=True, help="the TFDS data_dir; read it as tfds:NAME@OUT")
+    prepare.add_argument("--out", type=output_path, required=True, help="the TFDS data_dir; read it as tfds:NAME@OUT")
     prepare.set_defaults(run=_data_prepare)
 
     export = what.add_parser("export", help="write any source as JSON lines and pictures, to read and edit")
     export.add_argument("--source", required=True, help="as for run.py pretokenize")
-    export.add_argument("--out", required=True, help="the folder; read it as OUT/records.jsonl")
+    export.add_argument("--out", type=output_path, required=True, help="the folder; read it as OUT/records.jsonl")
     export.set_defaults(run=_data_export)
 
 

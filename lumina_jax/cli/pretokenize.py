@@ -3,6 +3,7 @@
 import json
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 
+from lumina_jax.cli.arguments import at_least, check_output, seed
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import worker
 from lumina_jax.errors import InputError
@@ -18,7 +19,7 @@ def add_pretokenize(verbs: _SubParsersAction) -> None:
     )
     pretokenize.add_argument("--fit", action="store_true", help="first fit a codebook and a tokenizer to these records")
     pretokenize.add_argument("--base", help="with --fit and omni: the PatchVQ .npz whose codes keep their numbers")
-    pretokenize.add_argument("--seed", type=int, default=0, help="of the crops and of the embedded world's scenes (0)")
+    pretokenize.add_argument("--seed", type=seed, default=0, help="of the crops and of the embedded world's scenes (0)")
     pretokenize.add_argument(
         "--sizes",
         type=_numbers,
@@ -31,7 +32,7 @@ def add_pretokenize(verbs: _SubParsersAction) -> None:
         metavar="N",
         help="reject longer samples; 0: no limit; with --sizes one for all or one for each (what data.buckets hold)",
     )
-    pretokenize.add_argument("--shard-records", type=int, default=8192, help="source records per shard (8192)")
+    pretokenize.add_argument("--shard-records", type=at_least(1), default=8192, help="source records per shard (8192)")
     share = pretokenize.add_mutually_exclusive_group()
     share.add_argument(
         "--worker", metavar="I/N", help="the shards of process I of N, counted from 0; auto on a TPU pod, Slurm or MPI"
@@ -151,6 +152,8 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
     """Writes vq.path and data.tokenizer, fitted to the pictures and words of ``source``."""
     if cfg.vq.kind != "patch" or not cfg.vq.path or not cfg.data.tokenizer:
         raise InputError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
+    for file in (cfg.vq.path, f"{cfg.data.tokenizer}/tokenizer.json"):
+        check_output(file.rpartition("/")[0] or ".")
     from lumina_jax.data.fit import fit
     from lumina_jax.toyworld.fit import fit_world
 
