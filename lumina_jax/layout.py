@@ -5,6 +5,8 @@ width are counted in size units of two codes, height first. The writer, the read
 start of guidance all ask this module.
 """
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +60,22 @@ def best_crop(image_size: tuple[int, int], sizes: list[tuple[int, int]]) -> tupl
 
 def grid_tokens(rows: int, cols: int) -> int:
     """How many tokens an image of rows x cols codes takes, begin- and end-image included."""
-    return rows * (cols + 1) + 4
+    return rows * line_tokens(cols) + 4
+
+
+def answer_tokens(shapes: Iterable[tuple[int, int]]) -> int:
+    """The ``max_new_tokens`` of an answer with one image of any of ``shapes`` (rows, cols) and a short text around it."""
+    return max((grid_tokens(*shape) for shape in shapes), default=0) + TOKENS_AROUND
+
+
+def line_tokens(cols):
+    """The number of tokens of a row of ``cols`` codes (an integer or i32[...]), its end-of-line included."""
+    return cols + 1
+
+
+def column_of(index, cols):
+    """The column of the ``index``-th token (from 0) behind height and width; that of an end-of-line is ``cols``."""
+    return index % line_tokens(cols)
 
 
 def encode_grid(codes: np.ndarray, vocab: Vocab) -> np.ndarray:
@@ -155,10 +172,10 @@ def forced(n, rows, cols, vocab: Vocab) -> jax.Array:
     by_units = jnp.asarray(_size_ids(vocab))
     known = rows > 0
     at = n - 2
-    body = rows * (cols + 1)
+    body = rows * line_tokens(cols)
     height = by_units[jnp.clip(rows // CODES_PER_UNIT, 0, len(by_units) - 1)]
     width = by_units[jnp.clip(cols // CODES_PER_UNIT, 0, len(by_units) - 1)]
-    inside = jnp.where(at % (cols + 1) == cols, vocab.newline, CODE)
+    inside = jnp.where(column_of(at, cols) == cols, vocab.newline, CODE)
     return jnp.select(
         [n < 0, n == 0, n == 1, ~known, at < body, at == body],
         [ANY, jnp.where(known, height, SIZE), jnp.where(known, width, SIZE), ANY, inside, vocab.eoi],

@@ -4,7 +4,7 @@ import json
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.models import load_for_sampling, make_desk, model_arguments, settings_of, size
+from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of, size
 from lumina_jax.errors import InputError
 
 TASK_EXERCISES = 96
@@ -73,11 +73,11 @@ def _refine(options: Namespace) -> None:
 
     images = {file: open_image(Path(file)) for file in options.images}
     model, vocab, vq, experiment = load_for_sampling(options)
-    desk, out, results = make_desk(vq, vocab, experiment), Path(options.out), {}
+    builder, out, results = make_prompt_builder(vq, vocab, experiment), Path(options.out), {}
     cfg = replace(served("refine", settings_of(experiment)), image_top_k=options.top_k)
     out.mkdir(parents=True, exist_ok=True)
     for file, image in images.items():
-        found = refine(model, desk, image, cfg, jax.random.key(options.seed))
+        found = refine(model, builder, image, cfg, jax.random.key(options.seed))
         results[file] = table = found.table()
         found.refined.save(out / f"{Path(file).stem}.png")
         words = (f"{name} {side['psnr_db']:.1f} dB, SSIM {side['ssim']:.3f}" for name, side in table.items())
@@ -141,10 +141,10 @@ def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dic
     from lumina_jax.sample import generate
     from lumina_jax.sample.picture import pictures
 
-    desk = make_desk(vq, vocab, experiment)
-    ask = desk.generate(options.attention, options.size, settings_of(experiment))
-    (answer,) = generate(model, [ask.ids], jax.random.key(options.seed), ask.cfg, vocab, sizes=[ask.size])
-    found = looks(model, ask.ids, answer, vocab)
+    builder = make_prompt_builder(vq, vocab, experiment)
+    prompt = builder.generate(options.attention, options.size, settings_of(experiment))
+    (answer,) = generate(model, [prompt.ids], jax.random.key(options.seed), prompt.cfg, vocab, sizes=[prompt.size])
+    found = looks(model, prompt.ids, answer, vocab)
     file = Path(options.out) / "attention.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     drawing(found, pictures(answer, vq, vocab)[0]).save(file)

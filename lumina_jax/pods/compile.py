@@ -30,8 +30,9 @@ from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.executable import Costs, Memory, costs, memory, round_costs
 from lumina_jax.pods.flags import compiler_options
 from lumina_jax.pods.topology import Topology
-from lumina_jax.sample import decode
+from lumina_jax.sample.decode import WINDOW
 from lumina_jax.sample.loop import KNOWN
+from lumina_jax.sample.lowering import lower
 from lumina_jax.sharding import ROWS, check_rows, make_mesh, shardings
 from lumina_jax.train.step import jitted_step, state_shapes
 from lumina_jax.vocab import BEGIN, BEGIN_IMAGE, END_IMAGE, END_OF_LINE, END_OF_TURN, Vocab, image_code_name, size_name
@@ -161,9 +162,9 @@ def sampling(
     shapes = jax.eval_shape(functools.partial(_stored, cfg.model, int8))
     model = jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, shardings(shapes, mesh))
     prompts = [np.zeros(PROMPT, np.int32)] * mesh.shape["replica"]
-    window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window or decode.WINDOW
+    window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window or WINDOW
     settings = replace(cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT - window, 1))
-    programs = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
+    programs = lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
     rows = len(prompts) * (2 if cfg.sample.guidance != 1 else 1)
     work = Work(
         rows,

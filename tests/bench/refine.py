@@ -26,7 +26,7 @@ from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.evaluate.refine import refine
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.sample.prompt import Desk
+from lumina_jax.sample.prompt import PromptBuilder
 from lumina_jax.toyworld.omni import OmniSource, exercises
 from lumina_jax.toyworld.omni_fit import fit_omni
 from lumina_jax.toyworld.scenes import OMNI
@@ -56,7 +56,7 @@ def trained(codes: int, steps: int, records: int, home: Path):
     pretokenize(source, vq, vocab, cfg.data.path, cfg.data, 0, sizes=source.sizes, max_tokens=most)
     train(cfg, lambda start: batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, steps))
     model = restore_model(newest(cfg.out), cfg.model)
-    return model, Desk(vq, vocab, cfg.data, as_is=True), served("refine", cfg.sample)
+    return model, PromptBuilder(vq, vocab, cfg.data, as_is=True), served("refine", cfg.sample)
 
 
 def main() -> None:
