@@ -59,8 +59,8 @@ def run(ctx: Context, state: State, max_passes: jax.Array, stop_after_rows: jax.
 
 def step(ctx: Context, state: State) -> State:
     """One pass: feed, judge, draw, write, propose."""
-    drafter, first = drafter_of(ctx.program.method), ctx.answer_slot + state.count
-    window, cache = _feed_window(ctx, state, drafter)
+    drafter, last = drafter_of(ctx.program.method), ctx.answer_slot - 1 + state.count
+    window, cache = _feed_window(ctx, state, last, drafter)
     judged = drafter.judge(ctx, state, window)
     rule = at_slot(window.rule, judged.kept)
     position = skip(state.position, judged.kept, rule)
@@ -70,7 +70,7 @@ def step(ctx: Context, state: State) -> State:
     written = jnp.where(slots < kept, jnp.roll(window.ids, -1, axis=1), written)
     count = state.count + jnp.where(state.done, 0, judged.kept + 1)
     state = State(
-        tokens=write_slots(state.tokens, written, first),
+        tokens=write_slots(state.tokens, written, last + 1),
         count=count,
         cache=cache._replace(length=ctx.answer_slot - 1 + paired(count, ctx.program.pairs)),
         q=state.q,
@@ -82,15 +82,15 @@ def step(ctx: Context, state: State) -> State:
     return drafter.propose(ctx, state, window, judged)
 
 
-def _feed_window(ctx: Context, state: State, drafter: Drafter) -> tuple[Window, KVCache]:
-    """The last token of each row with the known tokens and drafts behind it, through the model; the cache with them in it."""
-    W, prompt = ctx.program.window, ctx.answer_slot - 1
+def _feed_window(ctx: Context, state: State, last: jax.Array, drafter: Drafter) -> tuple[Window, KVCache]:
+    """Feeds the last token of each row, at slot ``last`` i32[B], and the known tokens and drafts behind it."""
+    W = ctx.program.window
     rule = rules(state.position, W, ctx.vocab)
-    ids = slots_from(state.tokens, prompt + state.count, W)
+    ids = slots_from(state.tokens, last, W)
     ids = ids.at[:, 1:].set(jnp.where(rule[:, :-1] >= 0, rule[:, :-1], ids[:, 1:]))
     drafted = (rule[:, :-1] == layout.CODE) & drafter.drafts_codes
     ahead = jnp.cumprod((rule[:, :-1] >= 0) | drafted, axis=1).sum(axis=1)
-    hidden, cache = feed(ctx, state.cache, ids, _reaches(prompt, ctx.program.slots))
+    hidden, cache = feed(ctx, state.cache, ids, _reaches(ctx.answer_slot - 1, ctx.program.slots))
     return Window(ids, rule, ahead, hidden), cache
 
 
