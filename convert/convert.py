@@ -38,7 +38,7 @@ from convert.torch_files import File, index_of, plan_hugging_face, plan_meta, wr
 from convert.vqvae import encoder_shapes, read_config
 from lumina_jax.config import Experiment, MeshConfig, VQConfig, from_dict, to_dict
 from lumina_jax.errors import ExistingFileError, InputError, MissingFileError, StorageError
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import EXPERIMENT, newest
 
@@ -137,10 +137,10 @@ def write(
     )
     _check_space(folder, total + tokenizer_files.nbytes(found))
     process, processes = jax.process_index(), jax.process_count()
-    shown = dict(shown=show and process == 0, unit="MB", size=10**6)
+    shown = dict(show=show and process == 0, unit="MB", unit_size=10**6)
     if wish.layout == "ours":
         metadata = _metadata(source, found, wish)
-        with Meter("to Orbax", total, **shown) as meter:
+        with ProgressDisplay("to Orbax", total, **shown) as meter:
             write_ours(folder, source, read, dtypes, mesh or make_mesh(MeshConfig()), metadata, meter)
         return
     if process == 0:
@@ -148,7 +148,7 @@ def write(
     multihost_utils.sync_global_devices(f"{folder} described")
     mine = files[process::processes]
     total = sum(entry.tensor.nbytes for file in mine for entry in file.entries)
-    with Meter(f"to {wish.layout}", total, **shown) as meter:
+    with ProgressDisplay(f"to {wish.layout}", total, **shown) as meter:
         write_files(folder, mine, source.cfg, read, meter)
 
 

@@ -16,7 +16,7 @@ from convert.sources import VQ_PATH, Source, kinds_of, layers_of, vq_row, vq_siz
 from convert.table import ROWS, Index, Row, groups, shape_of, sizes_of
 from lumina_jax.config import Experiment, ModelConfig
 from lumina_jax.errors import InputError
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import STORE, spec
 from lumina_jax.train.checkpoint import EXPERIMENT, STATE, WEIGHTS, newest, read_experiment
 
@@ -129,7 +129,13 @@ def _place(row: Row, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
 
 
 def write_ours(
-    folder: Path, source: Source, read: Read, dtypes: dict[str, np.dtype], mesh: Mesh, metadata: dict, meter: Meter
+    folder: Path,
+    source: Source,
+    read: Read,
+    dtypes: dict[str, np.dtype],
+    mesh: Mesh,
+    metadata: dict,
+    meter: ProgressDisplay,
 ) -> None:
     """Writes every weight of ``source`` into an Orbax checkpoint in ``folder``; all processes of the mesh call this.
 

@@ -11,7 +11,7 @@ from convert.sources import WEIGHT_FILES, Source, check_shardable, layers_of
 from convert.table import ROWS, Index, Row, cut, is_qk_norm, rearrange, shape_of, sizes_of
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import InputError
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 
 FILE_BYTES = 5_000_000_000
 """Size of a safetensors file where the number of files is not given, as transformers has it."""
@@ -83,7 +83,7 @@ def plan_meta(source: Source, dtypes: Mapping[str, np.dtype], shards: int | None
     return [File(name, tuple(_meta_entries(source, dtypes, shard, shards))) for shard, name in enumerate(names)]
 
 
-def write_files(folder: Path, files: list[File], cfg: ModelConfig, read: Read, meter: Meter) -> None:
+def write_files(folder: Path, files: list[File], cfg: ModelConfig, read: Read, meter: ProgressDisplay) -> None:
     """Fills ``files`` in ``folder``.
 
     Reads weight by weight and layer by layer, so that one is in memory at a time however many files it goes into.

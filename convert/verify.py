@@ -21,7 +21,7 @@ from convert.table import Row, is_qk_norm
 from lumina_jax.config import MeshConfig, ModelConfig
 from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import make_mesh
 
 TOLERANCE = {"logits": 5e-4, "weights": 0.0}
@@ -180,7 +180,7 @@ def _by_weights(pair: tuple[Source, Source], tolerance: float, show: bool) -> It
     differing: dict[str, list[str]] = {}
     nbytes = [math.prod(a.sizes[row.path].values()) * a.dtypes[row.path].itemsize for row in shared]
     total = sum(size * len(layers_of(a, row)) for size, row in zip(nbytes, shared, strict=True))
-    with Meter("compared", total, show, unit="MB", size=10**6) as meter:
+    with ProgressDisplay("compared", total, show, unit="MB", unit_size=10**6) as meter:
         for row, size in zip(shared, nbytes, strict=True):
             for layer in layers_of(a, row):
                 part = f"layer {layer}" if row.per_layer else "VQ encoder" if row.path.startswith(VQ_PATH) else row.path

@@ -13,8 +13,13 @@ from convert.files import need_torch, open_tensors
 from convert.table import Row, rearrange, shape_of
 from lumina_jax.config import VQConfig
 from lumina_jax.errors import InputError, MissingFileError
+from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.model.params import is_param
+from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.model.vqvae import VQVAE
+
+PATCHVQ_NAME = "vq.npz"
+"""What a PatchVQ is called in a folder."""
 
 FOLDERS = ("", "tokenizer", "original_tokenizers")
 """Where vqgan.ckpt may lie in a folder: in itself, or where Lumina-mGPT's and Chameleon's releases put it."""
@@ -97,6 +102,14 @@ def load_vqvae(path: str | Path) -> VQVAE:
         return from_torch(cfg, tensors)
     except ValueError as error:
         raise InputError(f"{checkpoint}: {error}") from None
+
+
+def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
+    """The image tokenizer at ``path``: a PatchVQ .npz, a vqgan.ckpt, or a folder that holds either. Raises as their readers do."""
+    file = Path(path)
+    if (file / PATCHVQ_NAME).is_file():
+        file /= PATCHVQ_NAME
+    return PatchVQ.load(file) if file.suffix == ".npz" else load_vqvae(file)
 
 
 def save_vqvae(vqvae: VQVAE, folder: str | Path) -> None:

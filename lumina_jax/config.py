@@ -57,7 +57,7 @@ class ModelConfig:
 class VQConfig:
     """The image tokenizer. ``kind="vqgan"`` is Chameleon's (defaults are its real size); ``kind="patch"`` is PatchVQ.
 
-    ``path`` names a vqgan.ckpt (its vqgan.yaml beside it, whose numbers then win) or a PatchVQ .npz.
+    ``path`` is a vqgan.ckpt (sizes in the vqgan.yaml beside it override these) or the .npz of a PatchVQ.
     """
 
     kind: str = "vqgan"
@@ -182,34 +182,17 @@ class OptimConfig:
         _require(self.accumulate >= 1, f"optim.accumulate={self.accumulate}; it must be at least 1")
 
 
-REMAT = {
-    "block": (),
-    "qkv": ("query", "key", "value", "mixed"),
-    "qkv_out": ("query", "key", "value", "mixed", "attended"),
-    "qkv_out_gate": ("query", "key", "value", "mixed", "attended", "gate"),
-    "matmuls": ("query", "key", "value", "mixed", "attended", "gate", "up", "fed"),
-}
-"""What each ``mesh.remat`` keeps of a block for the backward pass besides its input; all else is computed again there.
-
-With heads H and key/value heads N of size K, width D and MLP width F, the numbers kept for each token and layer, and the bytes
-of that for the 7B in bfloat16: "block" D (8 KiB); "qkv" 2HK + 2NK more (40 KiB): neither projections nor softmax twice;
-"qkv_out" D more (48 KiB): no output matrix twice; "qkv_out_gate" F more (69.5 KiB); "matmuls" F more and, where norms stand
-behind, D (91 KiB): no matrix twice. What is left to "matmuls" is norms, rotations, products and dropout masks, which are
-cheaper to compute than to keep. "none" keeps them as well.
-"""
-
-
 @dataclass(frozen=True)
 class MeshConfig:
-    """How the devices are laid out, what the step keeps in memory, and by which kernels it computes.
+    """The mesh of devices, what a train step keeps in memory, and the kernels that it uses.
 
-    One of ``replica``, ``fsdp``, ``tensor`` may be -1: as many as are left. ``zero1`` splits master weights and optimizer
+    One of ``replica``, ``fsdp``, ``tensor`` may be -1: all devices that are left. ``zero1`` splits master weights and optimizer
     state over the replicas as well. ``compute`` is the dtype of matrices and activations; master weights and optimizer state
-    are always float32. ``remat`` says what the backward pass finds and what it computes again (:data:`REMAT`).
-    ``loss_chunk`` is how many tokens of a row have logits at a time. ``unroll`` is how many layers the scan lays out side by
-    side: 1 compiles fastest, all of a tiny model's run fastest. ``attention`` is "splash" (Pallas kernels), "plain", or
-    "auto": splash on TPUs. ``dropout_rng`` "global" draws the same masks on every mesh; "local" lets each device draw its
-    own, from the hardware's generator, which is much faster.
+    are always float32. ``remat`` selects what is kept for the backward pass and what is recomputed (REMAT in model/block.py).
+    ``loss_chunk`` is the number of tokens of a row whose logits exist at a time. ``unroll`` is the number of layers in an
+    iteration of the scan: 1 compiles fastest; all layers run fastest in a tiny model. ``attention`` is "splash" (Pallas kernels),
+    "plain", or "auto": splash on TPUs. ``dropout_rng`` "global" draws the same masks on every mesh; with "local" each device draws
+    its own with the hardware's generator, which is much faster.
     """
 
     replica: int = 1
@@ -233,7 +216,7 @@ class MeshConfig:
         )
         choices = {
             "compute": ("bfloat16", "float32"),
-            "remat": ("none", *REMAT),
+            "remat": ("none", "block", "qkv", "qkv_out", "qkv_out_gate", "matmuls"),
             "attention": ("auto", "plain", "splash"),
             "dropout_rng": ("global", "local"),
         }

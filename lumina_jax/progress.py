@@ -7,60 +7,109 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+PLAIN_LINE = "{title}: {done:,.0f} of {total:,.0f} {unit}, {rate}/s, {time_left} left"
 SECONDS_BETWEEN_LINES = 5.0
 
 
-class _Count(ProgressColumn):
-    def __init__(self, unit: str, size: int):
+class _CountAndRate(ProgressColumn):
+    def __init__(self, unit: str, unit_size: int):
         super().__init__()
-        self._unit, self._size = unit, size
+        self._unit, self._unit_size = unit, unit_size
 
     def render(self, task: Task) -> Text:
-        done, total, rate = (n / self._size for n in (task.completed, task.total, task.speed or 0))
-        return Text(f"{done:,.0f} of {total:,.0f} {self._unit}, {rate:,.0f}/s")
+        done, total, rate = (count / self._unit_size for count in (task.completed, task.total, task.speed or 0))
+        return Text(f"{done:,.0f} of {total:,.0f} {self._unit}, {_rate(rate)}/s")
 
 
-class Meter:
-    """Counts to ``total`` on standard error, with the rate and the time left; use it as a context.
+class ProgressDisplay:
+    """Counts to ``total`` with the rate and the time left, on stderr or stdout; a context manager.
 
-    What is counted is told in a ``unit`` of ``size`` each: records one by one, or bytes as ("MB", 10**6).
+    ``unit`` names what is counted, and ``unit_size`` says how much of it one unit is: ("records", 1) or ("MB", 10**6).
+    ``plain_line`` is the format of the line printed where there is no terminal, at most every ``seconds`` and at the end; its
+    fields are title, done, total, unit, rate, time_left (h:mm:ss), seconds_left and the ``text`` of the last :meth:`advance`.
     """
 
-    def __init__(self, title: str, total: int, shown: bool = True, unit: str = "records", size: int = 1):
-        self._title, self._total, self._shown, self._unit, self._size = title, total, shown, unit, size
-        console = Console(stderr=True)
-        self._plain = shown and not console.is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), _Count(unit, size), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, disable=not shown or self._plain)
-        self._task = self._bar.add_task(title, total=total)
-        self._done = self._counted = 0
-        self._began = self._told = time.monotonic()
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        show: bool = True,
+        unit: str = "records",
+        unit_size: int = 1,
+        plain_line: str = PLAIN_LINE,
+        seconds: float = SECONDS_BETWEEN_LINES,
+        stderr: bool = True,
+    ):
+        self._title, self._total, self._unit, self._unit_size = title, total, unit, unit_size
+        self._show, self._plain_line, self._seconds = show, plain_line, seconds
+        console = Console(stderr=stderr)
+        self._plain = show and not console.is_terminal
+        count = _CountAndRate(unit, unit_size)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            count,
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        self._bar = Progress(*columns, console=console, disable=not show or self._plain)
+        self._task = self._bar.add_task(title, total=total, text="")
+        self._skipped = self._counted = 0
+        self._start = self._last_line = time.monotonic()
 
-    def __enter__(self) -> "Meter":
-        self._bar.start()
+    def __enter__(self) -> "ProgressDisplay":
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Shows the bar, where there is a terminal."""
+        self._bar.start()
+
+    def stop(self) -> None:
+        """Leaves the bar as it is."""
         self._bar.stop()
 
-    def say(self, line: str) -> None:
-        """Prints a line beside the progress."""
-        if self._shown:
-            self._bar.console.print(line, highlight=False, soft_wrap=True)
+    @property
+    def done(self) -> int:
+        """How much has been counted, what was skipped included."""
+        return self._skipped + self._counted
+
+    def print_line(self, line: str) -> None:
+        """Prints a line above the progress."""
+        if self._show:
+            self._bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def skip(self, count: int) -> None:
-        """``count`` records were done by an earlier run: they say nothing about the rate."""
-        self._done += count
-        self._bar.update(self._task, completed=self._done)
+        """An earlier run did ``count``: they are done but say nothing about the rate."""
+        self._skipped += count
+        self._bar.update(self._task, completed=self.done)
 
-    def advance(self, count: int) -> None:
-        """``count`` more records are done."""
-        self._done, self._counted = self._done + count, self._counted + count
-        self._bar.advance(self._task, count)
+    def advance(self, count: int, text: str = "") -> None:
+        """``count`` more are done; ``text`` is shown beside them."""
+        self._counted += count
+        self._bar.update(self._task, advance=count, text=text)
         now = time.monotonic()
-        if self._plain and (self._done == self._total or now - self._told >= SECONDS_BETWEEN_LINES):
-            self._told = now
-            rate = self._counted / max(now - self._began, 1e-9)
-            left = (self._total - self._done) / max(rate, 1e-9)
-            done, total, speed = (f"{n / self._size:,.0f}" for n in (self._done, self._total, rate))
-            self.say(f"{self._title}: {done} of {total} {self._unit}, {speed}/s, {timedelta(seconds=round(left))} left")
+        if self._plain and (self.done == self._total or now - self._last_line >= self._seconds):
+            self._last_line = now
+            self.print_line(self._format(max(now - self._start, 1e-9), text))
+
+    def _format(self, elapsed: float, text: str) -> str:
+        rate = max(self._counted, 1) / elapsed
+        seconds_left = (self._total - self.done) / rate
+        return self._plain_line.format(
+            title=self._title,
+            done=self.done / self._unit_size,
+            total=self._total / self._unit_size,
+            unit=self._unit,
+            rate=_rate(rate / self._unit_size),
+            time_left=timedelta(seconds=round(seconds_left)),
+            seconds_left=seconds_left,
+            text=text,
+        )
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 or rate == 0 else f"{rate:.2g}"

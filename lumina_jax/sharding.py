@@ -1,9 +1,9 @@
 """Where arrays live: a mesh of (replica, fsdp, tensor) and two short tables from axis letters to mesh axes.
 
-Weights are stored by STORE; activations, and the weights of the block at work, follow COMPUTE. A letter in neither table is
-not split. A train state is stored by ZERO, which splits D over the replicas too (ZeRO-1: each keeps and updates a part of
-what would be the same everywhere). The same code serves one CPU, eight fake devices, several processes, a pod and several
-slices of pods, whose slow network only replicas cross.
+Weights are stored by STORE; activations, and the weights of the block being computed, follow COMPUTE. An axis whose letter a table
+lacks is not split. A train state is stored by ZERO, which splits D over the replicas too (ZeRO-1: each replica keeps and updates
+a part of the state instead of a copy). The same code runs on one CPU, eight fake devices, several processes, a pod and several
+slices; only replicas communicate over the slow network between slices.
 """
 
 import functools
@@ -28,15 +28,15 @@ COMPUTE = {"B": ROWS, "H": "tensor", "N": "tensor", "F": "tensor", "V": "tensor"
 
 
 def make_mesh(cfg: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """The mesh that ``cfg`` asks for over ``devices`` (default: all). An axis of -1 takes what the others leave.
+    """The mesh of ``cfg`` over ``devices`` (default: all). An axis of -1 takes the devices that the others leave.
 
-    Raises ValueError when the axes do not multiply to the number of devices.
+    Raises InputError when the axes do not multiply to the number of devices, or replicas do not divide over slices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [cfg.replica, cfg.fsdp, cfg.tensor]
-    given = math.prod(n for n in shape if n != -1)
-    if -1 in shape and len(devices) % given == 0:
-        shape[shape.index(-1)] = len(devices) // given
+    fixed = math.prod(n for n in shape if n != -1)
+    if -1 in shape and len(devices) % fixed == 0:
+        shape[shape.index(-1)] = len(devices) // fixed
     if math.prod(shape) != len(devices):
         raise InputError(
             f"mesh.replica={cfg.replica}, mesh.fsdp={cfg.fsdp}, mesh.tensor={cfg.tensor} do not multiply to the "
@@ -50,25 +50,25 @@ def make_mesh(cfg: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
         )
     if slices > 1:
         inside, across = (shape[0] // slices, *shape[1:]), (slices, 1, 1)
-        placed = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+        grid = mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
     else:
-        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def spec(letters: str, shape: tuple[int, ...], rules: dict, mesh: Mesh | AbstractMesh) -> P:
-    """The placement of an array whose last axes are named by ``letters``; axes stacked before them are not split.
+    """The PartitionSpec of an array whose last axes are named by ``letters``; axes stacked before them are not split.
 
-    Raises ValueError naming both letters when two claim one mesh axis, or the sizes when a dimension does not divide.
+    Raises InputError naming both letters when two claim one mesh axis, or the sizes when a dimension does not divide.
     """
-    placed, taken = [None] * (len(shape) - len(letters)), {}
-    for letter, size in zip(letters, shape[len(placed) :], strict=True):
+    partitions, owners = [None] * (len(shape) - len(letters)), {}
+    for letter, size in zip(letters, shape[len(partitions) :], strict=True):
         axes = tuple(name for name in _names(rules.get(letter)) if mesh.shape[name] > 1)
         parts = math.prod(mesh.shape[name] for name in axes)
         for name in axes:
-            if name in taken:
-                raise InputError(f"axes {taken[name]} and {letter} of {letters} both claim mesh axis {name!r}")
-            taken[name] = letter
+            if name in owners:
+                raise InputError(f"axes {owners[name]} and {letter} of {letters} both claim mesh axis {name!r}")
+            owners[name] = letter
         if size % parts:
             cures = [f"a smaller mesh.{name}" for name in axes] + ["mesh.zero1=false"] * (
                 rules is ZERO and len(axes) > 1
@@ -77,17 +77,18 @@ def spec(letters: str, shape: tuple[int, ...], rules: dict, mesh: Mesh | Abstrac
                 f"axis {letter} of an array {letters} has size {size}, which {parts} parts (mesh {' x '.join(axes)}) "
                 f"do not divide; choose {' or '.join(cures)}"
             )
-        placed.append(axes if len(axes) > 1 else axes[0] if axes else None)
-    return P(*placed)
+        partitions.append(axes if len(axes) > 1 else axes[0] if axes else None)
+    return P(*partitions)
 
 
 def shardings(tree, mesh: Mesh, rules: dict = STORE):
-    """The same tree with a NamedSharding for every array: weights (and what is shaped like them) by ``rules``, the rest whole."""
+    """The same tree with a NamedSharding for every array: weights, and optimizer state with their letters, by ``rules``; others are
+    replicated."""
 
     def place(node):
         if not _has_letters(node):
             return NamedSharding(mesh, P())
-        if not jax.tree.leaves(node):  # an optimizer leaves out what another one sees to
+        if not jax.tree.leaves(node):  # a weight masked out because another optimizer updates it
             return node
         return node.replace(NamedSharding(mesh, spec(node.get_metadata()["letters"], node.shape, rules, mesh)))
 
@@ -95,7 +96,7 @@ def shardings(tree, mesh: Mesh, rules: dict = STORE):
 
 
 def constrain(x: jax.Array, letters: str, rules: dict = COMPUTE) -> jax.Array:
-    """Places an array by ``rules`` on the mesh that is set (jax.set_mesh); without one, returns it as it is."""
+    """with_sharding_constraint by ``rules`` on the mesh that is set (jax.set_mesh); without a mesh returns x itself."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
@@ -108,13 +109,13 @@ def constrain_weights(tree, rules: dict):
 
 
 def for_compute(tree):
-    """Weights as the block at work needs them: whole over fsdp, split over tensor (COMPUTE). Gradients go back to STORE."""
+    """Weights as a block computes with them: gathered over fsdp, split over tensor (COMPUTE). Gradients are split by STORE."""
     return _map_weights(gathered, tree)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gathered(x: jax.Array, letters: str) -> jax.Array:
-    """A weight by COMPUTE whose gradient is placed by STORE, and so summed in parts rather than whole on every device."""
+    """A weight split by COMPUTE whose gradient is split by STORE: devices reduce-scatter it instead of each summing all of it."""
     return constrain(x, letters)
 
 
@@ -124,9 +125,9 @@ gathered.defvjp(
 
 
 def per_device(run: Callable, inputs: Sequence[str | P], outputs: str | P | tuple[str | P, ...]) -> Callable:
-    """``run`` as each device does it on its own part of every array, split as its letters say by COMPUTE ("": whole).
+    """shard_map of ``run``: each device runs it on its own part of every array, split by COMPUTE after its letters ("": whole).
 
-    Without a mesh that is set there is one part. Inside, :func:`total`, :func:`joined` and :func:`shared` reach the others.
+    Without a mesh there is one part. Inside, :func:`psum`, :func:`all_gather` and :func:`psum_scatter` reach the others.
     """
 
     def place(letters: str | P) -> P:
@@ -145,34 +146,34 @@ def per_device(run: Callable, inputs: Sequence[str | P], outputs: str | P | tupl
     return everywhere
 
 
-def total(x: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
-    """Inside :func:`per_device`: the sum over the devices along mesh ``axes``."""
+def psum(x: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
+    """Inside :func:`per_device`: the sum over the devices along mesh ``axes``; x without a mesh."""
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.psum(x, axes)
 
 
-def joined(x: jax.Array, axis: str, dim: int = 0) -> jax.Array:
-    """Inside :func:`per_device`: the parts that the devices along mesh ``axis`` hold, one behind another along ``dim``."""
-    return x if size_of(axis) == 1 else jax.lax.all_gather(x, axis, axis=dim, tiled=True)
+def all_gather(x: jax.Array, axis: str, dim: int = 0) -> jax.Array:
+    """Inside :func:`per_device`: the parts of the devices along mesh ``axis``, concatenated along ``dim``."""
+    return x if axis_size(axis) == 1 else jax.lax.all_gather(x, axis, axis=dim, tiled=True)
 
 
-def shared(x: jax.Array, axis: str, dim: int = 0) -> jax.Array:
+def psum_scatter(x: jax.Array, axis: str, dim: int = 0) -> jax.Array:
     """Inside :func:`per_device`: this device's part along ``dim`` of the sum over the devices along mesh ``axis``."""
-    return x if size_of(axis) == 1 else jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
+    return x if axis_size(axis) == 1 else jax.lax.psum_scatter(x, axis, scatter_dimension=dim, tiled=True)
 
 
-def size_of(axis: str) -> int:
-    """How many parts the mesh that is set splits ``axis`` into; 1 without a mesh."""
+def axis_size(axis: str) -> int:
+    """The number of devices along ``axis`` of the mesh that is set; 1 without a mesh."""
     return dict(jax.sharding.get_abstract_mesh().shape).get(axis, 1)
 
 
 def platform() -> str:
-    """The kind of device ("tpu", "cpu", "gpu") programs are compiled for: that of the mesh that is set, or the default."""
+    """The kind of device ("tpu", "cpu", "gpu") that programs are compiled for: of the mesh that is set, else JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
 
 
 def check_rows(rows: int, mesh: Mesh) -> None:
-    """Raises ValueError when a batch of ``rows`` does not split evenly over the mesh."""
+    """Raises InputError when a batch of ``rows`` does not split evenly over the mesh."""
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
     if rows % parts:
         raise InputError(
@@ -182,31 +183,31 @@ def check_rows(rows: int, mesh: Mesh) -> None:
 
 
 def data_share(mesh: Mesh, process: int) -> tuple[int, int]:
-    """(h, H): what ``process`` reads of every batch is part h of H. Processes whose devices hold the same rows read the same.
+    """(h, H): ``process`` reads part h of H of every batch. Processes whose devices hold the same rows read the same part.
 
-    That happens where a tensor axis crosses processes; the mesh of a TPU slice does that even if one would fit into each.
-    Raises ValueError when processes share some of their rows only.
+    That is so where a tensor axis crosses processes, which it can on a TPU slice even if it would fit into one process.
+    Raises InputError when processes have some of their rows in common, but not all.
     """
-    held: dict[int, set[int]] = {}
-    for part, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
+    rows_of: dict[int, set[int]] = {}
+    for row, devices in enumerate(mesh.devices.reshape(-1, mesh.shape["tensor"])):
         for device in devices:
-            held.setdefault(device.process_index, set()).add(part)
-    shares = sorted({tuple(sorted(parts)) for parts in held.values()})
-    if sum(map(len, shares)) > len({part for share in shares for part in share}) or len(set(map(len, shares))) > 1:
+            rows_of.setdefault(device.process_index, set()).add(row)
+    shares = sorted({tuple(sorted(rows)) for rows in rows_of.values()})
+    if sum(map(len, shares)) > len({row for share in shares for row in share}) or len(set(map(len, shares))) > 1:
         raise InputError(
             f"mesh.replica={mesh.shape['replica']}, mesh.fsdp={mesh.shape['fsdp']}, mesh.tensor={mesh.shape['tensor']} give "
             "processes rows that are partly the same; choose a mesh.tensor that divides, or is a multiple of, the devices "
             "of one process"
         )
-    return shares.index(tuple(sorted(held[process]))), len(shares)
+    return shares.index(tuple(sorted(rows_of[process]))), len(shares)
 
 
 def global_batch(local: Batch, mesh: Mesh) -> Batch:
-    """Host-local numpy rows, those of :func:`data_share`, -> one global batch, rows over (replica, fsdp)."""
+    """This process's numpy rows (:func:`data_share`) -> one global batch with rows split over (replica, fsdp)."""
     rows = NamedSharding(mesh, P(ROWS))
     if jax.process_count() == 1:
         return jax.device_put(local, rows)
-    return Batch(*(jax.make_array_from_process_local_data(rows, np.asarray(part)) for part in local))
+    return Batch(*(jax.make_array_from_process_local_data(rows, np.asarray(x)) for x in local))
 
 
 def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -218,7 +219,7 @@ def _has_letters(node: object) -> bool:
 
 
 def _map_weights(change: Callable[[jax.Array, str], jax.Array], tree):
-    def one(node):
+    def convert(node):
         return node.replace(change(node[...], node.get_metadata()["letters"]))
 
-    return jax.tree.map(one, tree, is_leaf=_has_letters)
+    return jax.tree.map(convert, tree, is_leaf=_has_letters)

@@ -10,7 +10,7 @@ import run
 from lumina_jax.config import Experiment
 
 REPO = Path(__file__).resolve().parents[1]
-CONFIGS = sorted(str(path) for path in (REPO / "configs").glob("[a-z]*.py"))
+CONFIGS = sorted(str(path) for path in (REPO / "configs").glob("[a-z]*.py") if path.stem != "pods")
 VERBS = ("quickstart", "pretokenize", "train", "grow", "compile", "sample", "refine", "evaluate")
 
 
@@ -33,6 +33,16 @@ def test_help(verb, capsys):
     ("arguments", "said"),
     [
         (["train", "configs/nothing.py"], ["configs/nothing.py", "configs/toy_stage1.py"]),
+        (
+            ["train", "configs/pods.py"],
+            ["24 experiments", "configs/pods.py:lumina_7b_512_v5p_128", "lumina_34b_omni_v6e_256"],
+        ),
+        (
+            ["train", "configs/pods.py:lumina_7b_512_v5p_64"],
+            ["lumina_7b_512_v5p_64", "nearest", "lumina_7b_512_v5p_128"],
+        ),
+        (["train", "configs/pods.py:large"], ["no experiment large", "lumina_34b_512_v5p_512"]),
+        (["train", "configs/toy_stage1.py:small"], ["one experiment", "leave out :small"]),
         (["train", "configs/toy_stage1.py", "optim.rate=1"], ["optim.rate", "lr"]),
         (["train", "configs/toy_stage1.py", "optim.lr=fast"], ["optim.lr", "fast", "float"]),
         (["train", "configs/toy_stage1.py", "model.heads=3", "model.kv_heads=2"], ["3", "2", "change"]),

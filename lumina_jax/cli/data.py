@@ -3,7 +3,7 @@
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.experiments import load_experiment, load_vq
+from lumina_jax.cli.experiments import load_experiment
 from lumina_jax.errors import InputError
 
 
@@ -40,6 +40,7 @@ def _data_inspect(options: Namespace) -> None:
         raise InputError(f"{options.changes[0]} changes a config; name it with --config")
     if options.samples < 1:
         raise InputError(f"--samples {options.samples}; give at least 1")
+    from convert import load_image_tokenizer
     from lumina_jax.data.inspect import printed, sheet, tables
     from lumina_jax.data.shards import Shards, check_made_with
     from lumina_jax.vocab import Vocab
@@ -56,7 +57,9 @@ def _data_inspect(options: Namespace) -> None:
         check_made_with(folder.manifest, vocab, where=str(folder.path))
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(sheet(folders, found, vocab, load_vq(vq), options.samples, options.seed), encoding="utf-8")
+    out.write_text(
+        sheet(folders, found, vocab, load_image_tokenizer(vq), options.samples, options.seed), encoding="utf-8"
+    )
     print(out)
 
 

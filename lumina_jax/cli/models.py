@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
-from lumina_jax.cli.experiments import REPOSITORY, load_vq
+from lumina_jax.cli.experiments import REPOSITORY
 from lumina_jax.errors import MissingFileError
 
 TOY_MODEL = "assets/toy"
@@ -32,7 +32,7 @@ def size(text: str) -> tuple[int, int]:
 
 def load_for_sampling(options: Namespace, mesh=None):
     """(model, vocab, VQ, experiment or None) that --model, --tokenizer and --vq name; the model on ``mesh``."""
-    from convert import load_model, tokenizer_files
+    from convert import load_image_tokenizer, load_model, tokenizer_files
     from convert.convert import open_source, run_of
 
     folder = Path(options.model)
@@ -45,7 +45,7 @@ def load_for_sampling(options: Namespace, mesh=None):
         raise MissingFileError("; ".join(missing))
     tokenizer_files.check(found, source.cfg)
     model, vocab = _for_this_device(load_model(folder, mesh)[0]), found.vocab()
-    return _as_int8(model, vocab) if options.int8 else model, vocab, load_vq(str(found.vq)), experiment
+    return _as_int8(model, vocab) if options.int8 else model, vocab, load_image_tokenizer(str(found.vq)), experiment
 
 
 def _for_this_device(model):

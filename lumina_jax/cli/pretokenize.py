@@ -3,7 +3,7 @@
 import json
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 
-from lumina_jax.cli.experiments import config_arguments, load_experiment, load_vq
+from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import worker
 from lumina_jax.errors import InputError
 
@@ -69,21 +69,22 @@ def _pretokenize(options: Namespace) -> None:
         manifests = pretokenize_with_beam(parts, stages, options.seed, beam, **arguments)
     else:
         parts = _parts(options.source, options.seed, cfg)
-        manifests = pretokenize_stages(*parts, stages, options.seed, own=own, **arguments)
+        manifests = pretokenize_stages(*parts, stages, options.seed, shard_slice=own, **arguments)
     for stage, manifest in zip(stages, manifests, strict=False):
         print(f"{stage.out}: {manifest.kept:,} records, {manifest.tokens:,} tokens, {manifest.rejected:,} rejected")
 
 
 def _parts(spec: str, seed: int, cfg):
     """(source, VQ model, tokenizer), opened here: a Beam worker calls this too."""
+    from convert import load_image_tokenizer
     from lumina_jax.vocab import Vocab
 
-    return _source(spec, seed, cfg)[0], load_vq(cfg.vq.path), Vocab.load(cfg.data.tokenizer)
+    return _source(spec, seed, cfg)[0], load_image_tokenizer(cfg.vq.path), Vocab.load(cfg.data.tokenizer)
 
 
 def _stages(options: Namespace, cfg, sizes) -> list:
     """The folders to write: data.path, or one in it for each of --sizes."""
-    from lumina_jax.data.shard_maker import Stage
+    from lumina_jax.data.shard_maker import PretokenizeStage
     from lumina_jax.layout import crop_sizes
 
     if options.sizes and sizes:
@@ -95,7 +96,7 @@ def _stages(options: Namespace, cfg, sizes) -> list:
     limits = limits * len(edges) if len(limits) == 1 else limits
     place = cfg.data.path.rstrip("/")
     return [
-        Stage(
+        PretokenizeStage(
             f"{place}/{edge}" if options.sizes else place,
             tuple(sizes or crop_sizes(edge, cfg.data.patch, cfg.data.max_ratio)),
             limit or None,
@@ -149,9 +150,10 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
     from lumina_jax.toyworld.fit import fit_world
 
     if options.source.startswith("omni"):
+        from convert import load_image_tokenizer
         from lumina_jax.toyworld.omni_fit import fit_omni
 
-        fit_omni(cfg.vq, cfg.data, load_vq(options.base) if options.base else None)
+        fit_omni(cfg.vq, cfg.data, load_image_tokenizer(options.base) if options.base else None)
         return
     if options.base:
         raise InputError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")

@@ -1,6 +1,5 @@
 """run.py sample: prompts to pictures and text, in a folder, shown while they grow (--live), or in a dialog (--chat)."""
 
-import functools
 import sys
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
@@ -98,7 +97,7 @@ def _prompts(builder, options: Namespace, records: list[dict], settings) -> list
 def _paint(model, builder, options: Namespace, prompts: tuple) -> None:
     """Answers ``prompts`` into --out."""
     from lumina_jax.model.params import fingerprint
-    from lumina_jax.progress import Meter
+    from lumina_jax.progress import ProgressDisplay
     from lumina_jax.sample.job import Job, finished, paint, sheet
 
     share = worker(options.worker) if options.worker else (0, 1)
@@ -108,7 +107,7 @@ def _paint(model, builder, options: Namespace, prompts: tuple) -> None:
         return _live(model, builder, job, out)
     done = finished(job, out) if options.resume else []
     answers = list(done)
-    with Meter("sampling", len(job.items), len(job.items) > 1, unit="answers") as meter:
+    with ProgressDisplay("sampling", len(job.items), len(job.items) > 1, unit="answers") as meter:
         meter.skip(len(done))
         for answer in paint(model, builder.vq, builder.vocab, job, out, done):
             answers.append(answer)
@@ -139,14 +138,14 @@ def _live(model, builder, job, out: Path) -> None:
 def _follow(events, out: Path, stem: str) -> None:
     """Prints the text, and keeps the newest preview of each picture in live.png, the complete picture in STEM-K.png."""
     from lumina_jax.sample.live import Words
-    from lumina_jax.storage import write_whole
+    from lumina_jax.storage import atomic_write
 
-    out.mkdir(parents=True, exist_ok=True)
     for event in events:
         if isinstance(event, Words):
             print(event.text, end="", flush=True)
             continue
-        write_whole(out / "live.png", functools.partial(event.picture.save, format="PNG"))
+        with atomic_write(out / "live.png") as temporary:
+            event.picture.save(temporary, format="PNG")
         print(f"\r{out / 'live.png'}: {event.lines} of {event.total} lines ", end="", file=sys.stderr, flush=True)
         if event.lines == event.total:
             event.picture.save(out / f"{stem}-{event.number}.png")

@@ -4,7 +4,7 @@ import os
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.experiments import config_arguments, load_experiment, load_vq
+from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import join, process_arguments
 from lumina_jax.errors import MissingFileError
 
@@ -20,11 +20,15 @@ def add_compile(verbs: _SubParsersAction) -> None:
     check = verbs.add_parser("compile", help="what a config needs on a TPU pod and how fast it can be, without the pod")
     config_arguments(check)
     check.add_argument("--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16")
-    check.add_argument("--slices", type=int, default=1, help="that many of it, joined by the data-center network (1)")
+    check.add_argument(
+        "--slices", type=int, default=1, help="number of slices, connected by the data-center network (1)"
+    )
     check.add_argument("--what", default="train,prefill,decode", help="programs, with commas (train,prefill,decode)")
-    check.add_argument("--plan", action="store_true", help="try ways to train it, and recommend one")
+    check.add_argument(
+        "--plan", action="store_true", help="try meshes, remat and accumulation for training, and recommend the fastest"
+    )
     check.add_argument("--int8", action="store_true", help="sampling with int8 matrices, as run.py sample --int8")
-    check.add_argument("--tries", type=int, default=6, help="with --plan: at most so many compilations (6)")
+    check.add_argument("--tries", type=int, default=6, help="with --plan: the most compilations (6)")
     check.add_argument("--out", help="also write tables, JSON and the compiled programs into this folder")
     check.set_defaults(run=_compile)
 
@@ -75,10 +79,11 @@ def _check_vq(cfg, vocab, manifests) -> None:
     if not Path(cfg.vq.path).exists():
         print(f"vq.path={cfg.vq.path} is not here: whether it made the tokens of the pictures is not known")
         return
-    from lumina_jax.data.encode import vq_fingerprint
+    from convert import load_image_tokenizer
     from lumina_jax.data.shards import check_made_with
+    from lumina_jax.model.image_tokenizer import fingerprint
 
-    own = vq_fingerprint(load_vq(cfg.vq.path))
+    own = fingerprint(load_image_tokenizer(cfg.vq.path))
     for path, manifest in manifests.items():
         check_made_with(manifest, vocab, own, path)
 
@@ -91,13 +96,13 @@ def _compile(options: Namespace) -> int:
     target = topology.parse(options.topology, options.slices)
     os.environ.update(topology.environment())
     from lumina_jax.pods import plan, report
-    from lumina_jax.pods.compile import check_programs, outcomes
+    from lumina_jax.pods.compile import check_programs, compile_programs
     from lumina_jax.pods.flags import libtpu_init_args
 
-    out = Path(options.out) if options.out else None
+    out = report.output_folder(options.out) if options.out else None
     if options.plan:
         return 0 if plan.run(cfg, target, options.tries, out) else 1
-    what = check_programs(options.what)
-    found = [report.show(outcome, out) for outcome in outcomes(cfg, target, what, options.int8)]
-    print(f"a run on such a pod wants: export LIBTPU_INIT_ARGS='{libtpu_init_args(target.chip)}'")
-    return 0 if all(outcome.costs for outcome in found) else 1
+    programs = check_programs(options.what)
+    outcomes = [report.show(outcome, out) for outcome in compile_programs(cfg, target, programs, options.int8)]
+    print(f"set on every host of such a pod: export LIBTPU_INIT_ARGS='{libtpu_init_args(target.chip)}'")
+    return 0 if all(outcome.costs for outcome in outcomes) else 1

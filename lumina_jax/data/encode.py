@@ -1,11 +1,9 @@
 """Crops -> grids of codes, on whatever devices this host has, in batches whose shapes are few."""
 
 import functools
-import hashlib
 from collections import defaultdict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Protocol
 
 import jax
 import numpy as np
@@ -13,8 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from PIL import Image
 
-from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.model.vqvae import VQVAE
+from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.pictures import pixels
 
 PIXELS = 2**20
@@ -23,42 +20,10 @@ PIXELS = 2**20
 RUNNING = 2
 """Batches given to the devices whose codes are not fetched yet: the next is prepared while they work."""
 
-NOT_CODES = ("decoder", "post_quant_conv")
-"""Parts of a VQVAE that its codes do not depend on."""
-
-
-class ImageTokenizer(Protocol):
-    """What VQVAE and PatchVQ have in common."""
-
-    @property
-    def stride(self) -> int: ...
-
-    @property
-    def codes(self) -> int: ...
-
-    def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """f32[B Y X 3] in [-1, 1] -> i32[B R C]."""
-
-
-def vq_fingerprint(vq: ImageTokenizer) -> str:
-    """16 hex digits that differ between any two VQ models that code pictures differently: of the SHA-256 of their weights.
-
-    Reads each weight once, on the host; a VQVAE's decoder does not count.
-    """
-    digest = hashlib.sha256()
-    for array in [vq.codebook] if isinstance(vq, PatchVQ) else _coding_weights(vq):
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()[:16]
-
-
-def _coding_weights(vq: ImageTokenizer) -> list[jax.Array]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(vq)
-    return [leaf for path, leaf in leaves if not jax.tree_util.keystr(path).lstrip(".").startswith(NOT_CODES)]
-
 
 @dataclass(frozen=True)
-class Encoder:
-    """A VQ model and where it runs: a VQVAE on every local device, each with rows of its own; any other on the host.
+class BatchEncoder:
+    """A VQ model and where it runs: on every local device, each with rows of its own, where it runs on devices; else on the host.
 
     The codes do not depend on the number of devices: each runs the same program on the same ``rows`` pictures.
     """
@@ -68,9 +33,9 @@ class Encoder:
     mesh: Mesh | None
 
     @classmethod
-    def on_devices(cls, vq: ImageTokenizer, most_rows: int, devices: list[jax.Device] | None = None) -> "Encoder":
+    def on_devices(cls, vq: ImageTokenizer, most_rows: int, devices: list[jax.Device] | None = None) -> "BatchEncoder":
         """``most_rows`` pictures at once on each of ``devices`` (default: all of this host), fewer where they are large."""
-        if not isinstance(vq, VQVAE):
+        if not vq.on_devices:
             return cls(vq, most_rows, None)
         mesh = Mesh(np.array(devices or jax.local_devices()), ("device",))
         return cls(jax.device_put(vq, NamedSharding(mesh, P())), most_rows, mesh)
@@ -106,7 +71,7 @@ class GridEncoder:
     codes to the last bit.
     """
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, encoder: BatchEncoder):
         self._encoder = encoder
         self._grids: dict[Hashable, np.ndarray] = {}
         self._waiting: dict[tuple[int, int], list[tuple[Hashable, np.ndarray]]] = defaultdict(list)

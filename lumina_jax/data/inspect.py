@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from lumina_jax.config import DataConfig
-from lumina_jax.data.batch_plan import BucketPlan
-from lumina_jax.data.mixture import quotas
+from lumina_jax.data.batch_plan import BatchPlan, quotas
 from lumina_jax.data.shards import REJECTS, Shards
-from lumina_jax.data.sheet import STYLE, Decoder, card, pieces
+from lumina_jax.data.sheet import STYLE, card, pieces
+from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.pictures.html import Html, meter, page, percent, section, tag
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
 from lumina_jax.vocab import Vocab
 
 BAR = 20
@@ -73,12 +73,12 @@ def printed(tables: Sequence[Table]) -> str:
 
 
 def sheet(
-    folders: Sequence[Shards], tables: Sequence[Table], vocab: Vocab, vq: Decoder, samples: int, seed: int = 0
+    folders: Sequence[Shards], tables: Sequence[Table], vocab: Vocab, vq: ImageTokenizer, samples: int, seed: int = 0
 ) -> str:
     """One HTML file: the tables, and ``samples`` records drawn at random with their pictures decoded."""
     chosen = _draw(folders, samples, seed)
     cards = []
-    with Meter("samples", len(chosen)) as progress:
+    with ProgressDisplay("samples", len(chosen)) as progress:
         for folder, index in chosen:
             cards.append(_card(folders[folder], index, vocab, vq))
             progress.advance(1)
@@ -127,10 +127,10 @@ def _lengths(folders: Sequence[Shards]) -> Table:
 
 
 def _batches(folders: Sequence[Shards], cfg: DataConfig, seed: int) -> Table:
-    plan = BucketPlan([part.lengths for part in folders], cfg, seed)
+    plan = BatchPlan([folder.lengths for folder in folders], cfg, seed)
     rows = tuple(
-        (f"{s.length:,}", f"{s.rows:,}", f"{s.steps:,}", f"{s.samples / (s.steps * s.rows):.2f}", s.padding)
-        for s in plan.shapes
+        (f"{b.length:,}", f"{b.rows:,}", f"{b.steps:,}", f"{b.samples / (b.steps * b.rows):.2f}", b.padding)
+        for b in plan.buckets
     )
     words = f"An epoch takes {plan.steps:,} steps; {percent(plan.padding)} of its positions are padding or come twice."
     return Table("Batches", words, ("row length", "rows", "steps an epoch", "samples a row", "padding"), rows)
@@ -188,7 +188,7 @@ def _draw(folders: Sequence[Shards], samples: int, seed: int) -> list[tuple[int,
     return drawn[:samples]
 
 
-def _card(part: Shards, index: int, vocab: Vocab, vq: Decoder) -> Html:
+def _card(part: Shards, index: int, vocab: Vocab, vq: ImageTokenizer) -> Html:
     tokens, learn = part[index]
     title = f"{part.path.name}, record {index:,}: {len(tokens):,} tokens, {int(learn.sum()):,} learned"
     return card(title, tuple(pieces(tokens, learn, vocab)), vq)

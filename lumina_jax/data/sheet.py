@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from PIL import Image
 
 from lumina_jax.layout import decode_grid, images_in
+from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
 from lumina_jax.pictures.html import Html, picture, tag
-from lumina_jax.pictures.pixels import to_image
 from lumina_jax.vocab import Vocab
 
 STYLE = Path(__file__).with_name("sheet.css")
@@ -18,12 +17,6 @@ EDGE = 320
 """Pictures are shown with no edge longer than this, in pixels."""
 MOST_LETTERS = 3000
 """Of one stretch of text; what is longer is cut, and says by how much."""
-
-
-class Decoder(Protocol):
-    """What turns codes i32[B R C] into pixels f32[B Y X 3] in [-1, 1]: VQVAE or PatchVQ."""
-
-    def decode(self, codes: jax.Array) -> jax.Array: ...
 
 
 class Piece(NamedTuple):
@@ -48,7 +41,7 @@ def pieces(tokens: np.ndarray, learn: np.ndarray, vocab: Vocab) -> Iterator[Piec
     yield from _texts(tokens[at:], learn[at:], vocab)
 
 
-def card(title: str, sample: Sequence[Piece], vq: Decoder) -> Html:
+def card(title: str, sample: Sequence[Piece], vq: ImageTokenizer) -> Html:
     """One sample as a figure."""
     return tag("figure", tag("figcaption", title), *(_shown(piece, vq) for piece in sample), class_="sample")
 
@@ -67,7 +60,7 @@ def _image(tokens: np.ndarray, learned: bool, vocab: Vocab) -> Piece:
         return Piece(learned, str(error), broken=True)
 
 
-def _shown(piece: Piece, vq: Decoder) -> Html:
+def _shown(piece: Piece, vq: ImageTokenizer) -> Html:
     class_ = "learned" if piece.learned else "given"
     if piece.broken:
         return tag("p", f"an image that cannot be read: {piece.text}", class_="broken")
@@ -75,7 +68,7 @@ def _shown(piece: Piece, vq: Decoder) -> Html:
         more = len(piece.text) - MOST_LETTERS
         text = piece.text if more <= 0 else f"{piece.text[:MOST_LETTERS]} … and {more:,} more letters"
         return tag("span", text, class_=class_)
-    image = to_image(np.asarray(vq.decode(piece.codes[None]))[0])
+    image = decode_image(vq, piece.codes)
     width, height = image.size
     image.thumbnail((EDGE, EDGE), Image.Resampling.LANCZOS)
     return tag("div", picture(np.asarray(image), f"{width} x {height} pixels", 1.0), class_=class_)

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,35 +10,20 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from lumina_jax.config import REMAT, ModelConfig
-from lumina_jax.model.attention import Attention, KVCache, attend_causal, attend_past, causal_mask, fill
+from lumina_jax.config import ModelConfig
+from lumina_jax.model.attention import KVCache, causal_mask
+from lumina_jax.model.backend import backend
+from lumina_jax.model.block import REMAT, Attention, Block
 from lumina_jax.model.params import weight
-from lumina_jax.model.parts import MLP, RMSNorm, dropout, rotary
+from lumina_jax.model.parts import RMSNorm
 from lumina_jax.model.splash import LANES, splash_attend
-from lumina_jax.sharding import STORE, constrain, for_compute, joined, per_device, platform, size_of, total
+from lumina_jax.sharding import STORE, all_gather, axis_size, for_compute, per_device, psum
 
-
-class Block(nnx.Module):
-    """One layer. Pre-norm (7B): x + f(norm(x)); post-norm (34B, Swin): x + norm(f(x))."""
-
-    def __init__(self, cfg: ModelConfig, rngs: nnx.Rngs):
-        self.attention = Attention(cfg, rngs)
-        self.mlp = MLP(cfg.width, cfg.mlp, rngs)
-        self.attention_norm = RMSNorm(cfg.width, cfg.eps)
-        self.mlp_norm = RMSNorm(cfg.width, cfg.eps)
-        self.cfg = cfg
-
-    def __call__(self, x: jax.Array, attention, key: jax.Array | None, rng: str = "global") -> jax.Array:
-        """[B T D] -> [B T D]; ``attention`` maps the (normed) input to what this layer's attention gives."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        x = self._add(x, attention, self.attention_norm, "attended", keys[0], rng)
-        return self._add(x, self.mlp, self.mlp_norm, "fed", keys[1], rng)
-
-    def _add(self, x, sublayer, norm, name, key, rng):
-        post_norm = self.cfg.post_norm
-        change = checkpoint_name(sublayer(x if post_norm else norm(x)), name)
-        change = norm(change) if post_norm else change
-        return constrain(x + dropout(change, self.cfg.dropout, key, rng), "BTD")
+CachedLayers = Callable[
+    [jax.Array, tuple[jax.Array, jax.Array], KVCache, Sequence[int] | None], tuple[jax.Array, KVCache]
+]
+"""All layers over a cache: (x [B T D], angles of parts.rotary, cache, reaches of :meth:`Chameleon.cached`) -> (x behind the last
+layer, the cache with the new keys and values; its length is still the old one)."""
 
 
 class Chameleon(nnx.Module):
@@ -73,10 +58,11 @@ class Chameleon(nnx.Module):
         """
         positions = jnp.arange(inputs.shape[1])[None] if positions is None else positions
         x = self._embed(inputs)
-        step = self._step(x, positions, segments, attention, dropout_rng)
+        mix = self._mix(x, positions, segments, attention)
 
-        def run(x, layer):
-            return step(x, layer), None
+        def run(x: jax.Array, layer: tuple[Block, jax.Array | None]):
+            block, key = layer
+            return for_compute(block)(x, mix, key, dropout_rng)
 
         if remat != "none":
             policy = jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
@@ -86,16 +72,16 @@ class Chameleon(nnx.Module):
         return self.norm(x)
 
     def layers(self, inputs: jax.Array) -> jax.Array:
-        """Token ids i32[B T] -> [L+1 B T D]: the embeddings, then what each layer gives; none went through the final norm."""
+        """Token ids i32[B T] -> [L+1 B T D]: the embeddings, then the output of each layer; the final norm is applied to none."""
         x = self._embed(inputs)
-        step = self._step(x, jnp.arange(inputs.shape[1])[None], None, "plain", "global")
+        mix = self._mix(x, jnp.arange(inputs.shape[1])[None], None, "plain")
 
-        def run(x, layer):
-            x = step(x, layer)
+        def run(x: jax.Array, block: Block):
+            x, _ = for_compute(block)(x, mix)
             return x, x
 
-        _, given = jax.lax.scan(run, x, (self.blocks, None))
-        return jnp.concatenate([x[None], given])
+        _, outputs = jax.lax.scan(run, x, self.blocks)
+        return jnp.concatenate([x[None], outputs])
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Hidden states [B T D] -> f32[B T V], never masked."""
@@ -108,92 +94,71 @@ class Chameleon(nnx.Module):
         zeros = functools.partial(jnp.zeros, shape, self.head.dtype)
         return KVCache(zeros(), zeros(), jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
 
-    def apart(self) -> list[Block]:
-        """The blocks one by one, each with weights of its own."""
-        layers = range(self.cfg.layers)
-        return [jax.tree.map(operator.itemgetter(layer), self.blocks) for layer in layers]
-
     def cached(
         self,
         ids: jax.Array,
         cache: KVCache,
         reaches: Sequence[int] | None = None,
-        layers: Sequence[Block] | None = None,
+        layers: CachedLayers | None = None,
     ) -> tuple[jax.Array, KVCache]:
-        """Token ids i32[B T] that follow what ``cache`` holds -> (hidden [B T D], the cache with them in it).
+        """Token ids i32[B T] that follow the tokens in ``cache`` -> (hidden [B T D], the cache with them in it).
 
-        A row's tokens take its slots ``length`` to ``length + T - 1``. Where those reach past the last slot the result is
-        undefined. ``reaches`` are numbers of slots, falling: attention reads the least that hold what is filled, which the first
-        must; without it, all slots. ``layers`` are what :meth:`apart` gave, for a cache that is apart, too: CPUs copy
-        what a scan cuts out for a layer, its weights and its part of the cache, before they use it.
+        A row's tokens take its slots ``length`` to ``length + T - 1``, which must not reach past the last slot. ``reaches`` are
+        candidate cache lengths, descending: attention uses the smallest that covers the filled slots, and the first must cover
+        them; the default is all slots. ``layers`` is from :meth:`unstack`; the default is a scan over a stacked cache.
         """
         T = ids.shape[1]
         slots = jnp.broadcast_to(cache.length, len(ids))[:, None] + jnp.arange(T)
         positions = jnp.maximum(slots - cache.visible_from[:, None], 0)
-        angles = rotary(positions, self.cfg.head_dim, self.cfg.rope_base, self.head.dtype)
-        x, keys, values = (self._scanned if layers is None else functools.partial(self._one_by_one, layers))(
-            self._embed(ids), angles, cache, reaches
-        )
-        return self.norm(x), cache._replace(keys=keys, values=values, length=cache.length + T)
+        angles = backend().rotary(positions, self.cfg.head_dim, self.cfg.rope_base, self.head.dtype)
+        x, cache = (layers or self.scan_cached)(self._embed(ids), angles, cache, reaches)
+        return self.norm(x), cache._replace(length=cache.length + T)
 
-    def _scanned(self, x: jax.Array, angles, cache: KVCache, reaches: Sequence[int] | None):
-        """(hidden [B T D], keys and values with the new ones in them)."""
+    def unstack(self, cache: KVCache) -> tuple[CachedLayers, KVCache]:
+        """The layers and the cache as a loop of many calls of :meth:`cached` passes them, in this backend's fastest form.
+
+        To be called before the loop, and KVCache.stack behind it. The layers may ignore ``reaches`` and read all slots.
+        """
+        run_unstacked = backend().run_unstacked
+        if run_unstacked is None:
+            return self.scan_cached, cache
+        blocks = [jax.tree.map(operator.itemgetter(layer), self.blocks) for layer in range(self.cfg.layers)]
+        return functools.partial(run_unstacked, blocks), cache.unstack()
+
+    def scan_cached(
+        self, x: jax.Array, angles: tuple[jax.Array, jax.Array], cache: KVCache, reaches: Sequence[int] | None
+    ) -> tuple[jax.Array, KVCache]:
+        """:data:`CachedLayers` as a scan. New keys and values are written behind it, so that the cache is read in place."""
         reaches = (cache.keys.shape[3],) if reaches is None else reaches
-        spare = sum((jnp.max(cache.length) <= reach).astype(jnp.int32) for reach in reaches[1:])
+        branch = sum((jnp.max(cache.length) <= reach).astype(jnp.int32) for reach in reaches[1:])
+        branches = [functools.partial(backend().attend_past, reach=reach) for reach in reaches]
 
-        def run(x, layer):
+        def run(x: jax.Array, layer: tuple[Block, jax.Array]):
             block, index = layer
-            own = None
 
-            def attention(x):
-                nonlocal own
-                query, *own = block.attention.project(x, angles)
-                looks = [functools.partial(attend_past, reach=reach) for reach in reaches]
-                return block.attention.output(jax.lax.switch(spare, looks, query, cache, own, index))
+            def mix(attention: Attention, x: jax.Array):
+                query, key, value = attention.project(x, angles)
+                return jax.lax.switch(branch, branches, query, cache, (key, value), index), (key, value)
 
-            return block(x, attention, None), own
+            return block(x, mix)
 
-        x, own = jax.lax.scan(run, x, (self.blocks, jnp.arange(self.cfg.layers)))
-        return x, *(fill(part, new, cache.length) for part, new in zip(cache[:2], own, strict=True))
+        x, (keys, values) = jax.lax.scan(run, x, (self.blocks, jnp.arange(self.cfg.layers)))
+        write = functools.partial(backend().write_slots, start=cache.length)
+        return x, cache._replace(keys=write(cache.keys, keys), values=write(cache.values, values))
 
-    def _one_by_one(self, layers: Sequence[Block], x: jax.Array, angles, cache: KVCache, _):
-        """The same for a cache and blocks that are apart; attends to all slots."""
-        new = []
-        for block, *past in zip(layers, cache.keys, cache.values, strict=True):
-            mine = cache._replace(keys=past[0], values=past[1])
-
-            def attention(x, block=block, mine=mine):
-                query, *own = block.attention.project(x, angles)
-                new.append(own)
-                return block.attention.output(attend_past(query, mine, own, None, mine.keys.shape[2]))
-
-            x = block(x, attention, None)
-        # Nothing is added to the length, but XLA cannot know: it copies a cache that could be written before it was read.
-        length = cache.length + (x[:, 0, 0] * 0 != 0)
-        return x, *(
-            tuple(fill(part[None], own[None], length)[0] for part, own in zip(parts, owns, strict=True))
-            for parts, owns in zip(cache[:2], zip(*new, strict=True), strict=True)
-        )
-
-    def _step(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None, attention: str, rng: str):
-        """What one layer does to whole sequences like ``x``: a function (x, (block, key of its dropout)) -> x."""
-        angles = rotary(positions, self.cfg.head_dim, self.cfg.rope_base, x.dtype)
+    def _mix(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None, attention: str):
+        """How the tokens of whole sequences like ``x`` gather from each other, for :class:`Block`; nothing is given besides."""
+        angles = backend().rotary(positions, self.cfg.head_dim, self.cfg.rope_base, x.dtype)
         if attention == "auto":
-            attention = "splash" if platform() == "tpu" and self.cfg.head_dim % LANES == 0 else "plain"
+            attention = backend().attention_kernel if self.cfg.head_dim % LANES == 0 else "plain"
         if attention == "splash":
-            mix = functools.partial(splash_attend, angles=angles, segments=segments)
-        else:
-            mask = causal_mask(x.shape[1], segments)
+            return lambda attention, x: (splash_attend(attention, x, angles, segments), None)
+        mask = causal_mask(x.shape[1], segments)
 
-            def mix(attention, x):
-                return attend_causal(*attention.project(x, angles), mask)
+        def mix(attention: Attention, x: jax.Array):
+            return checkpoint_name(backend().attend_causal(*attention.project(x, angles), mask), "mixed"), None
 
-        def step(x, layer):
-            block, key = layer
-            block = for_compute(block)
-            return block(x, lambda x: block.attention.output(mix(block.attention, x)), key, rng)
-
-        return step
+        return mix
 
     def _embed(self, ids: jax.Array) -> jax.Array:
         stored = P(*(STORE.get(letter) for letter in "VD"))
@@ -201,10 +166,13 @@ class Chameleon(nnx.Module):
 
 
 def _look_up(ids: jax.Array, table: jax.Array) -> jax.Array:
-    """One device's rows of ids, in its part of the table: gathered over D, a sum over the parts of V."""
-    table = joined(table, "fsdp", 1)
-    if size_of("tensor") == 1:
+    """One device's rows i32[B T] of ids, and its part of the table [V D] -> [B T D].
+
+    The table is gathered over D; over the parts of V the rows are summed, all but one of them zero.
+    """
+    table = all_gather(table, "fsdp", 1)
+    if axis_size("tensor") == 1:
         return table[ids]
-    own = ids - table.shape[0] * jax.lax.axis_index("tensor")
-    found = (own >= 0) & (own < table.shape[0])
-    return total(jnp.where(found[..., None], table[own], 0), "tensor")
+    row = ids - table.shape[0] * jax.lax.axis_index("tensor")
+    inside = (row >= 0) & (row < table.shape[0])
+    return psum(jnp.where(inside[..., None], table[row], 0), "tensor")

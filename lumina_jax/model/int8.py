@@ -1,6 +1,5 @@
-"""Matrices as int8 with a scale for each output channel: sampling reads every weight for every token, and so half the bytes."""
+"""Matrices as int8 with a scale for each output channel: sampling reads every weight for every token, half the bytes this way."""
 
-from types import EllipsisType
 from typing import NamedTuple
 
 import jax
@@ -8,63 +7,50 @@ import jax.numpy as jnp
 import qwix
 from flax import nnx
 
-from lumina_jax.model.params import is_param
+from lumina_jax.model.params import Int8, is_param
 
 SUMMED = {"DHK": "D", "DNK": "D", "HKD": "HK", "DF": "D", "FD": "F"}
-"""The matrices that become int8, by their letters, and the axes their products sum over. Norms, embedding and head do not."""
+"""Letters of the matrices that become int8 -> the axes that their products sum over. Norms, embedding and head do not."""
 
 
-class Scaled(NamedTuple):
-    """A matrix w = codes * scale: ``codes`` i8 by the matrix' own letters, ``scale`` f32 by those of its output channels."""
+def quantize(matrix: jax.Array, letters: str) -> Int8:
+    """Symmetric int8 (qwix): the largest number of an output channel becomes 127 or -127 of its steps.
 
-    codes: jax.Array
-    scale: jax.Array
-
-
-class Int8(nnx.Module):
-    """What stands where a weight stood. Indexed like one, it gives the matrix as :class:`Scaled`."""
-
-    def __init__(self, matrix: jax.Array, letters: str):
-        """``matrix`` may be stacked over layers: axes before those of ``letters`` have scales of their own."""
-        summed = SUMMED[letters]
-        first = matrix.ndim - len(letters)
-        axes = tuple(first + letters.index(letter) for letter in summed)
-        kept = [axis for axis in range(matrix.ndim) if axis not in axes]
-        made = qwix.quantize(matrix, jnp.int8, channelwise_axes=kept, scale_dtype=jnp.float32)
-        self.codes = nnx.Param(made.qvalue, letters=letters)
-        channels = "".join(letter for letter in letters if letter not in summed)
-        self.scale = nnx.Param(made.scale.squeeze(axes), letters=channels)
-
-    def __getitem__(self, whole: EllipsisType) -> Scaled:
-        return Scaled(self.codes[whole], self.scale[whole])
+    ``matrix`` may be stacked over layers: axes before those of ``letters``, a key of :data:`SUMMED`, have scales of their own.
+    """
+    summed = SUMMED[letters]
+    stacked = matrix.ndim - len(letters)
+    axes = tuple(stacked + letters.index(letter) for letter in summed)
+    channel_axes = [axis for axis in range(matrix.ndim) if axis not in axes]
+    array = qwix.quantize(matrix, jnp.int8, channelwise_axes=channel_axes, scale_dtype=jnp.float32)
+    channels = "".join(letter for letter in letters if letter not in summed)
+    return Int8(nnx.Param(array.qvalue, letters=letters), nnx.Param(array.scale.squeeze(axes), letters=channels))
 
 
 def quantized(model: nnx.Module, consume: bool = False) -> nnx.Module:
-    """The model with its blocks' matrices as int8, symmetric, each output channel scaled by its largest number (qwix).
+    """The model with the matrices of its blocks as int8 (:func:`quantize`).
 
-    With ``consume`` each matrix of ``model`` is deleted as soon as its int8 stands: the two need not fit side by side.
+    With ``consume`` each matrix of ``model`` is deleted as soon as it is converted: two models need not fit in memory.
     """
 
-    @jax.jit(static_argnums=1)
-    def convert(matrix: jax.Array, letters: str) -> Int8:
-        return Int8(matrix, letters)
+    compiled = jax.jit(quantize, static_argnums=1)
 
-    def of(weight: nnx.Param) -> nnx.Param | Int8:
+    def convert(weight: nnx.Param) -> nnx.Param | Int8:
         letters = weight.get_metadata()["letters"]
         if letters not in SUMMED:
             return weight
-        made = convert(weight[...], letters)
+        matrix = compiled(weight[...], letters)
         if consume:
-            jax.block_until_ready(made)
+            jax.block_until_ready(matrix)
             weight[...].delete()
-        return made
+        return matrix
 
-    return jax.tree.map(of, model, is_leaf=is_param)
+    return jax.tree.map(convert, model, is_leaf=is_param)
 
 
 class LogitError(NamedTuple):
-    """How far logits are from the exact ones: root mean square, that of the exact ones around their mean, and how often the
-    likeliest token is the same."""
+    """How far logits are from exact ones: root mean square ``rms``, the standard deviation ``spread`` of the exact ones, and the
+    share of positions where the likeliest token is the ``same``."""
 
     rms: float
     spread: float
@@ -75,8 +61,8 @@ class LogitError(NamedTuple):
         return f"{off}, likeliest token the same at {self.same:.1%}"
 
 
-def logit_error(exact: jax.Array, given: jax.Array) -> LogitError:
-    """Of logits f32[... V] against ``exact`` ones."""
-    same = jnp.argmax(exact, axis=-1) == jnp.argmax(given, axis=-1)
-    parts = jnp.sqrt(jnp.mean((given - exact) ** 2)), jnp.std(exact), jnp.mean(same)
-    return LogitError(*map(float, parts))
+def logit_error(exact: jax.Array, logits: jax.Array) -> LogitError:
+    """The error of ``logits`` f32[... V] against the ``exact`` ones of that shape."""
+    same = jnp.argmax(exact, axis=-1) == jnp.argmax(logits, axis=-1)
+    rms = jnp.sqrt(jnp.mean((logits - exact) ** 2))
+    return LogitError(float(rms), float(jnp.std(exact)), float(jnp.mean(same)))

@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+from types import EllipsisType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,9 @@ from flax import nnx
 
 
 def weight(rngs: nnx.Rngs, *, fan_in: str = "", scale: float = 1.0, **sizes: int) -> nnx.Param:
-    """A float32 weight with one axis per keyword, its letters kept as metadata for sharding and conversion.
+    """A float32 weight with one axis per keyword; the letters are kept as metadata for sharding and conversion.
 
-    Normal with variance ``scale²`` / (product of the ``fan_in`` axes; by default the first axis).
+    Normally distributed with variance ``scale²`` / (product of the ``fan_in`` axes; by default the first axis).
     """
     letters = "".join(sizes)
     inputs = math.prod(sizes[letter] for letter in fan_in or letters[0])
@@ -29,21 +31,39 @@ def zeros(**sizes: int) -> nnx.Param:
     return nnx.Param(jnp.zeros(tuple(sizes.values()), jnp.float32), letters="".join(sizes))
 
 
+class Scaled(NamedTuple):
+    """A matrix w = codes * scale: ``codes`` i8 by the matrix' own letters, ``scale`` f32 by those of its output channels."""
+
+    codes: jax.Array
+    scale: jax.Array
+
+
+class Int8(nnx.Module):
+    """An int8 matrix in the place of a weight (int8.quantized makes it). Indexed like one, it gives :class:`Scaled`."""
+
+    def __init__(self, codes: nnx.Param, scale: nnx.Param):
+        self.codes = codes
+        self.scale = scale
+
+    def __getitem__(self, whole: EllipsisType) -> Scaled:
+        return Scaled(self.codes[whole], self.scale[whole])
+
+
 def is_param(node: object) -> bool:
-    """For ``is_leaf=``: stop a tree walk at whole weights, letters included."""
+    """For ``is_leaf=``: stops a tree walk at weights, so that their letters are at hand."""
     return isinstance(node, nnx.Variable)
 
 
 def count(tree) -> int:
-    """How many numbers a tree of weights (or of their shapes) holds."""
+    """The number of entries of all arrays of a tree of weights (or of their shapes)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def fingerprint(tree) -> str:
-    """16 hex digits that tell trees of weights apart, the same on every mesh: of names, shapes, dtypes and numbers.
+    """16 hex digits of the names, shapes, dtypes and values of a tree of weights, the same on every mesh.
 
-    The numbers enter as the sum of their bits, array by array, made where they lie: nothing is gathered. Numbers that trade
-    places within one array are not noticed.
+    Values enter as the sum of their bits, array by array, summed on the devices that have them: nothing is gathered. A permutation
+    of the values of one array is not noticed.
     """
     named, _ = jax.tree_util.tree_flatten_with_path(tree)
     sums = jax.device_get(_bit_sums([leaf for _, leaf in named]))
@@ -56,10 +76,10 @@ def fingerprint(tree) -> str:
 
 @jax.jit
 def _bit_sums(arrays: list[jax.Array]) -> list[jax.Array]:
-    """u32 for each array: its numbers' bits, read as unsigned integers, summed modulo 2³²: exact in whatever order."""
+    """u32 for each array: the bits of its values, read as unsigned integers, summed modulo 2³², which is exact in any order."""
 
-    def whole(x: jax.Array) -> jax.Array:
+    def bit_sum(x: jax.Array) -> jax.Array:
         return jnp.sum(jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}"), dtype=jnp.uint32)
 
-    # On CPU, XLA writes the bits down before it sums them: of stacked weights those of one layer at a time.
-    return [jnp.sum(jax.lax.map(whole, x)) if x.ndim > 2 else whole(x) for x in arrays]
+    # XLA for CPUs stores the bits before it sums them, so it gets those of one layer at a time.
+    return [jnp.sum(jax.lax.map(bit_sum, x)) if x.ndim > 2 else bit_sum(x) for x in arrays]

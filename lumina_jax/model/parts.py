@@ -1,15 +1,11 @@
-"""Norms, rotary positions, dropout and the gated MLP: the pieces of a block (original: modeling_chameleon.py)."""
-
-import math
+"""Norms, rotary positions, SwiGLU and dropout: the pieces of a block (original: modeling_chameleon.py)."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
-from lumina_jax.model.int8 import Scaled
-from lumina_jax.model.params import ones, weight, zeros
-from lumina_jax.sharding import ROWS, per_device, platform, size_of
+from lumina_jax.model.params import ones, zeros
+from lumina_jax.sharding import ROWS, axis_size, per_device
 
 
 class RMSNorm(nnx.Module):
@@ -20,6 +16,7 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """[B T D] -> [B T D]."""
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         return normed.astype(x.dtype) * self.scale[...]
@@ -42,78 +39,30 @@ class QKNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
         normed = centred * jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.EPS)
-        share = x.shape[-2] // self.scale.shape[0]
-        scale, bias = (jnp.repeat(p[...], share, axis=0) for p in (self.scale, self.bias))
+        heads_per_group = x.shape[-2] // self.scale.shape[0]
+        scale, bias = (jnp.repeat(p[...], heads_per_group, axis=0) for p in (self.scale, self.bias))
         return normed.astype(x.dtype) * scale + bias
 
 
-class MLP(nnx.Module):
-    """SwiGLU: down(silu(gate x) * up x)."""
-
-    def __init__(self, D: int, F: int, rngs: nnx.Rngs):
-        self.gate = weight(rngs, D=D, F=F)
-        self.up = weight(rngs, D=D, F=F)
-        self.down = weight(rngs, F=F, D=D)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B T D] -> [B T D]."""
-        gate = checkpoint_name(product("BTD,DF->BTF", x, self.gate[...]), "gate")
-        up = checkpoint_name(product("BTD,DF->BTF", x, self.up[...]), "up")
-        return product("BTF,FD->BTD", swiglu(gate, up), self.down[...])
-
-
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
-    """silu(gate) * up. On CPUs the gradient finds no more than these two and takes the sigmoid from them again."""
-    return _swiglu(gate, up) if platform() == "cpu" else jax.nn.silu(gate) * up
-
-
-@jax.custom_vjp
-def _swiglu(gate, up):
+    """silu(gate) * up, [B T F] -> [B T F]."""
     return jax.nn.silu(gate) * up
-
-
-def _swiglu_gradient(given, change):
-    gate, up = given
-    share = 0.5 + 0.5 * jnp.tanh(0.5 * gate)  # the sigmoid in other words, or XLA would keep that of the forward pass
-    return change * up * share * (1 + gate * (1 - share)), change * gate * share
-
-
-_swiglu.defvjp(lambda gate, up: (_swiglu(gate, up), (gate, up)), _swiglu_gradient)
-
-
-def product(letters: str, x: jax.Array, w: jax.Array | Scaled) -> jax.Array:
-    """``jnp.einsum(letters, x, w)`` of activations and a weight whose first axes are the last of x.
-
-    An int8 weight is scaled behind the sum. CPUs get the others as a product of two matrices: XLA's gradients of any other
-    transpose whole activations there.
-    """
-    if isinstance(w, Scaled):
-        inputs, weights, outputs = letters.replace("->", ",").split(",")
-        channels = "".join(letter for letter in weights if letter not in inputs)
-        given = product(letters, x, w.codes.astype(x.dtype))
-        return jnp.einsum(f"{outputs},{channels}->{outputs}", given, w.scale).astype(x.dtype)
-    if platform() != "cpu":
-        return jnp.einsum(letters, x, w)
-    inputs, weights, outputs = letters.replace("->", ",").split(",")
-    n = sum(letter in inputs for letter in weights)
-    rows, columns = x.shape[:-n], w.shape[n:]
-    given = x.reshape(math.prod(rows), -1) @ w.reshape(-1, math.prod(columns))
-    return jnp.einsum(f"{inputs[:-n]}{weights[n:]}->{outputs}", given.reshape(rows + columns))
 
 
 def rotary(positions: jax.Array, K: int, base: float, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """Cosine and sine [B T 1 K/2] of positions i32[B T], computed in float32 and cast to ``dtype`` as the original does."""
-    frequencies = base ** (-jnp.arange(0, K, 2, dtype=jnp.float32) / K)
+    return cos_sin(positions, frequencies(K, base), dtype)
 
-    def turn(positions):
-        angles = positions[..., None, None].astype(jnp.float32) * frequencies
-        return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 
-    if platform() != "cpu" or positions.shape[1] == 1:
-        return turn(positions)
-    # A loop over T: XLA would take cosine and sine of the same angle again wherever a number is rotated by it.
-    cos, sin = jax.lax.map(turn, positions.T)
-    return cos.swapaxes(0, 1), sin.swapaxes(0, 1)
+def frequencies(K: int, base: float) -> jax.Array:
+    """f32[K/2]: by how much each pair of a head turns per position, in radians."""
+    return base ** (-jnp.arange(0, K, 2, dtype=jnp.float32) / K)
+
+
+def cos_sin(positions: jax.Array, frequencies: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine [... 1 K/2] of positions i32[...] times frequencies f32[K/2]."""
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -122,8 +71,13 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+def select(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x [T V], index i32[T 1] -> [T 1]: the entry of each row at its index, 0 where the index lies outside of V."""
+    return jnp.sum(jnp.where(jnp.arange(x.shape[-1]) == index, x, 0), -1, keepdims=True)
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array | None, rng: str = "global") -> jax.Array:
-    """Zeroes a share ``rate`` of x [B T D] and scales the rest up; without a key, returns x.
+    """Zeroes a share ``rate`` of x [B T D] and scales the rest by 1 / (1 - rate); without a key, returns x.
 
     ``rng`` "global" draws the same mask on every mesh, "local" lets each device draw for its own rows (:func:`keep_local`).
     """
@@ -134,16 +88,17 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None, rng: str = "global
 
 
 def keep_local(key: jax.Array, rate: float, shape: tuple[int, int, int]) -> jax.Array:
-    """bool[B T D], False with probability ``rate``: every device draws one byte for each number of its own rows.
+    """bool[B T D], False with probability ``rate``: every device draws one byte for each entry of its own rows.
 
-    A byte is too coarse for most rates, so each channel draws whether its share is the 256th part above or below.
+    A byte is compared with a limit of 0 to 256, too coarse for most rates: each channel draws whether its limit is rounded up or
+    down, so that the mean over channels is the rate.
     """
     B, T, D = shape
-    rows = B // (size_of("replica") * size_of("fsdp"))
+    rows = B // (axis_size("replica") * axis_size("fsdp"))
 
-    def draw(key):
+    def draw(key: jax.Array) -> jax.Array:
         key = jax.random.wrap_key_data(key)
-        if size_of("replica") * size_of("fsdp") > 1:
+        if axis_size("replica") * axis_size("fsdp") > 1:
             key = jax.random.fold_in(key, jax.lax.axis_index(ROWS))
         fast = jax.random.key_data(jax.random.split(key)).reshape(4)
         return jax.random.bits(jax.random.wrap_key_data(fast, impl="rbg"), (rows, T, D), jnp.uint8)

@@ -1,7 +1,7 @@
-"""An image tokenizer without a network: a code is a patch. The interface is VQVAE's, the fit takes seconds.
+"""An image tokenizer without a network: each code stands for a patch of pixels. Fitting takes seconds.
 
-Pictures built from few patches (drawn worlds) are coded without loss by a dictionary of them; others get the nearest of
-k-means centres. It stands in for Chameleon's tokenizer where its weights are not at hand.
+Pictures made of few distinct patches (drawn worlds) are coded without loss by a dictionary of these; for others the codebook holds
+k-means centres. It replaces Chameleon's tokenizer, with the same interface, where those weights are not available.
 """
 
 import zipfile
@@ -12,19 +12,20 @@ import numpy as np
 
 from lumina_jax.errors import InputError
 from lumina_jax.model.vqvae import check_pixels, check_size
+from lumina_jax.pictures.metrics import psnr_of_error
 
 FORMAT = "lumina_jax PatchVQ 1"
 KMEANS_STEPS = 6
 SAMPLE = 16384
-"""How many distinct patches :meth:`PatchVQ.fit` keeps at least; four per code if that is more."""
+"""The most distinct patches that :meth:`PatchVQ.fit` keeps, or four per code if that is more; and how many it adds at a time."""
 BLOCK = 1 << 22
-"""How many numbers a temporary array may hold."""
-BEST_PSNR = 100.0
-"""What an exact picture counts as, in dB."""
+"""The most numbers in a temporary array."""
 
 
 class PatchVQ:
     """Nearest-patch tokenizer over a codebook u8[E stride stride 3], the most frequent patch first."""
+
+    on_devices = False
 
     def __init__(self, codebook: np.ndarray):
         if codebook.ndim != 4 or codebook.dtype != np.uint8 or codebook.shape[1:] != (codebook.shape[1],) * 2 + (3,):
@@ -53,9 +54,10 @@ class PatchVQ:
     def fit(cls, pictures: Iterable[np.ndarray], codes: int, stride: int = 16, seed: int = 0) -> "PatchVQ":
         """Learns at most ``codes`` patches from u8[Y X 3] pictures of any sizes, read once.
 
-        All distinct patches if there are no more than ``codes``: then every picture seen is coded without loss. Otherwise
-        k-means, started from the most frequent ones. Memory does not grow with the number of pictures. ``seed`` decides
-        which of equally rare patches are kept when there are too many. Raises ValueError for no picture or a size off the stride.
+        The codebook is all distinct patches if there are at most ``codes``: then each of these pictures is coded without loss.
+        Otherwise it is the result of k-means, started from the most frequent ones. Memory does not grow with the number of
+        pictures. ``seed`` decides which of equally rare patches are dropped when there are too many. Raises InputError for no
+        picture, or one whose size the stride does not divide.
         """
         if codes < 1 or stride < 1:
             raise InputError(f"codes={codes}, stride={stride}; both must be at least 1")
@@ -65,7 +67,7 @@ class PatchVQ:
         return cls(patches.reshape(-1, stride, stride, 3))
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """f32[B Y X 3] in [-1, 1] -> i32[B R C], the nearest codes (the first on ties). ValueError for a size off the stride."""
+        """f32[B Y X 3] in [-1, 1] -> i32[B R C], the nearest codes (the first on ties). InputError off the stride."""
         pixels = np.asarray(pixels)
         check_pixels(pixels, self.stride)
         batch, height, width, _ = pixels.shape
@@ -79,13 +81,17 @@ class PatchVQ:
         return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
-        """i32[B R C] -> f32[B Y X 3]: the bytes of the patches, as values that ``pixels.to_image`` truncates back to them."""
+        """i32[B R C] -> f32[B Y X 3] in [-1, 1], which ``pixels.to_image`` turns into exactly the bytes of the patches."""
         codes = np.asarray(codes)
         if codes.size and not 0 <= codes.min() <= codes.max() < self.codes:
             raise InputError(f"codes run from {codes.min()} to {codes.max()}; this codebook has 0 to {self.codes - 1}")
         batch, rows, columns = codes.shape
         tiles = self._values[codes].transpose(0, 1, 3, 2, 4, 5)
         return tiles.reshape(batch, rows * self.stride, columns * self.stride, 3)
+
+    def encoder_weights(self) -> list[np.ndarray]:
+        """The array that codes depend on: the codebook."""
+        return [self.codebook]
 
     def save(self, path: str | Path) -> None:
         """Writes the codebook as .npz; the folder is made if need be."""
@@ -95,7 +101,7 @@ class PatchVQ:
 
     @classmethod
     def load(cls, path: str | Path) -> "PatchVQ":
-        """Reads what :meth:`save` wrote; ValueError for any other file."""
+        """Reads a file of :meth:`save`; InputError for any other file."""
         with open(path, "rb") as file:
             if zipfile.is_zipfile(file):
                 file.seek(0)
@@ -105,9 +111,9 @@ class PatchVQ:
         raise InputError(f"{path} is no PatchVQ codebook ({FORMAT!r}); PatchVQ.fit(...).save(path) writes one")
 
     def report(self, pictures: Iterable[np.ndarray]) -> dict[str, float]:
-        """How well u8[Y X 3] pictures survive encode and decode, as numbers JSON can hold.
+        """The quality of u8[Y X 3] pictures after encode and decode, as values for JSON.
 
-        ``psnr_db`` is the mean over pictures, an exact one counting as 100; ``exact`` the share of exact ones;
+        ``psnr_db`` is the mean over pictures, at most MAX_PSNR_DB each; ``exact`` the share of pictures without error;
         ``codes_used`` the share of codes that occur; ``perplexity`` exp of the entropy of their frequencies.
         """
         errors, counts = [], np.zeros(self.codes, np.int64)
@@ -117,19 +123,18 @@ class PatchVQ:
             counts += np.bincount(codes, minlength=self.codes)
             errors.append(np.square(patches.astype(np.float32) - self._rows[codes]).mean(dtype=np.float64))
         shares = counts[counts > 0] / counts.sum()
-        psnr = 10 * np.log10(255**2 / np.maximum(errors, 255**2 / 10 ** (BEST_PSNR / 10)))
         return {
             "pictures": len(errors),
-            "psnr_db": float(np.mean(psnr)),
+            "psnr_db": float(np.mean([*map(psnr_of_error, errors)])),
             "exact": float(np.mean(np.array(errors) == 0)),
             "codes_used": float(np.mean(counts > 0)),
             "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),
         }
 
     def _lookup(self, patches: np.ndarray) -> np.ndarray:
-        """u8[n D] -> the nearest codes i64[n]. Patches of the dictionary are found by hash, only others by distance."""
-        places = np.searchsorted(self._sorted_hashes, _hashes(patches, seed=0))
-        codes = self._by_hash[np.minimum(places, self.codes - 1)]
+        """u8[n D] -> the nearest codes i64[n]: by hash for patches of the codebook, by distance for others."""
+        ranks = np.searchsorted(self._sorted_hashes, _hashes(patches, seed=0))
+        codes = self._by_hash[np.minimum(ranks, self.codes - 1)]
         misses = np.flatnonzero((self._rows[codes] != patches).any(axis=1))
         if len(misses):
             codes[misses], _ = _nearest(_centred(patches[misses]), self._centred)
@@ -142,7 +147,7 @@ def _to_bytes(pixels: np.ndarray) -> np.ndarray:
 
 
 def _to_pixels(values: np.ndarray) -> np.ndarray:
-    """Bytes -> f32 in [-1, 1], a thousandth of a level too high: float rounding must not make truncation lose a level."""
+    """Bytes -> f32 in [-1, 1], a thousandth of a level too high, so that float rounding and truncation never lose a level."""
     return np.minimum((values + np.float32(2**-10)) / np.float32(127.5) - 1, 1).astype(np.float32)
 
 
@@ -154,7 +159,7 @@ def _patches(pictures: np.ndarray, stride: int) -> np.ndarray:
 
 
 def _centred(patches: np.ndarray) -> np.ndarray:
-    """u8 -> f32 around zero, where float32 products of bytes lose least."""
+    """u8 -> f32 in [-128, 127]: float32 products of smaller numbers are more precise."""
     return patches.astype(np.float32) - 128
 
 
@@ -162,7 +167,7 @@ def _hashes(patches: np.ndarray, seed: int) -> np.ndarray:
     """A 64-bit hash u64[n] of each row of u8[n D]: a random projection of its mixed 8-byte words."""
     words = np.pad(patches, ((0, 0), (0, -patches.shape[1] % 8))).view(np.uint64)
     first, second = np.random.default_rng(seed).integers(1 << 63, size=(2, words.shape[1]), dtype=np.uint64) * 2 + 1
-    # A sum of products alone lets a word's high bytes reach only the high bits of the hash, where they cancel often.
+    # Without this mixing, high bytes of a word reach only high bits of the sum, where they often cancel.
     words = words * first
     words ^= words >> np.uint64(32)
     words *= second
@@ -170,7 +175,7 @@ def _hashes(patches: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _checked(pictures: Iterable[np.ndarray], stride: int) -> Iterable[np.ndarray]:
-    """The pictures, each proved to be u8[Y X 3] of a size the stride divides, and at least one of them."""
+    """The pictures. Raises InputError unless each is u8[Y X 3] with Y and X multiples of the stride, and there is at least one."""
     picture = None
     for picture in pictures:
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
@@ -182,23 +187,23 @@ def _checked(pictures: Iterable[np.ndarray], stride: int) -> Iterable[np.ndarray
 
 
 def _distinct(pictures: Iterable[np.ndarray], stride: int, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct patches u8[n D] and how often each occurs f64[n], most frequent first.
+    """The distinct patches u8[n D] and their counts f64[n], most frequent first.
 
-    When there are more than ``limit``, the rarest are forgotten on the way; among equals, a random choice (by hash) stays.
+    Whenever there are more than ``limit``, the rarest are dropped; of equally rare ones those with the largest hashes.
     """
     patches, counts = np.empty((0, stride * stride * 3), np.uint8), np.empty(0)
-    waiting, length = [patches], 0
+    pending, length = [patches], 0
     for picture in _checked(pictures, stride):
-        waiting.append(_patches(picture[None], stride))
-        length += len(waiting[-1])
+        pending.append(_patches(picture[None], stride))
+        length += len(pending[-1])
         if length >= SAMPLE:
-            patches, counts = _merge(np.concatenate(waiting), counts, limit, seed)
-            waiting, length = [patches], 0
-    return _merge(np.concatenate(waiting), counts, limit, seed)
+            patches, counts = _merge(np.concatenate(pending), counts, limit, seed)
+            pending, length = [patches], 0
+    return _merge(np.concatenate(pending), counts, limit, seed)
 
 
 def _merge(patches: np.ndarray, counts: np.ndarray, limit: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unites equal patches; ``counts`` are those of the first ones, each later one counts 1."""
+    """Merges equal patches and adds their counts: ``counts`` f64[m] of the first m patches, 1 of each later one."""
     counts = np.concatenate([counts, np.ones(len(patches) - len(counts))])
     hashes, first, group = np.unique(_hashes(patches, seed), return_index=True, return_inverse=True)
     counts = np.bincount(group, counts)
@@ -207,7 +212,8 @@ def _merge(patches: np.ndarray, counts: np.ndarray, limit: int, seed: int) -> tu
 
 
 def _nearest(rows: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each of rows f32[n D] the nearest of centres f32[E D] i64[n], the first on ties, and its squared distance f32[n]."""
+    """For each of rows f32[n D]: the index i64[n] of the nearest of centres f32[E D] (the first on ties), and its squared distance
+    f32[n]."""
     half_norms = np.square(centres).sum(axis=1) / 2
     codes, distances = np.empty(len(rows), np.int64), np.empty(len(rows), np.float32)
     step = max(1, BLOCK // len(centres))
@@ -220,9 +226,9 @@ def _nearest(rows: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _kmeans(patches: np.ndarray, counts: np.ndarray, codes: int) -> np.ndarray:
-    """``codes`` centres u8[codes D] of weighted patches u8[n D], by Lloyd's steps from the first ``codes`` patches.
+    """Centres u8[E D], at most ``codes``, of patches u8[n D] weighted by ``counts``: Lloyd's algorithm from the first patches.
 
-    A centre that no patch is nearest to moves to one of the patches with the largest weighted error.
+    A centre that is the nearest to no patch moves to one of the patches with the largest weighted error.
     """
     rows = _centred(patches)
     centres = rows[:codes].copy()
@@ -235,6 +241,6 @@ def _kmeans(patches: np.ndarray, counts: np.ndarray, codes: int) -> np.ndarray:
         centres[used] = sums / weights[used, None]
         unused = np.flatnonzero(weights == 0)
         centres[unused] = rows[np.argsort(-distances * counts, kind="stable")[: len(unused)]]
-    found = np.rint(centres[np.argsort(-weights, kind="stable")] + 128).astype(np.uint8)
-    _, first = np.unique(_hashes(found, seed=0), return_index=True)
-    return found[np.sort(first)]
+    rounded = np.rint(centres[np.argsort(-weights, kind="stable")] + 128).astype(np.uint8)
+    _, first = np.unique(_hashes(rounded, seed=0), return_index=True)
+    return rounded[np.sort(first)]

@@ -1,9 +1,8 @@
 """QK-norm and rotary positions in one pass over queries or keys: a Pallas kernel for TPU, and its backward pass.
 
-Left to XLA this takes several trips to memory, in float32 and in halves of 64 lanes. Here every number is read once and
-written once in its own dtype, and what lies between is float32 in registers. Sums and swaps across lanes are products with
-constant matrices: the matrix unit is idle here, and the unit that moves lanes is slow. The same function as
-``rotate(QKNorm(x))`` of parts.py.
+XLA makes several trips to memory of this, in float32 and in halves of 64 lanes. The kernel reads and writes each number once, in
+its own dtype, and computes in float32 registers. Sums and swaps across lanes are products with constant matrices: the matrix unit
+is idle here, and the unit that moves lanes is slow. Equals ``rotate(QKNorm(x))`` of parts.py.
 """
 
 import functools
@@ -19,9 +18,9 @@ from jax.experimental.pallas import tpu as pltpu
 from lumina_jax.model.parts import QKNorm
 
 TOKENS = (512, 256, 128)
-"""Tokens of one program of the kernel: the first of these that divides T."""
+"""Tokens of one grid step of the kernel: the first of these that divides T."""
 HEADS = 8
-"""Heads of one program, at most."""
+"""The most heads of one grid step."""
 ROWS = 32
 """Tokens in registers at a time."""
 
@@ -39,13 +38,13 @@ def norm_rotate(
 
 
 def whole_angles(cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine [B T 1 K/2] of parts.rotary -> [B T K] for both halves; the sine of the first is negated."""
+    """Cosine and sine [B T 1 K/2] of parts.rotary -> [B T K], each repeated for both halves; the first sine is negated."""
     cos, sin = cos[:, :, 0], sin[:, :, 0]
     return jnp.concatenate([cos, cos], -1), jnp.concatenate([-sin, sin], -1)
 
 
 class _Blocks(NamedTuple):
-    """How x [B H T K] is cut: a program takes some tokens of some heads, all of one group, of one row."""
+    """How x [B H T K] is cut: a grid step takes some tokens of one row, for some heads of one group."""
 
     grid: tuple[int, int, int]
     heads: pl.BlockSpec
@@ -58,12 +57,12 @@ class _Blocks(NamedTuple):
     def of(cls, shape: tuple[int, int, int, int], groups: int) -> "_Blocks":
         B, H, T, K = shape
         t = next(size for size in TOKENS if T % size == 0)
-        share = H // groups
-        h = math.gcd(share, HEADS)
+        heads_per_group = H // groups
+        h = math.gcd(heads_per_group, HEADS)
         return cls(
             grid=(B, T // t, H // h),
             heads=pl.BlockSpec((None, h, t, K), lambda b, i, j: (b, j, i, 0)),
-            weights=pl.BlockSpec((None, 1, K), lambda b, i, j: (jax.lax.div(j, share // h), 0, 0)),
+            weights=pl.BlockSpec((None, 1, K), lambda b, i, j: (jax.lax.div(j, heads_per_group // h), 0, 0)),
             angles=pl.BlockSpec((None, t, K), lambda b, i, j: (b, i, 0)),
             matrix=pl.BlockSpec((K, K), lambda b, i, j: (0, 0)),
             sums=pl.BlockSpec((None, None, None, 8, K), lambda b, i, j: (b, i, j, 0, 0)),
@@ -71,20 +70,20 @@ class _Blocks(NamedTuple):
 
 
 def _matrices(K: int, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
-    """[K K] each, exact in bfloat16: subtracts the mean; does so and swaps the halves; swaps the halves; takes the mean."""
+    """[K K] each, exact in bfloat16: subtract the mean; subtract the mean and swap the halves; swap the halves; take the mean."""
     eye, mean = np.eye(K), np.full((K, K), 1 / K)
     swapped = np.roll(eye, K // 2, 1)
     return tuple(jnp.asarray(m, dtype) for m in (eye - mean, swapped - mean, swapped, mean))
 
 
 def _forward(x, scale, bias, cos, sin, interpret):
-    at = _Blocks.of(x.shape, len(scale))
+    specs = _Blocks.of(x.shape, len(scale))
     centre, centre_swap, _, mean = _matrices(x.shape[-1], x.dtype)
     return pl.pallas_call(
         _forward_kernel,
-        grid=at.grid,
-        in_specs=[at.heads, at.weights, at.weights, at.angles, at.angles, *[at.matrix] * 3],
-        out_specs=at.heads,
+        grid=specs.grid,
+        in_specs=[specs.heads, specs.weights, specs.weights, specs.angles, specs.angles, *[specs.matrix] * 3],
+        out_specs=specs.heads,
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3),
         interpret=interpret,
@@ -99,22 +98,20 @@ def _save(x, scale, bias, cos, sin, interpret):
 def _backward(interpret, saved, change):
     x, scale, cos, sin = saved
     (B, _, _, K), G = x.shape, len(scale)
-    at = _Blocks.of(x.shape, G)
+    specs = _Blocks.of(x.shape, G)
     centre, _, swap, mean = _matrices(K, x.dtype)
-    sums = jax.ShapeDtypeStruct((*at.grid, 8, K), jnp.float32)
+    sums = jax.ShapeDtypeStruct((*specs.grid, 8, K), jnp.float32)
     dx, dscale, dbias = pl.pallas_call(
         _backward_kernel,
-        grid=at.grid,
-        in_specs=[at.heads, at.heads, at.weights, at.angles, at.angles, *[at.matrix] * 3],
-        out_specs=[at.heads, at.sums, at.sums],
+        grid=specs.grid,
+        in_specs=[specs.heads, specs.heads, specs.weights, specs.angles, specs.angles, *[specs.matrix] * 3],
+        out_specs=[specs.heads, specs.sums, specs.sums],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), sums, sums],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3),
         interpret=interpret,
         name="norm_rotate_bwd",
     )(change, x, scale[:, None], cos, sin, centre, swap, mean)
-    dscale, dbias = (
-        part.reshape(B, at.grid[1], G, -1, K).sum((0, 1, 3)).astype(scale.dtype) for part in (dscale, dbias)
-    )
+    dscale, dbias = (x.reshape(B, specs.grid[1], G, -1, K).sum((0, 1, 3)).astype(scale.dtype) for x in (dscale, dbias))
     return dx, dscale, dbias, jnp.zeros_like(cos), jnp.zeros_like(sin)
 
 
@@ -126,16 +123,16 @@ def _forward_kernel(x, scale, bias, cos, sin, centre, centre_swap, mean, out):
     wide, shift = scale[...].astype(jnp.float32), bias[...].astype(jnp.float32)
     wide_swap, shift_swap = _swap(wide), _swap(shift)
 
-    def some(step, _):
-        at = pl.ds(pl.multiple_of(step * ROWS, ROWS), ROWS)
-        c, s = cos[at].astype(jnp.float32), sin[at].astype(jnp.float32)
-        own, other, rest = wide * c, wide_swap * s, shift * c + shift_swap * s
+    def rotate_rows(step, _):
+        rows = pl.ds(pl.multiple_of(step * ROWS, ROWS), ROWS)
+        c, s = cos[rows].astype(jnp.float32), sin[rows].astype(jnp.float32)
+        straight, crossed, offset = wide * c, wide_swap * s, shift * c + shift_swap * s
         for h in range(heads):
-            centred = _dot(x[h, at], centre[...])
-            normed = centred * own + _dot(x[h, at], centre_swap[...]) * other
-            out[h, at] = (normed * _inverse(centred, mean[...]) + rest).astype(out.dtype)
+            centred = _dot(x[h, rows], centre[...])
+            turned = centred * straight + _dot(x[h, rows], centre_swap[...]) * crossed
+            out[h, rows] = (turned * _inverse_deviation(centred, mean[...]) + offset).astype(out.dtype)
 
-    jax.lax.fori_loop(0, tokens // ROWS, some, None)
+    jax.lax.fori_loop(0, tokens // ROWS, rotate_rows, None)
 
 
 def _backward_kernel(change, x, scale, cos, sin, centre, swap, mean, dx, dscale, dbias):
@@ -143,22 +140,22 @@ def _backward_kernel(change, x, scale, cos, sin, centre, swap, mean, dx, dscale,
     wide = scale[...].astype(jnp.float32)
     dscale[...], dbias[...] = jnp.zeros(dscale.shape, jnp.float32), jnp.zeros(dbias.shape, jnp.float32)
 
-    def some(step, _):
-        at = pl.ds(pl.multiple_of(step * ROWS, ROWS), ROWS)
-        c, s = cos[at].astype(jnp.float32), -sin[at].astype(jnp.float32)
+    def add_rows(step, _):
+        rows = pl.ds(pl.multiple_of(step * ROWS, ROWS), ROWS)
+        c, s = cos[rows].astype(jnp.float32), -sin[rows].astype(jnp.float32)
         for h in range(heads):
-            centred = _dot(x[h, at], centre[...])
-            inverse = _inverse(centred, mean[...])
+            centred = _dot(x[h, rows], centre[...])
+            inverse = _inverse_deviation(centred, mean[...])
             normed = centred * inverse
-            dy = change[h, at].astype(jnp.float32) * c + _dot(change[h, at], swap[...]) * s
+            dy = change[h, rows].astype(jnp.float32) * c + _dot(change[h, rows], swap[...]) * s
             dscale[...] += (dy * normed).reshape(-1, 8, K).sum(0)
             dbias[...] += dy.reshape(-1, 8, K).sum(0)
             dn = dy * wide
             along = _dot((dn * normed).astype(x.dtype), mean[...])
             dn = dn - _dot(dn.astype(x.dtype), mean[...]) - normed * along
-            dx[h, at] = (dn * inverse).astype(dx.dtype)
+            dx[h, rows] = (dn * inverse).astype(dx.dtype)
 
-    jax.lax.fori_loop(0, tokens // ROWS, some, None)
+    jax.lax.fori_loop(0, tokens // ROWS, add_rows, None)
 
 
 def _dot(a, matrix):
@@ -166,8 +163,8 @@ def _dot(a, matrix):
     return jnp.dot(a, matrix, preferred_element_type=jnp.float32, precision=exact)
 
 
-def _inverse(centred, mean):
-    """One over the standard deviation, in every lane. The squares go through the matrix unit in two parts of 8 bits."""
+def _inverse_deviation(centred, mean):
+    """1 / sqrt(variance + eps) in every lane. The matrix unit takes the squares as the sum of two bfloat16 of 8 bits each."""
     squares = centred * centred
     high = squares.astype(mean.dtype)
     low = (squares - high.astype(jnp.float32)).astype(mean.dtype)

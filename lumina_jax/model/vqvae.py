@@ -1,8 +1,8 @@
 """Chameleon's image tokenizer: pixels -> codes -> pixels, for any size that is a multiple of the stride.
 
-Sources: VQModel, Encoder, Decoder and VectorQuantizer2 (taming-transformers, as Chameleon ships them). It is frozen in
-Lumina-mGPT, so there is no loss here. All arithmetic is float32 at the highest precision: a TPU's default bfloat16 products
-would flip codes at near ties.
+Sources: VQModel, Encoder, Decoder and VectorQuantizer2 (taming-transformers, as Chameleon ships them). Lumina-mGPT does not
+train it, so there is no loss here. All arithmetic is float32 at the highest precision: a TPU multiplies in bfloat16 by default,
+which would change codes at near ties.
 """
 
 import jax
@@ -16,10 +16,11 @@ from lumina_jax.model.params import ones, weight, zeros
 GROUPS = 32
 EPS = 1e-6
 PRECISION = jax.lax.Precision.HIGHEST
+DECODER_PARTS = ("decoder", "post_quant_conv")
 
 
 def check_pixels(pixels: jax.Array, stride: int) -> None:
-    """Raises ValueError unless ``pixels`` is a float [B Y X 3] whose Y and X are multiples of ``stride``."""
+    """Raises InputError unless ``pixels`` is a float [B Y X 3] whose Y and X are multiples of ``stride``."""
     if pixels.ndim != 4 or pixels.shape[-1] != 3:
         raise InputError(
             f"pixels have shape {tuple(pixels.shape)}; expected [B Y X 3], one or more RGB pictures of one size"
@@ -30,7 +31,7 @@ def check_pixels(pixels: jax.Array, stride: int) -> None:
 
 
 def check_size(size: tuple[int, int], stride: int) -> None:
-    """Raises ValueError unless both Y and X of ``size`` are positive multiples of ``stride``."""
+    """Raises InputError unless both Y and X of ``size`` are positive multiples of ``stride``."""
     if any(edge < 1 or edge % stride for edge in size):
         raise InputError(
             f"a picture is {size[1]}x{size[0]} pixels (width x height); the tokenizer needs multiples of its "
@@ -39,14 +40,14 @@ def check_size(size: tuple[int, int], stride: int) -> None:
 
 
 class Conv(nnx.Module):
-    """A square convolution of NHWC pictures."""
+    """A convolution of NHWC pictures with a square kernel."""
 
     def __init__(self, rngs: nnx.Rngs, edge: int, inputs: int, outputs: int):
         self.kernel = weight(rngs, fan_in="hwi", h=edge, w=edge, i=inputs, o=outputs)
         self.bias = zeros(o=outputs)
 
     def __call__(self, x: jax.Array, stride: int = 1, pads: tuple[int, int] | None = None) -> jax.Array:
-        """f32[B Y X i] -> f32[B Y/stride X/stride o]; ``pads`` (before, after) both ways, by default what keeps the size."""
+        """f32[B Y X i] -> f32[B Y/stride X/stride o]; ``pads`` (before, after) along Y and X, by default such that Y and X stay."""
         kernel = self.kernel[...]
         before, after = pads or (kernel.shape[0] // 2,) * 2
         x = jax.lax.conv_general_dilated(
@@ -61,7 +62,7 @@ class Conv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Zero mean and unit variance over the pixels and the channels of each of 32 groups, then scale and bias."""
+    """Normalises to zero mean and unit variance over all pixels and the channels of each of 32 groups; then scale and bias."""
 
     def __init__(self, channels: int):
         self.scale = ones(c=channels)
@@ -75,13 +76,13 @@ class GroupNorm(nnx.Module):
 
 
 def _group_mean(x: jax.Array) -> jax.Array:
-    """f32[B Y X c] -> f32[B 1 1 c], each channel holding the mean of its group."""
+    """f32[B Y X c] -> f32[B 1 1 c], for each channel the mean of its group."""
     means = x.mean((1, 2)).reshape(x.shape[0], GROUPS, -1).mean(-1)
     return jnp.repeat(means, x.shape[-1] // GROUPS, axis=-1)[:, None, None]
 
 
 class ResBlock(nnx.Module):
-    """Two normalised convolutions beside a shortcut, which is a 1x1 convolution where the width changes."""
+    """Two normalised convolutions, added to a shortcut: the input, through a 1x1 convolution where the width changes."""
 
     def __init__(self, rngs: nnx.Rngs, inputs: int, outputs: int):
         self.norm1 = GroupNorm(inputs)
@@ -97,8 +98,8 @@ class ResBlock(nnx.Module):
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
-class Attention(nnx.Module):
-    """Single-head attention among all positions of a picture, added to its input."""
+class SpatialAttention(nnx.Module):
+    """Single-head attention over all positions of a picture, added to its input."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int):
         self.norm = GroupNorm(channels)
@@ -120,13 +121,13 @@ class Attention(nnx.Module):
 class Level(nnx.Module):
     """The residual blocks of one resolution, each followed by attention where ``attends``.
 
-    ``resample`` is the convolution between this level and the next, None at the last one; its owner applies it.
+    ``resample`` is the convolution to the next level, None at the last; Encoder or Decoder applies it.
     """
 
     def __init__(self, rngs: nnx.Rngs, widths: tuple[int, int], blocks: int, attends: bool, resamples: bool):
         inputs, outputs = widths
         self.blocks = nnx.List([ResBlock(rngs, outputs if i else inputs, outputs) for i in range(blocks)])
-        self.attentions = nnx.List([Attention(rngs, outputs) for _ in range(blocks if attends else 0)])
+        self.attentions = nnx.List([SpatialAttention(rngs, outputs) for _ in range(blocks if attends else 0)])
         self.resample = Conv(rngs, 3, outputs, outputs) if resamples else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -143,7 +144,7 @@ class Middle(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, channels: int):
         self.block_1 = ResBlock(rngs, channels, channels)
-        self.attention = Attention(rngs, channels)
+        self.attention = SpatialAttention(rngs, channels)
         self.block_2 = ResBlock(rngs, channels, channels)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -152,7 +153,7 @@ class Middle(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Pixels -> latents; ``levels`` run from the full resolution down."""
+    """Pixels -> latents; ``levels`` are in order from the full resolution down."""
 
     def __init__(self, cfg: VQConfig, rngs: nnx.Rngs):
         widths = [cfg.base, *(cfg.base * m for m in cfg.multipliers)]
@@ -177,7 +178,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents -> pixels; ``levels[0]`` has the full resolution, as in the encoder, and runs last."""
+    """Latents -> pixels; ``levels[0]`` has the full resolution, as in the encoder, and is applied last."""
 
     def __init__(self, cfg: VQConfig, rngs: nnx.Rngs):
         widths = [cfg.base * m for m in cfg.multipliers]
@@ -203,7 +204,9 @@ class Decoder(nnx.Module):
 
 
 class VQVAE(nnx.Module):
-    """The image tokenizer of Chameleon (VQModel). Its methods compile themselves, once per picture size and batch."""
+    """The image tokenizer of Chameleon (VQModel). Its methods are jitted: each compiles once per picture size and batch."""
+
+    on_devices = True
 
     def __init__(self, cfg: VQConfig, rngs: nnx.Rngs):
         self.cfg = cfg
@@ -225,17 +228,17 @@ class VQVAE(nnx.Module):
 
     @jax.jit
     def latents(self, pixels: jax.Array) -> jax.Array:
-        """f32[B Y X 3] in [-1, 1] -> f32[B R C Z], what the codes are nearest to. ValueError for a size off the stride."""
+        """f32[B Y X 3] in [-1, 1] -> f32[B R C Z], before quantization. InputError unless the stride divides Y and X."""
         check_pixels(pixels, self.stride)
         return self.quant_conv(self.encoder(jnp.asarray(pixels, jnp.float32)))
 
     def encode(self, pixels: jax.Array) -> jax.Array:
-        """f32[B Y X 3] in [-1, 1] -> i32[B R C], the nearest codes. ValueError for a size off the stride."""
+        """f32[B Y X 3] in [-1, 1] -> i32[B R C], the nearest codes. InputError unless the stride divides Y and X."""
         return self._quantize(self.latents(pixels))
 
     @jax.jit
     def _quantize(self, latents: jax.Array) -> jax.Array:
-        """f32[B R C Z] -> i32[B R C]: argmin of |z|² + |e|² - 2ze, the first on ties."""
+        """f32[B R C Z] -> i32[B R C]: argmin over entries e of |z|² + |e|² - 2ze, the first on ties."""
         codebook = self.codebook[...]
         norms = jnp.square(codebook).sum(-1)
 
@@ -243,8 +246,13 @@ class VQVAE(nnx.Module):
             products = jnp.einsum("BCZ,EZ->BCE", z, codebook, precision=PRECISION)
             return (jnp.square(z).sum(-1, keepdims=True) + norms - 2 * products).argmin(-1).astype(jnp.int32)
 
-        # One row of codes at a time: [B C E] distances instead of [B R C E], and a sharded batch stays sharded.
+        # One row of codes at a time: distances are [B C E], not [B R C E], and a sharded batch stays sharded.
         return jnp.moveaxis(jax.lax.map(nearest, jnp.moveaxis(latents, 1, 0)), 0, 1)
+
+    def encoder_weights(self) -> list[jax.Array]:
+        """The arrays that codes depend on: all but the decoder's."""
+        leaves, _ = jax.tree_util.tree_flatten_with_path(self)
+        return [leaf for path, leaf in leaves if not jax.tree_util.keystr(path).lstrip(".").startswith(DECODER_PARTS)]
 
     @jax.jit
     def decode(self, codes: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ import numpy as np
 from lumina_jax.config import SampleConfig
 from lumina_jax.errors import NotFiniteError
 from lumina_jax.model.attention import KVCache
+from lumina_jax.model.backend import backend
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample.drafters import drafter_of
 from lumina_jax.sample.guidance import DynamicConfig, Scores, code_ids, columns, draw, scores
@@ -22,11 +23,8 @@ from lumina_jax.sample.loop import KNOWN, feed, run
 from lumina_jax.sample.position import ImagePosition, advance
 from lumina_jax.sample.request import bucket, lay_out
 from lumina_jax.sample.state import Context, ProgramKey, Request, RequestRows, State, paired
-from lumina_jax.sharding import ROWS, constrain, platform, size_of
+from lumina_jax.sharding import ROWS, axis_size, constrain
 from lumina_jax.vocab import Vocab
-
-WINDOW, WINDOWS = 16, {"cpu": 10}
-"""Tokens of a pass with drafts: memory-bound devices verify extra tokens for free."""
 
 NO_LIMIT = np.int32(np.iinfo(np.int32).max)
 """A number of passes that no answer reaches."""
@@ -117,7 +115,7 @@ def answers(
     keys: Sequence[jax.Array] | jax.Array | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """What :func:`generate` returns, and the number of passes each answer took, i32[B]."""
-    laid_out = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys, math.prod(map(size_of, ROWS)))
+    laid_out = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys, math.prod(map(axis_size, ROWS)))
     check_finite(model)
     ctx, state = start(model, laid_out, cfg, vocab)
     state = decode(ctx, state, NO_LIMIT, np.int32(len(ctx.request.ids)))
@@ -138,7 +136,7 @@ def start(
 
 
 def program_key(request: Request, cfg: SampleConfig) -> ProgramKey:
-    window = KNOWN if cfg.parallel == "off" else cfg.window or WINDOWS.get(platform(), WINDOW)
+    window = KNOWN if cfg.parallel == "off" else cfg.window or backend().draft_window
     # The last pass may fill slots of which only the first counts.
     slots = bucket(request.ids.shape[1] - 1 + cfg.max_new_tokens + window - 1)
     return ProgramKey(slots, cfg.guidance != 1, cfg.parallel, window)
@@ -180,7 +178,7 @@ def prefill(
         done=jnp.asarray(request.idle),
         finite=jnp.ones((), bool),
     )
-    return state, constrain(head, head_letters(head, size_of("tensor")))
+    return state, constrain(head, head_letters(head, axis_size("tensor")))
 
 
 def head_letters(head: jax.Array, tensor: int) -> str:

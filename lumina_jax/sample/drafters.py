@@ -13,7 +13,7 @@ from lumina_jax.sample.guidance import code_scores, draw_code, tempered
 from lumina_jax.sample.position import rules
 from lumina_jax.sample.speculative import Drafts, Noise, guess, look_up, match, neighbours, rejection_sample
 from lumina_jax.sample.state import Context, State, at_slot, paired, slots_from, write_slots
-from lumina_jax.sharding import constrain, size_of
+from lumina_jax.sharding import axis_size, constrain
 
 
 class Window(NamedTuple):
@@ -135,7 +135,7 @@ def split_pairs(ctx: Context, logits: jax.Array) -> tuple[jax.Array, jax.Array |
     """Logits f32[B ... V], or [2B ... V] with guidance -> conditional [B ... V], unconditional or None, all finite bool[]."""
     # Split over V first, or the compiler gathers the weights; then whole on each device: a split top-k would communicate 32 times.
     letters = "BTV" if logits.ndim == 3 else "BV"
-    logits = logits if logits.shape[-1] % size_of("tensor") else constrain(logits, letters)
+    logits = logits if logits.shape[-1] % axis_size("tensor") else constrain(logits, letters)
     logits = constrain(logits, letters.replace("V", "E"))
     finite = jnp.isfinite(logits).all()
     if not ctx.program.pairs:

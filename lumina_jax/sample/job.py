@@ -14,11 +14,11 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.errors import InputError
 from lumina_jax.layout import answer_tokens
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.pictures.pixels import to_image
-from lumina_jax.sample.picture import Broken, Decoder, grid, split
+from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
+from lumina_jax.sample.picture import Broken, grid, split
 from lumina_jax.sample.prompt import Prompt
 from lumina_jax.sample.stream import stream
-from lumina_jax.storage import write_whole
+from lumina_jax.storage import atomic_write_text
 from lumina_jax.vocab import Vocab
 
 
@@ -108,14 +108,13 @@ def finished(job: Job, out: Path) -> list[Answer]:
 
 
 def paint(
-    model: Chameleon, vq: Decoder, vocab: Vocab, job: Job, out: Path, done: Sequence[Answer] = ()
+    model: Chameleon, vq: ImageTokenizer, vocab: Vocab, job: Job, out: Path, done: Sequence[Answer] = ()
 ) -> Iterator[Answer]:
     """Yields each answer when it has ended and its files are written; ``done`` (:func:`finished`) are not sampled again.
 
     Writes ``out``/NNN-K.png (picture K of prompt NNN; NNN-C-K.png for copy C where there are several) and a line of samples.jsonl
     per answer; a run may be stopped at any moment. When all answers have ended their lines are sorted.
     """
-    out.mkdir(parents=True, exist_ok=True)
     skipped = {(answer.ask, answer.copy) for answer in done}
     every = list(done)
     _write(job, out, every)
@@ -142,8 +141,7 @@ def _sorted(answers: Sequence[Answer]) -> list[Answer]:
 
 def _write(job: Job, out: Path, answers: Sequence[Answer]) -> None:
     """Replaces the file of answers."""
-    lines = "".join(_line(job, answer) for answer in answers)
-    write_whole(out / job.record, lambda path: path.write_text(lines))
+    atomic_write_text(out / job.record, "".join(_line(job, answer) for answer in answers))
 
 
 def _line(job: Job, answer: Answer) -> str:
@@ -151,7 +149,7 @@ def _line(job: Job, answer: Answer) -> str:
 
 
 def _answers(
-    model: Chameleon, vq: Decoder, vocab: Vocab, job: Job, out: Path, items: Sequence[tuple[int, int]]
+    model: Chameleon, vq: ImageTokenizer, vocab: Vocab, job: Job, out: Path, items: Sequence[tuple[int, int]]
 ) -> Iterator[Answer]:
     """Samples ``items`` (prompt, copy), in one stream for all that have the same settings, and writes their pictures."""
     groups: dict[SampleConfig, list[tuple[int, int]]] = {}
@@ -173,10 +171,10 @@ def _answers(
             yield Answer(*item, prompt.text, files, text, partial.passes, tuple(broken))
 
 
-def read(answer: np.ndarray, vq: Decoder, vocab: Vocab) -> tuple[list[Image.Image], str, list[str]]:
+def read(answer: np.ndarray, vq: ImageTokenizer, vocab: Vocab) -> tuple[list[Image.Image], str, list[str]]:
     """An answer i32[n] -> (its pictures, its text, why any other picture in it could not be read)."""
     pieces = split(answer, vocab)
     codes = [piece for piece in pieces if isinstance(piece, np.ndarray)]
     text = " ".join(piece.strip() for piece in pieces if isinstance(piece, str)).strip()
     broken = [piece.reason for piece in pieces if isinstance(piece, Broken)]
-    return [to_image(np.asarray(vq.decode(c[None]))[0]) for c in codes], text, broken
+    return [decode_image(vq, c) for c in codes], text, broken

@@ -12,8 +12,7 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.errors import InputError
 from lumina_jax.layout import decode_lines
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.pictures.pixels import to_image
-from lumina_jax.sample.picture import Decoder
+from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
 from lumina_jax.sample.prompt import PromptBuilder
 from lumina_jax.sample.stream import stream
 from lumina_jax.vocab import Vocab
@@ -41,7 +40,7 @@ class Preview(NamedTuple):
 
 def watch(
     model: Chameleon,
-    vq: Decoder,
+    vq: ImageTokenizer,
     vocab: Vocab,
     prompt: np.ndarray,
     key: jax.Array,
@@ -83,7 +82,7 @@ class Chat:
 class Growing:
     """An answer that grows, and what has been shown of it."""
 
-    def __init__(self, vq: Decoder, vocab: Vocab):
+    def __init__(self, vq: ImageTokenizer, vocab: Vocab):
         self._vq, self._vocab = vq, vocab
         self._text = ""
         self._lines: dict[int, int] = {}
@@ -117,6 +116,6 @@ class Growing:
         self._lines[number] = len(codes)
         # The last line is repeated in place of missing ones: decoders look at neighbours, and one shape is compiled.
         filled = np.concatenate([codes, np.repeat(codes[-1:], total - len(codes), axis=0)])
-        picture = to_image(np.asarray(self._vq.decode(filled[None]))[0])
+        picture = decode_image(self._vq, filled)
         picture.paste(BLANK, (0, len(codes) * self._vq.stride, *picture.size))
         return Preview(number, picture, len(codes), total)

@@ -14,11 +14,11 @@ import numpy as np
 
 from lumina_jax import layout
 from lumina_jax.model.attention import KVCache
+from lumina_jax.model.backend import backend
 from lumina_jax.sample.drafters import Drafter, Judgement, Window, drafter_of, split_pairs
 from lumina_jax.sample.guidance import draw, scores
 from lumina_jax.sample.position import ImagePosition, advance, rules, skip
 from lumina_jax.sample.state import Context, State, at_slot, paired, slots_from, write_slots
-from lumina_jax.sharding import platform
 
 KNOWN = 3
 """Tokens of a pass without drafts: begin-image, height and width, or the last code, end-of-line and end-image."""
@@ -31,7 +31,7 @@ LANES = 128
 def run(ctx: Context, state: State, max_passes: jax.Array, stop_after_rows: jax.Array) -> State:
     """At most ``max_passes`` passes, until ``stop_after_rows`` rows are done or logits are not finite; in place.
 
-    CPUs compute what they are given, needed or not: without drafts a pass holds one token there unless others are known.
+    Where each token of a pass takes time (Backend.narrow_passes), a pass without drafts holds one token unless others are known.
     """
 
     def go_on(carry) -> jax.Array:
@@ -48,13 +48,13 @@ def run(ctx: Context, state: State, max_passes: jax.Array, stop_after_rows: jax.
     def wide_then_narrow(carry):
         return jax.lax.while_loop(nothing_known, functools.partial(once, narrow), once(ctx, carry))
 
-    apart = platform() == "cpu"
-    if apart:
-        ctx, state = replace(ctx, layers=ctx.model.apart()), state._replace(cache=state.cache.apart())
+    layers, cache = ctx.model.unstack(state.cache)
+    ctx, state = replace(ctx, layers=layers), state._replace(cache=cache)
     narrow = replace(ctx, program=ctx.program._replace(window=1))
-    each = wide_then_narrow if apart and ctx.program.method == "off" else functools.partial(once, ctx)
-    state = jax.lax.while_loop(go_on, each, (jnp.int32(0), state))[1]
-    return state._replace(cache=state.cache.together()) if apart else state
+    narrows = backend().narrow_passes and ctx.program.method == "off"
+    body = wide_then_narrow if narrows else functools.partial(once, ctx)
+    state = jax.lax.while_loop(go_on, body, (jnp.int32(0), state))[1]
+    return state._replace(cache=state.cache.stack())
 
 
 def step(ctx: Context, state: State) -> State:

@@ -5,25 +5,14 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lumina_jax.errors import InputError
 from lumina_jax.layout import decode_grid
-from lumina_jax.pictures.pixels import to_image
+from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
 from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
-
-
-class Decoder(Protocol):
-    """What turns codes i32[B R C] into pixels f32[B Y X 3] in [-1, 1]: VQVAE or PatchVQ."""
-
-    @property
-    def stride(self) -> int: ...
-
-    def decode(self, codes: jax.Array) -> jax.Array: ...
 
 
 @dataclass(frozen=True)
@@ -65,10 +54,10 @@ def text(ids: np.ndarray, vocab: Vocab) -> str:
     return "".join(piece for piece in pieces if isinstance(piece, str))
 
 
-def pictures(ids: np.ndarray, vq: Decoder, vocab: Vocab) -> list[Image.Image]:
+def pictures(ids: np.ndarray, vq: ImageTokenizer, vocab: Vocab) -> list[Image.Image]:
     """The complete images of an answer i32[n] as RGB pictures, in order."""
     grids = (piece for piece in split(ids, vocab) if isinstance(piece, np.ndarray))
-    return [to_image(np.asarray(vq.decode(codes[None]))[0]) for codes in grids]
+    return [decode_image(vq, codes) for codes in grids]
 
 
 def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:

@@ -4,9 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
-import jax
 import numpy as np
 from PIL import Image
 
@@ -14,7 +12,8 @@ from lumina_jax.config import DataConfig, SampleConfig
 from lumina_jax.conversation import TASKS, Turn, image_prompt, literal, task_prompt, tokenize
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.layout import CODES_PER_UNIT, best_crop, crop_sizes
-from lumina_jax.pictures.pixels import crop, decode, to_pixels, whiten
+from lumina_jax.model.image_tokenizer import ImageTokenizer, encode_image
+from lumina_jax.pictures.pixels import crop, decode, whiten
 from lumina_jax.vocab import Vocab
 
 CENTRE = (0.5, 0.5)
@@ -22,19 +21,6 @@ FIELDS = {"prompt", "size", "task", "image", "images", "seed"}
 """The fields of a line in a prompts file."""
 PAINTED = ("segmentation", "segmentation_as_served", "depth", "normal", "pose", "detect", "condition", "edit", "refine")
 """The tasks whose answer is a picture of the size of the last one in the prompt."""
-
-
-class ImageTokenizer(Protocol):
-    """Pictures to codes and back: VQVAE or PatchVQ."""
-
-    @property
-    def stride(self) -> int: ...
-
-    def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """f32[B Y X 3] in [-1, 1] -> i32[B R C]."""
-
-    def decode(self, codes: jax.Array) -> jax.Array:
-        """i32[B R C] -> f32[B Y X 3]."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +112,7 @@ class PromptBuilder:
         cfg: SampleConfig,
     ) -> Prompt:
         """``size`` (width, height) in px."""
-        grids = [np.asarray(self.vq.encode(to_pixels(image)[None]))[0] for image in images]
+        grids = [encode_image(self.vq, image) for image in images]
         ids, _ = tokenize(turns, grids, self.vocab)
         grid = (size[1] // self.vq.stride, size[0] // self.vq.stride) if size and self.forced else None
         return Prompt(text, ids, grid, cfg)

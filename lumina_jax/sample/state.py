@@ -4,7 +4,6 @@ With guidance every row of tokens has two rows of the cache, side by side so tha
 tokens, and the second (unconditional) row does not see what stands before its last begin-image.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumina_jax.model.attention import KVCache
-from lumina_jax.model.chameleon import Block, Chameleon
+from lumina_jax.model.chameleon import CachedLayers, Chameleon
 from lumina_jax.sample.guidance import DynamicConfig, code_ids
 from lumina_jax.sample.position import ImagePosition
 from lumina_jax.vocab import Vocab
@@ -60,7 +59,10 @@ class ProgramKey(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Context:
-    """All that stays the same in every pass. ``head`` [D E] holds the output head's columns of the image codes."""
+    """All that stays the same in every pass. ``head`` [D E] holds the output head's columns of the image codes.
+
+    ``layers`` are set inside a program only, for its loop over passes (Chameleon.unstack).
+    """
 
     model: Chameleon
     head: jax.Array
@@ -68,7 +70,7 @@ class Context:
     config: DynamicConfig
     vocab: Vocab = field(metadata={"static": True})
     program: ProgramKey = field(metadata={"static": True})
-    layers: Sequence[Block] | None = None
+    layers: CachedLayers | None = field(default=None, metadata={"static": True})
 
     @property
     def code_ids(self) -> np.ndarray:

@@ -21,7 +21,7 @@ from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample.decode import NO_LIMIT, OVERFLOW, check_finite, cut, decode, program_key, start
 from lumina_jax.sample.request import arrange, lay_out
 from lumina_jax.sample.state import Context, Request, State
-from lumina_jax.sharding import ROWS, size_of
+from lumina_jax.sharding import ROWS, axis_size
 from lumina_jax.vocab import Vocab
 
 
@@ -58,7 +58,7 @@ def stream(
     """
     if rows < 1 or (every is not None and every < 1):
         raise InputError(f"rows={rows}, every={every}; both must be at least 1")
-    groups = math.prod(map(size_of, ROWS))
+    groups = math.prod(map(axis_size, ROWS))
     rows = -(-min(rows, len(prompts) or 1) // groups) * groups
     laid_out = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys)
     check_finite(model)

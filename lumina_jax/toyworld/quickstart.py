@@ -21,9 +21,9 @@ from lumina_jax.config import Experiment, SampleConfig
 from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.errors import InputError
+from lumina_jax.model.image_tokenizer import decode_image, encode_image
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.pictures.pixels import to_image, to_pixels
-from lumina_jax.storage import write_whole
+from lumina_jax.storage import atomic_write_text
 from lumina_jax.toyworld.fit import fit_world
 from lumina_jax.toyworld.report import Knob, Painted, Report, Stage, write_report
 from lumina_jax.toyworld.scenes import MINI, Pixels
@@ -31,7 +31,7 @@ from lumina_jax.toyworld.score import paint, score
 from lumina_jax.toyworld.source import ToySource, captioned, prompts, stage_sizes, training_sizes
 from lumina_jax.train.checkpoint import newest, restore_model
 from lumina_jax.train.loop import train
-from lumina_jax.train.metrics import read
+from lumina_jax.train.metrics import read_metrics
 from lumina_jax.vocab import Vocab
 
 REFERENCE_MINUTES = 12
@@ -78,9 +78,7 @@ def quickstart(stages: list[Experiment], out: Path, minutes: float, prompts_per_
     with clock.part("settings of sampling"):
         knobs = _knobs(stages[-1], vq, vocab)
     unseen = [captioned(MINI, stage_sizes(stages[-1].data.size), FRESH_SEED, index)[0].render() for index in range(200)]
-    rebuilt = [
-        np.asarray(to_image(vq.decode(vq.encode(to_pixels(Image.fromarray(o))[None]))[0])) for o in unseen[:REBUILT]
-    ]
+    rebuilt = [np.asarray(decode_image(vq, encode_image(vq, Image.fromarray(o)))) for o in unseen[:REBUILT]]
     report = Report(
         title="Lumina-mGPT on the embedded world",
         minutes=minutes,
@@ -107,7 +105,7 @@ def claim(out: Path, minutes: float, last: str) -> bool:
             f"{out} holds a run of {there:g} minutes, not {minutes:g}; give another --out, --minutes {there:g} "
             "to see or finish that one, or delete the folder"
         )
-    write_whole(plan, lambda file: file.write_text(json.dumps({"minutes": minutes})))
+    atomic_write_text(plan, json.dumps({"minutes": minutes}))
     return (out / last).is_file()
 
 
@@ -159,7 +157,7 @@ def _judged(
     held_out = prompts(MINI, sizes, asked, FRESH_SEED, held_out=True)
     followed = [(said, square) for said, _ in prompts(MINI, [(128, 128)], FOLLOWED, FOLLOWED_SEED)]
     painted = paint(model, vq, vocab, fresh + held_out + followed, stage.sample, jax.random.key(stage.seed))
-    lines = read(stage.out)
+    lines = read_metrics(stage.out)
     result = Stage(
         name=name,
         size=stage.data.size,
@@ -209,7 +207,7 @@ class Clock:
         print(name, flush=True)
         yield
         self._seconds[name] = self.seconds(name) + time.monotonic() - begin
-        write_whole(self._file, lambda file: file.write_text(json.dumps(self._seconds, indent=2)))
+        atomic_write_text(self._file, json.dumps(self._seconds, indent=2))
 
     def seconds(self, name: str) -> float:
         return self._seconds.get(name, 0.0)

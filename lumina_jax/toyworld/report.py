@@ -8,6 +8,7 @@ import numpy as np
 from lumina_jax.errors import InputError
 from lumina_jax.pictures import html
 from lumina_jax.pictures.html import Html, join, section, tag
+from lumina_jax.storage import atomic_write_text
 from lumina_jax.toyworld import drawings
 from lumina_jax.toyworld.drawings import Pixels
 
@@ -95,10 +96,7 @@ def write_report(report: Report, path: Path) -> Path:
     """Writes the page whole or not at all, and returns its path. Raises ValueError for a report without stages."""
     if not report.stages:
         raise InputError("a report of 0 stages; it needs at least 1 to have a score")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(_page(report), encoding="utf-8")
-    temporary.replace(path)
+    atomic_write_text(path, _page(report))
     return path
 
 

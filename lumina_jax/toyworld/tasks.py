@@ -11,8 +11,8 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.conversation import served, tokenize
 from lumina_jax.layout import TOKENS_AROUND, grid_tokens
 from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.model.image_tokenizer import encode_image
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.pictures.pixels import to_pixels
 from lumina_jax.sample import generate
 from lumina_jax.sample.picture import pictures, text
 from lumina_jax.toyworld.exercises import (
@@ -115,7 +115,7 @@ def _longest(made: Sequence[Exercise], stride: int) -> int:
 
 def _grids(shown: Sequence[np.ndarray], vq: PatchVQ) -> list[np.ndarray]:
     """Pictures u8[Y X 3] -> codes i32[R C], each."""
-    return [np.asarray(vq.encode(to_pixels(Image.fromarray(picture))[None]))[0] for picture in shown]
+    return [encode_image(vq, Image.fromarray(picture)) for picture in shown]
 
 
 def _read(answer: np.ndarray, wanted: str, vq: PatchVQ, vocab: Vocab) -> Reply:

@@ -19,7 +19,7 @@ from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError
 from lumina_jax.sharding import AXES, check_rows, global_batch, make_mesh
 from lumina_jax.train.checkpoint import Saver, load_weights, newest
-from lumina_jax.train.metrics import Log
+from lumina_jax.train.metrics import MetricsLog
 from lumina_jax.train.programs import Programs
 from lumina_jax.train.step import TrainState, init_state, make_step, state_shapes, steps
 from lumina_jax.train.trace import Trace
@@ -64,9 +64,9 @@ def _go_on(
     """The steps from ``start`` to the last, on this host's rows ``local`` of each."""
     last, done = cfg.optim.steps, start
     with (
-        closing(Log(cfg, start, show)) as log,
+        closing(MetricsLog(cfg, start, show)) as log,
         closing(_Preemption(mesh)) as preempted,
-        closing(Trace(cfg, programs := Programs(cfg, mesh, make_step(cfg, mesh), log.say), start)) as trace,
+        closing(Trace(cfg, programs := Programs(cfg, mesh, make_step(cfg, mesh), log.print_line), start)) as trace,
     ):
         if cfg.compile_ahead:
             group.at("compiling ahead")

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from lumina_jax.sharding import ROWS, STORE, joined, per_device, platform, shared, size_of, total
+from lumina_jax.model.backend import backend
+from lumina_jax.sharding import ROWS, STORE, all_gather, axis_size, per_device, psum, psum_scatter
 
 TILE = 128
 """Rows of a matrix that TPUs multiply without padding."""
@@ -23,13 +24,18 @@ class LossSums(NamedTuple):
     z: jax.Array
     tokens: jax.Array
 
+    @classmethod
+    def zero(cls) -> "LossSums":
+        """Sums over nothing."""
+        return cls(*(jnp.zeros((), jnp.float32),) * 3)
+
 
 def token_loss(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, learn: jax.Array, chunk: int | None = None
 ) -> LossSums:
     """hidden [B T D], head [D V], targets i32[B T], learn bool[B T] -> LossSums, in float32.
 
-    ``chunk`` tokens of each row have logits at a time (default: all); the backward pass computes them again.
+    Logits exist for ``chunk`` tokens of each row at a time (default: all); the backward pass recomputes them.
     Source: forward of ChameleonXLLMXForConditionalGeneration (z-loss on learned positions only).
     """
     T = hidden.shape[1]
@@ -39,100 +45,91 @@ def token_loss(
     padded = [_chunks(x, steps, chunk) for x in (hidden, targets, learn)]
 
     @jax.checkpoint
-    def add(total: LossSums, part):
-        hidden, targets, learn = part
+    def add(total: LossSums, rows: tuple[jax.Array, jax.Array, jax.Array]):
+        hidden, targets, learn = rows
         return jax.tree.map(jnp.add, total, _sums(hidden, head, targets, learn)), None
 
-    zero = LossSums(*(jnp.zeros((), jnp.float32),) * 3)
-    return jax.lax.scan(add, zero, tuple(padded))[0]
+    return jax.lax.scan(add, LossSums.zero(), tuple(padded))[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def step_loss(
     hidden: jax.Array, head: jax.Array, targets: jax.Array, learn: jax.Array, z_weight: float, chunk: int
 ) -> tuple[jax.Array, LossSums]:
-    """(sum of cross-entropy + ``z_weight`` * sum of z, the sums): :func:`token_loss` as a train step wants it.
+    """(sum of cross-entropy + ``z_weight`` * sum of z, the sums): :func:`token_loss` for a train step.
 
-    Only the first has a gradient. It is taken while a chunk's logits are at hand, so that they are computed once, and every
-    device does its own rows and its own part of V; the parts of the head's gradient are added up behind the last chunk.
+    Only the first has a gradient. It is computed together with the value, chunk by chunk, so that logits are computed once.
+    Every device works on its own rows and its own part of V; the head's gradient is summed over devices behind the last chunk.
     """
     return _with_gradients(hidden, head, targets, learn, z_weight, chunk)[0]
 
 
 def _with_gradients(hidden, head, targets, learn, z_weight, chunk):
     stored = P(*(STORE[letter] for letter in "DV"))
-    run = functools.partial(_own_part, z_weight=z_weight, chunk=chunk)
+    run = functools.partial(_device_loss, z_weight=z_weight, chunk=chunk)
     run = per_device(run, ("BTD", stored, "BT", "BT"), ("", "", "", "BTD", stored))
     xent, z, tokens, d_hidden, d_head = run(hidden, head, targets, learn)
     return (xent + z_weight * z, LossSums(xent, z, tokens)), (d_hidden, d_head)
 
 
 def _scaled(z_weight, chunk, gradients, change):
-    return *(part * change[0].astype(part.dtype) for part in gradients), None, None
+    return *(gradient * change[0].astype(gradient.dtype) for gradient in gradients), None, None
 
 
 step_loss.defvjp(_with_gradients, _scaled)
 
 
-def _own_part(hidden, head, targets, learn, *, z_weight: float, chunk: int):
-    """One device's rows: the three sums over all devices, the gradient of hidden [B T D] and its part of the head's."""
-    head = joined(head, "fsdp")
+def _device_loss(hidden, head, targets, learn, *, z_weight: float, chunk: int):
+    """One device's rows -> the three sums over all devices, the gradient of hidden [B T D], and this device's of the head [D V]."""
+    head = all_gather(head, "fsdp")
     B, T, D = hidden.shape
-    parts = [_cut(x.reshape(B * T, -1), B * chunk) for x in (hidden, targets, learn)]
-    first = head.shape[1] * (jax.lax.axis_index("tensor") if size_of("tensor") > 1 else 0)
+    chunks = [_cut(x.reshape(B * T, -1), B * chunk) for x in (hidden, targets, learn)]
+    first = head.shape[1] * (jax.lax.axis_index("tensor") if axis_size("tensor") > 1 else 0)
 
-    def add(carry, part):
+    def add(carry, rows):
         sums, d_head = carry
-        rows, targets, learn = part[0], part[1], part[2].astype(jnp.float32)
-        logits = jnp.einsum("TD,DV->TV", rows, head, preferred_element_type=jnp.float32)
+        hidden, targets, learn = rows[0], rows[1], rows[2].astype(jnp.float32)
+        logits = jnp.einsum("TD,DV->TV", hidden, head, preferred_element_type=jnp.float32)
         normaliser = _logsumexp(logits)
-        chosen = jnp.arange(head.shape[1]) == targets - first
-        own = total(_own(logits, targets - first, chosen), "tensor")
-        slope = (1 + 2 * z_weight * normaliser) * jnp.exp(logits - normaliser) - chosen
-        slope = (learn * slope).astype(rows.dtype)
-        new = LossSums(jnp.sum((normaliser - own) * learn), jnp.sum(normaliser**2 * learn), jnp.sum(learn))
-        d_head += jnp.einsum("TD,TV->DV", rows, slope, preferred_element_type=jnp.float32)
-        d_rows = total(jnp.einsum("TV,DV->TD", slope, head), "tensor")
+        index = targets - first
+        target_logit = psum(backend().select(logits, index), "tensor")
+        slope = (1 + 2 * z_weight * normaliser) * jnp.exp(logits - normaliser) - (jnp.arange(head.shape[1]) == index)
+        slope = (learn * slope).astype(hidden.dtype)
+        new = LossSums(jnp.sum((normaliser - target_logit) * learn), jnp.sum(normaliser**2 * learn), jnp.sum(learn))
+        d_head += jnp.einsum("TD,TV->DV", hidden, slope, preferred_element_type=jnp.float32)
+        d_rows = psum(jnp.einsum("TV,DV->TD", slope, head), "tensor")
         return (jax.tree.map(jnp.add, sums, new), d_head), d_rows
 
-    zero = (LossSums(*(jnp.zeros((), jnp.float32),) * 3), jnp.zeros(head.shape, jnp.float32))
-    (sums, d_head), d_hidden = jax.lax.scan(add, zero, tuple(parts))
+    zero = (LossSums.zero(), jnp.zeros(head.shape, jnp.float32))
+    (sums, d_head), d_hidden = jax.lax.scan(add, zero, tuple(chunks))
     d_hidden = d_hidden.reshape(-1, D)[: B * T].reshape(B, T, D)
-    d_head = total(shared(d_head.astype(head.dtype), "fsdp"), "replica")
-    return *(total(part, ROWS) for part in sums), d_hidden, d_head
-
-
-def _own(logits: jax.Array, targets: jax.Array, chosen: jax.Array) -> jax.Array:
-    """Logits [T V], targets i32[T 1] counted from the first of them, where they are bool[T V] -> [T 1], 0 if absent."""
-    if platform() != "cpu":
-        return jnp.sum(jnp.where(chosen, logits, 0), -1, keepdims=True)
-    here = (targets >= 0) & (targets < logits.shape[1])
-    return jnp.where(here, jnp.take_along_axis(logits, jnp.where(here, targets, 0), -1), 0)
+    d_head = psum(psum_scatter(d_head.astype(head.dtype), "fsdp"), "replica")
+    return *(psum(x, ROWS) for x in sums), d_hidden, d_head
 
 
 def _logsumexp(logits: jax.Array) -> jax.Array:
     """[T V] -> [T 1], over all parts of V."""
     largest = jnp.max(logits, -1, keepdims=True)
-    if size_of("tensor") > 1:
+    if axis_size("tensor") > 1:
         largest = jax.lax.pmax(largest, "tensor")
-    return jnp.log(total(jnp.sum(jnp.exp(logits - largest), -1, keepdims=True), "tensor")) + largest
+    return jnp.log(psum(jnp.sum(jnp.exp(logits - largest), -1, keepdims=True), "tensor")) + largest
 
 
-def _cut(x: jax.Array, most: int) -> jax.Array:
-    """[n ...] -> [steps n' ...] with n' <= ``most``, a divisor of n that the hardware likes or else zeros behind n."""
+def _cut(x: jax.Array, max_rows: int) -> jax.Array:
+    """[n F] -> [steps rows F] with rows <= ``max_rows``: a multiple of TILE where that divides n, else with zeros behind n."""
     n = x.shape[0]
-    least = -(-n // most)
-    steps = next((steps for steps in range(least, 2 * least + 1) if n % (steps * TILE) == 0), least)
-    size = -(-n // steps)
-    return jnp.pad(x, [(0, steps * size - n), (0, 0)]).reshape(steps, size, -1)
+    fewest = -(-n // max_rows)
+    steps = next((steps for steps in range(fewest, 2 * fewest + 1) if n % (steps * TILE) == 0), fewest)
+    rows = -(-n // steps)
+    return jnp.pad(x, [(0, steps * rows - n), (0, 0)]).reshape(steps, rows, -1)
 
 
 def _sums(hidden: jax.Array, head: jax.Array, targets: jax.Array, learn: jax.Array) -> LossSums:
     logits = jnp.einsum("BTD,DV->BTV", hidden, head, preferred_element_type=jnp.float32)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     learn = learn.astype(jnp.float32)
-    return LossSums(jnp.sum((normaliser - chosen) * learn), jnp.sum(normaliser**2 * learn), jnp.sum(learn))
+    return LossSums(jnp.sum((normaliser - target_logit) * learn), jnp.sum(normaliser**2 * learn), jnp.sum(learn))
 
 
 def _chunks(x: jax.Array, steps: int, chunk: int) -> jax.Array:

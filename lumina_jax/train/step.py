@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment
+from lumina_jax.model.backend import backend
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import STORE, ZERO, constrain, constrain_weights, shardings
 from lumina_jax.train.loss import LossSums, step_loss
@@ -27,7 +28,8 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """f32[] of one step: means over learned tokens, gradient norm before clipping, rate, number of learned tokens."""
+    """f32[] of one step: means over learned tokens (``loss`` is xent + z_loss, the latter weighted), gradient norm before clipping,
+    learning rate, number of learned tokens."""
 
     loss: jax.Array
     xent: jax.Array
@@ -37,15 +39,12 @@ class Metrics(NamedTuple):
     tokens: jax.Array
 
 
-CPU_OPTIONS = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-"""A CPU begins each step with fresh pages from the system, which cost as much as a tenth of it: fewer is faster. Several
-devices, which wait for each other in collectives, keep the usual schedule: eight of them under load aborted with this one."""
-
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Gradient = Callable[[Chameleon, Batch, jax.Array], tuple[Chameleon, LossSums]]
 
 
 def new_state(cfg: Experiment) -> TrainState:
-    """A fresh state from ``cfg.seed``. Build it under jit (:func:`init_state`) or eval_shape when the model is large."""
+    """A fresh state from ``cfg.seed``. Large models are built under jit (:func:`init_state`) or eval_shape."""
     weights_key, dropout_key = jax.random.split(jax.random.key(cfg.seed))
     model = Chameleon(cfg.model, nnx.Rngs(weights_key))
     return TrainState(jnp.zeros((), jnp.int32), model, optimizer(cfg.optim).init(model), dropout_key)
@@ -54,12 +53,15 @@ def new_state(cfg: Experiment) -> TrainState:
 def state_shapes(cfg: Experiment, mesh: Mesh) -> TrainState:
     """The abstract state: shapes, dtypes and shardings of :func:`new_state` without any memory."""
     shapes = jax.eval_shape(lambda: new_state(cfg))
-    places = state_shardings(cfg, mesh)
-    return jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, places)
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        shapes,
+        state_shardings(cfg, mesh),
+    )
 
 
 def state_shardings(cfg: Experiment, mesh: Mesh) -> TrainState:
-    """Where every array of the state lives on ``mesh``."""
+    """The NamedSharding of every array of the state on ``mesh``."""
     return shardings(jax.eval_shape(lambda: new_state(cfg)), mesh, _rules(cfg))
 
 
@@ -68,7 +70,7 @@ def _rules(cfg: Experiment) -> dict:
 
 
 def init_state(cfg: Experiment, mesh: Mesh) -> TrainState:
-    """A fresh state, born sharded over ``mesh``: no device ever holds a whole copy of what is split."""
+    """A fresh state, sharded over ``mesh`` from the start: no device ever holds a whole copy of a split array."""
     return jax.jit(lambda: new_state(cfg), out_shardings=state_shardings(cfg, mesh))()
 
 
@@ -88,8 +90,8 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
 
     The gradient is that of the mean over all learned tokens of the global batch, whatever the number of microbatches.
     """
-    tx, rate, how = optimizer(cfg.optim), schedule(cfg.optim), cfg.mesh
-    compute = jnp.dtype(how.compute)
+    tx, rate = optimizer(cfg.optim), schedule(cfg.optim)
+    compute = jnp.dtype(cfg.mesh.compute)
 
     def loss(model: Chameleon, batch: Batch, key: jax.Array) -> tuple[jax.Array, LossSums]:
         hidden = model(
@@ -97,12 +99,12 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
             batch.positions,
             batch.segments,
             key=key,
-            remat=how.remat,
-            unroll=how.unroll,
-            attention=how.attention,
-            dropout_rng=how.dropout_rng,
+            remat=cfg.mesh.remat,
+            unroll=cfg.mesh.unroll,
+            attention=cfg.mesh.attention,
+            dropout_rng=cfg.mesh.dropout_rng,
         )
-        return step_loss(hidden, model.head[...], batch.targets, batch.learn, cfg.optim.z_loss, how.loss_chunk)
+        return step_loss(hidden, model.head[...], batch.targets, batch.learn, cfg.optim.z_loss, cfg.mesh.loss_chunk)
 
     def gradient(model: Chameleon, batch: Batch, key: jax.Array) -> tuple[Chameleon, LossSums]:
         grads, total = jax.grad(loss, has_aux=True)(model, batch, key)
@@ -115,7 +117,7 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
         grads, total = _accumulate(gradient, model, batch, key, cfg.optim.accumulate)
         tokens = jnp.maximum(total.tokens, 1)
         norm = optax.tree.norm(grads) / tokens
-        # A product with one number is computed again wherever it is read; quotients would be kept, a copy of all gradients.
+        # XLA recomputes a product with one number wherever it is read; quotients it would keep, a copy of all gradients.
         grads = jax.tree.map(lambda g: g * (1 / tokens), grads)
         updates, opt = tx.update(grads, state.opt, state.model, norm=norm)
         model = optax.apply_updates(state.model, updates)
@@ -123,36 +125,33 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
         metrics = Metrics(xent + z_loss, xent, z_loss, norm, rate(state.step), total.tokens)
         return TrainState(state.step + 1, model, opt, state.key), metrics
 
-    places = (state_shardings(cfg, mesh), None)
-    options = CPU_OPTIONS if mesh.size == 1 and mesh.devices.flat[0].platform == "cpu" else None
-    return jax.jit(step, donate_argnums=0, out_shardings=places, compiler_options=options)
+    shardings = (state_shardings(cfg, mesh), None)
+    options = backend(mesh).single_device_options if mesh.size == 1 else None
+    return jax.jit(step, donate_argnums=0, out_shardings=shardings, compiler_options=options)
 
 
-def _accumulate(grad, model: Chameleon, batch: Batch, key: jax.Array, parts: int):
-    """Gradient and sums over ``parts`` microbatches; each device keeps its own rows."""
-    if parts == 1:
-        return grad(model, batch, key)
-    rows = batch.inputs.shape[0] // parts
-    micro = Batch(*(jnp.moveaxis(x.reshape(rows, parts, -1), 1, 0) for x in batch))
+def _accumulate(gradient: Gradient, model: Chameleon, batch: Batch, key: jax.Array, count: int):
+    """Gradient and sums over ``count`` microbatches; each takes every count-th row, so that no row changes its device."""
+    if count == 1:
+        return gradient(model, batch, key)
+    rows = batch.inputs.shape[0] // count
+    microbatches = Batch(*(jnp.moveaxis(x.reshape(rows, count, -1), 1, 0) for x in batch))
 
-    def add(total, part):
-        index, rows = part
-        rows = Batch(*(constrain(x, "BT") for x in rows))
-        return jax.tree.map(jnp.add, total, grad(model, rows, jax.random.fold_in(key, index))), None
+    def add(total, numbered: tuple[jax.Array, Batch]):
+        index, microbatch = numbered
+        microbatch = Batch(*(constrain(x, "BT") for x in microbatch))
+        return jax.tree.map(jnp.add, total, gradient(model, microbatch, jax.random.fold_in(key, index))), None
 
-    zero = (
-        jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), model),
-        LossSums(*(jnp.zeros((), jnp.float32),) * 3),
-    )
-    return jax.lax.scan(add, zero, (jnp.arange(parts), micro))[0]
+    zero = (jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), model), LossSums.zero())
+    return jax.lax.scan(add, zero, (jnp.arange(count), microbatches))[0]
 
 
 def steps(
     state: TrainState, batches: Iterable[Batch], step: Step, start: int
 ) -> Iterator[tuple[int, TrainState, Metrics]]:
-    """Runs ``step`` over ``batches`` (global ones) and yields (steps done, state, metrics of this step).
+    """Runs ``step`` over global ``batches`` and yields (steps done, counted from ``start``; state; metrics of this step).
 
-    Nothing here waits for the device: state and metrics are promises, to be read when later work is already queued.
+    Nothing here waits for the device: state and metrics are computed asynchronously; read them once later steps are queued.
     """
     for done, batch in enumerate(batches, start + 1):
         state, metrics = step(state, batch)

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from lumina_jax.config import DataConfig, ModelConfig
-from lumina_jax.data.batch_plan import BucketPlan
+from lumina_jax.data.batch_plan import BatchPlan
 from lumina_jax.layout import best_crop, crop_sizes, grid_tokens
 
 RECORDS = 1_000_000
@@ -101,16 +101,16 @@ def original(lengths: np.ndarray, seed: int = 0) -> dict[str, float]:
 def ours(lengths: np.ndarray, kind: np.ndarray, cfg: DataConfig) -> dict[str, object]:
     """The same of the plan, and how evenly its batches mix the kinds of records."""
     begin = time.perf_counter()
-    plan = BucketPlan([lengths + 1], cfg, 0)
+    plan = BatchPlan([lengths + 1], cfg, 0)
     built = time.perf_counter() - begin
-    seconds = sum(s.steps * flops(s.rows, s.length) for s in plan.shapes) / FLOPS / CHIPS
+    seconds = sum(s.steps * flops(s.rows, s.length) for s in plan.buckets) / FLOPS / CHIPS
     steps = [plan(step) for step in range(min(plan.steps, 1000))]
     text = [lengths[p.record][kind[p.record] == 2].sum() / lengths[p.record].sum() for p in steps]
     full = [np.bincount(p.row, minlength=p.rows).mean() for p in steps]
     return {
         "padding": round(plan.padding, 4),
         "tokens_per_second": round(int(lengths.sum()) / seconds),
-        "shapes": [[s.rows, s.length, s.steps] for s in plan.shapes],
+        "shapes": [[s.rows, s.length, s.steps] for s in plan.buckets],
         "cut": 0,
         "samples_per_row": round(float(np.mean(full)), 2),
         "text_share_of_a_batch": [round(float(np.percentile(text, q)), 3) for q in (0, 50, 100)],
@@ -136,7 +136,7 @@ def large(records: int) -> dict[str, object]:
         del tokens
         before = memory()
         begin = time.perf_counter()
-        plan = BucketPlan([np.load(f"{folder}/lengths.npy", mmap_mode="r")], STAGES[512], 0)
+        plan = BatchPlan([np.load(f"{folder}/lengths.npy", mmap_mode="r")], STAGES[512], 0)
         built, after = time.perf_counter() - begin, memory()
         taken = []
         for step in np.random.default_rng(0).integers(0, 10 * plan.steps, 2000).tolist():

@@ -34,7 +34,7 @@ from lumina_jax.data.pipeline import batches
 from lumina_jax.data.shard_writer import write_shard, write_totals
 from lumina_jax.data.shards import Settings
 from lumina_jax.sharding import make_mesh
-from lumina_jax.storage import Folder
+from lumina_jax.storage import StorageFolder
 from lumina_jax.train.loop import Feed
 
 TOKENS, RECORDS, SHARD = 2000, 4096, 1024
@@ -51,12 +51,12 @@ def write(folder: Path) -> None:
     (folder / "pickles").mkdir()
     for shard in range(settings.shards):
         samples = [(rng.integers(0, 65536, TOKENS, np.int32), np.arange(TOKENS) >= 200) for _ in settings.span(shard)]
-        write_shard(Folder(folder / "tokens"), settings, shard, samples)
+        write_shard(StorageFolder(folder / "tokens"), settings, shard, samples)
         for index, (tokens, learn) in zip(settings.span(shard), samples, strict=True):
             labels = np.where(learn, tokens, IGNORED)
             item = {"token": tokens.tolist(), "label": labels.tolist(), "id": index}
             (folder / "pickles" / f"{index}.pkl").write_bytes(pickle.dumps(item))
-    write_totals(Folder(folder / "tokens"), settings)
+    write_totals(StorageFolder(folder / "tokens"), settings)
 
 
 def ours(folder: Path, threads: int, start: int) -> Iterator[int]:

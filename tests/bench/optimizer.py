@@ -29,7 +29,7 @@ from lumina_jax.toyworld.score import score_table
 from lumina_jax.toyworld.source import ToySource, training_sizes
 from lumina_jax.train.checkpoint import newest, restore_model
 from lumina_jax.train.loop import train
-from lumina_jax.train.metrics import read
+from lumina_jax.train.metrics import read_metrics
 from lumina_jax.vocab import Vocab
 
 
@@ -49,7 +49,7 @@ def trained(cfg: Experiment, prompts: int) -> dict[str, float]:
     train(cfg, lambda start: batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps))
     seconds = time.monotonic() - begun
     model, vq = restore_model(newest(cfg.out), cfg.model), PatchVQ.load(cfg.vq.path)
-    losses = [line["xent"] for line in read(cfg.out)]
+    losses = [line["xent"] for line in read_metrics(cfg.out)]
     table = score_table(model, vq, vocab, cfg.sample, cfg.data.size, prompts, 0)
     right = {name: score["all_right"] for name, score in table.items()}
     return {"xent": float(np.mean(losses[-len(losses) // 10 :])), "seconds": round(seconds, 1)} | right

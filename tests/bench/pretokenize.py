@@ -27,7 +27,7 @@ from data_parts import CODES, tiny_vocab
 from PIL import Image
 
 from lumina_jax.data.pretokenize import pretokenize_stages
-from lumina_jax.data.shard_maker import Stage
+from lumina_jax.data.shard_maker import PretokenizeStage
 from lumina_jax.data.sources import JsonSource
 from lumina_jax.model.patchvq import PatchVQ
 
@@ -62,7 +62,7 @@ def run(records: str | Path, out: Path, edges: tuple[int, ...] = EDGES) -> None:
     """Pretokenizes for stages of ``edges`` px into folders of those names in ``out``."""
     vq = PatchVQ(np.random.default_rng(0).integers(0, 256, (CODES, STRIDE, STRIDE, 3), np.uint8))
     stages = [
-        Stage(out / str(edge), [(edge, edge), (edge, edge // 2)] if edge % 256 == 0 else [(edge, edge)])
+        PretokenizeStage(out / str(edge), [(edge, edge), (edge, edge // 2)] if edge % 256 == 0 else [(edge, edge)])
         for edge in edges
     ]
     pretokenize_stages(JsonSource(records), vq, tiny_vocab(), stages, SEED, SHARD, progress=False)

@@ -11,7 +11,7 @@ from data.data_parts import CONFIG, NoiseSource, tiny_vocab, tiny_vq
 from PIL import Image
 
 from lumina_jax.conversation import tokenize
-from lumina_jax.data.batch_plan import BucketPlan
+from lumina_jax.data.batch_plan import BatchPlan
 from lumina_jax.data.inspect import printed, sheet, tables
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.data.shards import Shards
@@ -50,9 +50,9 @@ def test_the_numbers_are_those_of_the_folders(folders):
 def test_batches_and_mixture_are_those_of_training(folders):
     cfg = replace(CONFIG, path=",".join(str(part.path) for part in folders), weights=(3.0, 1.0), mix_by="records")
     found = by_title(folders, cfg)
-    plan = BucketPlan([part.lengths for part in folders], cfg, 0)
+    plan = BatchPlan([folder.lengths for folder in folders], cfg, 0)
     assert f"{plan.steps} steps" in found["Batches"].words and percent(plan.padding) in found["Batches"].words
-    assert [row[0] for row in found["Batches"].rows] == [str(shape.length) for shape in plan.shapes]
+    assert [row[0] for row in found["Batches"].rows] == [str(bucket.length) for bucket in plan.buckets]
     shares = [row[2] for row in found["Mixture"].rows]
     assert shares == pytest.approx([0.75, 0.25], abs=0.02)
     text = printed(list(found.values()))

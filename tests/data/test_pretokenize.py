@@ -15,10 +15,10 @@ from data_parts import CONFIG, SIZES, STRIDE, NoiseSource, noise, tiny_vocab, ti
 
 from lumina_jax import conversation, layout
 from lumina_jax.data import shards
-from lumina_jax.data.encode import ImageTokenizer, vq_fingerprint
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.data.shards import Shards
 from lumina_jax.data.sources import Record
+from lumina_jax.model.image_tokenizer import ImageTokenizer, fingerprint
 from lumina_jax.pictures import pixels
 
 VOCAB, VQ, SEED, SHARD, BATCH = tiny_vocab(), tiny_vq(), 5, 16, 4
@@ -241,7 +241,7 @@ def test_what_does_not_fit_together_fails_before_any_work(tmp_path):
 
 
 def test_vq_fingerprints_tell_models_apart():
-    assert vq_fingerprint(tiny_vq(0)) == vq_fingerprint(tiny_vq(0)) != vq_fingerprint(tiny_vq(1))
+    assert fingerprint(tiny_vq(0)) == fingerprint(tiny_vq(0)) != fingerprint(tiny_vq(1))
 
 
 def test_the_default_crops_are_those_of_the_config(tmp_path):

@@ -9,7 +9,7 @@ pytest.importorskip("apache_beam", reason="the extra of lumina_jax/data/PRETOKEN
 
 from lumina_jax.data.beam import pretokenize_with_beam
 from lumina_jax.data.pretokenize import pretokenize_stages
-from lumina_jax.data.shard_maker import Stage
+from lumina_jax.data.shard_maker import PretokenizeStage
 
 SEED, SHARD, BATCH = 5, 8, 4
 OPTIONS = ["--runner=DirectRunner"]
@@ -19,8 +19,8 @@ def open_parts():
     return NoiseSource(bad=(3, 17)), tiny_vq(), tiny_vocab()
 
 
-def stages(out: Path) -> list[Stage]:
-    return [Stage(str(out / "small"), SIZES, 400), Stage(str(out / "large"), [(32, 32)], 400)]
+def stages(out: Path) -> list[PretokenizeStage]:
+    return [PretokenizeStage(str(out / "small"), SIZES, 400), PretokenizeStage(str(out / "large"), [(32, 32)], 400)]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -30,7 +30,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_beam_writes_the_same_bytes_and_goes_on_from_any_other_start(tmp_path):
     manifests = pretokenize_stages(*open_parts(), stages(tmp_path / "whole"), SEED, SHARD, BATCH, progress=False)
     begun = tmp_path / "begun"
-    pretokenize_stages(*open_parts(), stages(begun), SEED, SHARD, BATCH, progress=False, own=slice(0, None, 3))
+    pretokenize_stages(*open_parts(), stages(begun), SEED, SHARD, BATCH, progress=False, shard_slice=slice(0, None, 3))
     kept = {name: (begun / name).stat().st_mtime_ns for name in contents(begun)}
     for out in (tmp_path / "anew", begun, begun):
         assert pretokenize_with_beam(open_parts, stages(out), SEED, OPTIONS, SHARD, BATCH) == manifests

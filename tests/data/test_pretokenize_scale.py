@@ -16,15 +16,16 @@ from flax import nnx
 
 from lumina_jax.config import VQConfig
 from lumina_jax.data import shards
-from lumina_jax.data.encode import Encoder, GridEncoder, vq_fingerprint
+from lumina_jax.data.encode import BatchEncoder, GridEncoder
 from lumina_jax.data.pretokenize import finish, pretokenize, pretokenize_stages
-from lumina_jax.data.shard_maker import Stage
+from lumina_jax.data.shard_maker import PretokenizeStage
 from lumina_jax.data.shards import Shards, check_made_with
 from lumina_jax.data.sources import Record
 from lumina_jax.layout import decode_grid, images_in
+from lumina_jax.model.image_tokenizer import fingerprint
 from lumina_jax.model.vqvae import VQVAE
 from lumina_jax.pictures import pixels
-from lumina_jax.storage import Folder, write_whole
+from lumina_jax.storage import StorageFolder, atomic_write
 
 VOCAB, VQ, SEED, SHARD = tiny_vocab(), tiny_vq(), 5, 8
 STAGES = (SIZES, [(16, 16), (32, 16)], [(32, 32)])
@@ -47,7 +48,7 @@ def run(out, source=None, **changes):
 
 
 def run_stages(out, **changes):
-    stages = [Stage(out / str(number), sizes, 400) for number, sizes in enumerate(STAGES)]
+    stages = [PretokenizeStage(out / str(number), sizes, 400) for number, sizes in enumerate(STAGES)]
     source = changes.pop("source", None) or NoiseSource(bad=(3, 17))
     return pretokenize_stages(source, VQ, VOCAB, stages, SEED, SHARD, 4, progress=False, **changes)
 
@@ -65,16 +66,16 @@ def whole(tmp_path_factory) -> Path:
 
 def test_processes_share_the_shards_and_the_last_writes_the_totals(whole, tmp_path):
     sources = [NoiseSource(bad=(3, 17)) for _ in range(3)]
-    results = [run(tmp_path, source, own=slice(i, None, 3)) for i, source in enumerate(sources)]
+    results = [run(tmp_path, source, shard_slice=slice(i, None, 3)) for i, source in enumerate(sources)]
     assert [source.reads for source in sources] == [18, 16, 16]
     assert results == [None, None, Shards(whole).manifest]
     assert contents(tmp_path) == contents(whole)
 
 
 def test_another_number_of_processes_goes_on(whole, tmp_path):
-    assert run(tmp_path, own=slice(0, None, 3)) is None
+    assert run(tmp_path, shard_slice=slice(0, None, 3)) is None
     sources = [NoiseSource(bad=(3, 17)) for _ in range(2)]
-    results = [run(tmp_path, source, own=slice(i, None, 2)) for i, source in enumerate(sources)]
+    results = [run(tmp_path, source, shard_slice=slice(i, None, 2)) for i, source in enumerate(sources)]
     assert sum(source.reads for source in sources) == 50 - 18
     assert results[0] is None and contents(tmp_path) == contents(whole)
 
@@ -84,7 +85,7 @@ def test_processes_at_the_same_time_end_in_the_same_bytes(whole, tmp_path):
     results = {}
 
     def work(i: int) -> None:
-        results[i] = run(tmp_path, own=slice(i // 2, None, 2))
+        results[i] = run(tmp_path, shard_slice=slice(i // 2, None, 2))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -95,15 +96,15 @@ def test_processes_at_the_same_time_end_in_the_same_bytes(whole, tmp_path):
 
 
 def test_finishing_needs_no_source_and_names_what_is_missing(whole, tmp_path):
-    run(tmp_path, own=slice(0, 5))
+    run(tmp_path, shard_slice=slice(0, 5))
     with pytest.raises(ValueError, match=r"lacks 2 of its 7 shards, 5 the first"):
-        finish([Stage(tmp_path, SIZES)])
+        finish([PretokenizeStage(tmp_path, SIZES)])
     run(tmp_path)
     before = contents(tmp_path)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "lengths.npy").unlink()
     (tmp_path / "lengths.npy.123.tmp").touch()
-    assert finish([Stage(tmp_path, SIZES)]) == [Shards(whole).manifest]
+    assert finish([PretokenizeStage(tmp_path, SIZES)]) == [Shards(whole).manifest]
     assert contents(tmp_path) == before
 
 
@@ -119,7 +120,7 @@ def test_one_read_writes_what_a_run_for_each_stage_writes(tmp_path):
 
 
 def test_a_stage_begun_alone_is_left_as_it_is(tmp_path):
-    run(tmp_path / "out" / "1", sizes=STAGES[1], max_tokens=400, own=slice(0, 2))
+    run(tmp_path / "out" / "1", sizes=STAGES[1], max_tokens=400, shard_slice=slice(0, 2))
     before = contents(tmp_path / "out")
     run_stages(tmp_path / "out")
     after = contents(tmp_path / "out")
@@ -145,7 +146,9 @@ def test_where_a_crop_lies_is_drawn_from_seed_record_and_image_alone(tmp_path):
 
 def test_stages_in_one_folder_are_refused(tmp_path):
     with pytest.raises(ValueError, match="two stages have one folder"):
-        pretokenize_stages(NoiseSource(), VQ, VOCAB, [Stage(tmp_path, SIZES), Stage(tmp_path, SIZES[:1])], SEED)
+        pretokenize_stages(
+            NoiseSource(), VQ, VOCAB, [PretokenizeStage(tmp_path, SIZES), PretokenizeStage(tmp_path, SIZES[:1])], SEED
+        )
 
 
 def test_what_is_too_long_is_rejected_and_never_cut(tmp_path):
@@ -185,14 +188,14 @@ def test_the_manifest_says_what_the_records_teach(tmp_path):
 
 def test_tokens_made_with_another_tokenizer_or_vq_model_are_refused(whole, tmp_path):
     manifest = Shards(whole).manifest
-    check_made_with(manifest, VOCAB, vq_fingerprint(VQ))
+    check_made_with(manifest, VOCAB, fingerprint(VQ))
     check_made_with(manifest, VOCAB)
-    with pytest.raises(ValueError, match=rf"here was made with the VQ model {vq_fingerprint(VQ)}, .*vq\.path"):
-        check_made_with(manifest, VOCAB, vq_fingerprint(tiny_vq(1)), "here")
+    with pytest.raises(ValueError, match=rf"here was made with the VQ model {fingerprint(VQ)}, .*vq\.path"):
+        check_made_with(manifest, VOCAB, fingerprint(tiny_vq(1)), "here")
     with pytest.raises(ValueError, match=r"tokenizer .*data\.tokenizer"):
-        check_made_with(manifest, tiny_vocab("<other>"), vq_fingerprint(VQ))
+        check_made_with(manifest, tiny_vocab("<other>"), fingerprint(VQ))
     text = run(tmp_path, TextSource(9))
-    check_made_with(text, VOCAB, vq_fingerprint(tiny_vq(1)))
+    check_made_with(text, VOCAB, fingerprint(tiny_vq(1)))
 
 
 def test_another_limit_is_refused_by_name(whole):
@@ -206,8 +209,8 @@ def test_fingerprints_ask_for_what_decides_the_codes(vqvae):
         parts = jax.tree_util.tree_map_with_path(
             lambda path, leaf, name=name: leaf + 1 if jax.tree_util.keystr(path).startswith(f".{name}") else leaf, vqvae
         )
-        changed[name] = vq_fingerprint(parts)
-    assert changed["decoder"] == vq_fingerprint(vqvae) != changed["encoder"]
+        changed[name] = fingerprint(parts)
+    assert changed["decoder"] == fingerprint(vqvae) != changed["encoder"]
 
 
 @pytest.mark.parametrize("devices", [2, 8])
@@ -218,7 +221,7 @@ def test_the_number_of_devices_changes_no_code(devices, vqvae):
     crops = [rng.integers(0, 256, (height, width, 3), np.uint8) for width, height in crops]
     grids = []
     for count in (1, devices):
-        encoder = GridEncoder(Encoder.on_devices(vqvae, 3, jax.devices()[:count]))
+        encoder = GridEncoder(BatchEncoder.on_devices(vqvae, 3, jax.devices()[:count]))
         for number, crop in enumerate(crops):
             encoder.add(number, crop)
         encoder.flush()
@@ -233,7 +236,7 @@ def test_each_size_compiles_once(monkeypatch, vqvae):
     shapes = []
     encode = VQVAE.encode
     monkeypatch.setattr(VQVAE, "encode", lambda self, pixels: (shapes.append(pixels.shape), encode(self, pixels))[1])
-    encoder = GridEncoder(Encoder.on_devices(vqvae, 3, jax.devices()[:2]))
+    encoder = GridEncoder(BatchEncoder.on_devices(vqvae, 3, jax.devices()[:2]))
     for number in range(25):
         encoder.add(number, np.zeros((8, 24, 3) if number % 4 else (16, 16, 3), np.uint8))
     encoder.flush()
@@ -242,7 +245,7 @@ def test_each_size_compiles_once(monkeypatch, vqvae):
 
 def test_a_remote_folder_gets_the_same_bytes(whole):
     place = "memory://bucket/tokens"
-    assert run(place, own=slice(0, 3)) is None
+    assert run(place, shard_slice=slice(0, 3)) is None
     run(place)
     store = fsspec.filesystem("memory")
     there = {path.rpartition("/")[2]: store.cat_file(path) for path in store.ls("/bucket/tokens", detail=False)}
@@ -256,12 +259,13 @@ def test_whole_files_survive_a_neighbour_that_tidies_up(tmp_path):
         path.write_text("mine")
         path.unlink()
 
-    with pytest.raises(FileNotFoundError):
-        write_whole(tmp_path / "file", vanish)
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "file") as temporary:
+        vanish(temporary)
     (tmp_path / "file").write_text("theirs")
-    write_whole(tmp_path / "file", vanish)
+    with atomic_write(tmp_path / "file") as temporary:
+        vanish(temporary)
     (tmp_path / "left.tmp").touch()
-    Folder(tmp_path).tidy()
+    StorageFolder(tmp_path).remove_temporary_files()
     assert contents(tmp_path) == {"file": b"theirs"}
 
 

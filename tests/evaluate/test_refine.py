@@ -8,10 +8,9 @@ from PIL import Image
 from lumina_jax.config import DataConfig, SampleConfig
 from lumina_jax.conversation import task_prompt, tokenize
 from lumina_jax.evaluate import refine as room
-from lumina_jax.evaluate.reconstruction import psnr
 from lumina_jax.layout import encode_grid
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.pictures.metrics import ssim
+from lumina_jax.pictures.metrics import psnr, ssim
 from lumina_jax.sample.prompt import PromptBuilder
 from lumina_jax.vocab import Vocab
 

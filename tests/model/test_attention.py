@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumina_jax.model.attention import BLOCK, attend, attend_causal, causal_mask
+from lumina_jax.model.attention import attend, causal_mask
+from lumina_jax.model.cpu import MIN_BLOCK, attend_causal
 
 
 def test_blocks_of_queries_attend_as_all_at_once():
     """Values and gradients, where the last block is shorter and segments begin within blocks."""
-    B, T, H, N, K = 2, 2 * BLOCK + 22, 4, 2, 8
+    B, T, H, N, K = 2, 2 * MIN_BLOCK + 22, 4, 2, 8
     rng = np.random.default_rng(0)
     query, key, value, change = (
         jnp.asarray(rng.standard_normal(shape), jnp.float32)

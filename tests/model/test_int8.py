@@ -7,10 +7,10 @@ import pytest
 from flax import nnx
 
 from lumina_jax.config import MeshConfig, ModelConfig
+from lumina_jax.model.block import product
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.model.int8 import SUMMED, Int8, logit_error, quantized
-from lumina_jax.model.params import is_param
-from lumina_jax.model.parts import product
+from lumina_jax.model.int8 import SUMMED, logit_error, quantize, quantized
+from lumina_jax.model.params import Int8, is_param
 from lumina_jax.sharding import make_mesh, shardings
 
 CFG = ModelConfig(vocab=64, width=32, layers=3, heads=4, kv_heads=2, head_dim=8, mlp=48, qk_groups=2, dropout=0.0)
@@ -58,7 +58,7 @@ def test_products_are_those_of_the_numbers_that_stand_there(letters):
     sizes = dict(B=2, T=3, D=16, H=4, K=8, F=24)
     inputs, matrix = letters.split("->")[0].split(",")
     x, w = (jax.random.normal(jax.random.key(i), [sizes[c] for c in part]) for i, part in enumerate((inputs, matrix)))
-    held = Int8(w, matrix)
+    held = quantize(w, matrix)
     assert jnp.allclose(product(letters, x, held[...]), jnp.einsum(letters, x, numbers(held)), atol=1e-5)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lumina_jax.pictures.html import LONE, duration, short
+from lumina_jax.pictures.html import VOID_TAGS, duration, short
 from lumina_jax.toyworld.drawings import curves
 from lumina_jax.toyworld.report import Knob, Painted, Report, Score, Stage, write_report
 
@@ -67,7 +67,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in LONE:
+        if tag not in VOID_TAGS:
             self.open.append(tag)
 
     def handle_endtag(self, tag):

@@ -14,7 +14,7 @@ from lumina_jax.cluster.membership import MEND, RETRY
 from lumina_jax.config import override
 from lumina_jax.train.checkpoint import newest
 from lumina_jax.train.loop import train
-from lumina_jax.train.metrics import read
+from lumina_jax.train.metrics import read_metrics
 
 pytestmark = pytest.mark.usefixtures("compiled")
 ACCUMULATE = ["optim.accumulate=2"]
@@ -53,12 +53,12 @@ def alone(compiled, tmp_path_factory) -> list[dict[str, float]]:
     """The metrics of a run of one process that nothing stopped, with accumulation."""
     cfg = override(replace(experiment(), out=str(tmp_path_factory.mktemp("alone"))), ACCUMULATE)
     train(cfg, batches(cfg), show=False)
-    return read(cfg.out)
+    return read_metrics(cfg.out)
 
 
 def assert_measured(alone, out: Path) -> None:
     """Every step measured the same, to float32 rounding."""
-    for ours, theirs in zip(read(out), alone, strict=True):
+    for ours, theirs in zip(read_metrics(out), alone, strict=True):
         assert ours == pytest.approx(theirs, rel=2e-5)
 
 
@@ -67,7 +67,7 @@ def test_processes_train_as_one(alone, compiled, tmp_path):
     out = dict(out=str(tmp_path))
     assert together(compiled, (1, 2, 1), [{}, {"term_at": 3}], **out) == ([143, 143], [])
     stopped = int(newest(tmp_path).name)
-    assert stopped == 5 and len(read(tmp_path)) == 5
+    assert stopped == 5 and len(read_metrics(tmp_path)) == 5
     assert together(compiled, (2, 2, 1), [{}] * 4, **out) == ([0] * 4, [])
     assert_measured(alone, tmp_path)
 

@@ -17,7 +17,7 @@ from lumina_jax.config import Experiment
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import newest
 from lumina_jax.train.loop import begin, train
-from lumina_jax.train.metrics import FILE, read
+from lumina_jax.train.metrics import FILE, read_metrics
 from lumina_jax.train.step import TrainState, make_step
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -59,7 +59,7 @@ def assert_ends_as(whole, cfg: Experiment) -> None:
 
 def test_metrics_hold_every_step_once(whole):
     cfg, state = whole
-    assert [line["step"] for line in read(cfg.out)] == [1, 2, 3, 4, 5, 6, 7]
+    assert [line["step"] for line in read_metrics(cfg.out)] == [1, 2, 3, 4, 5, 6, 7]
     assert state.step == 7 and newest(cfg.out).name == "7"
     assert sorted(path.name for path in newest(cfg.out).parent.iterdir()) == ["6", "7"]  # cfg.keep of them
 
@@ -86,7 +86,7 @@ def test_sigterm_saves_and_exits_143(whole, here):
         finish(here, {3: lambda: os.kill(os.getpid(), signal.SIGTERM)})
     assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
     assert int(newest(here.out).name) in (3, 4)
-    assert [line["step"] for line in read(here.out)][-1] == int(newest(here.out).name)
+    assert [line["step"] for line in read_metrics(here.out)][-1] == int(newest(here.out).name)
     assert_ends_as(whole, here)
 
 
@@ -94,7 +94,7 @@ def test_a_run_goes_on_on_another_mesh(whole, here):
     with pytest.raises(Stopped):
         finish(here, {5: stop})
     finish(replace(here, mesh=replace(here.mesh, replica=1, fsdp=8, tensor=1)))
-    for ours, theirs in zip(read(here.out), read(whole[0].out), strict=True):
+    for ours, theirs in zip(read_metrics(here.out), read_metrics(whole[0].out), strict=True):
         assert ours == pytest.approx(theirs, rel=2e-5)
 
 
@@ -148,7 +148,7 @@ def test_not_a_number_is_named_and_never_saved(here, monkeypatch, poisoned):
     monkeypatch.setattr(loop, "make_step", make)
     with pytest.raises(FloatingPointError, match=r"tiny: .*step 4 .*optim\.lr"):
         finish(here)
-    assert newest(here.out).name == "2" and [line["step"] for line in read(here.out)] == [1, 2, 3]
+    assert newest(here.out).name == "2" and [line["step"] for line in read_metrics(here.out)] == [1, 2, 3]
 
 
 def test_batches_that_end_early_are_an_error(here):

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import posixpath
 import tarfile
 from collections.abc import Callable, Iterator
@@ -17,7 +16,8 @@ from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, dialogue, pair
 from lumina_jax.data.sources.images import SUFFIXES, ImageFile
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
 from lumina_jax.errors import InputError
-from lumina_jax.progress import Meter
+from lumina_jax.progress import ProgressDisplay
+from lumina_jax.storage import atomic_write
 
 BLOCK = tarfile.BLOCKSIZE
 TEXTS = ("txt", "caption", "text")
@@ -41,11 +41,8 @@ class TarIndex:
             return cls(held["shards"], held["starts"], held["stops"], str(held["fingerprint"]), str(held["made_of"]))
 
     def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **vars(self))
-        temporary.replace(path)
 
 
 class WebDatasetSource(StoredSource):
@@ -130,7 +127,7 @@ def _as_file(image: object) -> ImageFile:
 
 def _index(places: list[str], sizes: list[int], made_of: str, progress: bool) -> TarIndex:
     digest, shards, spans = hashlib.sha256(), [], []
-    with Meter("index", sum(sizes), progress, "MB", 10**6) as meter:
+    with ProgressDisplay("index", sum(sizes), progress, "MB", 10**6) as meter:
         for number, (place, size) in enumerate(zip(places, sizes, strict=True)):
             found = np.fromiter(_samples(place, size, digest.update), np.dtype((np.int64, 2)))
             spans.append(found)
