@@ -84,9 +84,9 @@ def settings_of(experiment):
     return experiment.sample if experiment else SampleConfig()
 
 
-def make_desk(vq, vocab, experiment, forced: bool = True):
-    """Where prompts for a model of ``experiment`` are made; ``forced``: pictures get the size they were asked for."""
-    from lumina_jax.sample.prompt import Desk
+def make_prompt_builder(vq, vocab, experiment, forced: bool = True):
+    """The PromptBuilder for a model of ``experiment``; ``forced``: the size of a picture is forced token by token."""
+    from lumina_jax.sample.prompt import PromptBuilder
 
     patches = experiment is not None and experiment.vq.kind == "patch"
-    return Desk(vq, vocab, experiment.data if experiment else None, forced, as_is=patches)
+    return PromptBuilder(vq, vocab, experiment.data if experiment else None, forced, as_is=patches)

@@ -26,7 +26,7 @@ from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.evaluate.refine import refine
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.sample.prompt import Desk
+from lumina_jax.sample.prompt import PromptBuilder
 from lumina_jax.toyworld.omni import OmniSource, evaluation_exercises
 from lumina_jax.toyworld.omni_fit import fit_omni
 from lumina_jax.toyworld.scenes import OMNI
@@ -56,7 +56,7 @@ def train_model(codes: int, steps: int, records: int, home: Path):
     pretokenize(source, vq, vocab, cfg.data.path, cfg.data, 0, sizes=source.sizes, max_tokens=max_tokens)
     train(cfg, lambda start: batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, steps))
     model = restore_model(newest(cfg.out), cfg.model)
-    return model, Desk(vq, vocab, cfg.data, as_is=True), served("refine", cfg.sample)
+    return model, PromptBuilder(vq, vocab, cfg.data, as_is=True), served("refine", cfg.sample)
 
 
 def main() -> None:
@@ -67,11 +67,11 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=24, help="fresh pictures (24)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        model, desk, cfg = train_model(options.codes, options.steps, options.records, Path(home))
+        model, builder, cfg = train_model(options.codes, options.steps, options.records, Path(home))
         tables = []
         for index, exercise in enumerate(evaluation_exercises("refine", stage_sizes(AREA), options.pictures, 0)):
             image = Image.fromarray(exercise.pictures[0])
-            tables.append(refine(model, desk, image, cfg, jax.random.key(index)).table())
+            tables.append(refine(model, builder, image, cfg, jax.random.key(index)).table())
     results = {"benchmark": "refine", "codes": options.codes, "pictures": len(tables)}
     for side in ("before", "after"):
         results[side] = {name: float(np.mean([table[side][name] for table in tables])) for name in ("psnr_db", "ssim")}
