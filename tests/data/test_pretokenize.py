@@ -173,23 +173,23 @@ def test_bad_records_are_listed_with_their_reasons(complete):
     ],
 )
 def test_a_record_without_a_sample_is_listed_with_its_reason(tmp_path, record, reason):
-    class Source(NoiseSource):
+    class OneOther(NoiseSource):
         def __getitem__(self, index):
             return record if index == 1 else super().__getitem__(index)
 
-    manifest = run(tmp_path, Source(4))
+    manifest = run(tmp_path, OneOther(4))
     assert (manifest.kept, manifest.rejected) == (3, 1)
     reject = json.loads((tmp_path / "rejects.jsonl").read_text())
     assert reject["index"] == 1 and reason in reject["reason"]
 
 
 def test_a_bug_in_a_source_stops_the_run(tmp_path):
-    class Source(NoiseSource):
+    class Buggy(NoiseSource):
         def __getitem__(self, index):
             raise KeyError("a bug")
 
     with pytest.raises(KeyError, match="a bug"):
-        run(tmp_path, Source())
+        run(tmp_path, Buggy())
 
 
 def test_a_finished_folder_is_not_touched(complete, capsys):
