@@ -61,8 +61,8 @@ def _quickstart(options: Namespace) -> None:
 
 def _grow(options: Namespace) -> None:
     cfg = load_experiment(options.config, options.changes)
-    from lumina_jax.train.grow_vocabulary import write_start
+    from lumina_jax.train.grow_vocabulary import write_start_checkpoint
     from lumina_jax.vocab import Vocab
 
     model, old, _, _ = load_for_sampling(options)
-    print(write_start(model, old, Vocab.load(cfg.data.tokenizer), cfg))
+    print(write_start_checkpoint(model, old, Vocab.load(cfg.data.tokenizer), cfg))

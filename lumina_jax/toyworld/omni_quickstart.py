@@ -19,7 +19,7 @@ from lumina_jax.toyworld.source import STAGES, ToySource, stage_sizes, training_
 from lumina_jax.toyworld.task_sheet import line, write_sheets
 from lumina_jax.toyworld.tasks import evaluate_tasks
 from lumina_jax.train.checkpoint import newest, read_experiment, restore_model
-from lumina_jax.train.grow_vocabulary import write_start
+from lumina_jax.train.grow_vocabulary import write_start_checkpoint
 from lumina_jax.train.loop import train
 from lumina_jax.vocab import Vocab
 
@@ -89,7 +89,7 @@ def _begin(part: Experiment, out: Path, base: Path) -> tuple[PatchVQ, Vocab]:
         fit_omni(part.vq, part.data, PatchVQ.load(out / "vq.npz"))
     vocab = Vocab.load(part.data.tokenizer)
     if not Path(part.out).exists():
-        write_start(restore_model(base, read_experiment(base).model), Vocab.load(out), vocab, part)
+        write_start_checkpoint(restore_model(base, read_experiment(base).model), Vocab.load(out), vocab, part)
     return PatchVQ.load(part.vq.path), vocab
 
 

@@ -25,7 +25,7 @@ from convert.orbax_folder import IMPORTED, ORIGIN
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import flatten
-from lumina_jax.train.loop import begin, train
+from lumina_jax.train.loop import initial_state, train
 from lumina_jax.vocab import Vocab
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -252,7 +252,7 @@ def test_training_starts_from_an_import_and_its_weights_are_exported(tmp_path):
     save_model(first, cfg.model, tmp_path / "torch", "lumina")
     convert(tmp_path / "torch", tmp_path / "import", Target("ours", dtype="bfloat16"), show=False)
     assert experiment_of(open_source(tmp_path / "import")) is None
-    begun = weights(begin(cfg, make_mesh(cfg.mesh)).model)
+    begun = weights(initial_state(cfg, make_mesh(cfg.mesh)).model)
     assert_same(begun, {n: a.astype(jnp.bfloat16).astype(np.float32) for n, a in weights(first).items()})
 
     last = weights(train(cfg, batches(cfg), show=False).model)
