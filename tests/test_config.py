@@ -96,7 +96,7 @@ def test_override_refuses_a_value_and_a_field_of_it_in_either_order(order):
         (DataConfig, {"patch": 1}, ["data.patch=1", "at least 2"]),
         (DataConfig, {"max_ratio": 0.5}, ["data.max_ratio=0.5", "at least 1"]),
         (DataConfig, {"buckets": (256, 128)}, ["data.buckets=(256, 128)", "rising"]),
-        (DataConfig, {"buckets": ()}, ["data.buckets=()", "at least one"]),
+        (DataConfig, {"buckets": ()}, ["data.buckets=()", "one or more"]),
         (DataConfig, {"batch": 0}, ["data.batch=0", "at least 1"]),
         (DataConfig, {"batch": 6, "row_multiple": 4}, ["data.row_multiple=4", "data.batch=6", "divisor"]),
         (DataConfig, {"path": "a,b", "weights": (1.0,)}, ["data.weights=(1.0,)", "a,b", "one for each folder"]),
