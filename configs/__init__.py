@@ -1,1 +1,4 @@
-"""One file per experiment, each ending in ``experiment = Experiment(...)``; a later stage is a ``replace`` of the one before."""
+"""One file per experiment, ending in ``experiment = Experiment(...)``; pods.py holds several, in ``experiments``.
+
+A later stage is a ``replace`` of the stage before.
+"""

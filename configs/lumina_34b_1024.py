@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from configs.lumina_7b_1024 import experiment as small
-from configs.lumina_34b_768 import experiment as before
+from configs.lumina_7b_1024 import experiment as lumina_7b_1024
+from configs.lumina_34b_768 import experiment as stage_2
 
-experiment = replace(before, name="lumina_34b_1024", out="out/lumina_34b_1024", start=before.out, data=small.data)
+experiment = replace(
+    stage_2, name="lumina_34b_1024", out="out/lumina_34b_1024", start=stage_2.out, data=lumina_7b_1024.data
+)

@@ -1,11 +1,11 @@
 """Omni-SFT of Lumina-mGPT 34B: seventeen kinds of task at about 768 x 768 pixels, up to two pictures a row (paper section 3.3).
 
-Its mixture is that of the 7B model.
+The mixture is that of the 7B model.
 """
 
 from dataclasses import replace
 
-from configs.lumina_7b_omni import experiment as omni_7b
+from configs.lumina_7b_omni import experiment as omni
 from configs.lumina_34b_768 import experiment as stage_2
 
 experiment = replace(
@@ -15,8 +15,8 @@ experiment = replace(
     start=stage_2.out,
     data=replace(
         stage_2.data,
-        path=omni_7b.data.path,
-        weights=omni_7b.data.weights,
+        path=omni.data.path,
+        weights=omni.data.weights,
         buckets=(2560, 5120),
         batch=256,
     ),

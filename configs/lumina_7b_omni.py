@@ -1,7 +1,7 @@
 """Omni-SFT of Lumina-mGPT 7B: seventeen kinds of task at about 768 x 768 pixels, up to two pictures a row (paper section 3.3).
 
-lumina_jax/data/OMNI.md has the commands that make the folders of MIX. For a mixture of one's own, give data.path and
-data.weights together; to write one of the folders, data.path=FOLDER data.weights=
+lumina_jax/data/OMNI.md lists the commands that write the folders of MIX. To train on another mixture, set data.path and
+data.weights together; to write one folder, set data.path=FOLDER data.weights=
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ from configs.lumina_7b_768 import experiment as stage_2
 
 HOME = "tokens/omni"
 MIX = {
-    "generate": 0.25,  # the share of FP-SFT data: a part of stage 2's records, so that painting from text is kept
+    "generate": 0.25,  # FP-SFT data, some of stage 2's records, so that the model keeps generating from text
     "text": 0.04,
     "questions": 0.09,
     "magicbrush": 0.03,
@@ -20,7 +20,7 @@ MIX = {
     "dialogs_magicbrush": 0.01,
     "segmentation": 0.06,
     "depth": 0.045,
-    "depth_sintel": 0.005,  # a thousand frames, and of NYUv2 795 photos: a larger share would repeat them too often
+    "depth_sintel": 0.005,  # 1,000 frames (NYUv2: 795 photos); a larger share would repeat them too often
     "normal": 0.045,
     "normal_nyuv2": 0.005,
     "pose": 0.05,
@@ -30,7 +30,7 @@ MIX = {
     "normal_to_image": 0.02,
     "pose_to_image": 0.03,
 }
-"""The folders below HOME and their shares of an epoch's records. The paper tells the sets, not their shares: these are ours."""
+"""Folder below HOME -> share of an epoch's records. The paper names the data sets but not their shares; these are our choice."""
 
 experiment = replace(
     stage_2,

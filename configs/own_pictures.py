@@ -1,4 +1,4 @@
-"""A folder of your own pictures on a laptop: about 256 x 256 pixels, a patch codebook, a small model trained from nothing."""
+"""A folder of your own pictures on a laptop: about 256 x 256 pixels, a patch codebook, a small model from random weights."""
 
 from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimConfig, SampleConfig, VQConfig
 

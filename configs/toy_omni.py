@@ -1,7 +1,7 @@
-"""The embedded world, Omni-SFT, its second part: one model for every task.
+"""Omni-SFT of the embedded world, second part: one model for every task.
 
-What is slow to learn comes more often, on small canvases above all. A third of what it sees is painted from text, which it
-knew before and forgets first; guidance needs the pictures without a prompt as well.
+Tasks that are slow to learn have larger shares, above all on small canvases. A third of the records are text-to-image (paint1,
+paint2), which the model knows from FP-SFT and forgets first; ``drop_context`` also trains them without prompts, for guidance.
 """
 
 from dataclasses import replace
@@ -19,6 +19,6 @@ experiment = replace(
         weights=(0.68, 0.2, 0.12),
         drop_context=0.15,
     ),
-    # The rate falls on from where the first part left it.
+    # The rates continue from the final ones of the first part.
     optim=replace(first.optim, steps=10_000, lr=6e-3, min_lr=1e-4, muon_lr=4e-3),
 )

@@ -1,6 +1,6 @@
-"""The embedded world, Omni-SFT, its first part: every task, from the weights of FP-SFT stage 3.
+"""Omni-SFT of the embedded world, first part: every task, from the weights of FP-SFT stage 3.
 
-Canvases of all sizes, the small ones most often, and FP-SFT's own records among them. A row holds several records.
+Canvases of all sizes, small ones most often, mixed with the text-to-image records of FP-SFT. Rows are packed.
 """
 
 from dataclasses import replace

@@ -1,6 +1,6 @@
-"""The embedded world, FP-SFT stage 1: pictures of about 64 x 64 pixels, 16 codes of 16 x 16 pixels each.
+"""FP-SFT stage 1 of the embedded world: pictures of about 64 x 64 pixels, 16 codes of 16 x 16 pixels each.
 
-The same code path as the 7B model on a pod; only the numbers are small. ``python run.py quickstart`` runs all three stages.
+The code path is that of the 7B model on a pod; only the numbers are smaller. ``python run.py quickstart`` runs all three stages.
 """
 
 from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimConfig, SampleConfig, VQConfig
@@ -14,7 +14,7 @@ experiment = Experiment(
     ),
     vq=VQConfig(kind="patch", path="out/toy/vq.npz", codes=326),
     data=DataConfig(path="out/toy/data64", tokenizer="out/toy", size=64, buckets=(42, 50), batch=16, packing=False),
-    # Muon for the matrices: in few steps more than twice as many pictures are right as with AdamW alone (tests/bench/optimizer.py).
+    # Muon for the matrices: after so few steps more than twice as many pictures are right as with AdamW (tests/bench/optimizer.py).
     optim=OptimConfig(
         steps=3000,
         lr=1.5e-2,
@@ -27,6 +27,6 @@ experiment = Experiment(
         clip=1.0,
     ),
     mesh=MeshConfig(replica=-1, fsdp=1, compute="float32", remat="none", unroll=4),
-    # So small a model is painted fastest token by token.
+    # A model this small samples fastest with one token a pass.
     sample=SampleConfig(guidance=4.0, min_p=0.1, max_new_tokens=512, parallel="off"),
 )

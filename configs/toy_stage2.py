@@ -1,4 +1,4 @@
-"""The embedded world, FP-SFT stage 2: pictures of about 96 x 96 pixels, 36 codes, from stage 1's weights."""
+"""FP-SFT stage 2 of the embedded world: pictures of about 96 x 96 pixels, 36 codes, from stage 1's weights."""
 
 from dataclasses import replace
 

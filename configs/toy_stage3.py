@@ -1,4 +1,4 @@
-"""The embedded world, FP-SFT stage 3: pictures of about 128 x 128 pixels, 64 codes, at eleven aspect ratios up to 4."""
+"""FP-SFT stage 3 of the embedded world: pictures of about 128 x 128 pixels, 64 codes, at eleven aspect ratios up to 4."""
 
 from dataclasses import replace
 

@@ -17,3 +17,5 @@ layout.encode_grid -> conversation.tokenize -> token shards (data.pretokenize) -
 model.chameleon -> train.loss -> train.optim. Prompt, text to PNG: conversation -> sample.decode (prefill, then a while
 loop: logits -> guidance -> layout.forced -> top-k -> draw) -> sample.picture -> layout.decode_grid -> VQ decode -> PNG.
 """
+
+__version__ = "0.1.0"

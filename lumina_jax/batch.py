@@ -9,10 +9,10 @@ Array = jax.Array | np.ndarray
 
 
 class Batch(NamedTuple):
-    """A global or host-local batch of token rows, already shifted by one.
+    """A global or host-local batch of token rows; targets are the inputs shifted by one.
 
-    ``inputs`` and ``targets`` are i32[B T]; ``learn`` bool[B T] says whose target is learned; ``positions`` i32[B T] count
-    from 0 in each segment; ``segments`` i32[B T] number the samples in a row from 1, 0 is padding.
+    ``inputs`` and ``targets`` are i32[B T]; ``learn`` bool[B T] masks the targets that count in the loss; ``positions``
+    i32[B T] start at 0 in each segment; ``segments`` i32[B T] number the samples of a row from 1, and 0 is padding.
     """
 
     inputs: Array
@@ -20,3 +20,7 @@ class Batch(NamedTuple):
     learn: Array
     positions: Array
     segments: Array
+
+
+DTYPES = (np.int32, np.int32, np.bool_, np.int32, np.int32)
+"""The dtypes of a Batch's fields, in their order."""

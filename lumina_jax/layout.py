@@ -1,9 +1,11 @@
 """Uni-Rep, the image-token rule (paper section 3.1): its single home.
 
-An image of R x C codes is written ``begin-image, height, width, R rows of (C codes, end-of-line), end-image``. Height and
-width are counted in size units of two codes, height first. The writer, the reader, the sampler's forced tokens and the
-start of guidance all ask this module.
+An image of R x C codes is the token sequence ``begin-image, height, width, R rows of (C codes, end-of-line), end-image``.
+Height and width are one size token each, in size units of two codes. The writer, the reader, the sampler's forced tokens
+and the start of guidance all use this module.
 """
+
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +15,23 @@ from lumina_jax.errors import InputError
 from lumina_jax.vocab import Vocab
 
 CODE = -1
-"""forced(): any image code may stand here."""
+"""Result of forced(): any image code is allowed."""
 SIZE = -2
-"""forced(): any size token may stand here."""
+"""Result of forced(): any size token is allowed."""
 ANY = -3
-"""forced(): not inside an image; the rule says nothing."""
+"""Result of forced(): any token is allowed, because the position is not inside an image."""
 
 CODES_PER_UNIT = 2
 
 TOKENS_AROUND = 16
-"""Room in an answer for what is said beside its picture."""
+"""Tokens allowed in an answer for the text around its image."""
 
 
 def crop_sizes(target: int, patch: int = 32, max_ratio: float = 4.0) -> list[tuple[int, int]]:
-    """The (width, height) in pixels of every crop of at most ``target``² pixels, widest first (original: generate_crop_size_list).
+    """The (width, height) in pixels of all crop sizes for an area of ``target``² pixels, widest first.
 
-    Walks the staircase under the hyperbola width * height = (target / patch)² in units of ``patch``.
+    They are the largest multiples of ``patch`` whose area is at most target² and whose sides differ by at most a factor of
+    ``max_ratio``. Source: generate_crop_size_list.
     """
     budget = (target // patch) ** 2
     sizes, wide, high = [], budget, 1
@@ -43,26 +46,44 @@ def crop_sizes(target: int, patch: int = 32, max_ratio: float = 4.0) -> list[tup
 
 
 def best_crop(image_size: tuple[int, int], sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """The (width, height) of ``sizes`` that keeps most of an image of ``image_size`` (width, height).
+    """The (width, height) of ``sizes`` that keeps the largest share of an image of ``image_size`` (width, height).
 
-    Equal shares go to the larger tuple, as in the original (var_center_crop).
+    Ties go to the larger tuple, as in the original (var_center_crop).
     """
     width, height = image_size
 
-    def kept(size):
+    def kept_share(size):
         scales = (size[0] / width, size[1] / height)
         return min(scales) / max(scales)
 
-    return max(sizes, key=lambda size: (kept(size), size))
+    return max(sizes, key=lambda size: (kept_share(size), size))
 
 
 def grid_tokens(rows: int, cols: int) -> int:
-    """How many tokens an image of rows x cols codes takes, begin- and end-image included."""
-    return rows * (cols + 1) + 4
+    """The number of tokens of an image of rows x cols codes, begin- and end-image included."""
+    return rows * line_tokens(cols) + 4
+
+
+def line_tokens(cols):
+    """The number of tokens of a row of ``cols`` codes (an integer or i32[...]), its end-of-line included."""
+    return cols + 1
+
+
+def column_of(index, cols):
+    """The column of the ``index``-th token (from 0) behind height and width; that of an end-of-line is ``cols``."""
+    return index % line_tokens(cols)
+
+
+def answer_tokens(shapes: Iterable[tuple[int, int]]) -> int:
+    """The ``max_new_tokens`` of an answer with one image of any of ``shapes`` (rows, cols) and a short text around it."""
+    return max((grid_tokens(*shape) for shape in shapes), default=0) + TOKENS_AROUND
 
 
 def encode_grid(codes: np.ndarray, vocab: Vocab) -> np.ndarray:
-    """Image codes i32[R C] -> token ids i32[R*(C+1)+4]. R and C must be even (a size unit is two codes)."""
+    """Image codes i32[R C] -> token ids i32[R*(C+1)+4].
+
+    Raises InputError when R or C is odd (a size unit is two codes) or a code is outside the tokenizer's range.
+    """
     codes = np.asarray(codes)
     if codes.ndim != 2 or 0 in codes.shape or codes.shape[0] % CODES_PER_UNIT or codes.shape[1] % CODES_PER_UNIT:
         raise InputError(f"a grid of codes of shape {codes.shape}: rows and columns must be even and at least 2")
@@ -81,7 +102,7 @@ def encode_grid(codes: np.ndarray, vocab: Vocab) -> np.ndarray:
 def decode_grid(ids: np.ndarray, vocab: Vocab) -> np.ndarray:
     """Token ids i32[R*(C+1)+4], from begin-image to end-image, -> image codes i32[R C].
 
-    Raises ValueError saying which token breaks the rule.
+    Raises InputError naming the first token that breaks the rule.
     """
     ids = np.asarray(ids, np.int32)
     if len(ids) < 4 or ids[0] != vocab.boi:
@@ -105,9 +126,10 @@ def decode_grid(ids: np.ndarray, vocab: Vocab) -> np.ndarray:
 
 
 def decode_lines(ids: np.ndarray, vocab: Vocab) -> tuple[np.ndarray, int]:
-    """The beginning of an image, token ids i32[n] from begin-image on, -> (codes i32[r C] of its whole lines, its rows R).
+    """Token ids i32[n] of an unfinished image, from begin-image on, -> (codes i32[r C] of its r complete rows, R).
 
-    Before height and width are known that is (i32[0 0], 0). Raises ValueError where the beginning breaks the rule.
+    R is the number of rows of the finished image. The result is (i32[0 0], 0) until height and width are known. Raises
+    InputError when the tokens break the rule.
     """
     ids = np.asarray(ids, np.int32)
     if len(ids) < 3:
@@ -122,7 +144,7 @@ def decode_lines(ids: np.ndarray, vocab: Vocab) -> tuple[np.ndarray, int]:
 
 
 def grid_shape(height_id: int, width_id: int, vocab: Vocab) -> tuple[int, int]:
-    """The (rows, cols) of codes that two size tokens stand for; ValueError when one is no size token."""
+    """The (rows, cols) of codes that two size tokens stand for. Raises InputError when one is no size token."""
     for name, token in (("height", height_id), ("width", width_id)):
         if not 0 <= token < len(vocab.size_of) or vocab.size_of[token] < 0:
             raise InputError(f"the {name} of the image is token {token}, which is no size token")
@@ -130,44 +152,44 @@ def grid_shape(height_id: int, width_id: int, vocab: Vocab) -> tuple[int, int]:
 
 
 def images_in(ids: np.ndarray, vocab: Vocab) -> list[slice]:
-    """Where whole images lie in a token sequence: slices from begin-image through end-image, in order.
+    """The slices of all complete images of a token sequence i32[n], begin- and end-image included, in order.
 
-    A begin-image without an end-image after it (a sequence cut short) yields nothing.
+    A begin-image without an end-image (the sequence was cut) gives no slice.
     """
     ids = np.asarray(ids)
-    found, start = [], None
+    images, start = [], None
     for index in np.flatnonzero((ids == vocab.boi) | (ids == vocab.eoi)):
         if ids[index] == vocab.boi:
             start = index
         elif start is not None:
-            found.append(slice(int(start), int(index) + 1))
+            images.append(slice(int(start), int(index) + 1))
             start = None
-    return found
+    return images
 
 
 def forced(n, rows, cols, vocab: Vocab) -> jax.Array:
-    """What may stand as the ``n``-th token after begin-image (n i32[B] from 0), for an image of rows x cols codes (i32[B]).
+    """The rule for the ``n``-th token after begin-image (n i32[B], from 0) of an image of rows x cols codes (i32[B] each).
 
-    Returns i32[B]: a token id where only that token may stand, else CODE, SIZE or ANY. ``rows`` = 0 means not known yet:
-    then height and width are free among the size tokens. Negative ``n`` (no image is open) and n past end-image give ANY.
+    Returns i32[B]: a token id where only that token is allowed, else CODE, SIZE or ANY. ``rows`` = 0 means that the size is
+    not known yet: then height and width may be any size token. Negative ``n`` (no open image) and n beyond end-image give ANY.
     """
     n, rows, cols = jnp.broadcast_arrays(jnp.asarray(n), jnp.asarray(rows), jnp.asarray(cols))
-    by_units = jnp.asarray(_size_ids(vocab))
+    size_ids = jnp.asarray(_size_ids(vocab))
     known = rows > 0
-    at = n - 2
-    body = rows * (cols + 1)
-    height = by_units[jnp.clip(rows // CODES_PER_UNIT, 0, len(by_units) - 1)]
-    width = by_units[jnp.clip(cols // CODES_PER_UNIT, 0, len(by_units) - 1)]
-    inside = jnp.where(at % (cols + 1) == cols, vocab.newline, CODE)
+    body_index = n - 2
+    body_length = rows * line_tokens(cols)
+    height = size_ids[jnp.clip(rows // CODES_PER_UNIT, 0, len(size_ids) - 1)]
+    width = size_ids[jnp.clip(cols // CODES_PER_UNIT, 0, len(size_ids) - 1)]
+    body = jnp.where(column_of(body_index, cols) == cols, vocab.newline, CODE)
     return jnp.select(
-        [n < 0, n == 0, n == 1, ~known, at < body, at == body],
-        [ANY, jnp.where(known, height, SIZE), jnp.where(known, width, SIZE), ANY, inside, vocab.eoi],
+        [n < 0, n == 0, n == 1, ~known, body_index < body_length, body_index == body_length],
+        [ANY, jnp.where(known, height, SIZE), jnp.where(known, width, SIZE), ANY, body, vocab.eoi],
         ANY,
     ).astype(jnp.int32)
 
 
 def _size_ids(vocab: Vocab) -> np.ndarray:
-    """Size units -> token id; units 0 stands for nothing and repeats 1's."""
+    """Token ids indexed by size units; index 0 is unused and repeats that of 1."""
     ids = np.flatnonzero(vocab.size_of > 0)
     ids = ids[np.argsort(vocab.size_of[ids])]
     return np.concatenate([ids[:1], ids]).astype(np.int32)

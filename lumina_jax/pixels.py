@@ -1,3 +1,5 @@
 """The former name of lumina_jax.pictures.pixels, kept for code that imports it."""
 
-from lumina_jax.pictures.pixels import *  # noqa: F403
+from lumina_jax.pictures.pixels import cover, crop, decode, eight_bits, random_crop, to_image, to_pixels, whiten
+
+__all__ = ["cover", "crop", "decode", "eight_bits", "random_crop", "to_image", "to_pixels", "whiten"]

@@ -4,63 +4,68 @@ import time
 from datetime import timedelta
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
-SECONDS_BETWEEN_LINES = 5.0
+from rich.progress import BarColumn, Progress, TextColumn
 
 
-class _Count(ProgressColumn):
-    def __init__(self, unit: str, size: int):
-        super().__init__()
-        self._unit, self._size = unit, size
+class ProgressDisplay:
+    """Counts to ``total`` with the rate and the time left, on stderr or stdout; a context manager.
 
-    def render(self, task: Task) -> Text:
-        done, total, rate = (n / self._size for n in (task.completed, task.total, task.speed or 0))
-        return Text(f"{done:,.0f} of {total:,.0f} {self._unit}, {rate:,.0f}/s")
-
-
-class Meter:
-    """Counts to ``total`` on standard error, with the rate and the time left; use it as a context.
-
-    What is counted is told in a ``unit`` of ``size`` each: records one by one, or bytes as ("MB", 10**6).
+    ``unit`` names what is counted, and ``unit_size`` says how much of it one unit is: ("records", 1) or ("MB", 10**6).
     """
 
-    def __init__(self, title: str, total: int, shown: bool = True, unit: str = "records", size: int = 1):
-        self._title, self._total, self._shown, self._unit, self._size = title, total, shown, unit, size
-        console = Console(stderr=True)
-        self._plain = shown and not console.is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), _Count(unit, size), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console, disable=not shown or self._plain)
-        self._task = self._bar.add_task(title, total=total)
-        self._done = self._counted = 0
-        self._began = self._told = time.monotonic()
+    stderr = True
+    seconds_between_lines = 5.0
+    line = "{title}: {done:,.0f} of {total:,.0f} {unit}, {rate}/s, {time_left} left"
+    """Shown beside the bar, or alone. Further fields: seconds_left, and the ``text`` of the last :meth:`advance`."""
 
-    def __enter__(self) -> "Meter":
+    def __init__(self, title: str, total: int, show: bool = True, unit: str = "records", unit_size: int = 1):
+        self._title, self._total, self._show, self._unit, self._unit_size = title, total, show, unit, unit_size
+        console = Console(stderr=self.stderr)
+        self._plain = show and not console.is_terminal
+        columns = (BarColumn(), TextColumn("{task.description}", markup=False))
+        self._bar = Progress(*columns, console=console, disable=not show or self._plain)
+        self._task = self._bar.add_task(title, total=total)
+        self._skipped = self._counted = 0
+        self._start = self._last_line = time.monotonic()
+
+    def __enter__(self) -> "ProgressDisplay":
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def say(self, line: str) -> None:
-        """Prints a line beside the progress."""
-        if self._shown:
-            self._bar.console.print(line, highlight=False, soft_wrap=True)
+    @property
+    def done(self) -> int:
+        """How much is done, what was skipped included."""
+        return self._skipped + self._counted
+
+    def print_line(self, line: str) -> None:
+        """Prints a line above the progress."""
+        if self._show:
+            self._bar.console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def skip(self, count: int) -> None:
-        """``count`` records were done by an earlier run: they say nothing about the rate."""
-        self._done += count
-        self._bar.update(self._task, completed=self._done)
+        """An earlier run did ``count``: they are done but say nothing about the rate."""
+        self._skipped += count
 
-    def advance(self, count: int) -> None:
-        """``count`` more records are done."""
-        self._done, self._counted = self._done + count, self._counted + count
-        self._bar.advance(self._task, count)
+    def advance(self, count: int, text: str = "") -> None:
+        """``count`` more are done; ``text`` is shown beside them."""
+        self._counted += count
         now = time.monotonic()
-        if self._plain and (self._done == self._total or now - self._told >= SECONDS_BETWEEN_LINES):
-            self._told = now
-            rate = self._counted / max(now - self._began, 1e-9)
-            left = (self._total - self._done) / max(rate, 1e-9)
-            done, total, speed = (f"{n / self._size:,.0f}" for n in (self._done, self._total, rate))
-            self.say(f"{self._title}: {done} of {total} {self._unit}, {speed}/s, {timedelta(seconds=round(left))} left")
+        line = self._format(max(now - self._start, 1e-9), text)
+        self._bar.update(self._task, completed=self.done, description=line)
+        if self._plain and (self.done == self._total or now - self._last_line >= self.seconds_between_lines):
+            self._last_line = now
+            self.print_line(line)
+
+    def _format(self, elapsed: float, text: str) -> str:
+        rate = self._counted / elapsed
+        left = (self._total - self.done) / max(rate, 1e-9)
+        done, total, rate = (count / self._unit_size for count in (self.done, self._total, rate))
+        fields = dict(title=self._title, done=done, total=total, unit=self._unit, rate=_rate(rate), text=text)
+        return self.line.format(**fields, seconds_left=left, time_left=timedelta(seconds=round(left)))
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 10 or rate == 0 else f"{rate:.2g}"

@@ -1,79 +1,129 @@
-"""A folder of files that are whole whenever they exist: on a local disk, or on any store that fsspec knows (gs://...).
+"""Files that are complete whenever they exist, on a local disk or on any store that fsspec knows (gs://, s3://).
 
-Locally a file is written under a name of its own and then renamed; a store shows an upload only when it is complete. So any
-number of processes may write one file at once, as long as they write the same.
+A local file is written under a temporary name and then renamed; a remote store shows an upload only when it is complete. So
+several processes may write one file at the same time, as long as all of them write the same content.
 """
 
 import os
 import secrets
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-UNFINISHED = ".tmp"
+from lumina_jax.errors import InputError, MissingFileError, MissingPackageError, StorageError, UserError
+
+TEMPORARY = ".tmp"
+"""Suffix of files that are still being written."""
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Has ``write`` fill a temporary file and gives it its name at the end: ``path`` is whole whenever it exists."""
-    unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}{UNFINISHED}")
-    write(unfinished)
+@contextmanager
+def storage_errors(path: Path | str) -> Iterator[None]:
+    """Turns the refusal of a disk or store into an error naming ``path`` and the cure; a FileNotFoundError passes unchanged."""
     try:
-        os.replace(unfinished, path)
-    except FileNotFoundError:
-        if not path.exists():  # else another process was here first, wrote the same and tidied up
+        yield
+    except (UserError, FileNotFoundError):
+        raise
+    except OSError as error:
+        raise StorageError(f"{path}: {error}; check its permissions, the free space and the connection") from error
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; the file written there is renamed to ``path`` at the end of the with-block.
+
+    Makes the folder of ``path``. After an error in the block ``path`` is as before and the temporary file is removed. Raises
+    StorageError when the disk refuses, MissingFileError when the temporary file is gone.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+        except BaseException:
+            temporary.unlink(missing_ok=True)
             raise
+        try:
+            os.replace(temporary, path)
+        except FileNotFoundError as error:
+            # Another process may have written the same file first and removed all temporary ones.
+            if not path.exists():
+                raise MissingFileError(f"{temporary} was removed before it became {path}; write it again") from error
 
 
-class Folder:
-    """The folder at a path or a URL; :meth:`put` makes it where need be. Raises ImportError naming a store's missing package."""
+def atomic_write_text(path: Path, text: str) -> None:
+    """:func:`atomic_write` of a text, in UTF-8 with its line ends as they are."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
-    def __init__(self, place: str | Path):
-        self.place = str(place)
-        self._system, self._root = fsspec.core.url_to_fs(self.place)
+
+class StorageFolder:
+    """The folder at a path or URL, which need not exist before the first write.
+
+    Raises MissingPackageError naming the package that a store needs, InputError for a URL of an unknown kind, StorageError when
+    the disk or store refuses.
+    """
+
+    def __init__(self, url: str | Path):
+        self.url = str(url)
+        try:
+            self._system, self._root = fsspec.core.url_to_fs(self.url)
+        except ImportError as error:
+            raise MissingPackageError(f"{self.url}: {error}") from error
+        except ValueError as error:
+            raise InputError(f"{self.url}: {error}; give a local path, or a URL such as gs://BUCKET/FOLDER") from error
         self._local = isinstance(self._system, LocalFileSystem)
 
     def __str__(self) -> str:
-        return self.place
+        return self.url
 
-    def path(self, name: str) -> str:
-        """Where a file lies."""
-        return f"{self._root}/{name}"
+    def file_names(self) -> set[str]:
+        """The names of all files, by one request; empty where there is no folder."""
+        with storage_errors(self.url):
+            self._system.invalidate_cache(self._root)
+            if not self._system.exists(self._root):
+                return set()
+            return {path.rpartition("/")[2] for path in self._system.ls(self._root, detail=False)}
 
-    def names(self) -> set[str]:
-        """The files that are here, in one request; none where there is no folder."""
-        self._system.invalidate_cache(self._root)
-        if not self._system.exists(self._root):
-            return set()
-        return {path.rpartition("/")[2] for path in self._system.ls(self._root, detail=False)}
+    def exists(self, name: str) -> bool:
+        """Whether the file ``name`` is there."""
+        with storage_errors(self.url):
+            self._system.invalidate_cache(self._root)
+            return self._system.exists(self._path(name))
 
-    def has(self, name: str) -> bool:
-        """Whether a file is here, whole."""
-        self._system.invalidate_cache(self._root)
-        return self._system.exists(self.path(name))
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file; MissingFileError when it is not there."""
+        with storage_errors(f"{self.url}/{name}"):
+            try:
+                return self._system.cat_file(self._path(name))
+            except FileNotFoundError as error:
+                raise MissingFileError(
+                    f"{self.url} has no file {name}; copy the folder whole, or write it again"
+                ) from error
 
-    def read(self, name: str) -> bytes:
-        """A file's content; FileNotFoundError where there is none."""
-        return self._system.cat_file(self.path(name))
-
-    def put(self, name: str, write: Callable[[Path], object]) -> None:
-        """Has ``write`` fill a local file, which comes to its ``name`` here when it is whole, and not before."""
-        self._system.makedirs(self._root, exist_ok=True)
-        if not self._local:
-            with tempfile.TemporaryDirectory() as scratch:
-                write(Path(scratch, name))
-                self._system.put_file(str(Path(scratch, name)), self.path(name))
+    def write(self, name: str, write: Callable[[Path], object]) -> None:
+        """Calls ``write`` with a temporary local path; its file appears here as ``name`` once it is complete."""
+        if self._local:
+            with atomic_write(Path(self._path(name))) as temporary:
+                write(temporary)
             return
-        write_whole(Path(self.path(name)), write)
+        with storage_errors(f"{self.url}/{name}"), tempfile.TemporaryDirectory() as scratch:
+            write(Path(scratch, name))
+            self._system.makedirs(self._root, exist_ok=True)
+            self._system.put_file(str(Path(scratch, name)), self._path(name))
 
-    def put_text(self, name: str, text: str) -> None:
-        """:meth:`put` of a text."""
-        self.put(name, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
+    def write_text(self, name: str, text: str) -> None:
+        """:meth:`write` of a text in UTF-8."""
+        self.write(name, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
 
-    def tidy(self) -> None:
-        """Removes what killed processes left unfinished; only when nothing is left to write."""
-        for name in self.names() if self._local else ():
-            if name.endswith(UNFINISHED):
-                Path(self.path(name)).unlink(missing_ok=True)
+    def remove_temporary_files(self) -> None:
+        """Removes the temporary files of killed processes; only to be called when no process writes any more."""
+        for name in self.file_names() if self._local else ():
+            if name.endswith(TEMPORARY):
+                Path(self._path(name)).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"

@@ -1,4 +1,4 @@
-"""Text <-> ids, the special tokens and the image codes, all looked up by name in the tokenizer file."""
+"""Text <-> token ids. Special tokens, sizes and image codes are looked up by name in the tokenizer file."""
 
 import hashlib
 from collections.abc import Iterable
@@ -33,16 +33,15 @@ def size_name(units: int) -> str:
 
 
 class Vocab:
-    """A tokenizer whose names follow Chameleon's.
+    """A Hugging Face tokenizer whose token names follow Chameleon's.
 
-    ``tokenizers`` does the text; this class adds what the model needs: the ids of the markers, ``code_ids`` i32[E] (image
-    code -> token id), ``code_of`` i32[V] (token id -> image code, -1 elsewhere) and ``size_of`` i32[V] (token id -> size
-    units, -1 elsewhere).
+    Besides text it knows the ids of the markers, ``code_ids`` i32[E] (image code -> token id), ``code_of`` i32[V] (token id
+    -> image code, -1 elsewhere) and ``size_of`` i32[V] (token id -> size units, -1 elsewhere).
     """
 
     def __init__(self, tokenizer: Tokenizer, source: str = "tokenizer"):
         if tokenizer.token_to_id(IMAGE_SYMBOL) is None:
-            # The original adds it too; it only ever marks a place in text, and may lie beyond the model's vocabulary.
+            # As in the original. It is only a placeholder in text, so its id may exceed the model's vocabulary.
             tokenizer.add_tokens([AddedToken(IMAGE_SYMBOL, special=True, normalized=False)])
         self._tokenizer = tokenizer
         self.source = source
@@ -55,26 +54,26 @@ class Vocab:
 
     @classmethod
     def load(cls, path) -> "Vocab":
-        """Reads a tokenizer file, or finds one in a folder (also in its tokenizer/ or original_tokenizers/).
+        """Reads a tokenizer file, or looks for one in a folder and its tokenizer/ and original_tokenizers/.
 
-        Raises FileNotFoundError naming the places tried, ValueError when the file is not a Chameleon-style tokenizer.
+        Raises MissingFileError naming the paths tried, InputError when the file is not a Chameleon-style tokenizer.
         """
         path = Path(path)
-        tried = [path] if path.is_file() else [path / folder / name for folder in FOLDERS for name in FILE_NAMES]
-        found = next((candidate for candidate in tried if candidate.is_file()), None)
-        if found is None:
+        candidates = [path] if path.is_file() else [path / folder / name for folder in FOLDERS for name in FILE_NAMES]
+        file = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if file is None:
             raise MissingFileError(
-                f"no tokenizer at {path}; looked for {', '.join(str(t) for t in tried)}. "
+                f"no tokenizer at {path}; looked for {', '.join(map(str, candidates))}. "
                 "The published Lumina-mGPT folders hold it as original_tokenizers/text_tokenizer.json."
             )
         try:
-            tokenizer = Tokenizer.from_file(str(found))
+            tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise InputError(f"{found} is not a tokenizers JSON file: {error}") from error
-        return cls(tokenizer, str(found))
+            raise InputError(f"{file} is not a tokenizers JSON file: {error}") from error
+        return cls(tokenizer, str(file))
 
     def __eq__(self, other: object) -> bool:
-        """Equal tokenizers are equal: a program compiled for one serves the other."""
+        """Compares content, not identity: a program compiled for a vocabulary serves every equal one."""
         return isinstance(other, Vocab) and self.fingerprint == other.fingerprint
 
     def __hash__(self) -> int:
@@ -84,61 +83,61 @@ class Vocab:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
-        """Text to ids, without a begin token; names of special tokens inside the text become their ids."""
+        """Text -> ids, without a begin token. Names of special tokens inside the text become their ids."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_literally(self, text: str) -> list[int]:
-        """Text to ids, none of them special: a special token's name inside the text is spelled like any other word.
+        """Text -> ids without special tokens: the name of one inside the text is encoded as ordinary text.
 
-        Text without such a name gets the ids of :meth:`encode`. Decoding gives the text back, names included.
+        Text without such names gets the ids of :meth:`encode`. Decoding returns the text, names included.
         """
-        return self._literally(text, self._tokenizer.encode(text, add_special_tokens=False))
+        return self._literal_ids(text, self._tokenizer.encode(text, add_special_tokens=False))
 
     def encode_all(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """Each of ``texts`` -> its ids as of :meth:`encode_literally`, each encoded once, on all cores together."""
+        """Text -> ids as of :meth:`encode_literally`, for all ``texts`` in one parallel batch without duplicates."""
         texts = list(dict.fromkeys(texts))
         encodings = self._tokenizer.encode_batch(texts, add_special_tokens=False)
-        return {text: self._literally(text, encoding) for text, encoding in zip(texts, encodings, strict=True)}
+        return {text: self._literal_ids(text, encoding) for text, encoding in zip(texts, encodings, strict=True)}
 
-    def _literally(self, text: str, encoding: Encoding) -> list[int]:
+    def _literal_ids(self, text: str, encoding: Encoding) -> list[int]:
         if self._special.keys().isdisjoint(encoding.ids):
             return encoding.ids
-        places = zip(encoding.ids, encoding.offsets, strict=True)
-        # Cut behind its first letter a name is none any more, and no letter is lost.
-        cuts = [start + 1 for i, (start, stop) in places if text[start:stop] == self._special.get(i)]
+        spans = zip(encoding.ids, encoding.offsets, strict=True)
+        # Split after its first letter, a name is no longer recognised; all letters are kept.
+        cuts = [start + 1 for i, (start, stop) in spans if text[start:stop] == self._special.get(i)]
         if not cuts:
             return encoding.ids
         return [i for start, stop in pairwise([0, *cuts, len(text)]) for i in self.encode_literally(text[start:stop])]
 
     def decode(self, ids) -> str:
-        """Ids to text; special tokens appear by name."""
+        """Ids -> text, with special tokens by name."""
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
 
     def id_of(self, name: str) -> int:
-        """The id of a token by its exact name."""
-        found = self._tokenizer.token_to_id(name)
-        if found is None:
+        """The id of the token with this exact name. Raises InputError when there is none."""
+        token_id = self._tokenizer.token_to_id(name)
+        if token_id is None:
             raise InputError(f"{self.source} has no token {name!r}; it is not a Chameleon-style tokenizer")
-        return found
+        return token_id
 
     def names(self, rows: int) -> dict[str, int]:
-        """Every token's name -> id, of those below ``rows``."""
-        named = self._tokenizer.get_vocab(with_added_tokens=True)
-        return {name: i for name, i in sorted(named.items(), key=lambda at: at[1]) if i < rows}
+        """Token name -> id, ordered by id, for all ids below ``rows``."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        return {name: i for name, i in sorted(ids.items(), key=lambda item: item[1]) if i < rows}
 
     def has(self, name: str) -> bool:
-        """Whether a token of this exact name exists."""
+        """Whether a token with this exact name exists."""
         return self._tokenizer.token_to_id(name) is not None
 
     def size_id(self, units: int) -> int:
-        """The token of a height or width, in size units."""
+        """The token id of a height or width of ``units`` size units. Raises InputError when the tokenizer has none."""
         if not self.has(size_name(units)):
             largest = self.size_of.max()
             raise InputError(f"a height or width of {units} size units; {self.source} has tokens for 1 to {largest}")
         return self.id_of(size_name(units))
 
     def check_fits(self, rows: int) -> None:
-        """Raises ValueError when a model of ``rows`` vocabulary rows lacks some of this tokenizer's ids."""
+        """Raises InputError when some ids of this tokenizer exceed a model's ``rows`` vocabulary rows."""
         needed = max(int(self.code_ids.max()), self._tokenizer.get_vocab_size(with_added_tokens=False) - 1) + 1
         if rows < needed:
             raise InputError(
@@ -148,8 +147,8 @@ class Vocab:
     @cached_property
     def code_ids(self) -> np.ndarray:
         ids = []
-        while (found := self._tokenizer.token_to_id(image_code_name(len(ids)))) is not None:
-            ids.append(found)
+        while (token_id := self._tokenizer.token_to_id(image_code_name(len(ids)))) is not None:
+            ids.append(token_id)
         if not ids:
             raise InputError(f"{self.source} has no image tokens ({image_code_name(0)} ...); use a Chameleon tokenizer")
         return np.array(ids, np.int32)
@@ -164,19 +163,19 @@ class Vocab:
     def size_of(self) -> np.ndarray:
         sizes = np.full(self._rows, -1, np.int32)
         units = 1
-        while (found := self._tokenizer.token_to_id(size_name(units))) is not None:
-            sizes[found] = units
+        while (token_id := self._tokenizer.token_to_id(size_name(units))) is not None:
+            sizes[token_id] = units
             units += 1
         return sizes
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that differ between any two tokenizers: token data remember which one made them."""
+        """Hash of the tokenizer, 16 hex digits: token data record which tokenizer made them."""
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]
 
     @cached_property
     def _special(self) -> dict[int, str]:
-        """Id -> name of what text must not become: the tokenizer's special tokens, the sizes and the image codes."""
+        """Id -> name of the tokens that text must not be encoded to: special tokens, sizes and image codes."""
         added = {i: token.content for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special}
         codes = {int(i): image_code_name(code) for code, i in enumerate(self.code_ids)}
         sizes = {int(i): size_name(int(self.size_of[i])) for i in np.flatnonzero(self.size_of > 0)}
@@ -185,5 +184,5 @@ class Vocab:
 
     @cached_property
     def _rows(self) -> int:
-        """One more than the largest id: added tokens need not be dense."""
+        """One more than the largest id; the ids of added tokens may have gaps."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())

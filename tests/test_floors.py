@@ -1,14 +1,12 @@
 """The architecture, proved by reading the imports: a file uses only what lies below it."""
 
-import ast
 import graphlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-
-REPO = Path(__file__).resolve().parents[1]
+from project_sources import REPO, imports, module_name, project_sources
 
 FLOORS = (
     ("errors", "config", "vocab", "batch", "storage", "progress"),
@@ -19,47 +17,32 @@ FLOORS = (
     ("cli",),
 )
 """The rooms of each floor: packages of lumina_jax, or single files of it. A file imports from lower floors and from its own
-room; the single files of one floor count as one room. Inside a room no imports go in a circle. A new room gets its place here."""
+room; the single files of one floor count as one room. Inside a room no imports go in a circle. A new room is named here."""
 OUTSIDE = ("configs", "convert", "tests", "run")
 ALLOWED = (("cli", "convert"),)
-"""(room, root): what of OUTSIDE a room may import after all; the command line joins convert with the others."""
+"""(room, root) pairs: what of OUTSIDE a room may import nevertheless. Only the command line joins convert with the others."""
 TORCH = ("torch", "torchvision", "transformers")
 
 
-def place_of(module: str) -> tuple[int, str] | None:
+def floor_and_room(module: str) -> tuple[int, str] | None:
     """(floor, room) of a module of lumina_jax; None when FLOORS does not name its room."""
     first = module.split(".")[1]
     package = (REPO / "lumina_jax" / first).is_dir()
     return next(((floor, first * package) for floor, rooms in enumerate(FLOORS) if first in rooms), None)
 
 
-def imports(source: str, top_level_only: bool = False) -> list[str]:
-    """The dotted names a source imports; ``from a import b`` gives "a.b"."""
-    names = []
-    nodes = [ast.parse(source)]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names += ["." * node.level + f"{node.module or ''}.{alias.name}" for alias in node.names]
-        if not (top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)):
-            nodes += ast.iter_child_nodes(node)
-    return names
-
-
 def broken_laws(sources: dict[str, str]) -> list[str]:
-    """What is wrong with the imports of ``sources`` (module name -> text), one line each."""
+    """The imports of ``sources`` (module name -> text) that break the floors, one line each."""
     wrong, graph = [], {}
     known = {*sources, *map(module_name, (REPO / "lumina_jax").rglob("*.py"))}
     for module, source in sources.items():
         if module == "lumina_jax":
             wrong += [f"lumina_jax/__init__.py imports {name}; it must import nothing" for name in imports(source)]
             continue
-        if (place := place_of(module)) is None:
-            wrong.append(f"{module} has no place; give its room one in FLOORS of {Path(__file__).name}")
+        if (home := floor_and_room(module)) is None:
+            wrong.append(f"{module} has no floor; name its room in FLOORS of {Path(__file__).name}")
             continue
-        floor, room = place
+        floor, room = home
         for name in imports(source):
             root = name.split(".")[0]
             if not root:
@@ -67,10 +50,10 @@ def broken_laws(sources: dict[str, str]) -> list[str]:
             elif (root in OUTSIDE or root in TORCH) and (room, root) not in ALLOWED:
                 wrong.append(f"{module} imports {name}, which lumina_jax never does")
             elif root == "lumina_jax":
-                target = place_of(name) if "." in name else None
+                target = floor_and_room(name) if "." in name else None
                 if target is None:
-                    wrong.append(f"{module} imports {name}, which has no place")
-                elif target == place:
+                    wrong.append(f"{module} imports {name}, which has no floor")
+                elif target == home:
                     graph.setdefault(module, set()).add(module_of(name, known))
                 elif target[0] >= floor:
                     wrong.append(f"{module} (floor {floor}) imports {name} (floor {target[0]}), which is not below it")
@@ -78,13 +61,13 @@ def broken_laws(sources: dict[str, str]) -> list[str]:
 
 
 def module_of(name: str, known: Iterable[str]) -> str:
-    """The module that an imported name lies in: its longest beginning among ``known``."""
+    """The module that an imported name lies in: the longest prefix of the name among ``known``."""
     parts = name.split(".")
     return next(m for n in range(len(parts), 0, -1) if (m := ".".join(parts[:n])) in known)
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """The first circle of a graph, if any: the modules along it, the first again at the end."""
+    """The first circle of a graph (module -> modules it imports), if any: the modules along it, the first again at the end."""
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -92,30 +75,24 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return []
 
 
-def module_name(path: Path) -> str:
-    parts = path.relative_to(REPO).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
 @pytest.mark.smoke
 def test_every_file_imports_only_from_below():
-    files = sorted((REPO / "lumina_jax").rglob("*.py"))
-    sources = {module_name(path): path.read_text() for path in files}
+    sources = project_sources("lumina_jax")
     assert len(sources) > 5
     assert not broken_laws(sources), "\n".join(broken_laws(sources))
 
 
 def test_convert_imports_torch_only_inside_functions():
-    for path in sorted((REPO / "convert").rglob("*.py")):
-        roots = {name.split(".")[0] for name in imports(path.read_text(), top_level_only=True)}
-        assert not roots & set(TORCH), f"{path.name} imports {roots & set(TORCH)} at its top; move it into the function"
+    for module, source in project_sources("convert").items():
+        torch = set(TORCH) & {name.split(".")[0] for name in imports(source, top_level_only=True)}
+        assert not torch, f"{module} imports {torch} at its top; move it into the function"
 
 
 def test_the_command_line_imports_its_rooms_only_inside_functions():
     for path in (REPO / "run.py", *sorted((REPO / "lumina_jax" / "cli").glob("*.py"))):
         for name in imports(path.read_text(), top_level_only=True):
             light = name.split(".")[0] in sys.stdlib_module_names or name.startswith(
-                ("lumina_jax.cli.", "lumina_jax.errors.")
+                ("lumina_jax.cli.", "lumina_jax.errors.", "lumina_jax.__version__")
             )
             assert light, (
                 f"{path.name} imports {name} at its top, which --help would wait for; move it into the function"

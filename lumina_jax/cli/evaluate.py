@@ -1,10 +1,11 @@
-"""run.py evaluate and refine: what a model and its image tokenizer come to, in numbers and pictures."""
+"""run.py evaluate and refine: a model and its image tokenizer, measured and shown."""
 
 import json
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.models import load_for_sampling, make_desk, model_arguments, settings_of, size
+from lumina_jax.cli.arguments import at_least, output_path, seed
+from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of, size
 from lumina_jax.errors import InputError
 
 TASK_EXERCISES = 96
@@ -14,10 +15,11 @@ def add_refine(verbs: _SubParsersAction) -> None:
     refine = verbs.add_parser("refine", help='pictures through the model\'s "No edit.", measured against the originals')
     model_arguments(refine)
     refine.add_argument("images", nargs="+", metavar="IMAGE", help="pictures")
-    refine.add_argument("--seed", type=int, default=0, help="same seed, same pictures (0)")
-    refine.add_argument("--top-k", type=int, default=1, help="image tokens to draw from; 1 is greedy (1)")
+    refine.add_argument("--seed", type=seed, default=0, help="same seed, same pictures (0)")
+    refine.add_argument("--top-k", type=at_least(1), default=1, help="image tokens to draw from; 1 is greedy (1)")
     refine.add_argument(
         "--out",
+        type=output_path,
         default="out/refined",
         help="folder for the pictures and for original, decoded and refined side by side",
     )
@@ -25,20 +27,23 @@ def add_refine(verbs: _SubParsersAction) -> None:
 
 
 def add_evaluate(verbs: _SubParsersAction) -> None:
-    evaluate = verbs.add_parser("evaluate", help="held-out loss, and how well the tokens of pictures are known")
+    evaluate = verbs.add_parser(
+        "evaluate",
+        help="loss and accuracy on held-out data, scores of the embedded world, attention, PSNR of the tokenizer",
+    )
     model_arguments(evaluate)
     evaluate.add_argument(
-        "--data", help="a folder of run.py pretokenize the model has not seen: loss, accuracy, greedy"
+        "--data", help="a folder of run.py pretokenize that the model was not trained on: cross-entropy and accuracy"
     )
     evaluate.add_argument(
-        "--greedy", action="store_true", help="with --data: also paint each prompt greedily and compare"
+        "--greedy", action="store_true", help="with --data: also the share of each answer that greedy decoding returns"
     )
     evaluate.add_argument(
-        "--toy", type=int, metavar="N", help="paint N fresh prompts of the embedded world and judge them"
+        "--toy", type=at_least(1), metavar="N", help="paint N fresh prompts of the embedded world and judge them"
     )
     evaluate.add_argument(
         "--tasks",
-        type=int,
+        type=at_least(1),
         nargs="?",
         const=TASK_EXERCISES,
         metavar="N",
@@ -46,18 +51,22 @@ def add_evaluate(verbs: _SubParsersAction) -> None:
     )
     evaluate.add_argument(
         "--sizes",
-        type=int,
-        help="edge of the canvases' area in px (with --toy 128, with --tasks 64, which most records have)",
+        type=at_least(32),
+        metavar="PX",
+        help="with --toy and --tasks: canvases of about PX x PX (--toy 128; --tasks 64, as most of its training records)",
     )
-    evaluate.add_argument("--attention", metavar="PROMPT", help="paint it, and show where its last token looks")
+    evaluate.add_argument("--attention", metavar="PROMPT", help="paint it, and show what its last token attends to")
     evaluate.add_argument("--size", type=size, help="with --attention: WIDTHxHEIGHT in pixels")
     evaluate.add_argument(
         "--out",
+        type=output_path,
         default="out/evaluation",
         help="folder of the sheet of --tasks and the picture of --attention (out/evaluation)",
     )
-    evaluate.add_argument("--pictures", nargs="+", metavar="FILE", help="reconstruct these through the image tokenizer")
-    evaluate.add_argument("--seed", type=int, default=0, help="with --toy and --tasks: other seed, other prompts (0)")
+    evaluate.add_argument(
+        "--pictures", nargs="+", metavar="FILE", help="PSNR of these pictures through the image tokenizer"
+    )
+    evaluate.add_argument("--seed", type=seed, default=0, help="with --toy and --tasks: other seed, other prompts (0)")
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -73,16 +82,16 @@ def _refine(options: Namespace) -> None:
 
     images = {file: open_image(Path(file)) for file in options.images}
     model, vocab, vq, experiment = load_for_sampling(options)
-    desk, out, results = make_desk(vq, vocab, experiment), Path(options.out), {}
+    builder, out, results = make_prompt_builder(vq, vocab, experiment), Path(options.out), {}
     cfg = replace(served("refine", settings_of(experiment)), image_top_k=options.top_k)
     out.mkdir(parents=True, exist_ok=True)
     for file, image in images.items():
-        found = refine(model, desk, image, cfg, jax.random.key(options.seed))
-        results[file] = table = found.table()
-        found.refined.save(out / f"{Path(file).stem}.png")
-        words = (f"{name} {side['psnr_db']:.1f} dB, SSIM {side['ssim']:.3f}" for name, side in table.items())
-        sides = [found.original, found.decoded, found.refined]
-        grid(sides, columns=3, captions=["original", *words]).save(out / f"{Path(file).stem}-compared.png")
+        refined = refine(model, builder, image, cfg, jax.random.key(options.seed))
+        results[file] = table = refined.table()
+        refined.refined.save(out / f"{Path(file).stem}.png")
+        scores = (f"{name} {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.3f}" for name, row in table.items())
+        pictures = [refined.original, refined.decoded, refined.refined]
+        grid(pictures, columns=3, captions=["original", *scores]).save(out / f"{Path(file).stem}-compared.png")
         print(out / f"{Path(file).stem}-compared.png", flush=True)
     print(json.dumps(results, indent=2))
 
@@ -95,13 +104,13 @@ def _evaluate(options: Namespace) -> None:
     model, vocab, vq, experiment = load_for_sampling(options)
     results = {}
     if options.data:
-        from lumina_jax.data.encode import vq_fingerprint
         from lumina_jax.evaluate.heldout import greedy_match, held_out
+        from lumina_jax.model.image_tokenizer import fingerprint
 
-        made_with = vq_fingerprint(vq)
-        results["held_out"] = held_out(model, vocab, options.data, vq=made_with)
+        vq_hash = fingerprint(vq)
+        results["held_out"] = held_out(model, vocab, options.data, vq=vq_hash)
         if options.greedy:
-            results["greedy"] = greedy_match(model, vocab, options.data, vq=made_with)
+            results["greedy"] = greedy_match(model, vocab, options.data, vq=vq_hash)
     if options.pictures:
         from lumina_jax.evaluate.reconstruction import reconstruction
 
@@ -119,34 +128,34 @@ def _evaluate(options: Namespace) -> None:
 
 
 def _evaluate_tasks(options: Namespace, model, vocab, vq, experiment) -> dict:
-    """Every task's scores; the table goes to the screen, the sheet into --out."""
+    """Task -> mean scores; prints a line for each as it ends and writes the sheet into --out."""
     from lumina_jax.toyworld.source import stage_sizes
     from lumina_jax.toyworld.task_sheet import line, write_sheets
     from lumina_jax.toyworld.tasks import evaluate_tasks
 
-    settings, found = settings_of(experiment), []
+    results = []
     sizes = stage_sizes(options.sizes or 64)
-    for result in evaluate_tasks(model, vq, vocab, settings, sizes, options.tasks, options.seed):
-        found.append(result)
+    for result in evaluate_tasks(model, vq, vocab, settings_of(experiment), sizes, options.tasks, options.seed):
+        results.append(result)
         print(f"{result.task}: {line(result.mean)}", flush=True)
-    print(write_sheets(found, Path(options.out)))
-    return {result.task: result.mean for result in found}
+    print(write_sheets(results, Path(options.out)))
+    return {result.task: result.mean for result in results}
 
 
 def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dict:
-    """Shares by kind of token; the picture goes into --out."""
+    """Shares of attention by kind of token; the drawing goes into --out."""
     import jax
 
-    from lumina_jax.evaluate.attention import drawing, looks
+    from lumina_jax.evaluate.attention import attention_map, drawing
     from lumina_jax.sample import generate
     from lumina_jax.sample.picture import pictures
 
-    desk = make_desk(vq, vocab, experiment)
-    ask = desk.generate(options.attention, options.size, settings_of(experiment))
-    (answer,) = generate(model, [ask.ids], jax.random.key(options.seed), ask.cfg, vocab, sizes=[ask.size])
-    found = looks(model, ask.ids, answer, vocab)
+    builder = make_prompt_builder(vq, vocab, experiment)
+    prompt = builder.generate(options.attention, options.size, settings_of(experiment))
+    (answer,) = generate(model, [prompt.ids], jax.random.key(options.seed), prompt.cfg, vocab, sizes=[prompt.size])
+    attention = attention_map(model, prompt.ids, answer, vocab)
     file = Path(options.out) / "attention.png"
     file.parent.mkdir(parents=True, exist_ok=True)
-    drawing(found, pictures(answer, vq, vocab)[0]).save(file)
+    drawing(attention, pictures(answer, vq, vocab)[0]).save(file)
     print(file)
-    return found.table()
+    return attention.table()

@@ -1,8 +1,10 @@
-"""run.py quickstart and grow: the embedded world, from nothing, and from a smaller tokenizer to a larger."""
+"""run.py quickstart and grow: train the embedded world from nothing, and give a trained model a larger tokenizer."""
 
+import math
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 from pathlib import Path
 
+from lumina_jax.cli.arguments import output_path
 from lumina_jax.cli.experiments import REPOSITORY, config_arguments, load_experiment
 from lumina_jax.cli.models import load_for_sampling, model_arguments
 
@@ -12,32 +14,39 @@ OMNI_MINUTES = 40
 def add_quickstart(verbs: _SubParsersAction) -> None:
     quickstart = verbs.add_parser("quickstart", help="train, sample and judge the embedded world; writes report.html")
     quickstart.add_argument(
-        "--minutes", type=_positive, default=10, help="budget on 2 cores, compilation included (10)"
+        "--minutes", type=_minutes, default=10, help="budget on two cores, compilation included (10)"
     )
-    quickstart.add_argument("--out", default="out/quickstart", help="folder of everything it makes (out/quickstart)")
+    quickstart.add_argument(
+        "--out", type=output_path, default="out/quickstart", help="folder of everything it makes (out/quickstart)"
+    )
     quickstart.add_argument(
         "--omni",
-        type=_positive,
+        type=_minutes,
         nargs="?",
         const=OMNI_MINUTES,
         metavar="MINUTES",
-        help=f"then go on to one model for all tasks, with a budget of its own ({OMNI_MINUTES}); writes omni/tasks.html",
+        help=f"then train one model for all tasks, with a budget of its own ({OMNI_MINUTES}); writes omni/tasks.html",
     )
     quickstart.set_defaults(run=_quickstart)
 
 
 def add_grow(verbs: _SubParsersAction) -> None:
-    grow = verbs.add_parser("grow", help="weights for the larger tokenizer of a config: what its training starts from")
+    grow = verbs.add_parser(
+        "grow", help="a trained model with the larger tokenizer of a config, for its training to start from"
+    )
     config_arguments(grow)
     model_arguments(grow)
     grow.set_defaults(run=_grow)
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if value <= 0:
+def _minutes(text: str) -> float:
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < math.inf:
         raise ArgumentTypeError(f"{text} is not a positive number of minutes")
-    return value
+    return minutes
 
 
 def _quickstart(options: Namespace) -> None:
@@ -55,8 +64,8 @@ def _quickstart(options: Namespace) -> None:
 
 def _grow(options: Namespace) -> None:
     cfg = load_experiment(options.config, options.changes)
-    from lumina_jax.train.grow_vocabulary import write_start
+    from lumina_jax.train.grow_vocabulary import write_start_checkpoint
     from lumina_jax.vocab import Vocab
 
     model, old, _, _ = load_for_sampling(options)
-    print(write_start(model, old, Vocab.load(cfg.data.tokenizer), cfg))
+    print(write_start_checkpoint(model, old, Vocab.load(cfg.data.tokenizer), cfg))

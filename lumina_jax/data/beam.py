@@ -1,14 +1,15 @@
-"""Pretokenizing as an Apache Beam pipeline, past one machine: an element is a shard, so the output is that of any other way."""
+"""Pretokenizing on many machines as an Apache Beam pipeline. An element is a shard, so the output has the same bytes."""
 
 from collections.abc import Callable, Sequence
 
-from lumina_jax.data.encode import Encoder, ImageTokenizer
+from lumina_jax.data.encode import BatchEncoder
 from lumina_jax.data.pretokenize import SHARD_RECORDS, begin, finish, shards_to_make, stage_settings
-from lumina_jax.data.shard_maker import Maker, Stage
+from lumina_jax.data.shard_maker import PretokenizeStage, ShardMaker
 from lumina_jax.data.shards import Manifest, Settings
 from lumina_jax.data.sources import Source
 from lumina_jax.errors import InputError, MissingPackageError
-from lumina_jax.progress import Meter
+from lumina_jax.model.image_tokenizer import ImageTokenizer
+from lumina_jax.progress import ProgressDisplay
 from lumina_jax.vocab import Vocab
 
 try:
@@ -20,12 +21,12 @@ except ImportError as error:
         f"{error}; a runner needs Apache Beam: install it as lumina_jax/data/PRETOKENIZE.md says"
     ) from error
 
-Parts = tuple[Source, ImageTokenizer, Vocab]
+Inputs = tuple[Source, ImageTokenizer, Vocab]
 
 
 def pretokenize_with_beam(
-    open_parts: Callable[[], Parts],
-    stages: Sequence[Stage],
+    open_inputs: Callable[[], Inputs],
+    stages: Sequence[PretokenizeStage],
     seed: int,
     options: Sequence[str],
     shard_records: int = SHARD_RECORDS,
@@ -33,45 +34,45 @@ def pretokenize_with_beam(
     threads: int = 2,
     name: str = "",
 ) -> list[Manifest]:
-    """pretokenize.pretokenize_stages on the runner that ``options`` name (--runner=DirectRunner, ... as Beam takes them).
+    """pretokenize.pretokenize_stages on the runner of ``options``, Beam's own (--runner=DirectRunner, ...).
 
-    ``open_parts`` opens source, VQ model and tokenizer, here and once in every worker process; it and the stages' folders
-    must mean the same everywhere. Shards that are whole are left as they are. Waits for the end and returns the manifests.
-    Raises what pretokenize_stages raises, before anything is started.
+    ``open_inputs`` opens source, VQ model and tokenizer, in this process and once in every worker process; it and the stages'
+    folders must mean the same everywhere. Complete shards are kept. Waits for the pipeline and returns the manifests. Raises
+    what pretokenize_stages raises, before anything is started.
     """
-    settings = stage_settings(*open_parts(), stages, seed, shard_records, name)
+    settings = stage_settings(*open_inputs(), stages, seed, shard_records, name)
     folders = begin(stages, settings)
     todo = shards_to_make(folders, settings, set(range(settings[0].shards)))
     if not todo:
         return finish(stages)
     with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
-        made = (
+        records = (
             pipeline
             | "shards" >> beam.Create(list(todo.items()))
             | "spread" >> beam.Reshuffle()
-            | "make" >> beam.ParDo(_MakeShard(open_parts, stages, settings, batch, threads))
+            | "make" >> beam.ParDo(_MakeShard(open_inputs, stages, settings, batch, threads))
         )
         # A sum over all shards waits for all of them.
-        made | "all" >> beam.CombineGlobally(sum) | "finish" >> beam.Map(_finish, tuple(stages))
+        records | "all" >> beam.CombineGlobally(sum) | "finish" >> beam.Map(_finish, tuple(stages))
     return finish(stages)
 
 
-def _finish(_: int, stages: Sequence[Stage]) -> None:
+def _finish(_: int, stages: Sequence[PretokenizeStage]) -> None:
     finish(stages)
 
 
 class _MakeShard(beam.DoFn):
-    """(shard, its stages) -> its records, once its files are written; made again after a failure, they are the same."""
+    """(shard, its stages) -> its number of records, once its files are written. Repeated after a failure, they are the same."""
 
     def __init__(
         self,
-        open_parts: Callable[[], Parts],
-        stages: Sequence[Stage],
+        open_inputs: Callable[[], Inputs],
+        stages: Sequence[PretokenizeStage],
         settings: Sequence[Settings],
         batch: int,
         threads: int,
     ):
-        self._open_parts, self._stages, self._settings = open_parts, tuple(stages), tuple(settings)
+        self._open_inputs, self._stages, self._settings = open_inputs, tuple(stages), tuple(settings)
         self._batch, self._threads = batch, threads
         self._shared = Shared()  # one VQ model for all threads of a worker process
 
@@ -81,16 +82,18 @@ class _MakeShard(beam.DoFn):
     def process(self, element: tuple[int, tuple[int, ...]]):
         shard, stages = element
         records = len(self._settings[0].span(shard))
-        with Meter(f"shard {shard}", records, shown=False) as meter:
+        with ProgressDisplay(f"shard {shard}", records, show=False) as meter:
             self._maker.make({shard: stages}, meter)
         beam.metrics.Metrics.counter("pretokenize", "records").inc(records)
         yield records
 
-    def _open(self) -> Maker:
-        source, vq, vocab = self._open_parts()
+    def _open(self) -> ShardMaker:
+        source, vq, vocab = self._open_inputs()
         first = self._settings[0]
-        here = stage_settings(source, vq, vocab, self._stages, first.seed, first.shard_records, first.name)
-        for wanted, found in zip(self._settings, here, strict=True):
-            if differences := found.differences(wanted):
-                raise InputError(f"this worker has {', '.join(differences)}; give all the same files")
-        return Maker(source, vocab, Encoder.on_devices(vq, self._batch), self._stages, self._settings, self._threads)
+        local = stage_settings(source, vq, vocab, self._stages, first.seed, first.shard_records, first.name)
+        for launched, opened in zip(self._settings, local, strict=True):
+            if differences := opened.differences(launched):
+                raise InputError(f"this worker has {', '.join(differences)}; give all workers the same files")
+        return ShardMaker(
+            source, vocab, BatchEncoder.on_devices(vq, self._batch), self._stages, self._settings, self._threads
+        )

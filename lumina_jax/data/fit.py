@@ -1,6 +1,7 @@
-"""A codebook and a tokenizer for pictures and words one has, in seconds, when no Chameleon weights are at hand."""
+"""Fits a PatchVQ codebook and a word tokenizer to a source, in seconds, for training without Chameleon's weights."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -8,33 +9,34 @@ import numpy as np
 from lumina_jax import layout
 from lumina_jax.config import DataConfig, VQConfig
 from lumina_jax.data.shard_maker import crop_size
-from lumina_jax.data.sources import Source
+from lumina_jax.data.sources.record import BAD_RECORD, Source
 from lumina_jax.data.word_tokenizer import build, save
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pictures import pixels
 
-MOST_PICTURES = 20_000
+MAX_RECORDS = 20_000
+REPORT_PICTURES = 64
 
 
 def fit(
     source: Source, vq: VQConfig, data: DataConfig, seed: int = 0, sizes: Sequence[tuple[int, int]] | None = None
 ) -> dict[str, float]:
-    """Writes ``vq.path`` (a PatchVQ of at most ``vq.codes`` codes) and tokenizer.json into ``data.tokenizer``.
+    """Writes a PatchVQ of at most ``vq.codes`` codes to ``vq.path`` and a tokenizer.json into the folder ``data.tokenizer``.
 
-    Looks at up to MOST_PICTURES records spread over ``source``, cropped as pretokenizing will crop them, and at their
-    texts. Returns the codebook's report on the first of them.
+    Reads up to MAX_RECORDS records spread evenly over ``source``: their texts, and their pictures cropped as pretokenize crops
+    them, to ``sizes`` (default: those of ``data``). Returns PatchVQ.report on the first REPORT_PICTURES pictures.
     """
     sizes = sizes or layout.crop_sizes(data.size, data.patch, data.max_ratio)
-    indices = np.unique(np.linspace(0, len(source) - 1, MOST_PICTURES).astype(int))
+    indices = np.unique(np.linspace(0, len(source) - 1, MAX_RECORDS).astype(int))
     texts: list[str] = []
 
     def crops() -> Iterator[np.ndarray]:
         for index in indices:
             try:
                 record = source[int(index)]
-            except (ValueError, OSError):
+            except BAD_RECORD:
                 continue  # pretokenize lists it among the rejects, with the reason
-            texts.extend(part for turn in record.conversation([sizes[0]]) for part in turn if part)
+            texts.extend(message for turn in record.conversation([sizes[0]]) for message in turn if message)
             for number, image in enumerate(record.images):
                 size = crop_size(image.size, sizes)
                 rng = np.random.default_rng([seed, int(index), number])
@@ -44,10 +46,4 @@ def fit(
     codebook.save(vq.path)
     units = max(max(size) for size in sizes) // data.patch
     save(build(codebook.codes, texts, size_units=units), Path(data.tokenizer))
-    texts.clear()
-    return codebook.report(list(_some(crops())))
-
-
-def _some(pictures: Iterator[np.ndarray], most: int = 64) -> Iterator[np.ndarray]:
-    for _, picture in zip(range(most), pictures, strict=False):
-        yield picture
+    return codebook.report(list(islice(crops(), REPORT_PICTURES)))

@@ -1,4 +1,4 @@
-"""Shards -> Batches: the host's rows of each global batch, read ahead by grain."""
+"""Shards -> Batches: this host's rows of each global batch, prefetched by grain."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,15 +8,16 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from lumina_jax.batch import Batch
+from lumina_jax.batch import DTYPES, Batch
 from lumina_jax.config import DataConfig
 from lumina_jax.conversation import drop_context
-from lumina_jax.data.batch_plan import BucketPlan, Places
+from lumina_jax.data.batch_plan import BatchPlan, BatchRecords
 from lumina_jax.data.shards import Shards, check_made_with
 from lumina_jax.errors import InputError
 from lumina_jax.vocab import Vocab
 
 DROP_STREAM = 1
+"""Tells the draws for :func:`drop_context` from all others of the seed and step."""
 Sample = tuple[np.ndarray, np.ndarray]
 """Tokens i32[n] and learn bool[n]."""
 
@@ -31,36 +32,35 @@ def batches(
     host: int = 0,
     hosts: int = 1,
 ) -> Iterator[Batch]:
-    """The batches of the steps from ``start`` to ``stop`` (None: without end), the rows of one host, as numpy arrays.
+    """The batches of the steps from ``start`` to ``stop`` (None: without end), one host's rows of each, as numpy arrays.
 
-    The global batch of a step is a pure function of (seed, step) and the folders of ``path``, one or several with commas
-    between: stopping and starting at any step, on any number of hosts, continues the same order. Host h of H has rows h*B/H
-    to (h+1)*B/H of the B = cfg.rows(length) of a batch.
+    The global batch of a step is a pure function of (seed, step) and the folders of ``path`` (one, or several with commas
+    between): stopping and resuming at any step, on any number of hosts, continues the same order. Host h of H has rows h*B/H
+    to (h+1)*B/H of a batch of B = cfg.rows(length).
 
-    Raises ValueError when some B is not a multiple of ``hosts``, when a folder was made with another tokenizer or with another
-    VQ model than the first, or when a sample is longer than the largest bucket; FileNotFoundError when a folder is no
-    finished one of pretokenize.
+    Raises InputError when some B is not a multiple of ``hosts``, when the folders were made with other tokenizers than
+    ``vocab`` or with several VQ models, or when a sample is longer than the largest bucket; MissingFileError when a folder was
+    not written, or not finished, by pretokenize.
     """
     cfg = replace(cfg, path=str(path))
     _check_hosts(cfg, host, hosts)
     shards = open_shards(cfg, vocab)
-    plan = BucketPlan([part.lengths for part in shards], cfg, seed)
+    plan = BatchPlan([folder.lengths for folder in shards], cfg, seed)
     steps = grain.MapDataset.source(_BatchSource(shards, plan, vocab, host, hosts))[start:stop]
     return iter(steps.to_iter_dataset(grain.ReadOptions(cfg.threads, 2 * cfg.threads)))
 
 
 def open_shards(cfg: DataConfig, vocab: Vocab) -> list[Shards]:
-    """The folders of ``cfg``, once it is sure that their tokens mean what ``vocab`` says, and their pictures the same."""
+    """The folders of ``cfg``, checked to be made with ``vocab`` and, where they hold images, with one VQ model."""
     shards = [Shards(path) for path in cfg.paths]
-    for path, part in zip(cfg.paths, shards, strict=True):
-        check_made_with(part.manifest, vocab, where=path)
-    pictured = [
-        (path, part.manifest.settings.vq) for path, part in zip(cfg.paths, shards, strict=True) if part.manifest.crops
-    ]
-    for path, vq in pictured:
-        if vq != pictured[0][1]:
+    for path, folder in zip(cfg.paths, shards, strict=True):
+        check_made_with(folder.manifest, vocab, where=path)
+    with_images = [(path, folder.manifest) for path, folder in zip(cfg.paths, shards, strict=True)]
+    with_images = [(path, manifest.settings.vq) for path, manifest in with_images if manifest.crops]
+    for path, vq in with_images:
+        if vq != with_images[0][1]:
             raise InputError(
-                f"{path} was made with the VQ model {vq}, but {pictured[0][0]} with {pictured[0][1]}; "
+                f"{path} was made with the VQ model {vq}, but {with_images[0][0]} with {with_images[0][1]}; "
                 "pretokenize one of them again"
             )
     return shards
@@ -81,7 +81,7 @@ class _BatchSource:
     """Step -> Batch, the rows of ``host`` of ``hosts``, as grain's RandomAccessDataSource."""
 
     shards: list[Shards]
-    plan: BucketPlan
+    plan: BatchPlan
     vocab: Vocab
     host: int
     hosts: int
@@ -90,39 +90,40 @@ class _BatchSource:
         return sys.maxsize
 
     def __getitem__(self, step: int) -> Batch:
-        places = self.plan(step)
-        share = places.rows // self.hosts
-        begin, end = np.searchsorted(places.row, [self.host * share, (self.host + 1) * share])
+        records = self.plan(step)
+        share = records.rows // self.hosts
+        begin, end = np.searchsorted(records.row, [self.host * share, (self.host + 1) * share])
         # One draw for each sample of the global batch: the same for any number of hosts.
-        draws = np.random.default_rng([self.plan.seed, step, DROP_STREAM]).random(len(places.row))[begin:end]
+        draws = np.random.default_rng([self.plan.seed, step, DROP_STREAM]).random(len(records.row))[begin:end]
         samples = [
             drop_context(*sample, self.vocab) if draw < self.plan.cfg.drop_context else sample
-            for sample, draw in zip(self._read(places, slice(begin, end)), draws, strict=True)
+            for sample, draw in zip(self._read(records, slice(begin, end)), draws, strict=True)
         ]
-        return lay_out(samples, places.row[begin:end] - self.host * share, (share, places.length))
+        return collate(samples, records.row[begin:end] - self.host * share, (share, records.length))
 
-    def _read(self, places: Places, mine: slice) -> list[Sample]:
-        folders, records = places.folder[mine], places.record[mine]
+    def _read(self, batch: BatchRecords, host_samples: slice) -> list[Sample]:
+        folders, records = batch.folder[host_samples], batch.record[host_samples]
         order = np.argsort(folders, kind="stable")
         samples: list[Sample] = []
         for folder, shards in enumerate(self.shards):
             samples += shards.__getitems__(records[order[folders[order] == folder]].tolist())
-        back = np.argsort(order, kind="stable")
-        return [samples[place] for place in back]
+        inverse = np.argsort(order, kind="stable")
+        return [samples[index] for index in inverse]
 
 
-def lay_out(samples: Sequence[Sample], row: Sequence[int], shape: tuple[int, int]) -> Batch:
-    """Samples (tokens i32[n], learn bool[n]), shifted by one, into the rows ``row`` of a Batch of ``shape`` [B T].
+def collate(samples: Sequence[Sample], rows: Sequence[int], shape: tuple[int, int]) -> Batch:
+    """Samples (tokens i32[n], learn bool[n]) -> a Batch of ``shape`` [B T]; sample i stands in row ``rows[i]``.
 
-    Those of a row, which follow each other, must fit: each takes n - 1 positions.
+    Inputs and targets are the tokens shifted by one, so a sample takes n - 1 positions. Samples of a row stand one after
+    another, and must fit.
     """
-    batch = Batch(*(np.zeros(shape, dtype) for dtype in (np.int32, np.int32, bool, np.int32, np.int32)))
+    batch = Batch(*(np.zeros(shape, dtype) for dtype in DTYPES))
     end, segment = np.zeros(shape[0], int), np.zeros(shape[0], int)
     count = np.arange(shape[1], dtype=np.int32)
-    for (tokens, learn), at in zip(samples, row, strict=True):
+    for (tokens, learn), row in zip(samples, rows, strict=True):
         size = len(tokens) - 1
-        place = slice(end[at], end[at] + size)
-        end[at], segment[at] = place.stop, segment[at] + 1
-        batch.inputs[at, place], batch.targets[at, place], batch.learn[at, place] = tokens[:-1], tokens[1:], learn[1:]
-        batch.positions[at, place], batch.segments[at, place] = count[:size], segment[at]
+        span = slice(end[row], end[row] + size)
+        end[row], segment[row] = span.stop, segment[row] + 1
+        batch.inputs[row, span], batch.targets[row, span], batch.learn[row, span] = tokens[:-1], tokens[1:], learn[1:]
+        batch.positions[row, span], batch.segments[row, span] = count[:size], segment[row]
     return batch

@@ -1,24 +1,25 @@
-"""Records -> folders of tokens, once and for all, by any number of processes, resumable after a kill at any moment."""
+"""Records -> folders of tokens, by any number of processes; killed at any moment, the same call continues."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from lumina_jax import layout
 from lumina_jax.config import DataConfig
-from lumina_jax.data.encode import Encoder, ImageTokenizer, vq_fingerprint
-from lumina_jax.data.shard_maker import Maker, Stage
+from lumina_jax.data.encode import BatchEncoder
+from lumina_jax.data.shard_maker import PretokenizeStage, ShardMaker
 from lumina_jax.data.shard_writer import write_totals
 from lumina_jax.data.shards import MANIFEST, SETTINGS, Manifest, Settings, read_json, write_json
 from lumina_jax.data.sources import Source
 from lumina_jax.errors import InputError
-from lumina_jax.progress import Meter
-from lumina_jax.storage import Folder
+from lumina_jax.model.image_tokenizer import ImageTokenizer, fingerprint
+from lumina_jax.progress import ProgressDisplay
+from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab, size_name
 
 SHARD_RECORDS = 8192
-"""Some 100 MB of tokens of 768-px images. A kill costs each process the work on two shards at the most."""
+"""Some 100 MB of tokens of 768-px images. A kill costs each process at most the work on two shards."""
 
-EVERY = slice(None)
+ALL_SHARDS = slice(None)
 
 
 def pretokenize(
@@ -33,16 +34,13 @@ def pretokenize(
     sizes: Sequence[tuple[int, int]] | None = None,
     progress: bool = True,
     max_tokens: int | None = None,
-    own: slice = EVERY,
+    shard_slice: slice = ALL_SHARDS,
     name: str = "",
 ) -> Manifest | None:
-    """:func:`pretokenize_stages` with one stage: the folder ``out`` with crops of ``sizes``.
-
-    They are by default the crop sizes of cfg.size, cfg.patch and cfg.max_ratio.
-    """
-    stage = Stage(out, tuple(sizes or layout.crop_sizes(cfg.size, cfg.patch, cfg.max_ratio)), max_tokens)
+    """:func:`pretokenize_stages` with one stage: the folder ``out`` with crops of ``sizes``, by default those of ``cfg``."""
+    stage = PretokenizeStage(out, tuple(sizes or layout.crop_sizes(cfg.size, cfg.patch, cfg.max_ratio)), max_tokens)
     manifests = pretokenize_stages(
-        source, vq, vocab, [stage], seed, shard_records, batch, cfg.threads, progress, own, name
+        source, vq, vocab, [stage], seed, shard_records, batch, cfg.threads, progress, shard_slice, name
     )
     return manifests[0] if manifests else None
 
@@ -51,42 +49,42 @@ def pretokenize_stages(
     source: Source,
     vq: ImageTokenizer,
     vocab: Vocab,
-    stages: Sequence[Stage],
+    stages: Sequence[PretokenizeStage],
     seed: int,
     shard_records: int = SHARD_RECORDS,
     batch: int = 64,
     threads: int = 2,
     progress: bool = True,
-    own: slice = EVERY,
+    shard_slice: slice = ALL_SHARDS,
     name: str = "",
 ) -> list[Manifest]:
-    """Writes every record of ``source`` as tokens into the folder of each stage (its format: data.shards).
+    """Writes every record of ``source`` as tokens into the folder of each stage (format: data.shards).
 
     Each image is read once, cropped at random to the best size of each stage, and encoded with images of its size, at most
-    ``batch`` at a time on each device. A folder is a pure function of these arguments, whatever the other stages are: killed
-    at any moment and called again, this redoes what it had begun, two shards at most, and ends in the same bytes. A bad record
-    is listed with its reason in rejects.jsonl, never replaced, never cut and never fatal.
+    ``batch`` at a time on each device. A folder is a pure function of these arguments, independent of the other stages. Killed
+    at any moment and called again, this redoes at most two shards and ends in the same bytes. A bad record is listed with its
+    reason in rejects.jsonl; it is never replaced or cut, and never ends the run.
 
-    Of the shards this process makes those of ``own``: ``slice(i, None, n)`` are those of process i of n, which may write
-    into the same folders at the same time. The last to finish writes the totals, and gets the manifests; the others get an
-    empty list. What is whole is left as it is, whoever made it, so a later start may have another number of processes.
+    This process makes the shards of ``shard_slice``: ``slice(i, None, n)`` for process i of n, which may all write into the
+    same folders at once. The last process to finish writes the totals and returns the manifests, the others an empty list.
+    Complete shards are kept, whoever made them, so a later start may have another number of processes.
 
-    Raises ValueError when a folder was begun with other settings, or when sizes, VQ model and tokenizer do not fit together.
+    Raises InputError when a folder was begun with other settings, or when sizes, VQ model and tokenizer do not fit together.
     """
     settings = stage_settings(source, vq, vocab, stages, seed, shard_records, name)
     folders = begin(stages, settings)
-    mine = set(range(settings[0].shards)[own])
+    shards = set(range(settings[0].shards)[shard_slice])
     title = f"pretokenize {', '.join(map(str, folders))}"
-    with Meter(title, sum(len(settings[0].span(shard)) for shard in mine), progress) as meter:
-        if all(folder.has(MANIFEST) for folder in folders):
-            meter.say(f"{', '.join(map(str, folders))}: finished already")
+    with ProgressDisplay(title, sum(len(settings[0].span(shard)) for shard in shards), progress) as meter:
+        if all(folder.exists(MANIFEST) for folder in folders):
+            meter.print_line(f"{', '.join(map(str, folders))}: finished already")
             return finish(stages)
-        todo = shards_to_make(folders, settings, mine)
-        meter.skip(sum(len(settings[0].span(shard)) for shard in mine - set(todo)))
-        encoder = Encoder.on_devices(vq, batch)
-        Maker(source, vocab, encoder, stages, settings, threads).make(todo, meter)
-        if left := shards_to_make(folders, settings, set(range(settings[0].shards))):
-            meter.say(f"{len(left)} of {settings[0].shards} shards are still to be made by other processes")
+        todo = shards_to_make(folders, settings, shards)
+        meter.skip(sum(len(settings[0].span(shard)) for shard in shards - set(todo)))
+        encoder = BatchEncoder.on_devices(vq, batch)
+        ShardMaker(source, vocab, encoder, stages, settings, threads).make(todo, meter)
+        if missing := shards_to_make(folders, settings, set(range(settings[0].shards))):
+            meter.print_line(f"{len(missing)} of {settings[0].shards} shards are still to be made by other processes")
             return []
     return finish(stages)
 
@@ -95,22 +93,22 @@ def stage_settings(
     source: Source,
     vq: ImageTokenizer,
     vocab: Vocab,
-    stages: Sequence[Stage],
+    stages: Sequence[PretokenizeStage],
     seed: int,
     shard_records: int = SHARD_RECORDS,
     name: str = "",
 ) -> list[Settings]:
-    """What the folder of each stage will say it was made from; ValueError when the parts do not fit together."""
+    """The settings of each stage's folder; InputError when sizes, VQ model and tokenizer do not fit together."""
     if len(source) == 0:
         raise InputError("the source has no records; there is nothing to pretokenize")
     for stage in stages:
         _check_fit(stage.sizes, vq, vocab)
-    made_from = dict(
-        records=len(source), source=source.fingerprint, tokenizer=vocab.fingerprint, vq=vq_fingerprint(vq), seed=seed
+    common = dict(
+        records=len(source), source=source.fingerprint, tokenizer=vocab.fingerprint, vq=fingerprint(vq), seed=seed
     )
     return [
         Settings(
-            **made_from,
+            **common,
             crops=tuple(f"{width}x{height}" for width, height in stage.sizes),
             shard_records=shard_records,
             max_tokens=stage.max_tokens,
@@ -120,16 +118,16 @@ def stage_settings(
     ]
 
 
-def begin(stages: Sequence[Stage], settings: Sequence[Settings]) -> list[Folder]:
-    """Claims the folder of each stage; ValueError when one belongs to other settings."""
-    folders = [Folder(stage.out) for stage in stages]
-    if len({folder.place for folder in folders}) < len(folders):
+def begin(stages: Sequence[PretokenizeStage], settings: Sequence[Settings]) -> list[StorageFolder]:
+    """Writes the settings into the folder of each stage; InputError when one was begun with others."""
+    folders = [StorageFolder(stage.out) for stage in stages]
+    if len({folder.url for folder in folders}) < len(folders):
         raise InputError(f"two stages have one folder, {folders[0]}; give each its own")
-    for folder, wanted in zip(folders, settings, strict=True):
-        if not folder.has(SETTINGS):
-            write_json(folder, SETTINGS, wanted)
-    for folder, wanted in zip(folders, settings, strict=True):
-        if differences := read_json(folder, SETTINGS, Settings).differences(wanted):
+    for folder, folder_settings in zip(folders, settings, strict=True):
+        if not folder.exists(SETTINGS):
+            write_json(folder, SETTINGS, folder_settings)
+    for folder, folder_settings in zip(folders, settings, strict=True):
+        if differences := read_json(folder, SETTINGS, Settings).differences(folder_settings):
             raise InputError(
                 f"{folder} was begun with {', '.join(differences)}; choose another folder, or delete this one to make it anew"
             )
@@ -137,9 +135,9 @@ def begin(stages: Sequence[Stage], settings: Sequence[Settings]) -> list[Folder]
 
 
 def shards_to_make(
-    folders: Sequence[Folder], settings: Sequence[Settings], shards: set[int]
+    folders: Sequence[StorageFolder], settings: Sequence[Settings], shards: set[int]
 ) -> dict[int, tuple[int, ...]]:
-    """Of ``shards`` those that are not whole -> the numbers of the stages that lack them."""
+    """The incomplete ones of ``shards`` -> the numbers of the stages that lack them."""
     missing = [set(each.missing(folder)) & shards for folder, each in zip(folders, settings, strict=True)]
     return {
         shard: tuple(stage for stage, lacks in enumerate(missing) if shard in lacks)
@@ -147,17 +145,17 @@ def shards_to_make(
     }
 
 
-def finish(stages: Sequence[Stage]) -> list[Manifest]:
-    """The manifests of folders whose shards are all whole, written where they are not yet. It needs no source.
+def finish(stages: Sequence[PretokenizeStage]) -> list[Manifest]:
+    """The manifests of the stages' folders, written where they are missing. Needs no source.
 
-    Raises ValueError naming the shards that a folder lacks.
+    Raises InputError when a folder lacks shards.
     """
-    return [_finish(Folder(stage.out)) for stage in stages]
+    return [_finish(StorageFolder(stage.out)) for stage in stages]
 
 
-def _finish(folder: Folder) -> Manifest:
-    if folder.has(MANIFEST):
-        folder.tidy()
+def _finish(folder: StorageFolder) -> Manifest:
+    if folder.exists(MANIFEST):
+        folder.remove_temporary_files()
         return read_json(folder, MANIFEST, Manifest)
     settings = read_json(folder, SETTINGS, Settings)
     if missing := settings.missing(folder):

@@ -1,4 +1,4 @@
-"""Writing the folder of tokens (its format: data.shards): a shard at a time, then what they come to together."""
+"""Writing the folder of tokens (format: data.shards): one shard at a time, then the totals."""
 
 import json
 from collections import Counter
@@ -22,17 +22,17 @@ from lumina_jax.data.shards import (
     read_json,
     write_json,
 )
-from lumina_jax.storage import Folder
+from lumina_jax.storage import StorageFolder
 
 BINS = 16
-"""Of the histogram of lengths."""
+"""Bins of the histogram of lengths."""
 READERS = 32
-"""Reports read at once when they are added up: a store answers slowly, but many at a time."""
+"""Shard reports read at once: a store answers slowly, but many requests at a time."""
 
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What a shard holds: tokens of each record, learned ones in all, and how many records there are of each kind and crop."""
+    """The counts of a shard: tokens of each record, learned tokens in total, records of each kind, images of each crop."""
 
     lengths: tuple[int, ...]
     learned: int
@@ -42,7 +42,7 @@ class ShardReport:
 
 
 def write_shard(
-    folder: Folder,
+    folder: StorageFolder,
     settings: Settings,
     shard: int,
     samples: Sequence[tuple[np.ndarray, np.ndarray]],
@@ -50,7 +50,7 @@ def write_shard(
     kinds: Mapping[str, int] | None = None,
     crops: Mapping[str, int] | None = None,
 ) -> None:
-    """Writes the two files of a shard: ``samples`` are (tokens i32[n], learn bool[n]). The tokens come last."""
+    """Writes the two files of a shard; ``samples`` are (tokens i32[n], learn bool[n]). The file of tokens comes last."""
     lengths = tuple(len(tokens) for tokens, _ in samples)
     learned = sum(int(learn.sum()) for _, learn in samples)
     counts = (dict(sorted((count or {}).items())) for count in (kinds, crops))
@@ -61,11 +61,11 @@ def write_shard(
             file.writelines(pack(*sample) for sample in samples)
 
     write_json(folder, settings.file(shard, REPORT), report, indent=None)
-    folder.put(settings.file(shard, TOKENS), tokens)
+    folder.write(settings.file(shard, TOKENS), tokens)
 
 
-def write_totals(folder: Folder, settings: Settings) -> Manifest:
-    """Adds up the reports of all shards, once all are whole, and writes the manifest last; no record is read again."""
+def write_totals(folder: StorageFolder, settings: Settings) -> Manifest:
+    """Adds up the reports of all shards, which must be complete, and writes the manifest last. Reads no tokens."""
     names = [settings.file(shard, REPORT) for shard in range(settings.shards)]
     with ThreadPoolExecutor(READERS) as pool:
         reports = list(pool.map(lambda name: _compact(read_json(folder, name, ShardReport)), names))
@@ -76,41 +76,42 @@ def write_totals(folder: Folder, settings: Settings) -> Manifest:
         settings=settings,
         kept=sum(map(len, lengths)),
         rejected=len(rejects),
-        tokens=sum(int(part.sum(dtype=np.int64)) for part in lengths),
+        tokens=sum(int(shard.sum(dtype=np.int64)) for shard in lengths),
         learned=sum(report.learned for _, report in reports),
         edges=edges,
         histogram=histogram,
-        kinds=_added(report.kinds for _, report in reports),
-        crops=_added(report.crops for _, report in reports),
+        kinds=_sum(report.kinds for _, report in reports),
+        crops=_sum(report.crops for _, report in reports),
         shard_kept=tuple(map(len, lengths)),
     )
-    folder.put(LENGTHS, lambda path: _save(path, lengths))
-    folder.put_text(REJECTS, "".join(json.dumps(reject) + "\n" for reject in rejects))
+    folder.write(LENGTHS, lambda path: _save_joined(path, lengths))
+    folder.write_text(REJECTS, "".join(json.dumps(reject) + "\n" for reject in rejects))
     write_json(folder, MANIFEST, manifest)
-    folder.tidy()
+    folder.remove_temporary_files()
     return manifest
 
 
 def _compact(report: ShardReport) -> tuple[np.ndarray, ShardReport]:
-    """The lengths as i32[n], a ninth of their size in Python, and the rest."""
+    """The lengths as i32[n], a ninth of their memory as Python ints, and the report without them."""
     return np.array(report.lengths, np.int32), replace(report, lengths=())
 
 
 def _histogram(lengths: list[np.ndarray]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    parts = [part for part in lengths if len(part)] or [np.zeros(0, np.int32)]
-    shortest, longest = min(part.min(initial=2**31 - 1) for part in parts), max(part.max(initial=0) for part in parts)
+    """Edges and counts over the lengths i32[n] of all shards."""
+    shards = [shard for shard in lengths if len(shard)] or [np.zeros(0, np.int32)]
+    shortest, longest = min(s.min(initial=2**31 - 1) for s in shards), max(s.max(initial=0) for s in shards)
     edges = np.unique(np.linspace(min(shortest, longest), longest + 1, BINS + 1).astype(int))
-    counts = sum(np.histogram(part, edges)[0] for part in parts)
+    counts = sum(np.histogram(shard, edges)[0] for shard in shards)
     return tuple(edges.tolist()), tuple(counts.tolist())
 
 
-def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(sum(map(Counter, counts), Counter()).items()))
 
 
-def _save(path: Path, parts: list[np.ndarray]) -> None:
-    """np.save of i32 ``parts`` as one array, without joining them in memory."""
-    header = {"descr": "<i4", "fortran_order": False, "shape": (sum(map(len, parts)),)}
+def _save_joined(path: Path, arrays: list[np.ndarray]) -> None:
+    """np.save of i32 ``arrays`` as one array, without joining them in memory."""
+    header = {"descr": "<i4", "fortran_order": False, "shape": (sum(map(len, arrays)),)}
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        file.writelines(part.astype("<i4").tobytes() for part in parts)
+        file.writelines(array.astype("<i4").tobytes() for array in arrays)

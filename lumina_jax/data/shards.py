@@ -1,16 +1,16 @@
-"""The folder of tokens that pretokenize writes and training reads: the single home of its format.
+"""The folder of tokens that pretokenize writes and training reads. This module is the one home of its format.
 
 ::
 
     settings.json           what the tokens were made from, written first
     00003-of-00010.json     of one range of the source: lengths, counts and rejects
-    00003-of-00010.tokens   the kept records of that range, one behind the other; with it the shard is whole
-    lengths.npy             i32[N]: tokens of each record of all shards, in order
+    00003-of-00010.tokens   the kept records of that range, one after another, written last: then the shard is complete
+    lengths.npy             i32[N]: the number of tokens of each record of all shards, in order
     rejects.jsonl           {"index", "reason"} of each source record that was not kept
-    manifest.json           the counts, written last: with it the folder is whole
+    manifest.json           the counts, written last: then the folder is complete
 
-A record of n tokens is n little-endian int32: the token where it is learned, its bitwise complement (negative) where it is
-not. Where a record lies follows from the lengths, so reading holds nothing per record but that one memory-mapped array.
+A record of n tokens is n little-endian int32: a token that is learned as it is, one that is not as its bitwise complement,
+which is negative. A record's offset follows from the lengths, so readers hold nothing per record but one memory-mapped array.
 """
 
 import json
@@ -26,7 +26,7 @@ import numpy as np
 
 from lumina_jax.config import from_dict, to_dict
 from lumina_jax.errors import InputError, MissingFileError, StorageError
-from lumina_jax.storage import Folder
+from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab
 
 SETTINGS = "settings.json"
@@ -37,15 +37,16 @@ REPORT = "json"
 TOKENS = "tokens"
 TOKEN_BYTES = 4
 SPARE_FILES = 256
-"""File handles left to everything but the shards."""
+"""Open files reserved for everything but the shards."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything the tokens depend on. ``source``, ``tokenizer`` and ``vq`` are fingerprints; ``records`` counts the source.
+    """Everything the tokens depend on. ``source``, ``tokenizer`` and ``vq`` are fingerprints.
 
-    ``crops`` are the candidate sizes as "WxH" in pixels; a shard covers ``shard_records`` records of the source; samples of
-    more than ``max_tokens`` are rejected (None: none are). ``name`` says for people where the records came from.
+    ``records`` is the number of records of the source, ``shard_records`` of those of a shard. ``crops`` are the candidate sizes
+    as "WxH" in pixels. Samples of more than ``max_tokens`` tokens are rejected (None: no limit). ``name`` tells people where the
+    records came from; it is not compared.
     """
 
     records: int
@@ -70,24 +71,26 @@ class Settings:
         """The name of a shard's file; ``kind`` is REPORT or TOKENS."""
         return f"{shard:05d}-of-{self.shards:05d}.{kind}"
 
-    def missing(self, folder: Folder) -> list[int]:
-        """The shards that ``folder`` does not hold whole, in order."""
-        names = folder.names()
+    def missing(self, folder: StorageFolder) -> list[int]:
+        """The shards that are not complete in ``folder``, in order."""
+        names = folder.file_names()
         return [shard for shard in range(self.shards) if self.file(shard, TOKENS) not in names]
 
     def differences(self, other: "Settings") -> list[str]:
-        """Each field that ``other`` has otherwise and that matters, as "name=ours instead of theirs"."""
+        """The compared fields that differ from ``other``'s, as "name=value here instead of value there"."""
         names = [field.name for field in fields(self) if field.compare]
         pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
-        return [f"{name}={_short(ours)} instead of {_short(theirs)}" for name, ours, theirs in pairs if ours != theirs]
+        return [
+            f"{name}={_short(value)} instead of {_short(others)}" for name, value, others in pairs if value != others
+        ]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a whole folder holds. ``histogram`` counts the records of edges[i] <= tokens < edges[i + 1].
+    """The counts of a complete folder: records kept and rejected, tokens, and those of them that are learned.
 
-    ``kinds`` counts records by what is shown and what is learned ("text", "text to image", "image to text", "mixed"),
-    ``crops`` the images of each size; ``shard_kept`` are the records of each shard.
+    ``histogram[i]`` counts the records with edges[i] <= tokens < edges[i + 1], ``kinds`` the records by shard_maker.kind_of,
+    ``crops`` the images of each size ("WxH"), ``shard_kept`` the records kept of each shard.
     """
 
     settings: Settings
@@ -103,7 +106,7 @@ class Manifest:
 
 
 Reject = dict[str, int | str]
-"""The "index" of a source record that was not kept, and the "reason", in which its source names the record or its file."""
+"""The "index" of a source record that was not kept and the "reason", which names the record or its file."""
 
 Stored = TypeVar("Stored")
 
@@ -127,42 +130,42 @@ def unpack(record: bytes) -> tuple[np.ndarray, np.ndarray]:
 def check_made_with(
     manifest: Manifest, vocab: Vocab, vq: str | None = None, where: str = "the folder of tokens"
 ) -> None:
-    """Raises ValueError unless the tokens were made with ``vocab`` and with the VQ model of fingerprint ``vq``.
+    """Raises InputError unless the tokens were made with ``vocab`` and with the VQ model of fingerprint ``vq``.
 
-    The VQ model is not asked for where it is None, nor where no record holds an image.
+    The VQ model is not compared when ``vq`` is None or no record holds an image.
     """
-    made = manifest.settings
-    if made.tokenizer != vocab.fingerprint:
+    settings = manifest.settings
+    if settings.tokenizer != vocab.fingerprint:
         raise InputError(
-            f"{where} was made with the tokenizer {made.tokenizer}, but {vocab.source} is {vocab.fingerprint}; "
+            f"{where} was made with the tokenizer {settings.tokenizer}, but {vocab.source} is {vocab.fingerprint}; "
             "set data.tokenizer to the one it was made with, or pretokenize again"
         )
-    if vq is not None and manifest.crops and made.vq != vq:
+    if vq is not None and manifest.crops and settings.vq != vq:
         raise InputError(
-            f"{where} was made with the VQ model {made.vq}, but that of vq.path is {vq}; "
+            f"{where} was made with the VQ model {settings.vq}, but that of vq.path is {vq}; "
             "set vq.path to the one it was made with, or pretokenize again"
         )
 
 
-def read_json(folder: Folder, name: str, kind: type[Stored]) -> Stored:
-    """Reads what :func:`write_json` wrote; ValueError naming the file when it is something else."""
+def read_json(folder: StorageFolder, name: str, kind: type[Stored]) -> Stored:
+    """Reads what :func:`write_json` wrote as a ``kind``; InputError naming the file when it is something else."""
     try:
-        return from_dict(kind, json.loads(folder.read(name)))
+        return from_dict(kind, json.loads(folder.read_bytes(name)))
     except (ValueError, TypeError) as error:
         raise InputError(f"{folder}/{name} was not written by this version's pretokenize: {error}") from error
 
 
-def write_json(folder: Folder, name: str, value: object, indent: int | None = 1) -> None:
-    """Writes a record of this module, whole or not at all."""
-    folder.put_text(name, json.dumps(to_dict(value), indent=indent) + "\n")
+def write_json(folder: StorageFolder, name: str, value: object, indent: int | None = 1) -> None:
+    """Writes a dataclass of this module, the whole file or none."""
+    folder.write_text(name, json.dumps(to_dict(value), indent=indent) + "\n")
 
 
 class Shards:
-    """A folder written by pretokenize, as one list of samples; it lies on a local or mounted disk.
+    """A folder written by pretokenize, on a local or mounted disk, as one list of samples.
 
-    ``lengths`` i32[N] are their numbers of tokens, memory-mapped. Safe to read from several threads, and cheap to send to
-    other processes, which open it anew. Raises FileNotFoundError when the folder is none of pretokenize's or is not
-    finished, ValueError when it is empty or its files do not belong together.
+    ``lengths`` i32[N] are their numbers of tokens, memory-mapped. Safe to read from several threads; pickled it is only its
+    path, and another process opens it again. Raises MissingFileError when the folder was not written, or not finished, by
+    pretokenize, InputError when it holds no records or its files do not belong together.
     """
 
     def __init__(self, path: str | Path):
@@ -170,13 +173,13 @@ class Shards:
             raise InputError(f"{path} is not on this machine; copy it to a local disk, or mount it (gcsfuse)")
         self.path = Path(path)
         if not (self.path / MANIFEST).is_file():
-            begun = (self.path / SETTINGS).is_file()
+            unfinished = (self.path / SETTINGS).is_file()
             raise MissingFileError(
                 f"{path} is an unfinished pretokenize; give its command again and it goes on where it stopped"
-                if begun
+                if unfinished
                 else f"{path} holds no {MANIFEST}: it is no folder written by `run.py pretokenize`; make it first"
             )
-        self.manifest = read_json(Folder(self.path), MANIFEST, Manifest)
+        self.manifest = read_json(StorageFolder(self.path), MANIFEST, Manifest)
         if self.manifest.kept == 0:
             raise InputError(f"{path} holds no records; {self.path / REJECTS} says why all were rejected")
         settings = self.manifest.settings
@@ -187,7 +190,10 @@ class Shards:
         missing = [file.name for file in [*self._files, self.path / LENGTHS] if not file.is_file()]
         if missing:
             raise MissingFileError(f"{path} lacks {', '.join(missing[:3])}; copy it whole or pretokenize it again")
-        self.lengths = np.asarray(np.load(self.path / LENGTHS, mmap_mode="r"))
+        try:
+            self.lengths = np.asarray(np.load(self.path / LENGTHS, mmap_mode="r"))
+        except (ValueError, EOFError) as error:
+            raise InputError(f"{self.path / LENGTHS} is damaged: {error}; copy it again") from error
         self._check_sizes()
         _allow_open_files(len(self._files))
 
@@ -195,7 +201,7 @@ class Shards:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One sample: tokens i32[n] and learn bool[n]. IndexError outside of 0 to N - 1."""
+        """One sample: tokens i32[n] and learn bool[n]. Raises IndexError unless 0 <= index < N."""
         if not 0 <= index < len(self.lengths):
             raise IndexError(f"record {index} of {len(self.lengths)} in {self.path}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -203,24 +209,24 @@ class Shards:
         count = TOKEN_BYTES * int(self.lengths[index])
         record = os.pread(self._handle(shard), count, TOKEN_BYTES * before)
         if len(record) != count:
-            raise StorageError(f"{self._files[shard]} ended in record {index}; it was cut after it was opened")
+            raise StorageError(f"{self._files[shard]} ended in record {index}; it was truncated after it was opened")
         return unpack(record)
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Several samples, in the order asked for."""
+        """The samples of ``indices``, in their order."""
         return [self[index] for index in indices]
 
     def __reduce__(self):
         return Shards, (self.path,)
 
     def __del__(self):
-        # At the end of the interpreter the module may be gone, and the system closes them anyway.
+        # While the interpreter shuts down the module may be gone; the system closes the files then.
         if os.close is not None:
             for handle in getattr(self, "_handles", {}).values():
                 os.close(handle)
 
     def _handle(self, shard: int) -> int:
-        """The open file of a shard."""
+        """The file descriptor of a shard, opened at its first use."""
         if (handle := self._handles.get(shard)) is None:
             with self._opening:
                 if (handle := self._handles.get(shard)) is None:
@@ -242,7 +248,7 @@ class Shards:
 
 
 def _allow_open_files(count: int) -> None:
-    """Raises this process's soft limit of open files so that ``count`` shards fit; OSError when its hard limit forbids."""
+    """Raises this process's soft limit of open files to hold ``count`` shards; StorageError when its hard limit is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = count + SPARE_FILES
     if soft == resource.RLIM_INFINITY or soft >= needed:

@@ -1,8 +1,7 @@
-"""A small word-level tokenizer.json with Chameleon's token names at ids of its own, for data without Chameleon's tokenizer.
+"""A small word-level tokenizer.json with Chameleon's token names, for training without Chameleon's tokenizer.
 
-Chameleon's text rules (white space, single digits, punctuation, byte-level words), with two liberties that keep prompts
-short: the fixed pieces of the prompt stay whole, and every known word is one token. Any other text falls into bytes, so
-all text round-trips.
+It splits text as Chameleon does (white space, single digits, punctuation, words), with two differences that keep prompts short:
+each fixed part of a prompt and each known word is one token. Unknown words become bytes, so every text round-trips.
 """
 
 import re
@@ -14,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from lumina_jax.conversation import TASKS, image_prompt
 from lumina_jax.errors import InputError
+from lumina_jax.storage import atomic_write
 from lumina_jax.vocab import (
     BEGIN,
     BEGIN_IMAGE,
@@ -26,10 +26,10 @@ from lumina_jax.vocab import (
 )
 
 SIZE_UNITS = 16
-"""The longest side a size token can say, in units of 32 px."""
+"""The longest side, in units of data.patch pixels, that has a size token."""
 
 TEMPLATES = tuple(re.split(r"\d+x\d+", image_prompt(1, 1, "")))
-"""What stands before and behind the size in a request for an image: one token each."""
+"""The text before and after the size in a request for an image: one token each."""
 
 TASK_TEMPLATES = (
     *TEMPLATES,
@@ -41,7 +41,7 @@ TASK_TEMPLATES = (
         if re.search(r"\w", piece)
     ),
 )
-"""What stands before and behind the places to fill in, in the requests of all tasks."""
+"""The fixed parts of the requests of all tasks."""
 
 
 def build(
@@ -52,11 +52,10 @@ def build(
     templates: tuple[str, ...] = TEMPLATES,
     words: Iterable[str] = (),
 ) -> Tokenizer:
-    """A tokenizer for ``codes`` image codes in which each of ``words`` is one token.
+    """A tokenizer for ``codes`` image codes. Each of ``templates``, the fixed parts of prompts, and of ``words`` is one token.
 
-    So are ``templates``, the fixed pieces of prompts, and the ``limit`` most frequent words of ``texts``. Heights and
-    widths go up to ``size_units``. Ids in order: the general tokens, the image codes, the markers, the sizes, the 256
-    bytes, the prompts' pieces, the words.
+    So are the ``limit`` most frequent words of ``texts``. Size tokens go up to ``size_units``. Ids in order: general tokens,
+    image codes, markers, sizes, the 256 bytes, templates and words, words of the texts.
     """
     if codes < 1:
         raise InputError(f"{codes} image codes; a tokenizer needs at least 1")
@@ -70,7 +69,7 @@ def build(
     names = (*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *_pieces(split, [*templates, *words]))
     learned = _pieces(split, texts)[:limit]
     ids = {name: number for number, name in enumerate(dict.fromkeys((*names, *learned)))}
-    # No merges: a piece is one token where the vocabulary has it whole, and bytes where it has not.
+    # Without merges a piece is one token if it is in the vocabulary, else one token per byte.
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
@@ -79,25 +78,23 @@ def build(
 
 
 def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
-    """Writes tokenizer.json into a folder, which is made if need be; returns its path."""
+    """Writes tokenizer.json into ``folder``, which is created if it is missing; returns the file's path."""
     path = Path(folder) / FILE_NAMES[0]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    tokenizer.save(str(temporary))
-    temporary.replace(path)
+    with atomic_write(path) as temporary:
+        tokenizer.save(str(temporary))
     return path
 
 
 def _pre_tokenizer(templates: tuple[str, ...]) -> pre_tokenizers.PreTokenizer:
-    whole = "|".join(re.escape(template) for template in templates)
-    # One pattern instead of Chameleon's chain of splitters, which would cut the templates again.
-    pattern = Regex(rf"{whole}|[\t\n]|    |  |\p{{N}}|[\p{{P}}\p{{S}}]| ?\p{{L}}+")
+    fixed = "|".join(re.escape(template) for template in templates)
+    # One pattern instead of Chameleon's chain of splitters, which would split the templates again.
+    pattern = Regex(rf"{fixed}|[\t\n]|    |  |\p{{N}}|[\p{{P}}\p{{S}}]| ?\p{{L}}+")
     return pre_tokenizers.Sequence(
         [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
     )
 
 
 def _pieces(split: pre_tokenizers.PreTokenizer, texts: Iterable[str]) -> list[str]:
-    """The pieces of texts that are longer than a byte, the most frequent first."""
+    """The pieces of ``texts`` longer than one byte, most frequent first."""
     counts = Counter(piece for text in texts for piece, _ in split.pre_tokenize_str(text) if len(piece) > 1)
     return sorted(counts, key=lambda piece: (-counts[piece], piece))

@@ -1,4 +1,4 @@
-"""Where the last token of a picture looks (paper Figure 10): attention averaged over heads and layers, by kind of token."""
+"""What the last token of a picture attends to (paper Figure 10): attention averaged over heads and layers, by kind of token."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lumina_jax.errors import InputError
-from lumina_jax.layout import grid_shape
+from lumina_jax.layout import column_of, grid_shape, line_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.parts import rotary
 from lumina_jax.vocab import Vocab
@@ -20,15 +20,19 @@ KINDS = {
     "image": (96, 96, 96),
     "end-of-line": (46, 139, 87),
 }
-"""The kinds of token before the last one, and their colours."""
+"""The kinds of tokens in the sequence, by number, and the RGB colour of each in the drawing."""
 SINK = 5.0
-"""A token is a sink when it draws so many times the attention it would get if all were alike."""
+"""A token is an attention sink when its share is more than this many times the even share 1/T."""
 CELL, GAP, BAR = 22, 24, 150
+"""Pixels of the drawing: edge of a token's square, margin, height of the tallest bar."""
 
 
 @dataclass(frozen=True)
-class Looks:
-    """Attention of a picture's last code: ``shares`` f32[T] over the sequence up to itself, and each token's kind, i32[T]."""
+class AttentionMap:
+    """Attention of a picture's last image code over the T tokens up to and with itself.
+
+    ``shares`` f32[T] add up to 1; ``kinds`` i32[T] are numbers of KINDS; ``grid`` is (rows, cols) of the picture's codes.
+    """
 
     shares: np.ndarray
     kinds: np.ndarray
@@ -36,46 +40,46 @@ class Looks:
 
     @property
     def sinks(self) -> np.ndarray:
-        """bool[T]: the tokens that draw far more than their share."""
+        """bool[T]: which tokens are sinks."""
         return self.shares > SINK / len(self.shares)
 
     def table(self) -> dict[str, float | dict[str, dict[str, float]]]:
-        """Of each kind the tokens, their share of all attention, how many are sinks, and the share of those."""
+        """By kind: number of tokens, share of the attention, mean share over the even share, number of sinks and their share."""
         rows = {}
         for number, name in enumerate(KINDS):
-            mine = self.kinds == number
-            taken = self.shares[mine]
+            of_kind = self.kinds == number
+            shares = self.shares[of_kind]
             rows[name] = {
-                "tokens": int(mine.sum()),
-                "share": float(taken.sum()),
-                "times_even": float(taken.mean() * len(self.shares)) if mine.any() else 0.0,
-                "sinks": int(self.sinks[mine].sum()),
-                "share_on_sinks": float(taken[self.sinks[mine]].sum()),
+                "tokens": int(of_kind.sum()),
+                "share": float(shares.sum()),
+                "times_even": float(shares.mean() * len(self.shares)) if of_kind.any() else 0.0,
+                "sinks": int(self.sinks[of_kind].sum()),
+                "share_on_sinks": float(shares[self.sinks[of_kind]].sum()),
             }
         return {"kinds": rows, "tokens": len(self.shares), "share_on_sinks": float(self.shares[self.sinks].sum())}
 
 
 @jax.jit
 def last_attention(model: Chameleon, ids: jax.Array) -> jax.Array:
-    """Shares f32[L H T] that each head of each layer gives the tokens i32[T] when the last of them is computed."""
+    """Attention weights f32[L H T] of the last of the tokens ``ids`` i32[T] in each head of each layer; their sum over T is 1."""
     cfg = model.cfg
-    given = model.layers(ids[None])[:-1]
-    angles = rotary(jnp.arange(len(ids))[None], cfg.head_dim, cfg.rope_base, given.dtype)
+    layer_inputs = model.layers(ids[None])[:-1]
+    angles = rotary(jnp.arange(len(ids))[None], cfg.head_dim, cfg.rope_base, layer_inputs.dtype)
 
-    def one(_, layer):
+    def layer_attention(_, layer):
         block, x = layer
         query, key, _ = block.attention.project(x if cfg.post_norm else block.attention_norm(x), angles)
         grouped = query[0, -1].reshape(cfg.kv_heads, -1, cfg.head_dim)
         scores = jnp.einsum("NhK,NSK->NhS", grouped, key[0], preferred_element_type=jnp.float32)
         return None, jax.nn.softmax(scores * cfg.head_dim**-0.5, axis=-1).reshape(cfg.heads, -1)
 
-    return jax.lax.scan(one, None, (model.blocks, given))[1]
+    return jax.lax.scan(layer_attention, None, (model.blocks, layer_inputs))[1]
 
 
-def looks(model: Chameleon, prompt: np.ndarray, answer: np.ndarray, vocab: Vocab) -> Looks:
-    """Of the first picture in the ``answer`` i32[n] to a ``prompt`` i32[P], seen from its last code.
+def attention_map(model: Chameleon, prompt: np.ndarray, answer: np.ndarray, vocab: Vocab) -> AttentionMap:
+    """The map of the last code of the first picture in the ``answer`` i32[n] to a ``prompt`` i32[P].
 
-    Raises ValueError when there is none, or it is not whole.
+    The prompt may end with the begin-image token. Raises InputError when the answer holds no picture or an unfinished one.
     """
     tokens = np.concatenate([prompt, answer])
     begins = np.flatnonzero(tokens == vocab.boi)
@@ -89,46 +93,45 @@ def looks(model: Chameleon, prompt: np.ndarray, answer: np.ndarray, vocab: Vocab
         raise InputError(f"the picture of {rows} x {cols} codes is not finished; allow more new tokens")
     kinds = np.zeros(last + 1, int)
     kinds[begins[0]], kinds[begins[0] + 1 : body] = 1, 2
-    place = np.arange(last + 1 - body)
-    kinds[body:] = np.where(place % (cols + 1) == cols, 4, 3)
+    kinds[body:] = np.where(column_of(np.arange(last + 1 - body), cols) == cols, 4, 3)
     shares = last_attention(model, jnp.asarray(tokens[: last + 1])).mean(axis=(0, 1))
-    return Looks(np.asarray(shares, np.float32), kinds, (rows, cols))
+    return AttentionMap(np.asarray(shares, np.float32), kinds, (rows, cols))
 
 
-def drawing(found: Looks, picture: Image.Image) -> Image.Image:
-    """Three panels on white: the picture; its codes and line ends shaded by the attention they draw; all tokens in order.
+def drawing(attention: AttentionMap, picture: Image.Image) -> Image.Image:
+    """Three panels on white: the picture; a square for each of its codes and line ends; a bar for each token of the sequence.
 
-    Shades and bars are logarithmic, from a hundredth of an even share to the most that one token draws.
+    Shades and heights are logarithmic in the token's share, from a hundredth of the even share to the largest share.
     """
-    rows, cols = found.grid
-    low = np.log(0.01 / len(found.shares))
-    height = np.clip(
-        (np.log(np.maximum(found.shares, 1e-30)) - low) / max(np.log(found.shares.max()) - low, 1e-9), 0, 1
+    rows, cols = attention.grid
+    low = np.log(0.01 / len(attention.shares))
+    heights = np.clip(
+        (np.log(np.maximum(attention.shares, 1e-30)) - low) / max(np.log(attention.shares.max()) - low, 1e-9), 0, 1
     )
     side = (cols * CELL, rows * CELL)
-    width = max(GAP * 3 + side[0] * 2 + CELL, GAP * 2 + len(height) * 2, 640)
+    width = max(GAP * 3 + side[0] * 2 + CELL, GAP * 2 + len(heights) * 2, 640)
     sheet = Image.new("RGB", (width, GAP * 5 + side[1] + BAR), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     sheet.paste(picture.resize(side, Image.Resampling.NEAREST), (GAP, GAP))
-    body = int(np.flatnonzero(found.kinds >= 3)[0])
-    for index, kind in enumerate(found.kinds[body:]):
-        row, col = divmod(index, cols + 1)
+    body = int(np.flatnonzero(attention.kinds >= 3)[0])
+    for index, kind in enumerate(attention.kinds[body:]):
+        row, col = index // line_tokens(cols), column_of(index, cols)
         left, upper = GAP * 2 + side[0] + col * CELL, GAP + row * CELL
-        colour = _shade(list(KINDS.values())[kind], height[body + index])
+        colour = _shade(list(KINDS.values())[kind], heights[body + index])
         pen.rectangle((left, upper, left + CELL - 2, upper + CELL - 2), fill=colour)
-    base, step = GAP * 3 + side[1] + BAR, max(1, min(12, (width - 2 * GAP) // len(height)))
-    for index, (kind, tall) in enumerate(zip(found.kinds, height, strict=True)):
+    base, step = GAP * 3 + side[1] + BAR, max(1, min(12, (width - 2 * GAP) // len(heights)))
+    for index, (kind, height) in enumerate(zip(attention.kinds, heights, strict=True)):
         left = GAP + index * step
-        pen.rectangle((left, base - tall * BAR, left + max(0, step - 2), base), fill=list(KINDS.values())[kind])
+        pen.rectangle((left, base - height * BAR, left + max(0, step - 2), base), fill=list(KINDS.values())[kind])
     left = GAP
-    for name, row in found.table()["kinds"].items():
+    for name, row in attention.table()["kinds"].items():
         pen.rectangle((left, base + 8, left + 10, base + 18), fill=KINDS[name])
-        words = f"{name} {100 * row['share']:.1f}%"
-        pen.text((left + 14, base + 7), words, fill="black", font=font)
-        left += 26 + 7 * len(words)
+        label = f"{name} {100 * row['share']:.1f}%"
+        pen.text((left + 14, base + 7), label, fill="black", font=font)
+        left += 26 + 7 * len(label)
     return sheet
 
 
 def _shade(colour: tuple[int, int, int], share: float) -> tuple[int, ...]:
-    """From nearly white to the colour itself."""
-    return tuple(round(255 - (255 - part) * (0.06 + 0.94 * share)) for part in colour)
+    """From nearly white (0) to the colour itself (1)."""
+    return tuple(round(255 - (255 - channel) * (0.06 + 0.94 * share)) for channel in colour)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.model.vqvae import check_pixels, check_size
+from lumina_jax.pictures.metrics import psnr_of_error
 
 FORMAT = "lumina_jax PatchVQ 1"
 KMEANS_STEPS = 6
@@ -19,12 +20,12 @@ SAMPLE = 16384
 """The most distinct patches that :meth:`PatchVQ.fit` keeps, or four per code if that is more; and how many it adds at a time."""
 BLOCK = 1 << 22
 """The most numbers in a temporary array."""
-BEST_PSNR = 100.0
-"""PSNR of a picture without error, in dB."""
 
 
 class PatchVQ:
     """Nearest-patch tokenizer over a codebook u8[E stride stride 3], the most frequent patch first."""
+
+    on_devices = False
 
     def __init__(self, codebook: np.ndarray):
         if codebook.ndim != 4 or codebook.dtype != np.uint8 or codebook.shape[1:] != (codebook.shape[1],) * 2 + (3,):
@@ -88,6 +89,10 @@ class PatchVQ:
         tiles = self._values[codes].transpose(0, 1, 3, 2, 4, 5)
         return tiles.reshape(batch, rows * self.stride, columns * self.stride, 3)
 
+    def encoder_weights(self) -> list[np.ndarray]:
+        """The array that codes depend on: the codebook."""
+        return [self.codebook]
+
     def save(self, path: str | Path) -> None:
         """Writes the codebook as .npz; the folder is made if need be."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +101,11 @@ class PatchVQ:
 
     @classmethod
     def load(cls, path: str | Path) -> "PatchVQ":
-        """Reads a file of :meth:`save`; InputError for any other file."""
+        """Reads a file of :meth:`save`; MissingFileError where there is none, InputError for any other file."""
+        if not Path(path).is_file():
+            raise MissingFileError(
+                f"no codebook {path}; PatchVQ.fit(...).save(path) or run.py pretokenize --fit writes one"
+            )
         with open(path, "rb") as file:
             if zipfile.is_zipfile(file):
                 file.seek(0)
@@ -108,7 +117,7 @@ class PatchVQ:
     def report(self, pictures: Iterable[np.ndarray]) -> dict[str, float]:
         """The quality of u8[Y X 3] pictures after encode and decode, as values for JSON.
 
-        ``psnr_db`` is the mean over pictures, 100 for one without error; ``exact`` the share of pictures without error;
+        ``psnr_db`` is the mean over pictures, at most MAX_PSNR_DB each; ``exact`` the share of pictures without error;
         ``codes_used`` the share of codes that occur; ``perplexity`` exp of the entropy of their frequencies.
         """
         errors, counts = [], np.zeros(self.codes, np.int64)
@@ -118,10 +127,9 @@ class PatchVQ:
             counts += np.bincount(codes, minlength=self.codes)
             errors.append(np.square(patches.astype(np.float32) - self._rows[codes]).mean(dtype=np.float64))
         shares = counts[counts > 0] / counts.sum()
-        psnr = 10 * np.log10(255**2 / np.maximum(errors, 255**2 / 10 ** (BEST_PSNR / 10)))
         return {
             "pictures": len(errors),
-            "psnr_db": float(np.mean(psnr)),
+            "psnr_db": float(np.mean([*map(psnr_of_error, errors)])),
             "exact": float(np.mean(np.array(errors) == 0)),
             "codes_used": float(np.mean(counts > 0)),
             "perplexity": float(np.exp(-(shares * np.log(shares)).sum())),

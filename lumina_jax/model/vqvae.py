@@ -16,6 +16,7 @@ from lumina_jax.model.params import ones, weight, zeros
 GROUPS = 32
 EPS = 1e-6
 PRECISION = jax.lax.Precision.HIGHEST
+DECODER_PARTS = ("decoder", "post_quant_conv")
 
 
 def check_pixels(pixels: jax.Array, stride: int) -> None:
@@ -205,6 +206,8 @@ class Decoder(nnx.Module):
 class VQVAE(nnx.Module):
     """The image tokenizer of Chameleon (VQModel). Its methods are jitted: each compiles once per picture size and batch."""
 
+    on_devices = True
+
     def __init__(self, cfg: VQConfig, rngs: nnx.Rngs):
         self.cfg = cfg
         self.encoder = Encoder(cfg, rngs)
@@ -245,6 +248,11 @@ class VQVAE(nnx.Module):
 
         # One row of codes at a time: distances are [B C E], not [B R C E], and a sharded batch stays sharded.
         return jnp.moveaxis(jax.lax.map(nearest, jnp.moveaxis(latents, 1, 0)), 0, 1)
+
+    def encoder_weights(self) -> list[jax.Array]:
+        """The arrays that codes depend on: all but the decoder's."""
+        leaves, _ = jax.tree_util.tree_flatten_with_path(self)
+        return [leaf for path, leaf in leaves if not jax.tree_util.keystr(path).lstrip(".").startswith(DECODER_PARTS)]
 
     @jax.jit
     def decode(self, codes: jax.Array) -> jax.Array:

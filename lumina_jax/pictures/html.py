@@ -1,4 +1,4 @@
-"""What HTML pages are built of: tags that escape, pictures and bars that need no other file, numbers in words."""
+"""Builds self-contained HTML pages: escaping tags, inline pictures, bars, and numbers in words."""
 
 import base64
 import html
@@ -10,16 +10,16 @@ import numpy as np
 from PIL import Image
 
 STYLE = Path(__file__).with_name("page.css")
-LONE = ("img", "meta")
-"""Tags without content or end."""
+VOID_TAGS = ("img", "meta")
+"""Elements without children and closing tag."""
 
 
 class Html(str):
-    """Markup. Every other string is text, and is escaped on its way into a tag."""
+    """Markup. :func:`tag` and :func:`join` escape every string that is not of this class."""
 
 
 def page(title: str, style: str, *content: str) -> str:
-    """A whole HTML file that needs no other: ``content`` in the common style, with the rules ``style`` added."""
+    """A self-contained HTML file: ``content`` with the common style sheet, to which the CSS rules ``style`` are appended."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -31,14 +31,14 @@ def page(title: str, style: str, *content: str) -> str:
 
 
 def tag(kind: str, /, *children: str, **attributes: str | float) -> Html:
-    """An element around its children; attributes are written with "-" for "_", and ``class_`` for class."""
-    written = (f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(v))}"' for key, v in attributes.items())
-    start = f"<{kind}{''.join(written)}>"
-    return Html(start if kind in LONE else f"{start}{join(*children)}</{kind}>")
+    """The element ``kind`` with its children; in attribute names "_" stands for "-", and ``class_`` for class."""
+    pairs = (f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(v))}"' for key, v in attributes.items())
+    start = f"<{kind}{''.join(pairs)}>"
+    return Html(start if kind in VOID_TAGS else f"{start}{join(*children)}</{kind}>")
 
 
 def join(*children: str) -> Html:
-    """Children one after another, texts escaped."""
+    """The children concatenated, plain strings escaped."""
     return Html("".join(child if isinstance(child, Html) else html.escape(child) for child in children))
 
 
@@ -47,14 +47,14 @@ def section(title: str, words: str, *content: str) -> Html:
 
 
 def grid(heads: Iterable[Html], rows: Iterable[tuple[str, Iterable[Html]]], class_: str) -> Html:
-    """A table with ``heads`` (th) over its columns, and rows of (name, cells (td))."""
+    """A table with the column headers ``heads`` (th), and rows of (header, cells (td))."""
     body = (tag("tr", tag("th", name, scope="row"), *cells) for name, cells in rows)
     table = tag("table", tag("thead", tag("tr", tag("td"), *heads)), tag("tbody", *body), class_=class_)
     return tag("div", table, class_="wide")
 
 
 def picture(image: np.ndarray, alt: str, scale: float) -> Html:
-    """A picture u8[Y X 3] as an inline PNG, ``scale`` CSS px for each of its own."""
+    """A picture u8[Y X 3] as an inline PNG, shown at ``scale`` CSS px per pixel."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", optimize=True)
     source = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -67,17 +67,17 @@ def percent(share: float) -> str:
 
 
 def meter(share: float) -> Html:
-    """A share 0..1 in words and as a bar."""
+    """A share 0..1 as a percentage and as a bar."""
     bar = tag("span", class_="bar", style=f"--share:{100 * share:.1f}%")
     return tag("div", tag("b", percent(share)), bar, class_="meter")
 
 
 def bars(rows: Sequence[tuple[str, float]]) -> Html:
-    """Names with their seconds, as bars of which the longest is full."""
-    most = max(seconds for _, seconds in rows) or 1.0
+    """Bars for (name, seconds) rows; the longest has full width."""
+    longest = max(seconds for _, seconds in rows) or 1.0
     cells = []
     for name, seconds in rows:
-        bar = tag("span", class_="bar", style=f"--share:{100 * seconds / most:.1f}%")
+        bar = tag("span", class_="bar", style=f"--share:{100 * seconds / longest:.1f}%")
         cells += [tag("dt", name), tag("dd", bar, duration(seconds))]
     return tag("dl", *cells, class_="bars")
 
@@ -90,7 +90,7 @@ def duration(seconds: float) -> str:
 
 
 def short(number: int) -> str:
-    """A count in at most four signs, such as 3.4M."""
+    """A count in three significant digits with a unit, such as 3.4M."""
     for unit, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if number >= unit:
             return f"{number / unit:.3g}{letter}"

@@ -1,4 +1,4 @@
-"""Image files -> pictures <-> arrays: decode, crop, whiten, scale, exactly as the original prepares and writes images.
+"""Image files -> Pillow images <-> arrays: decode, crop, whiten and scale exactly as the original does.
 
 Sources: var_center_crop and center_crop (item_processor.py), ImageTokenizer (Chameleon's image_tokenizer.py).
 """
@@ -11,16 +11,17 @@ from PIL import Image, UnidentifiedImageError
 from lumina_jax.errors import InputError
 
 MOST_ENLARGED = 16
-"""A picture so long and thin that covering its crop takes more than this many times the crop's area is cut first."""
+"""An image is resized whole and then cropped, unless the resized one has more than this many times the crop's pixels: then only
+the cropped region is resized."""
 
 DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def decode(content: bytes, said: str) -> Image.Image:
-    """The content of an image file -> its picture, of a moving one the first, in the file's own mode but :func:`eight_bits`.
+def decode(content: bytes, label: str) -> Image.Image:
+    """The bytes of an image file -> its image (the first frame of an animation), in the file's mode after :func:`eight_bits`.
 
-    ValueError, beginning with what is ``said`` of the file (its name), when it is damaged, no image, or too large to decode
-    with safety (Image.MAX_IMAGE_PIXELS).
+    Raises InputError, its message beginning with ``label`` (such as the file's name), when the file is damaged, no image, or
+    larger than Image.MAX_IMAGE_PIXELS allows.
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -29,40 +30,41 @@ def decode(content: bytes, said: str) -> Image.Image:
     except MemoryError:
         raise
     except UnidentifiedImageError as error:
-        what = f"its first bytes are {content[:8].hex(' ')}" if content else "it is empty"
-        raise InputError(f"{said}: no image that Pillow can read; {what}") from error
+        reason = f"its first bytes are {content[:8].hex(' ')}" if content else "it is empty"
+        raise InputError(f"{label}: no image that Pillow can read; {reason}") from error
     except Exception as error:  # on damaged files Pillow's readers raise whatever their parsing runs into
-        raise InputError(f"{said}: {error or type(error).__name__}") from error
+        raise InputError(f"{label}: {error or type(error).__name__}") from error
 
 
 def crop(image: Image.Image, size: tuple[int, int], offset_share: tuple[float, float]) -> Image.Image:
-    """Shrinks ``image`` until it just covers ``size`` (width, height) and cuts that size out of it.
+    """Resizes ``image`` until it just covers ``size`` (width, height) and cuts that size out of it.
 
-    ``offset_share`` in [0, 1)² says where: the share of the free columns and rows that lies left of and above the crop;
-    draw it uniformly for a random crop. The image keeps its mode. Whatever its shape, no picture larger than itself or
-    MOST_ENLARGED crops is made.
+    ``offset_share`` in [0, 1)² is the position: the share of the free columns and rows that lies left of and above the
+    crop; draw it uniformly for a random crop. The image keeps its mode. No temporary image is larger than both the given
+    image and MOST_ENLARGED crops.
     """
     image = _halve(image, size)
-    whole = _covering(image, size)
-    free = (whole[0] - size[0] + 1, whole[1] - size[1] + 1)
+    covering = _covering_size(image, size)
+    free = (covering[0] - size[0] + 1, covering[1] - size[1] + 1)
     left, upper = int(offset_share[0] * free[0]), int(offset_share[1] * free[1])
     box = (left, upper, left + size[0], upper + size[1])
-    if whole[0] * whole[1] <= MOST_ENLARGED * size[0] * size[1]:
-        return _resize(image, whole).crop(box)
-    # The same filter at the same places, evaluated for the crop alone: equal up to one level of rounding.
-    source = tuple(min(edge / full * own, own) for edge, full, own in zip(box, whole * 2, image.size * 2, strict=True))
+    if covering[0] * covering[1] <= MOST_ENLARGED * size[0] * size[1]:
+        return _resize(image, covering).crop(box)
+    # The same filter at the same positions, evaluated for the crop alone: equal up to one level of rounding.
+    edges = zip(box, covering * 2, image.size * 2, strict=True)
+    source = tuple(min(edge / scaled * side, side) for edge, scaled, side in edges)
     return image.resize(size, resample=Image.Resampling.BICUBIC, box=source)
 
 
 def random_crop(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """:func:`crop` at a place drawn uniformly from ``rng``, columns first."""
+    """:func:`crop` at a uniformly random position; ``rng`` draws the column first."""
     return crop(image, size, (rng.random(), rng.random()))
 
 
 def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resizes ``image`` so that it just covers ``size`` (width, height): box halvings, then one bicubic step."""
+    """Resizes ``image`` so that it just covers ``size`` (width, height): box-filter halvings, then one bicubic step."""
     image = _halve(image, size)
-    return _resize(image, _covering(image, size))
+    return _resize(image, _covering_size(image, size))
 
 
 def _halve(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -71,7 +73,7 @@ def _halve(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image
 
 
-def _covering(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
+def _covering_size(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
     """The (width, height) at which ``image`` just covers ``size``."""
     scale = max(size[0] / image.width, size[1] / image.height)
     return round(image.width * scale), round(image.height * scale)
@@ -82,10 +84,10 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def eight_bits(image: Image.Image) -> Image.Image:
-    """A picture of 16 bits per pixel -> "L", its levels 0..65535 scaled to 0..255 and rounded; any other as it is.
+    """A 16-bit grayscale image -> mode "L", levels scaled from 0..65535 to 0..255 and rounded; any other image unchanged.
 
-    Pillow would clip it: all but the darkest levels turn white. Raises ValueError for wider integers and for floats,
-    whose range no file format fixes.
+    Pillow's own conversion would clip instead and turn all but the darkest levels white. Raises InputError for wider
+    integers and for floats, whose range no file format fixes.
     """
     if image.mode == "F":
         raise InputError("its pixels are floating-point numbers, whose range is unknown; store it with 8 or 16 bits")
@@ -98,7 +100,7 @@ def eight_bits(image: Image.Image) -> Image.Image:
 
 
 def whiten(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB; what is transparent turns white."""
+    """An image of any mode -> RGB, on a white background where it is transparent."""
     if image.mode == "RGB":
         return image
     rgba = np.asarray(image.convert("RGBA"))
@@ -114,6 +116,6 @@ def to_pixels(image: Image.Image) -> np.ndarray:
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
-    """f32[Y X 3] -> an RGB image: clipped to [-1, 1], scaled to 0..255 and truncated, as the original does."""
+    """f32[Y X 3] -> an RGB image: clipped to [-1, 1], scaled to 0..255 and truncated to integers, as the original does."""
     shares = (np.clip(np.asarray(pixels, np.float32), -1, 1) + 1) / 2
     return Image.fromarray((shares * 255).astype(np.uint8), "RGB")

@@ -1,4 +1,4 @@
-"""What each TPU chip can do: one row per kind, every figure of one chip (not of one core)."""
+"""Peak figures of each kind of TPU, all per chip (not per core)."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """``flops`` bfloat16 per second; ``hbm`` the bytes a program may fill, a little less than the nominal memory, as the compiler
-    says when it refuses one; ``bandwidth`` of HBM, of all inter-chip links one way (``ici``) and of the share of its host's
-    network (``dcn``) in bytes/s; ``clock`` in Hz; ``cores`` TensorCores that act as one device; ``axes`` of its torus;
-    ``system`` the compiler's name; ``cloud`` Google Cloud's name of a slice, with what it counts.
+    """One kind of TPU chip.
+
+    ``flops`` counts bfloat16 operations per second. ``hbm`` is what a program may fill in bytes: the capacity that the compiler
+    names when it refuses one, a little below the nominal memory. In bytes/s: ``bandwidth`` of HBM, ``ici`` of all inter-chip
+    links one way, ``dcn`` of the chip's share of its host's network. ``clock`` is in Hz. ``cores`` TensorCores act as one
+    device. ``axes`` is the dimension of the torus. ``system`` is the compiler's name; ``cloud`` formats Google Cloud's name of a
+    slice, which counts cores or chips.
     """
 
     name: str

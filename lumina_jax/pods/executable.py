@@ -1,9 +1,10 @@
-"""Reads what a compiled TPU program will take on a chip: seconds by part, bytes between chips, memory.
+"""Estimates what a compiled TPU program takes on one chip: seconds by category, bytes between chips, memory.
 
-Each instruction counts as often as the loops around it run; the compiler's own totals count a loop's body once. Matrix products
-take the cycles the compiler estimates for them; everything else the HBM bytes it moves, for which the estimates are 2.5 times
-too high; Pallas kernels what :mod:`lumina_jax.pods.kernels` says; collectives the bytes of a ring over all links of a chip.
-No launch gaps, no stragglers and no latency of collectives are in it, so a real step takes longer.
+Each instruction counts as often as the loops around it run; the compiler's own totals count the body of a loop once. Matrix
+products take the cycles that the compiler estimates for them. Everything else takes the HBM bytes it moves over the bandwidth,
+since the compiler's estimates of these are 2.5 times too high. :mod:`lumina_jax.pods.kernels` prices Pallas kernels; a
+collective takes its bytes over all links of a chip. Launch gaps, stragglers and the latency of collectives are left out, so a
+real step takes longer.
 """
 
 import re
@@ -12,56 +13,55 @@ from dataclasses import dataclass
 
 import jax
 
-from lumina_jax.errors import InputError
 from lumina_jax.pods import kernels
 from lumina_jax.pods.chips import Chip
-from lumina_jax.pods.collectives import collectives, is_collective
+from lumina_jax.pods.collectives import find_collectives, is_collective
 from lumina_jax.pods.hlo import Computation, Instruction, Program
 from lumina_jax.pods.traffic import fusion_bytes, moved_bytes
 
 _STARTED = ("copy-done", "all-gather-done", "all-reduce-done", "async-done", "async-update")
 _NAMES = ("get-tuple-element", "tuple", "parameter", "constant", "bitcast", "iota", "after-all", "opt-barrier")
 FREE = {*_NAMES, *_STARTED, "partition-id", "replica-id"}
-"""Operations that move nothing, or whose start was counted."""
+"""Operations that move nothing, or that were counted at their start."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One instruction: what it is part of, how often it runs, and what one run takes.
+class InstructionCost:
+    """The cost of one instruction, which runs ``times`` times; the other figures are those of one execution.
 
-    ``part`` is "mxu", "memory", "kernels", "sync", "async" (collectives; async ones beside other work) or "dcn" (between
-    slices). ``bytes`` are those of HBM, or on the wire for collectives. Of matrix products, ``ideal`` is the seconds at the peak,
-    ``roof`` those that HBM would allow at best.
+    ``category`` is "mxu" (matrix products), "memory", "kernels" (Pallas), "sync" and "async" (blocking and overlapped
+    collectives) or "dcn" (between slices). ``bytes`` go to and from HBM, or over the wire for collectives. For matrix products,
+    ``ideal`` is the seconds at the chip's peak and ``roofline`` the larger of these and the seconds of the HBM traffic.
     """
 
-    part: str
+    category: str
     name: str
     times: int
     seconds: float
     bytes: float = 0.0
     ideal: float = 0.0
-    roof: float = 0.0
+    roofline: float = 0.0
 
 
 @dataclass(frozen=True)
 class Costs:
-    """The entries of one program, and their sums in seconds per chip."""
+    """The instructions of one program and their sums, in seconds of one chip."""
 
-    entries: tuple[Entry, ...]
+    instructions: tuple[InstructionCost, ...]
 
-    def seconds(self, *parts: str) -> float:
-        return sum(e.times * e.seconds for e in self.entries if e.part in parts)
+    def seconds(self, *categories: str) -> float:
+        return sum(i.times * i.seconds for i in self.instructions if i.category in categories)
 
-    def bytes(self, *parts: str) -> float:
-        return sum(e.times * e.bytes for e in self.entries if e.part in parts)
+    def bytes(self, *categories: str) -> float:
+        return sum(i.times * i.bytes for i in self.instructions if i.category in categories)
 
-    def calls(self, part: str) -> dict[str, tuple[int, float]]:
-        """Name -> (times, bytes) of a part; equal names are summed."""
+    def calls(self, category: str) -> dict[str, tuple[int, float]]:
+        """Name -> (times, total bytes) of a category; equal names are summed."""
         sums: dict[str, tuple[int, float]] = {}
-        for entry in self.entries:
-            if entry.part == part:
-                times, size = sums.get(entry.name, (0, 0.0))
-                sums[entry.name] = times + entry.times, size + entry.times * entry.bytes
+        for i in self.instructions:
+            if i.category == category:
+                times, size = sums.get(i.name, (0, 0.0))
+                sums[i.name] = times + i.times, size + i.times * i.bytes
         return sums
 
     @property
@@ -70,37 +70,38 @@ class Costs:
 
     @property
     def exposed(self) -> float:
-        """Of asynchronous collectives and of those between slices, what no other work covers."""
+        """Asynchronous collectives, those between slices included, beyond what the computation can hide."""
         return max(0.0, self.seconds("async", "dcn") - self.compute)
 
     @property
     def serial(self) -> float:
-        """Nothing overlaps but what the compiler made asynchronous."""
+        """Only the collectives that the compiler made asynchronous overlap with other work."""
         return self.compute + self.seconds("sync") + self.exposed
 
     @property
-    def best(self) -> float:
-        """All collectives overlap."""
+    def overlapped(self) -> float:
+        """All collectives overlap with computation: a lower bound."""
         return max(self.compute, self.seconds("sync", "async"), self.seconds("dcn"))
 
     @property
     def efficiency(self) -> float:
-        """Share of the peak at which matrix products run."""
-        ideal = sum(e.times * e.ideal for e in self.entries if e.part == "mxu")
+        """Share of the chip's peak at which matrix products run."""
+        ideal = sum(i.times * i.ideal for i in self.instructions if i.category == "mxu")
         return ideal / max(self.seconds("mxu"), 1e-12)
 
     @property
-    def roof(self) -> float:
-        """Matrix products at their peak or at HBM speed, whichever is slower: the fair figure where they are thin, as in
-        decoding, whose estimated cycles are too high.
+    def roofline(self) -> float:
+        """Matrix products at their peak or at HBM speed, whichever is slower.
+
+        The fair figure for the thin products of decoding, whose cycles the compiler estimates too high.
         """
-        products = sum(e.times * e.roof for e in self.entries if e.part == "mxu")
+        products = sum(i.times * i.roofline for i in self.instructions if i.category == "mxu")
         return products + self.seconds("memory", "kernels", "sync")
 
 
 @dataclass(frozen=True)
-class Memory:
-    """HBM bytes of one chip. Arguments that become results in place are counted once."""
+class HbmUsage:
+    """HBM bytes of one chip. Donated arguments, which become outputs in place, are ``aliased``: part of both others."""
 
     arguments: float
     outputs: float
@@ -109,103 +110,108 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """What is allocated; beyond the chip's capacity the compiler refuses."""
+        """What is allocated; the compiler refuses a program for which this exceeds the chip's capacity."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
-def memory(compiled: jax.stages.Compiled) -> Memory:
+def hbm_usage(compiled: jax.stages.Compiled) -> HbmUsage:
     """What the compiler allocated."""
-    found = compiled.memory_analysis()
-    return Memory(
-        found.argument_size_in_bytes,
-        found.output_size_in_bytes,
-        found.alias_size_in_bytes,
-        found.temp_size_in_bytes,
+    analysis = compiled.memory_analysis()
+    return HbmUsage(
+        analysis.argument_size_in_bytes,
+        analysis.output_size_in_bytes,
+        analysis.alias_size_in_bytes,
+        analysis.temp_size_in_bytes,
     )
 
 
-def costs(program: Program, chip: Chip, unbounded: int = 1) -> Costs:
-    """Of the whole program. A loop without a fixed number of rounds is taken to run ``unbounded`` times."""
-    return Costs(tuple(_walk(program, chip, program.entry, 1, unbounded)))
+def program_costs(program: Program, chip: Chip, unbounded_trips: int = 1) -> Costs:
+    """The costs of one run. A loop whose trip count depends on data is taken to run ``unbounded_trips`` times."""
+    return Costs(tuple(_walk(program, chip, program.entry, 1, unbounded_trips)))
 
 
-def round_costs(program: Program, chip: Chip) -> Costs:
-    """Of one round of the loop whose number of rounds depends on what it computes: its body and its condition.
+def iteration_costs(program: Program, chip: Chip) -> Costs:
+    """The costs of one iteration, body and condition, of the loop whose trip count depends on data.
 
-    Of several it is the outermost: loops in its body are counted as in :func:`costs`. Raises ValueError when there is none.
+    When such loops are nested it is the outermost, and those inside count as in :func:`program_costs`. Raises ValueError when
+    there is none.
     """
-    loop = next(_open_loops(program, program.entry), None)
+    loop = next(_unbounded_loops(program, program.entry), None)
     if loop is None:
-        raise InputError("the program has no loop with an open number of rounds; it does not decode")
-    parts = (_walk(program, chip, loop.refers(part), 1, 1) for part in ("body", "condition"))
-    return Costs(tuple(entry for part in parts for entry in part))
+        raise ValueError("no loop of the program has a trip count that depends on data; it is no decoding loop")
+    walks = (_walk(program, chip, loop.reference(attribute), 1, 1) for attribute in ("body", "condition"))
+    return Costs(tuple(cost for walk in walks for cost in walk))
 
 
-def _open_loops(program: Program, name: str) -> Iterator[Instruction]:
-    """Loops without a fixed number of rounds that a computation runs itself, or in what it calls."""
+def _unbounded_loops(program: Program, name: str) -> Iterator[Instruction]:
+    """Loops whose trip count depends on data, in a computation and in those it calls; outer before inner."""
     for i in program[name].values():
-        if i.op == "while" and program.trips(i) is None:
+        if i.op == "while" and program.trip_count(i) is None:
             yield i
         elif i.op in ("while", "call", "conditional"):
-            for inner in [i.refers("body")] if i.op == "while" else _taken(i):
-                yield from _open_loops(program, inner)
+            for inner in [i.reference("body")] if i.op == "while" else _branches(i):
+                yield from _unbounded_loops(program, inner)
 
 
-def _walk(program: Program, chip: Chip, name: str, times: int, unbounded: int) -> Iterator[Entry]:
+def _walk(program: Program, chip: Chip, name: str, times: int, unbounded_trips: int) -> Iterator[InstructionCost]:
+    """The costs of a computation that runs ``times`` times, including the computations it calls."""
     computation = program[name]
     channels: set[str] = set()
     for i in computation.values():
         if i.op in FREE or times == 0:
             continue
         if i.op == "while":
-            rounds = program.trips(i)
-            rounds = unbounded if rounds is None else rounds
-            yield from _walk(program, chip, i.refers("body"), times * rounds, unbounded)
+            trips = program.trip_count(i)
+            trips = unbounded_trips if trips is None else trips
+            yield from _walk(program, chip, i.reference("body"), times * trips, unbounded_trips)
         elif i.op in ("call", "conditional"):
-            for inner in _taken(i):
-                yield from _walk(program, chip, inner, times, unbounded)
+            for inner in _branches(i):
+                yield from _walk(program, chip, inner, times, unbounded_trips)
         else:
-            for sent in collectives(program, i, computation, channels):
-                part = "async" if sent.beside else "sync"
-                yield Entry(part, f"{sent.kind}/{sent.group}", times, sent.bytes / chip.ici, sent.bytes)
-            if entry := _work(program, chip, i, computation, times):
-                yield entry
+            for c in find_collectives(program, i, computation, channels):
+                category, label = "async" if c.asynchronous else "sync", f"{c.kind}/{c.group_size}"
+                yield InstructionCost(category, label, times, c.wire_bytes / chip.ici, c.wire_bytes)
+            if cost := _local_cost(program, chip, i, computation, times):
+                yield cost
 
 
-def _taken(i: Instruction) -> list[str]:
-    """What a call or a conditional runs; of numbered branches the first."""
-    taken = re.findall(r"(?:to_apply|true_computation|false_computation)=%([\w.\-]+)", i.text)
-    branches = re.search(r"branch_computations=\{%([\w.\-]+)", i.text)
-    return taken + ([branches[1]] if branches else [])
+def _branches(i: Instruction) -> list[str]:
+    """The computations that a call or a conditional runs; of numbered branches the first stands for all."""
+    called = re.findall(r"(?:to_apply|true_computation|false_computation)=%([\w.\-]+)", i.text)
+    numbered = re.search(r"branch_computations=\{%([\w.\-]+)", i.text)
+    return called + ([numbered[1]] if numbered else [])
 
 
-def _work(program: Program, chip: Chip, i: Instruction, computation: Computation, times: int) -> Entry | None:
-    """What an instruction that is no collective takes of a chip."""
+def _local_cost(
+    program: Program, chip: Chip, i: Instruction, computation: Computation, times: int
+) -> InstructionCost | None:
+    """The cost of an instruction apart from collectives within a slice; None when there is none."""
     if is_collective(i):
         return None
     if i.op == "custom-call":
         if kernels.TARGET not in i.text:
             return None
-        return Entry("kernels", i.name.split(".")[0], times, kernels.seconds(i, computation, chip))
+        seconds = kernels.kernel_seconds(i, computation, chip)
+        return InstructionCost("kernels", i.name.split(".")[0], times, seconds)
     if i.op in ("send", "recv"):
-        return _between_slices(chip, i, computation, times)
+        return _cross_slice_cost(chip, i, computation, times)
     flops = program.flops(i, computation)
     if flops:
         moved = fusion_bytes(program, i, computation)
         seconds = i.cycles / chip.clock if i.cycles else flops / chip.flops
         ideal = flops / chip.flops
-        return Entry("mxu", i.name, times, seconds, moved, ideal, max(ideal, moved / chip.bandwidth))
+        return InstructionCost("mxu", i.name, times, seconds, moved, ideal, max(ideal, moved / chip.bandwidth))
     if i.op.endswith(("-start", "-done")) or re.search("async.collective", i.name):
-        return None  # copies between HBM and on-chip memory beside other work
+        return None  # copies between HBM and on-chip memory that overlap other work
     moved = moved_bytes(program, i, computation)
-    return Entry("memory", i.name, times, moved / chip.bandwidth, moved)
+    return InstructionCost("memory", i.name, times, moved / chip.bandwidth, moved)
 
 
-def _between_slices(chip: Chip, i: Instruction, computation: Computation, times: int) -> Entry | None:
-    """The part of a collective over several slices that leaves the slice, which the compiler writes as sending to the host."""
+def _cross_slice_cost(chip: Chip, i: Instruction, computation: Computation, times: int) -> InstructionCost | None:
+    """The cost of a collective's traffic between slices, which the compiler expresses as a send to the host."""
     if i.op == "recv" or "megascale" not in i.text:
         return None
     sent = computation.bytes(i.operands[0])
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.text)
     name = kind[1].lower().replace("_", "-") if kind else "send"
-    return Entry("dcn", f"{name}/slices", times, sent / chip.dcn, sent)
+    return InstructionCost("dcn", f"{name}/slices", times, sent / chip.dcn, sent)

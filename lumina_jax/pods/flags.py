@@ -1,13 +1,13 @@
-"""The compiler's options per chip, each with its reason: the only place that names them.
+"""Options of the TPU compiler for each chip, with their reasons. No other file names any.
 
-A compile without chips passes them to the compiler; a run on a pod reads them from LIBTPU_INIT_ARGS (:func:`libtpu_init_args`).
+``run.py compile`` passes them to the compiler; a run on a pod reads them from LIBTPU_INIT_ARGS (:func:`libtpu_init_args`).
 """
 
 from lumina_jax.pods.chips import Chip
 
 OVERLAP = {
-    # Splits an all-gather into steps that run inside the matrix products around it. Together these make the gathers of
-    # the next layer's weights asynchronous; without them every one stops the chip.
+    # Split an all-gather into steps that run inside the matrix products around it. Together they make the gathers of the
+    # next layer's weights asynchronous; without them each gather blocks the chip.
     "xla_tpu_enable_async_collective_fusion": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
@@ -15,21 +15,23 @@ OVERLAP = {
     "xla_enable_async_all_gather": "true",
 }
 REPLICAS = {
-    # Lets the gradient sums of one layer, over replicas, run beside the backward pass of the next, also where sizes differ.
+    # Overlap the all-reduce of one layer's gradients over the replicas with the backward pass of the next layer, also where
+    # sizes differ.
     "xla_tpu_enable_data_parallel_all_reduce_opt": "true",
     "xla_tpu_data_parallel_opt_different_sized_ops": "true",
 }
 
 _FLAGS = {
-    # Its compiler knows no larger scratch: products of the 7B model compile alike from 16 to 48 MiB.
+    # A larger scoped VMEM limit has no effect: the matrix products of the 7B model compile alike from 16 to 48 MiB.
     "v4": OVERLAP | REPLICAS,
-    # With 16 MiB, the default, the products of the 7B step run at 0.79 of the peak, with 64 MiB at 0.97: a step 14% shorter.
+    # The matrix products of the 7B step run at 0.79 of the peak with the default of 16 MiB, at 0.97 with 64 MiB: a step 14%
+    # shorter.
     "v5e": OVERLAP | REPLICAS | {"xla_tpu_scoped_vmem_limit_kib": "65536"},
-    # Scratch for the tiles of a product: with 16 MiB those of the 7B MLP run at 0.52 to 0.78 of the peak, with 48 MiB at
-    # 0.93 to 0.97 (a step 21% shorter). More gains nothing and compiles far longer.
+    # VMEM for the tiles of a matrix product: those of the 7B MLP run at 0.52 to 0.78 of the peak with 16 MiB, at 0.93 to 0.97
+    # with 48 MiB (a step 21% shorter). More gains nothing and compiles far longer.
     "v5p": OVERLAP | REPLICAS | {"xla_tpu_scoped_vmem_limit_kib": "49152"},
-    # 256 x 256 units want larger tiles still. Its compiler warns that OVERLAP is not tuned for it, and hides 57 of 101 ms of
-    # the collectives of the 7B step at 4,608 tokens all the same, where without it all of them stop the chip.
+    # Matrix units of 256 x 256 need larger tiles still. The compiler warns that OVERLAP is not tuned for v6e, but with it
+    # hides 57 of the 101 ms of collectives of the 7B step at 4,608 tokens; without it all of them block.
     "v6e": OVERLAP | REPLICAS | {"xla_tpu_scoped_vmem_limit_kib": "98304"},
 }
 

@@ -1,4 +1,4 @@
-"""The text of a compiled TPU program as computations of instructions, with the few facts that cost estimates need."""
+"""Parses the HLO text of a compiled TPU program into computations of instructions, with the facts that cost estimates need."""
 
 import functools
 import math
@@ -12,7 +12,8 @@ ITEM_BYTES = {
     **dict.fromkeys(("s8", "u8", "pred", "f8e4m3fn", "f8e5m2"), 1),
     **dict.fromkeys(("s4", "u4"), 0.5),
 }
-PRODUCTS = ("convolution", "dot")
+MATMULS = ("convolution", "dot")
+"""Operations that TPU programs express matrix products with."""
 
 _ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
@@ -23,7 +24,7 @@ _CONSTANT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 
 @dataclass(frozen=True)
 class Array:
-    """One array of a shape; ``in_hbm`` is false for those that the compiler keeps in on-chip memory."""
+    """One array of a shape; ``in_hbm`` is false when the compiler keeps it in on-chip memory."""
 
     dtype: str
     dims: tuple[int, ...]
@@ -39,17 +40,17 @@ class Array:
 
 
 def arrays(shape: str) -> tuple[Array, ...]:
-    """The arrays of a shape's text, ``bf16[8,128]{1,0:T(8,128)S(1)}`` or a tuple of such; tokens are left out."""
-    found = (match for match in _ARRAY.findall(shape) if match[0] in ITEM_BYTES)
+    """The arrays in the text of a shape, ``bf16[8,128]{1,0:T(8,128)S(1)}`` or a tuple of such; tokens are left out."""
+    matches = (match for match in _ARRAY.findall(shape) if match[0] in ITEM_BYTES)
     return tuple(
         Array(dtype, tuple(map(int, dims.split(","))) if dims else (), not re.search(r"S\([1-9]", layout))
-        for dtype, dims, layout in found
+        for dtype, dims, layout in matches
     )
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """``operands`` are names in the same computation; ``text`` is the whole of it, attributes included."""
+    """``operands`` are names in the same computation; ``text`` is the full line, attributes included."""
 
     name: str
     op: str
@@ -73,22 +74,22 @@ class Instruction:
     @functools.cached_property
     def cycles(self) -> int:
         """The compiler's own estimate; 0 where it gives none."""
-        found = _CYCLES.search(self.text)
-        return int(found[1]) if found else 0
+        match = _CYCLES.search(self.text)
+        return int(match[1]) if match else 0
 
-    def refers(self, attribute: str) -> str | None:
-        """The computation that ``attribute`` (calls, body, condition, to_apply) names."""
-        found = re.search(attribute + r"=%([\w.\-]+)", self.text)
-        return found[1] if found else None
+    def reference(self, attribute: str) -> str | None:
+        """The name of the computation that ``attribute`` (calls, body, condition, to_apply) refers to."""
+        match = re.search(attribute + r"=%([\w.\-]+)", self.text)
+        return match[1] if match else None
 
     @property
     def called(self) -> list[str]:
-        """The computations that run as parts of this instruction."""
+        """The names of all computations that run inside this instruction."""
         return re.findall(r"(?:calls|called_computations=\{)=?%([\w.\-]+)", self.text)
 
 
 class Computation(dict[str, Instruction]):
-    """Name -> instruction, in order."""
+    """Instruction name -> instruction, in program order."""
 
     def bytes(self, name: str) -> float:
         return self[name].bytes if name in self else 0
@@ -98,24 +99,24 @@ class Computation(dict[str, Instruction]):
 
 
 class Program(dict[str, Computation]):
-    """Name -> computation; ``entry`` names the one that runs first."""
+    """Computation name -> computation; ``entry`` is the name of the entry computation."""
 
     def __init__(self, computations: dict[str, Computation], entry: str):
         super().__init__(computations)
         self.entry = entry
         self._flops: dict[str, float] = {}
 
-    def trips(self, loop: Instruction) -> int | None:
-        """How often a while runs: the constant its counter is compared with, None when it depends on what is computed."""
-        condition = self[loop.refers("condition")]
+    def trip_count(self, loop: Instruction) -> int | None:
+        """How often a while loop runs: the constant that its counter is compared with, or None when that depends on data."""
+        condition = self[loop.reference("condition")]
         bounds = [int(n) for i in condition.values() for n in _CONSTANT.findall(i.text)]
         return max(bounds, default=None)
 
     def flops(self, instruction: Instruction, computation: Computation) -> float:
-        """Of the matrix products in an instruction of ``computation``, those of what it calls included."""
-        if instruction.op in PRODUCTS:
-            return _product_flops(instruction, computation)
-        return self._called_flops(instruction.refers("calls"))
+        """Operations of the matrix products in an instruction of ``computation`` and in the computations it calls."""
+        if instruction.op in MATMULS:
+            return _matmul_flops(instruction, computation)
+        return self._called_flops(instruction.reference("calls"))
 
     def _called_flops(self, name: str | None) -> float:
         if name not in self:
@@ -125,12 +126,12 @@ class Program(dict[str, Computation]):
         return self._flops[name]
 
 
-def _product_flops(product: Instruction, computation: Computation) -> float:
-    """2 M N K of [M K] x [K N] -> [M N], found without knowing the axes: the root of the product of the three sizes."""
-    factors = [computation[name].arrays[0].elements for name in product.operands[:2] if name in computation]
-    if len(factors) < 2 or not product.arrays:
+def _matmul_flops(matmul: Instruction, computation: Computation) -> float:
+    """2 M N K of [M K] x [K N] -> [M N], whatever the order of axes: 2 sqrt(MK * KN * MN)."""
+    factors = [computation[name].arrays[0].elements for name in matmul.operands[:2] if name in computation]
+    if len(factors) < 2 or not matmul.arrays:
         return 0
-    return 2 * math.sqrt(math.prod(factors) * product.arrays[0].elements)
+    return 2 * math.sqrt(math.prod(factors) * matmul.arrays[0].elements)
 
 
 def parse(text: str) -> Program:
@@ -146,15 +147,15 @@ def parse(text: str) -> Program:
         elif lines is not None and line.startswith(("  %", "  ROOT")):
             lines.append(line)
         elif lines:
-            lines[-1] += line  # attributes of a kernel hold line breaks
+            lines[-1] += line  # the attributes of a kernel contain line breaks
     return Program({name: _computation(lines) for name, lines in blocks.items()}, entry)
 
 
 def _computation(lines: list[str]) -> Computation:
     computation = Computation()
     for line in lines:
-        if found := _INSTRUCTION.match(line):
-            root, name, shape, op, rest = found.groups()
+        if match := _INSTRUCTION.match(line):
+            root, name, shape, op, rest = match.groups()
             operands = tuple(re.findall(r"%([\w.\-<>]+)", rest.split("), ")[0]))
             computation[name] = Instruction(name, op, shape, operands, bool(root), line)
     return computation

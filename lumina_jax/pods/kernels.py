@@ -1,8 +1,8 @@
-"""What a Pallas kernel costs: the compiled program says nothing about it, so it is priced by measured instruction counts.
+"""Cost of Pallas kernels: the compiled program carries no estimate of them, so measured instruction counts price them.
 
-A TPU core issues one bundle of instructions per cycle. ``BUNDLES`` holds how many bundles the compiler wrote for one grid step
-of splash attention, one block of queries against one block of keys (head size 128, causal, read off its dumps of the schedule
-with --xla_jf_dump_llo_text). Skipped blocks cost nothing.
+A TPU core issues one bundle of instructions per cycle. ``BUNDLES`` holds how many bundles the compiler emitted for one grid step
+of splash attention, one block of queries against one block of keys (head size 128, causal; read off the schedule that
+--xla_jf_dump_llo_text dumps). Blocks that the causal mask skips cost nothing.
 """
 
 import json
@@ -10,14 +10,13 @@ import math
 import re
 from dataclasses import dataclass
 
-from lumina_jax.errors import InputError
 from lumina_jax.pods.chips import Chip
 from lumina_jax.pods.hlo import Computation, Instruction, arrays
 
 TARGET = "tpu_custom_call"
-HEAD = 128
-PRODUCTS = {"fwd": 2, "fused": 5, "dkv": 4, "dq": 3}
-"""Matrix products of block x block x head per grid step; the fused backward pass makes dkv and dq in one."""
+HEAD_DIM = 128
+MATMULS = {"fwd": 2, "fused": 5, "dkv": 4, "dq": 3}
+"""Pass -> matrix products (query block x key block x head size) per grid step; "fused" computes dkv and dq in one kernel."""
 
 BUNDLES = {
     "v5e": {"fwd": {640: 3109}, "fused": {640: 4285}, "dkv": {640: 3555}, "dq": {640: 2727}},
@@ -32,84 +31,92 @@ BUNDLES = {
         "fused": {256: 1085, 640: 2724, 768: 3773, 1280: 9521},
     },
 }
-ALIKE = {"v4": "v5p"}
-"""Chips without a row of their own, and the one whose cores have the same units."""
+"""Chip -> pass -> edge of a square block -> bundles per grid step."""
+
+SAME_CORE = {"v4": "v5p"}
+"""A chip without measurements -> the one whose cores have the same units."""
 
 
 @dataclass(frozen=True)
-class Kernel:
-    """One splash call: ``steps`` grid steps (blocks of the causal triangle x heads x rows) of ``block_q`` x ``block_kv``."""
+class SplashKernel:
+    """One call of splash attention: ``steps`` grid steps (blocks of the causal triangle x heads x rows), each of ``block_q`` x
+    ``block_kv``.
+    """
 
     pass_: str
     block_q: int
     block_kv: int
-    head: int
+    head_dim: int
     steps: int
 
     def bundles(self, chip: Chip) -> float:
-        """Per grid step. What was not measured takes a share of the peak from what was: a block size that of its neighbours,
-        half of a backward pass that of the fused one.
+        """Bundles per grid step. For what was not measured, the share of the matrix units' peak is taken from what was: for a
+        block size from its neighbours, for the dkv or dq kernel from the fused one.
         """
-        table = BUNDLES[ALIKE.get(chip.name, chip.name)]
-        like = self.pass_ if self.pass_ in table else "fused"
-        shares = {size: least(like, size, size, HEAD, chip) / bundles for size, bundles in table[like].items()}
+        table = BUNDLES[SAME_CORE.get(chip.name, chip.name)]
+        measured = self.pass_ if self.pass_ in table else "fused"
+        shares = {
+            size: mxu_cycles(measured, size, size, HEAD_DIM, chip) / bundles
+            for size, bundles in table[measured].items()
+        }
         edge = math.sqrt(self.block_q * self.block_kv)
-        return least(self.pass_, self.block_q, self.block_kv, self.head, chip) / _between(shares, edge)
+        ideal = mxu_cycles(self.pass_, self.block_q, self.block_kv, self.head_dim, chip)
+        return ideal / _interpolate(shares, edge)
 
     def seconds(self, chip: Chip) -> float:
         return self.bundles(chip) * self.steps / chip.cores / chip.clock
 
 
-def least(pass_: str, block_q: int, block_kv: int, head: int, chip: Chip) -> float:
-    """Cycles that the matrix units of one core need for a grid step."""
-    return PRODUCTS[pass_] * 2 * block_q * block_kv * head / chip.flops_per_cycle
+def mxu_cycles(pass_: str, block_q: int, block_kv: int, head_dim: int, chip: Chip) -> float:
+    """Cycles of a grid step in which the matrix units of one core run at their peak: a lower bound on its bundles."""
+    return MATMULS[pass_] * 2 * block_q * block_kv * head_dim / chip.flops_per_cycle
 
 
-def _between(known: dict[int, float], at: float) -> float:
-    """Linear between the neighbours of ``at``, level beyond the ends."""
-    sizes = sorted(known)
-    low = max((size for size in sizes if size <= at), default=sizes[0])
-    high = min((size for size in sizes if size >= at), default=sizes[-1])
+def _interpolate(table: dict[int, float], size: float) -> float:
+    """Linear between the neighbours of ``size``, constant beyond the ends."""
+    sizes = sorted(table)
+    low = max((known for known in sizes if known <= size), default=sizes[0])
+    high = min((known for known in sizes if known >= size), default=sizes[-1])
     if low >= high:
-        return known[low if at >= low else high]
-    return known[low] + (known[high] - known[low]) * (at - low) / (high - low)
+        return table[low if size >= low else high]
+    return table[low] + (table[high] - table[low]) * (size - low) / (high - low)
 
 
-def splash(call: Instruction) -> Kernel | None:
-    """The splash kernel that a custom call runs, or None when it is another one."""
-    found = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", call.name)
-    if not found:
+def splash_kernel(call: Instruction) -> SplashKernel | None:
+    """The splash kernel that a custom call runs, or None when it runs another one."""
+    match = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", call.name)
+    if not match:
         return None
     # The kernel writes its block sizes into the call's metadata, as JSON in JSON.
-    words = re.search(r'"xprof_metadata":"(\{.*?\})"', call.text)
-    if not words:
-        raise InputError(f"the call {call.name} does not say its block sizes; it is not a splash kernel of this jax")
-    sizes = json.loads(words[1].replace('\\"', '"'))
-    pass_ = found[1]
+    metadata = re.search(r'"xprof_metadata":"(\{.*?\})"', call.text)
+    if not metadata:
+        raise ValueError(f"the call {call.name} has no block sizes in its metadata; this jax has another splash kernel")
+    sizes = json.loads(metadata[1].replace('\\"', '"'))
+    pass_ = match[1]
     suffix = "" if pass_ == "fwd" else f"_{pass_}"
     block_q, block_kv = sizes[f"block_q{suffix}"], sizes[f"block_kv{suffix}"]
-    *rows, length, head = _query(call)
+    *rows, length, head_dim = _query_shape(call)
     queries, keys = -(-length // block_q), -(-length // block_kv)
-    # A block works when its first key is not behind its last query.
+    # The mask keeps a block whose first key is not behind its last query.
     blocks = sum(min(keys, (q * block_q + block_q - 1) // block_kv + 1) for q in range(queries))
     fused = pass_ == "dkv" and _outputs_dq(call)
-    return Kernel("fused" if fused else pass_, block_q, block_kv, head, blocks * math.prod(rows))
+    return SplashKernel("fused" if fused else pass_, block_q, block_kv, head_dim, blocks * math.prod(rows))
 
 
-def _query(call: Instruction) -> tuple[int, ...]:
-    """[B H T K] of the queries: the first operand that is neither a mask nor a number."""
+def _query_shape(call: Instruction) -> tuple[int, ...]:
+    """[B H T K] of the queries: the first operand that is neither a mask nor a scalar."""
     layouts = call.text.partition("operand_layout_constraints={")[2].partition("}}, ")[0]
     return next(a.dims for a in arrays(layouts) if a.dtype in ("bf16", "f32") and len(a.dims) >= 3)
 
 
 def _outputs_dq(call: Instruction) -> bool:
-    """A fused backward pass also returns dq, one part per block of keys: an array of one axis more than the queries."""
-    return any(len(array.dims) == len(_query(call)) + 1 for array in call.arrays)
+    """Whether a backward kernel is fused: it then returns dq too, per block of keys, with one axis more than the queries."""
+    return any(len(array.dims) == len(_query_shape(call)) + 1 for array in call.arrays)
 
 
-def seconds(call: Instruction, computation: Computation, chip: Chip) -> float:
-    """Of one execution of a Pallas call on one chip; kernels other than splash are priced by the HBM bytes they move."""
-    if kernel := splash(call):
+def kernel_seconds(call: Instruction, computation: Computation, chip: Chip) -> float:
+    """Seconds of one execution of a Pallas call on one chip; kernels other than splash are priced by the HBM bytes they move."""
+    if kernel := splash_kernel(call):
         return kernel.seconds(chip)
     moved = sum(computation.hbm_bytes(name) for name in call.operands) + call.hbm_bytes
     return moved / chip.bandwidth

@@ -1,7 +1,7 @@
-"""Tries ways to run one experiment on a topology, few and the likeliest first, and recommends the fastest that fits.
+"""Searches the fastest way to train one experiment on a topology: compiles a few variants, the most promising first.
 
-The global batch stays, so every way trains alike. A way is a mesh, what the backward pass recomputes, and how many parts the
-batch is worked on in.
+A variant changes the mesh, the remat policy or the gradient accumulation. The global batch stays, so all variants compute the
+same training.
 """
 
 import itertools
@@ -15,60 +15,65 @@ from rich import box
 from rich.table import Table
 
 from lumina_jax.config import Experiment
+from lumina_jax.errors import InputError
 from lumina_jax.model.block import REMAT
 from lumina_jax.pods import report
 from lumina_jax.pods.chips import GIB
-from lumina_jax.pods.compile import Outcome, train_step
+from lumina_jax.pods.compile import Outcome, compile_train_step
 from lumina_jax.pods.topology import Topology
 
 REMATS = (*REMAT, "none")
-"""Values of mesh.remat, from keeping least to keeping everything."""
+"""Values of mesh.remat, in rising order of memory."""
 
-FSDP = (16, 64, 256)
-"""Chips over which weights are split, besides all: a gradient over 16 is really scattered, over all it is summed whole first."""
+FSDP_SIZES = (16, 64, 256)
+"""Values of mesh.fsdp to try besides all chips: over 16 the compiler reduce-scatters gradients, over all it all-reduces them."""
 
-RESERVE = 0.02
-"""Share of HBM to stay free: the runtime and profiles want some."""
+HBM_RESERVE = 0.02
+"""Share of HBM to keep free for the runtime and for profiles."""
 
 
 def run(cfg: Experiment, topology: Topology, tries: int, out: Path | None) -> Outcome | None:
-    """Makes at most ``tries`` attempts, prints each as it comes and then the advice, and returns the best.
+    """Compiles at most ``tries`` variants, prints the table after each and a recommendation at the end; returns the best.
 
-    With a folder ``out``, saves the table as .plan.txt and a record of each attempt as a line of .plan.jsonl.
+    With a folder ``out``, saves the table as .plan.txt and a record of each variant as a line of .plan.jsonl. Raises InputError
+    unless ``tries`` is positive.
     """
-    devices, found = topology.devices(), []
-    ways = search(cfg, topology, lambda way: train_step(way, topology, devices))
-    for outcome in itertools.islice(ways, tries):
-        found.append(outcome)
-        report.to_screen(table(found))
-    print(advice(found), flush=True)
+    if tries < 1:
+        raise InputError(f"--tries {tries}; it must be at least 1")
+    devices, outcomes = topology.devices(), []
+    variants = search(cfg, topology, lambda variant: compile_train_step(variant, topology, devices))
+    for outcome in itertools.islice(variants, tries):
+        outcomes.append(outcome)
+        report.to_screen(plan_table(outcomes))
+    print(recommendation(outcomes), flush=True)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-        stem = report.stem(found[0])
-        (out / f"{stem}.plan.txt").write_text(report.plain(table(found)) + advice(found) + "\n")
-        lines = (json.dumps(report.record(outcome)) + "\n" for outcome in found)
+        stem = report.stem(outcomes[0])
+        text = report.plain(plan_table(outcomes)) + recommendation(outcomes) + "\n"
+        (out / f"{stem}.plan.txt").write_text(text)
+        lines = (json.dumps(report.record(outcome)) + "\n" for outcome in outcomes)
         (out / f"{stem}.plan.jsonl").write_text("".join(lines))
-    return best(found)
+    return best(outcomes)
 
 
-def search(cfg: Experiment, topology: Topology, attempt: Callable[[Experiment], Outcome]) -> Iterator[Outcome]:
-    """Yields the outcome of ``cfg`` itself; then of lighter and heavier ways, halving what lies between the heaviest that fits
-    and the lightest that does not; then of the best on other meshes. Take as many as there is time for.
+def search(cfg: Experiment, topology: Topology, compile_variant: Callable[[Experiment], Outcome]) -> Iterator[Outcome]:
+    """Yields the outcome of ``cfg``, then a bisection for the variant that keeps most and still fits, then the best one on other
+    meshes. Stop iterating at any time.
     """
-    chain, seen = ways(cfg, topology), []
-    low, high, at = 0, len(chain), chain.index(cfg)
+    variants, outcomes = by_memory(cfg, topology), []
+    low, high, index = 0, len(variants), variants.index(cfg)
     while low < high:
-        seen.append(attempt(chain[at]))
-        yield seen[-1]
-        low, high = (at + 1, high) if fits(seen[-1]) else (low, at)
-        at = (low + high) // 2
-    found = best(seen)
-    for way in other_meshes(found.experiment if found else cfg, topology):
-        yield attempt(way)
+        outcomes.append(compile_variant(variants[index]))
+        yield outcomes[-1]
+        low, high = (index + 1, high) if fits(outcomes[-1]) else (low, index)
+        index = (low + high) // 2
+    chosen = best(outcomes)
+    for variant in other_meshes(chosen.experiment if chosen else cfg, topology):
+        yield compile_variant(variant)
 
 
 def fits(outcome: Outcome) -> bool:
-    return outcome.costs is not None and outcome.spare >= RESERVE * outcome.topology.chip.hbm
+    """Whether the program fits and leaves HBM_RESERVE free."""
+    return outcome.costs is not None and outcome.free_hbm >= HBM_RESERVE * outcome.topology.chip.hbm
 
 
 def best(outcomes: Sequence[Outcome]) -> Outcome | None:
@@ -76,75 +81,76 @@ def best(outcomes: Sequence[Outcome]) -> Outcome | None:
     return min(filter(fits, outcomes), key=lambda outcome: outcome.costs.serial, default=None)
 
 
-def ways(cfg: Experiment, topology: Topology) -> list[Experiment]:
-    """``cfg`` among its neighbours, by the memory they need: a quarter and half of its rows at a time, keeping least; then all
-    of them, keeping more and more.
+def by_memory(cfg: Experiment, topology: Topology) -> list[Experiment]:
+    """``cfg`` among its variants on the same mesh, in rising order of memory.
+
+    First four and two times its accumulation with the least memory per row, then every remat policy with its own accumulation.
     """
-    parts = [cfg.optim.accumulate * times for times in (4, 2) if cfg.data.batch % (cfg.optim.accumulate * times) == 0]
-    least = replace(cfg, mesh=replace(cfg.mesh, remat=REMATS[0]))
-    fewer = [replace(least, optim=replace(cfg.optim, accumulate=count)) for count in parts]
-    more = [replace(cfg, mesh=replace(cfg.mesh, remat=name)) for name in REMATS]
-    return [way for way in fewer if _divides(way, topology)] + more
+    counts = [n * cfg.optim.accumulate for n in (4, 2) if cfg.data.batch % (n * cfg.optim.accumulate) == 0]
+    smallest = replace(cfg, mesh=replace(cfg.mesh, remat=REMATS[0]))
+    accumulated = [replace(smallest, optim=replace(cfg.optim, accumulate=count)) for count in counts]
+    remats = [replace(cfg, mesh=replace(cfg.mesh, remat=name)) for name in REMATS]
+    return [variant for variant in accumulated if _divides(variant, topology)] + remats
 
 
 def other_meshes(cfg: Experiment, topology: Topology) -> list[Experiment]:
-    """Weights over fewer chips or more; never over several slices."""
-    tensor, inside = cfg.mesh.tensor, topology.chips // topology.slices
-    now = shape(cfg, topology)
-    found = []
-    for fsdp in dict.fromkeys((*FSDP, inside // max(tensor, 1))):
-        if tensor == -1 or inside % (fsdp * tensor) or cfg.model.width % fsdp or fsdp == now[1]:
+    """Variants that split weights over fewer or more chips, but never across slices."""
+    tensor, slice_chips = cfg.mesh.tensor, topology.chips // topology.slices
+    present = mesh_shape(cfg, topology)
+    variants = []
+    for fsdp in dict.fromkeys((*FSDP_SIZES, slice_chips // max(tensor, 1))):
+        if tensor == -1 or slice_chips % (fsdp * tensor) or cfg.model.width % fsdp or fsdp == present[1]:
             continue
         mesh = replace(cfg.mesh, replica=topology.chips // (fsdp * tensor), fsdp=fsdp)
-        way = replace(cfg, mesh=mesh)
-        if _divides(way, topology):
-            found.append(way)
-    return found
+        variant = replace(cfg, mesh=mesh)
+        if _divides(variant, topology):
+            variants.append(variant)
+    return variants
 
 
-def shape(cfg: Experiment, topology: Topology) -> tuple[int, int, int]:
-    """(replica, fsdp, tensor) with the one that is -1 filled in."""
+def mesh_shape(cfg: Experiment, topology: Topology) -> tuple[int, int, int]:
+    """(replica, fsdp, tensor), with an axis of -1 resolved."""
     sizes = [cfg.mesh.replica, cfg.mesh.fsdp, cfg.mesh.tensor]
-    given = math.prod(max(size, 1) for size in sizes)
-    return tuple(topology.chips // given if size == -1 else size for size in sizes)
+    fixed = math.prod(max(size, 1) for size in sizes)
+    return tuple(topology.chips // fixed if size == -1 else size for size in sizes)
 
 
 def _divides(cfg: Experiment, topology: Topology) -> bool:
-    """Whether every chip gets whole rows of every part of the batch."""
-    replica, fsdp, _ = shape(cfg, topology)
+    """Whether every chip gets whole rows of every microbatch."""
+    replica, fsdp, _ = mesh_shape(cfg, topology)
     return cfg.data.batch % (cfg.optim.accumulate * replica * fsdp) == 0
 
 
-def table(outcomes: Sequence[Outcome]) -> Table:
-    """One row per way, in the order they were tried."""
+def plan_table(outcomes: Sequence[Outcome]) -> Table:
+    """One row per variant, in the order they were compiled."""
     o = outcomes[0]
     title = f"{o.experiment.name} on {o.topology}: {o.work.rows:,} rows of {o.work.length:,} tokens a step"
-    shown = Table(title=title, box=box.SIMPLE, title_justify="left")
-    for name in ("replica x fsdp x tensor", "remat", "parts", "rows/chip"):
-        shown.add_column(name, no_wrap=True)
+    table = Table(title=title, box=box.SIMPLE, title_justify="left")
+    for name in ("replica x fsdp x tensor", "remat", "accum", "rows/chip"):
+        table.add_column(name, no_wrap=True)
     for name in ("HBM GiB", "step", "MFU at most", "compile s"):
-        shown.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name, justify="right", no_wrap=True)
     chosen = best(outcomes)
     for o in outcomes:
-        sizes, parts = tuple(o.mesh.values()), o.experiment.optim.accumulate
-        rows = f"{o.work.rows // (parts * sizes[0] * sizes[1])}"
-        way = [" x ".join(map(str, sizes)), o.experiment.mesh.remat, str(parts), rows]
-        needed = f"{o.build.needed / GIB:.1f}"
+        sizes, accumulate = tuple(o.mesh.values()), o.experiment.optim.accumulate
+        rows = o.work.rows // (accumulate * sizes[0] * sizes[1])
+        variant = [" x ".join(map(str, sizes)), o.experiment.mesh.remat, str(accumulate), str(rows)]
+        needed, compile_s = f"{o.compilation.needed / GIB:.1f}", f"{o.compilation.seconds:.0f}"
         if o.costs is None:
-            shown.add_row(*way, needed, "does not fit", "", f"{o.build.seconds:.0f}")
+            table.add_row(*variant, needed, "does not fit", "", compile_s)
             continue
-        figures = (report.duration(o.costs.serial), f"{o.mfu(o.costs.serial):.1%}", f"{o.build.seconds:.0f}")
-        shown.add_row(*way, needed, *figures, style="bold" if o is chosen else None)
-    return shown
+        step, mfu = report.duration(o.costs.serial), f"{o.mfu(o.costs.serial):.1%}"
+        table.add_row(*variant, needed, step, mfu, compile_s, style="bold" if o is chosen else None)
+    return table
 
 
-def advice(outcomes: Sequence[Outcome]) -> str:
-    """The best way as changes to the config, in one sentence."""
+def recommendation(outcomes: Sequence[Outcome]) -> str:
+    """The best variant as changes to the config, in one sentence."""
     chosen = best(outcomes)
     if chosen is None:
         return "None of these fits with room for the runtime: take a larger slice, or a smaller data.batch."
     replica, fsdp, tensor = chosen.mesh.values()
     cfg = chosen.experiment
-    words = f"mesh.replica={replica} mesh.fsdp={fsdp} mesh.tensor={tensor} mesh.remat={cfg.mesh.remat}"
-    spare = chosen.spare / GIB
-    return f"Recommended: {words} optim.accumulate={cfg.optim.accumulate} ({spare:.1f} GiB to spare)."
+    changes = f"mesh.replica={replica} mesh.fsdp={fsdp} mesh.tensor={tensor} mesh.remat={cfg.mesh.remat}"
+    free = chosen.free_hbm / GIB
+    return f"Recommended: {changes} optim.accumulate={cfg.optim.accumulate} ({free:.1f} GiB to spare)."

@@ -1,4 +1,4 @@
-"""What a compilation showed, for people (a table and a verdict) and for programs (one JSON record)."""
+"""What a compilation showed: a table and a verdict for people, a JSON record for programs."""
 
 import gzip
 import io
@@ -12,107 +12,110 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from lumina_jax.errors import StorageError
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import Outcome
 from lumina_jax.pods.flags import libtpu_init_args
 
 WIDTH = 110
-UNITS = {"train": "step", "prefill": "prefill", "decode": "token"}
-PARTS = (
+PASSES = {"train": "step", "prefill": "prefill", "decode": "token"}
+"""Program -> what one run of it is called."""
+
+CATEGORIES = (
     ("mxu", "matrix products"),
     ("memory", "HBM traffic of the rest"),
     ("kernels", "Pallas kernels"),
-    ("sync", "collectives, waited for"),
-    ("async", "collectives beside other work"),
-    ("dcn", "between slices, beside other work"),
+    ("sync", "blocking collectives"),
+    ("async", "asynchronous collectives"),
+    ("dcn", "between slices, asynchronous"),
 )
 
 
-def table(outcome: Outcome) -> Table:
+def outcome_table(o: Outcome) -> Table:
     """Memory, time and traffic of one program on one chip."""
-    o, work = outcome, outcome.work
     mesh = ", ".join(f"{axis} {size}" for axis, size in o.mesh.items() if size > 1) or "one chip"
-    title = f"{o.experiment.name}: {o.what} on {o.topology} ({o.topology.chips} chips, {o.topology.cloud})"
-    caption = f"mesh {mesh}; {work.rows:,} rows of {work.length:,} tokens; compiled in {o.build.seconds:.0f} s"
-    shown = Table(title=title, caption=caption, box=box.SIMPLE, title_justify="left", caption_justify="left")
-    shown.add_column("one chip")
-    shown.add_column("", justify="right")
-    shown.add_column("")
-    for name, size, note in _memory(o):
-        shown.add_row(name, f"{size / GIB:.2f} GiB", note)
+    title = f"{o.experiment.name}: {o.program} on {o.topology} ({o.topology.chips} chips, {o.topology.cloud})"
+    size = f"{o.work.rows:,} rows of {o.work.length:,} tokens"
+    caption = f"mesh {mesh}; {size}; compiled in {o.compilation.seconds:.0f} s"
+    table = Table(title=title, caption=caption, box=box.SIMPLE, title_justify="left", caption_justify="left")
+    table.add_column("one chip")
+    table.add_column("", justify="right")
+    table.add_column("")
+    for name, size, note in _memory_rows(o):
+        table.add_row(name, f"{size / GIB:.2f} GiB", note)
     if o.costs:
-        for add in (_add_seconds, _add_collectives):
-            shown.add_section()
-            add(shown, o)
-    return shown
+        for add_rows in (_add_seconds, _add_collectives):
+            table.add_section()
+            add_rows(table, o)
+    return table
 
 
-def _memory(o: Outcome) -> list[tuple[str, float, str]]:
-    """(what, bytes, note)."""
-    work, memory, limit = o.work, o.build.memory, f"of {o.topology.chip.hbm / GIB:.2f} GiB"
-    lines = [("weights", work.weights, work.dtype)]
+def _memory_rows(o: Outcome) -> list[tuple[str, float, str]]:
+    """(name, bytes, note) of each kind of memory."""
+    work, hbm, limit = o.work, o.compilation.hbm, f"of {o.topology.chip.hbm / GIB:.2f} GiB"
+    rows = [("weights", work.weights, work.dtype)]
     if work.optimizer:
-        lines.append(("optimizer state", work.optimizer, "float32"))
-    if memory is None:
-        return [*lines, ("the compiler asked for", o.build.needed, limit)]
-    rest = max(0.0, memory.arguments + memory.outputs - memory.aliased - work.weights - work.optimizer)
-    lines += [("batch and other arguments", rest, ""), ("temporaries", memory.temporaries, "")]
-    return [*lines, ("HBM in all", memory.total, limit)]
+        rows.append(("optimizer state", work.optimizer, "float32"))
+    if hbm is None:
+        return [*rows, ("the compiler asked for", o.compilation.needed, limit)]
+    rest = max(0.0, hbm.arguments + hbm.outputs - hbm.aliased - work.weights - work.optimizer)
+    rows += [("batch and other arguments", rest, ""), ("temporaries", hbm.temporaries, "")]
+    return [*rows, ("HBM in total", hbm.total, limit)]
 
 
-def _add_seconds(shown: Table, o: Outcome) -> None:
-    costs, unit = o.costs, UNITS[o.what]
-    for part, name in PARTS:
-        seconds = costs.seconds(part)
+def _add_seconds(table: Table, o: Outcome) -> None:
+    costs, unit = o.costs, PASSES[o.program]
+    for category, name in CATEGORIES:
+        seconds = costs.seconds(category)
         if seconds:
-            shown.add_row(name, duration(seconds), _about(o, part))
-    if o.what == "train":
-        shown.add_row("step, in series", duration(costs.serial), f"MFU at most {o.mfu(costs.serial):.1%}")
-        shown.add_row("step, all collectives hidden", duration(costs.best), f"MFU at most {o.mfu(costs.best):.1%}")
+            table.add_row(name, duration(seconds), _note(o, category))
+    if o.program == "train":
+        for name, seconds in (("in series", costs.serial), ("all collectives hidden", costs.overlapped)):
+            table.add_row(f"step, {name}", duration(seconds), f"MFU at most {o.mfu(seconds):.1%}")
         return
-    shown.add_row(f"{unit}, in series", duration(costs.serial), "thin products priced too high")
-    shown.add_row(f"{unit}, at the roofline", duration(costs.roof), "prefetches left out")
-    if o.what == "decode":
-        shown.add_row("weights and full cache, read once", duration(o.bound), "no token can be faster")
+    table.add_row(f"{unit}, in series", duration(costs.serial), "overestimates thin matrix products")
+    table.add_row(f"{unit}, at the roofline", duration(costs.roofline), "without prefetches")
+    if o.program == "decode":
+        table.add_row("weights and full cache, read once", duration(o.decode_bound), "lower bound of a token")
 
 
-def _about(o: Outcome, part: str) -> str:
+def _note(o: Outcome, category: str) -> str:
     costs = o.costs
-    if part == "mxu":
+    if category == "mxu":
         return f"at {costs.efficiency:.2f} of the peak"
-    if part == "memory":
+    if category == "memory":
         return f"{costs.bytes('memory') / 1e9:,.1f} GB"
-    if part == "kernels":
+    if category == "kernels":
         return ", ".join(f"{times} {name}" for name, (times, _) in costs.calls("kernels").items())
-    if part in ("async", "dcn"):
+    if category in ("async", "dcn"):
         covered = 1 - costs.exposed / costs.seconds("async", "dcn")
         return f"{covered:.0%} hidden"
     return ""
 
 
-def _add_collectives(shown: Table, o: Outcome) -> None:
-    for part, note in (("sync", "waited for"), ("async", "hidden"), ("dcn", "over the data-center network")):
-        for name, (times, sent) in sorted(o.costs.calls(part).items()):
-            shown.add_row(f"{name} x {times}", f"{sent / 1e9:,.3f} GB", note)
+def _add_collectives(table: Table, o: Outcome) -> None:
+    for category, note in (("sync", "blocking"), ("async", "hidden"), ("dcn", "over the data-center network")):
+        for name, (times, size) in sorted(o.costs.calls(category).items()):
+            table.add_row(f"{name} x {times}", f"{size / 1e9:,.3f} GB", note)
 
 
 def duration(seconds: float) -> str:
-    """In seconds, or milliseconds when short."""
+    """Formatted in seconds, or in milliseconds below 0.1 s."""
     return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1e3 * seconds:.3f} ms"
 
 
 def verdict(outcome: Outcome) -> str:
-    """Whether it fits, by how much, and what to change when it does not; in one or two sentences."""
-    limit, spare = outcome.topology.chip.hbm / GIB, outcome.spare / GIB
-    if spare >= 0 and outcome.costs:
-        return f"Fits, with {spare:.1f} GiB of {limit:.2f} GiB to spare."
-    by = f"by {-spare:.1f} GiB" if math.isfinite(spare) else "(the compiler does not say by how much)"
-    return f"Does not fit, {by}: {_cure(outcome)}"
+    """Whether the program fits, by how much, and what to change when it does not; in one or two sentences."""
+    limit, free = outcome.topology.chip.hbm / GIB, outcome.free_hbm / GIB
+    if free >= 0 and outcome.costs:
+        return f"Fits, with {free:.1f} GiB of {limit:.2f} GiB to spare."
+    excess = f"by {-free:.1f} GiB" if math.isfinite(free) else "(the compiler does not say by how much)"
+    return f"Does not fit, {excess}: {_cure(outcome)}"
 
 
 def _cure(o: Outcome) -> str:
     cfg, chip = o.experiment, o.topology.chip
-    if o.what != "train":
+    if o.program != "train":
         return (
             f"split the model over more chips with a larger mesh.tensor than {o.mesh['tensor']}, or use larger chips."
         )
@@ -125,19 +128,20 @@ def _cure(o: Outcome) -> str:
     cures = []
     rows = cfg.data.batch // cfg.optim.accumulate // (o.mesh["replica"] * o.mesh["fsdp"])
     if cfg.mesh.remat != "block":
-        cures.append('recompute more (mesh.remat="block" keeps the least)')
+        cures.append('recompute more (mesh.remat="block" needs the least memory)')
     if rows > 1:
-        cures.append(f"work on fewer than {rows} rows a chip at a time (optim.accumulate={2 * cfg.optim.accumulate})")
+        cures.append(f"process fewer than {rows} rows a chip at a time (optim.accumulate={2 * cfg.optim.accumulate})")
     cures.append("or take a larger slice")
     return ", ".join(cures) + "; --plan tries these."
 
 
 def record(outcome: Outcome) -> dict:
-    """Plain JSON values: bytes in GiB per chip, seconds, GB on the wire per chip."""
-    o, costs, memory = outcome, outcome.costs, outcome.build.memory
-    found = {
+    """The figures of one chip as plain JSON values: memory in GiB, times in seconds, collectives in GB on the wire."""
+    o, costs, compilation = outcome, outcome.costs, outcome.compilation
+    hbm = compilation.hbm
+    fields = {
         "config": o.experiment.name,
-        "program": o.what,
+        "program": o.program,
         "topology": str(o.topology),
         "mesh": o.mesh,
         "remat": o.experiment.mesh.remat,
@@ -149,29 +153,29 @@ def record(outcome: Outcome) -> dict:
         "hbm_gib": {
             "weights": _short(o.work.weights / GIB),
             "optimizer": _short(o.work.optimizer / GIB),
-            "temporaries": _short(memory.temporaries / GIB) if memory else None,
-            "total": _short(o.build.needed / GIB) if math.isfinite(o.build.needed) else None,
+            "temporaries": _short(hbm.temporaries / GIB) if hbm else None,
+            "total": _short(compilation.needed / GIB) if math.isfinite(compilation.needed) else None,
             "capacity": _short(o.topology.chip.hbm / GIB),
         },
-        "compile_seconds": round(o.build.seconds, 1),
+        "compile_seconds": round(compilation.seconds, 1),
         "libtpu_init_args": libtpu_init_args(o.topology.chip),
         "verdict": verdict(o),
     }
     if costs is None:
-        return found
-    seconds = {name: _short(costs.seconds(name)) for name, _ in PARTS}
-    total = {"exposed": costs.exposed, "serial": costs.serial, "best": costs.best, "roof": costs.roof}
-    found["seconds"] = seconds | {name: _short(value) for name, value in total.items()}
-    found["mxu_efficiency"] = _short(costs.efficiency)
-    if o.what == "train":
-        found["mfu"] = {"serial": _short(o.mfu(costs.serial)), "best": _short(o.mfu(costs.best))}
-    if o.what == "decode":
-        found["seconds"]["bound"] = _short(o.bound)
-    found["collectives"] = {
-        part: {name: {"times": times, "gb": _short(sent / 1e9)} for name, (times, sent) in costs.calls(part).items()}
-        for part in ("sync", "async", "dcn")
+        return fields
+    seconds = {name: _short(costs.seconds(name)) for name, _ in CATEGORIES}
+    total = {"exposed": costs.exposed, "serial": costs.serial, "best": costs.overlapped, "roof": costs.roofline}
+    fields["seconds"] = seconds | {name: _short(value) for name, value in total.items()}
+    fields["mxu_efficiency"] = _short(costs.efficiency)
+    if o.program == "train":
+        fields["mfu"] = {"serial": _short(o.mfu(costs.serial)), "best": _short(o.mfu(costs.overlapped))}
+    if o.program == "decode":
+        fields["seconds"]["bound"] = _short(o.decode_bound)
+    fields["collectives"] = {
+        category: {name: {"times": n, "gb": _short(size / 1e9)} for name, (n, size) in costs.calls(category).items()}
+        for category in ("sync", "async", "dcn")
     }
-    return found
+    return fields
 
 
 def _short(value: float) -> float:
@@ -179,46 +183,55 @@ def _short(value: float) -> float:
 
 
 def text(outcome: Outcome) -> str:
-    """:func:`table` and :func:`verdict` without colours."""
-    return plain(table(outcome)) + verdict(outcome) + "\n"
+    """:func:`outcome_table` and :func:`verdict` without colours."""
+    return plain(outcome_table(outcome)) + verdict(outcome) + "\n"
 
 
-def to_screen(shown: Table) -> None:
-    """Prints a table, in colours and as wide as the terminal where there is one."""
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(shown)
+def to_screen(table: Table) -> None:
+    """Prints a table, in a terminal in colours and at its width."""
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(table)
 
 
-def plain(shown: Table) -> str:
+def plain(table: Table) -> str:
     """A table as plain text."""
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None)
-    console.print(shown)
+    console.print(table)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
 def show(outcome: Outcome, out: Path | None) -> Outcome:
-    """Prints table and verdict; with a folder ``out``, saves them there too. Returns the outcome."""
-    to_screen(table(outcome))
+    """Prints table and verdict; with a folder ``out``, also saves them there. Returns the outcome."""
+    to_screen(outcome_table(outcome))
     print(verdict(outcome), flush=True)
     for path in save(outcome, out) if out else ():
         print(path)
     return outcome
 
 
+def output_folder(path: str) -> Path:
+    """Creates the folder of ``--out``, before minutes of compilation. Raises StorageError when that fails."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"--out {path}: {error.strerror}; name a folder that can be written") from error
+    return folder
+
+
 def save(outcome: Outcome, folder: Path) -> list[Path]:
-    """Writes the table (.txt), the record (.json) and, where there is one, the compiled program (.hlo.gz) into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    what = outcome.what + (".int8" if "int8" in outcome.work.dtype else "")
-    paths = [folder / f"{stem(outcome)}.{what}{end}" for end in (".txt", ".json", ".hlo.gz")]
+    """Writes the table (.txt), the record (.json) and, if it fits, the compiled program (.hlo.gz) into ``folder``."""
+    program = outcome.program + (".int8" if "int8" in outcome.work.dtype else "")
+    paths = [folder / f"{stem(outcome)}.{program}{suffix}" for suffix in (".txt", ".json", ".hlo.gz")]
     paths[0].write_text(text(outcome))
     paths[1].write_text(json.dumps(record(outcome), indent=2) + "\n")
     if outcome.costs is None:
         return paths[:2]
-    paths[2].write_bytes(gzip.compress(outcome.build.text.encode(), mtime=0))
+    paths[2].write_bytes(gzip.compress(outcome.compilation.text.encode(), mtime=0))
     return paths
 
 
 def stem(outcome: Outcome) -> str:
-    """The beginning of file names: lumina_7b_512.v5p-4x4x4, or lumina_7b_512.2-v5p-4x4x4 for two slices."""
+    """The stem of file names: lumina_7b_512.v5p-4x4x4, or lumina_7b_512.2-v5p-4x4x4 for two slices."""
     topology = replace(outcome.topology, slices=1)
     slices = f"{outcome.topology.slices}-" if outcome.topology.slices > 1 else ""
     return f"{outcome.experiment.name}.{slices}{str(topology).replace(':', '-')}"

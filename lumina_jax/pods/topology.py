@@ -1,6 +1,6 @@
-"""From "v5p:4x4x4" to the devices of that slice, as the TPU compiler sees them. No chip is needed, only libtpu.
+"""Resolves "v5p:4x4x4" to the devices of that slice, as the TPU compiler describes them. It needs libtpu, but no chip.
 
-JAX must be imported after :func:`environment` is set.
+Set :func:`environment` before importing jax.
 """
 
 import importlib.util
@@ -20,11 +20,11 @@ SHAPES_3D = (
     (2, 4, 4),
     *itertools.combinations_with_replacement(range(4, 29, 4), 3),
 )
-"""One chip of a host, then the slices that can be rented: from one host to cubes of 4 x 4 x 4 side by side."""
+"""A single chip, then the slices that Google Cloud rents, from one host to cubes of 4 x 4 x 4 side by side."""
 
 
 def environment() -> dict[str, str]:
-    """What libtpu wants to find before jax is imported, so that it neither asks for a TPU nor fights over one."""
+    """Environment variables that keep libtpu from querying for a TPU or locking one; set them before importing jax."""
     return {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Topology:
-    """``slices`` equal slices of ``shape`` chips, joined by the data-center network."""
+    """``slices`` equal slices of ``shape`` chips each, connected by the data-center network."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -48,33 +48,33 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """Of all slices."""
+        """The number of chips in all slices."""
         return self.slices * math.prod(self.shape)
 
     @property
     def cloud(self) -> str:
-        """One slice in Google Cloud's words, such as v5p-128."""
+        """Google Cloud's name of one slice, such as v5p-128."""
         chips = math.prod(self.shape)
         return self.chip.cloud.format(chips=chips, cores=chips * self.chip.cores)
 
     @property
     def wrap(self) -> tuple[bool, ...]:
-        """Which of three axes close to a ring: in 3D all or none, from a cube of 4 on; in 2D the full 16 only."""
+        """Which of three axes close to a ring: of a 3D shape all when no side is below 4, of a 2D shape those of length 16."""
         if self.chip.axes == 3:
             return (min(self.shape) >= 4,) * 3
         return (*(size == 16 for size in self.shape), False)
 
     def devices(self) -> list:
-        """The chips as jax devices, in slices. Raises ImportError when libtpu is not installed."""
+        """One jax device per chip, slice by slice. Raises MissingPackageError when libtpu is not installed."""
         if importlib.util.find_spec("libtpu") is None:
             raise MissingPackageError(
                 "the TPU compiler is not installed; it runs on any Linux machine: pip install -r lumina_jax/pods/requirements.txt"
             )
         from jax.experimental.topologies import get_topology_desc
 
-        # Without wrap the compiler sees a mesh with edges, and a gather over all chips becomes a padded all-reduce.
+        # Without wrap the compiler assumes a mesh with edges and turns a gather over all chips into a padded all-reduce.
         # Without "megacore" the two cores of a chip would be two devices.
-        found = get_topology_desc(
+        description = get_topology_desc(
             platform="tpu",
             topology_name=f"{self.chip.system}:{'x'.join(map(str, self.shape))}",
             chip_config_name="megacore" if self.chip.cores == 2 else "default",
@@ -82,22 +82,24 @@ class Topology:
             num_slices=self.slices,
             wrap=self.wrap,
         )
-        return list(found.devices)
+        return list(description.devices)
 
 
 def parse(text: str, slices: int = 1) -> Topology:
-    """ "v5p:4x4x4" -> Topology. Raises ValueError naming the chips or the shapes there are."""
+    """ "v5p:4x4x4" -> Topology. Raises InputError, naming the known chips or shapes, when one is unknown."""
     name, _, sizes = text.partition(":")
     chip = CHIPS.get(name)
     if chip is None:
         raise InputError(f"--topology {text}: no chip {name!r}; the chips are {', '.join(CHIPS)}, as v5p:4x4x4")
     legal = SHAPES_2D if chip.axes == 2 else SHAPES_3D
-    words = sizes.split("x")
-    shape = tuple(int(word) for word in words if word.isdecimal())
-    if len(shape) != len(words) or shape not in legal:
+    sides = sizes.split("x")
+    shape = tuple(int(side) for side in sides if side.isdecimal())
+    if len(shape) != len(sides) or shape not in legal:
         small = ", ".join("x".join(map(str, known)) for known in legal[:8])
-        rest = "" if chip.axes == 2 else " and on: multiples of 4 up to 28, smallest first"
-        raise InputError(f"--topology {text}: {name} has no slice of {sizes or 'no size'}; there are {small}{rest}")
+        rest = "" if chip.axes == 2 else ", and larger ones of multiples of 4 up to 28, smallest first"
+        raise InputError(
+            f"--topology {text}: {name} has no slice of {sizes or 'no size'}; the slices are {small}{rest}"
+        )
     if slices < 1:
         raise InputError(f"--slices {slices}; it must be at least 1")
     return Topology(chip, shape, slices)

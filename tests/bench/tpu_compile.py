@@ -1,85 +1,205 @@
-"""The README's table of TPU pods: ``python tests/bench/tpu_compile.py`` prints one JSON line per row, on any Linux machine.
+"""Figures of the README's two TPU tables: compiles real programs for slices that are not here, on any Linux machine.
 
-Each row compiles the real program of a config for a slice that is not here (2 to 10 minutes on two cores), and reads what it
-would take: see lumina_jax/pods. ``--only v5p`` takes the rows whose name holds these letters.
+``python tests/bench/tpu_compile.py`` compiles every case (2 to 10 minutes each on two cores) and prints its figures as one JSON
+line; ``--only v5p`` takes the cases whose name contains v5p, ``--save`` also writes the figures to lumina_jax/pods/compiled.json.
+``--tables`` compiles nothing and prints the two tables of the README from that file.
 """
 
 import argparse
 import json
 import os
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import run
+from configs.pods import TABLE, TOPOLOGIES
+from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.topology import environment, parse
+
+COMPILED = run.REPOSITORY / "lumina_jax/pods/compiled.json"
+STAGES = {"512": "stage 1", "768": "stage 2", "1024": "stage 3", "omni": "Omni"}
+COUNTS = {1: "one", 4: "four", 8: "eight"}
+TRAIN_HEAD = (
+    "model, stage",
+    "slice",
+    "rows x tokens a chip",
+    "HBM GiB a chip",
+    "step at least",
+    "MFU at most",
+    "compiled in",
+)
+DECODE_HEAD = (
+    "slice",
+    "weights",
+    "HBM GiB a chip",
+    "temporaries",
+    "pass at least",
+    "weights and cache, read once",
+    "all-reduces",
+)
 
 
 @dataclass(frozen=True)
-class Row:
-    """``changes`` to the config as on the command line, with spaces."""
+class CompileCase:
+    """One program of one config on one topology; ``changes`` to the config as on the command line, with spaces."""
 
     config: str
     topology: str
+    program: str = "train"
     changes: str = ""
-    what: str = "train"
-    slices: int = 1
     int8: bool = False
 
     @property
     def name(self) -> str:
-        kind = f"{self.what} with int8" if self.int8 else self.what
-        return f"{self.config} {kind} on {self.slices} x {self.topology} {self.changes}".rstrip()
+        return f"{self.config} {self.program}{' int8' * self.int8} on {self.topology} {self.changes}".rstrip()
 
 
-SLICES = {
-    "v4_128": "v4:4x4x4",
-    "v5e_256": "v5e:16x16",
-    "v5p_128": "v5p:4x4x4",
-    "v5p_512": "v5p:4x8x8",
-    "v6e_256": "v6e:16x16",
-}
-"""The end of a config's name in configs/pods -> its topology."""
-ONE, WINDOW = "sample.parallel=off", "sample.parallel=coupled sample.window=16"
-"""A token a pass, and drafts of a window of 16 in each."""
-ROWS = (
+SINGLE = "sample.parallel=off"
+WINDOW = "sample.parallel=coupled sample.window=16"
+CASES = (
     *(
-        Row(f"pods/{path.stem}", SLICES["_".join(path.stem.split("_")[-2:])])
-        for path in sorted((run.REPOSITORY / "configs/pods").glob("lumina_*.py"))
+        CompileCase(f"configs/pods.py:{stage.name}_{slice_name}", TOPOLOGIES[slice_name])
+        for stage, slice_name, *_ in TABLE
     ),
     *(
-        Row("lumina_7b_768", topology, changes, "decode", int8=int8)
-        for int8, changes, topologies in (
-            (False, ONE, ("v5p:1x1x1", "v5p:2x2x1", "v6e:1x1", "v6e:2x2", "v5e:2x2")),
-            (False, f"{ONE} mesh.tensor=8", ("v6e:2x4", "v5e:2x4")),
-            (False, WINDOW, ("v5p:1x1x1", "v6e:2x2")),
-            (True, ONE, ("v5e:1x1", "v5e:2x2")),
+        CompileCase("configs/lumina_7b_768.py", topology, "decode", changes, int8)
+        for topology, changes, int8 in (
+            ("v5p:1x1x1", SINGLE, False),
+            ("v5p:1x1x1", WINDOW, False),
+            ("v6e:1x1", SINGLE, False),
+            ("v5e:1x1", SINGLE, True),
+            ("v5p:2x2x1", SINGLE, False),
+            ("v6e:2x2", SINGLE, False),
+            ("v6e:2x2", WINDOW, False),
+            ("v5e:2x2", SINGLE, False),
+            ("v5e:2x2", SINGLE, True),
+            ("v6e:2x4", f"{SINGLE} mesh.tensor=8", False),
+            ("v5e:2x4", f"{SINGLE} mesh.tensor=8", False),
         )
-        for topology in topologies
     ),
 )
+"""The rows of the README's tables, in their order."""
+
+
+def compile_figures(case: CompileCase) -> dict:
+    """Compiles a case; the figures of one chip, as a row of compiled.json."""
+    from lumina_jax.pods import report
+    from lumina_jax.pods.compile import compile_programs
+
+    cfg = run.load_experiment(f"{run.REPOSITORY}/{case.config}", case.changes.split())
+    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), case.int8)
+    if outcome.costs is None:
+        sys.exit(f"{case.name}: {report.verdict(outcome)}")
+    return asdict(case) | _figures(outcome)
+
+
+def _figures(outcome) -> dict:
+    work, costs = outcome.work, outcome.costs
+    sizes = {"rows": work.rows, "length": work.length, "hbm_gib": round(outcome.compilation.needed / GIB, 1)}
+    compile_s = round(outcome.compilation.seconds)
+    if outcome.program == "decode":
+        calls = [*costs.calls("sync").items(), *costs.calls("async").items()]
+        return sizes | {
+            "temporaries_mib": round(outcome.compilation.hbm.temporaries / 2**20),
+            "pass_s": round(costs.roofline, 5),
+            "bound_s": round(outcome.decode_bound, 5),
+            "all_reduces": sum(times for name, (times, _) in calls if name.startswith("all-reduce")),
+            "compile_s": compile_s,
+        }
+    names = {"products_s": "mxu", "traffic_s": "memory", "kernels_s": "kernels", "collectives_s": "sync"}
+    seconds = {name: round(costs.seconds(category), 3) for name, category in names.items()}
+    totals = {
+        "hidden_collectives_s": round(costs.seconds("async"), 3),
+        "step_s": round(costs.serial, 3),
+        "mfu": round(outcome.mfu(costs.serial), 3),
+        "compile_s": compile_s,
+    }
+    return sizes | seconds | totals
+
+
+def read_rows() -> dict[CompileCase, dict]:
+    """compiled.json: case -> its row."""
+    rows = json.loads(COMPILED.read_text())
+    return {CompileCase(*(row[field] for field in CompileCase.__dataclass_fields__)): row for row in rows}
+
+
+def save_row(case: CompileCase, row: dict) -> None:
+    """Replaces the row of a case in compiled.json, one line a row, in the order of CASES."""
+    rows = read_rows() | {case: row}
+    lines = (json.dumps(rows[known]) for known in CASES if known in rows)
+    COMPILED.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def tables() -> tuple[str, str]:
+    """The README's tables of training and of decoding."""
+    rows = read_rows().values()
+    train = (_train_cells(row) for row in rows if row["program"] == "train")
+    decode = (_decode_cells(row) for row in rows if row["program"] == "decode")
+    return _markdown(TRAIN_HEAD, train), _markdown(DECODE_HEAD, decode)
+
+
+def _markdown(head: tuple[str, ...], body: Iterator[tuple[str, ...]]) -> str:
+    lines = (f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in (head, *body))
+    return "\n".join((next(lines), "|---" * len(head) + "|", *lines)) + "\n"
+
+
+def _train_cells(row: dict) -> tuple[str, ...]:
+    topology = parse(row["topology"])
+    _, size, stage, *_ = row["config"].split(":")[1].split("_")
+    return (
+        f"{size.upper()}, {STAGES[stage]}",
+        f"{topology.cloud} ({topology.chips} chips)",
+        f"{row['rows'] // topology.chips} x {row['length']:,}",
+        _hbm(row),
+        f"{row['step_s']:.2f} s",
+        f"{row['mfu']:.0%}",
+        f"{row['compile_s']} s",
+    )
+
+
+def _decode_cells(row: dict) -> tuple[str, ...]:
+    topology = parse(row["topology"])
+    chips = f"{COUNTS[topology.chips]} {topology.chip.name} chip{'s' * (topology.chips > 1)}"
+    return (
+        chips + ", a window of 16 drafts" * (row["changes"] == WINDOW),
+        "int8" if row["int8"] else "bfloat16",
+        _hbm(row),
+        f"{row['temporaries_mib']} MiB",
+        f"{1000 * row['pass_s']:.2f} ms",
+        f"{1000 * row['bound_s']:.2f} ms",
+        str(row["all_reduces"] or ""),
+    )
+
+
+def _hbm(row: dict) -> str:
+    return f"{row['hbm_gib']:.1f} of {parse(row['topology']).chip.hbm / GIB:.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="letters that a row's name must hold, such as 7b_512 or v5p")
-    parser.add_argument("--list", action="store_true", help="print the names of the rows and compile nothing")
+    parser.add_argument("--only", default="", help="letters that a case's name must contain, such as 7b_512 or v5p")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases and compile nothing")
+    parser.add_argument("--save", action="store_true", help="also write each row to lumina_jax/pods/compiled.json")
+    parser.add_argument("--tables", action="store_true", help="print the README's tables and compile nothing")
     options = parser.parse_args()
+    if options.tables:
+        print("\n".join(tables()), end="")
+        return
     os.environ.update(environment())  # before anything imports jax
-    from lumina_jax.pods import report
-    from lumina_jax.pods.compile import outcomes
-
-    for row in ROWS:
-        if options.only not in row.name:
+    for case in CASES:
+        if options.only not in case.name:
             continue
         if options.list:
-            print(row.name)
+            print(case.name)
             continue
-        cfg = run.load_experiment(str(run.REPOSITORY / f"configs/{row.config}.py"), row.changes.split())
-        for outcome in outcomes(cfg, parse(row.topology, row.slices), (row.what,), row.int8):
-            print(json.dumps({"row": row.name} | report.record(outcome)), flush=True)
+        row = compile_figures(case)
+        print(json.dumps(row), flush=True)
+        if options.save:
+            save_row(case, row)
 
 
 if __name__ == "__main__":

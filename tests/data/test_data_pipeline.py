@@ -1,6 +1,7 @@
 """Laws of the batches: shifted by one, the same for any number of hosts and any start, contexts dropped where allowed."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,8 @@ from data_parts import CONFIG, SIZES, NoiseSource, tiny_vocab, tiny_vq
 from lumina_jax.batch import Batch
 from lumina_jax.config import DataConfig
 from lumina_jax.conversation import drop_context
-from lumina_jax.data.batch_plan import BucketPlan, Places
-from lumina_jax.data.pipeline import batches, lay_out
+from lumina_jax.data.batch_plan import BatchPlan, BatchRecords
+from lumina_jax.data.pipeline import batches, collate
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.data.shards import Shards
 
@@ -35,71 +36,75 @@ def other(tmp_path_factory):
     return out
 
 
+def joined(host_batches: Sequence[Batch]) -> Batch:
+    return Batch(*(np.concatenate(rows) for rows in zip(*host_batches, strict=True)))
+
+
 def equal(a: Batch, b: Batch) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def planned(paths, cfg: DataConfig) -> BucketPlan:
-    return BucketPlan([Shards(path).lengths for path in paths], cfg, SEED)
+def plan_of(paths, cfg: DataConfig) -> BatchPlan:
+    return BatchPlan([Shards(path).lengths for path in paths], cfg, SEED)
 
 
-def found(batch: Batch, places: Places):
-    """(folder, record, inputs, targets, learn) of each sample of a whole batch, as the plan says where it is."""
-    for row in range(places.rows):
-        mine = np.flatnonzero(places.row == row)
-        assert batch.segments[row].max() == len(mine)
-        for segment, place in enumerate(mine, start=1):
-            at = np.flatnonzero(batch.segments[row] == segment)
-            assert (np.diff(at) == 1).all()
-            np.testing.assert_array_equal(batch.positions[row, at], np.arange(len(at)))
-            parts = (part[row, at] for part in (batch.inputs, batch.targets, batch.learn))
-            yield places.folder[place], places.record[place], *parts
+def samples_of(batch: Batch, records: BatchRecords):
+    """(folder, record, inputs, targets, learn) of each sample of a global batch, in the row that the plan gives it."""
+    for row in range(records.rows):
+        samples = np.flatnonzero(records.row == row)
+        assert batch.segments[row].max() == len(samples)
+        for segment, sample in enumerate(samples, start=1):
+            span = np.flatnonzero(batch.segments[row] == segment)
+            assert (np.diff(span) == 1).all()
+            np.testing.assert_array_equal(batch.positions[row, span], np.arange(len(span)))
+            arrays = (array[row, span] for array in (batch.inputs, batch.targets, batch.learn))
+            yield records.folder[sample], records.record[sample], *arrays
         empty = batch.segments[row] == 0
-        assert not any(part[row, empty].any() for part in batch)
+        assert not any(array[row, empty].any() for array in batch)
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("changes", [{"packing": False}, {"packing": True}])
 def test_a_batch_is_its_samples_shifted_by_one(path, changes):
     cfg = replace(CONFIG, drop_context=0.0, **changes)
-    shards, plan = Shards(path), planned([path], cfg)
-    shared = 0
+    shards, plan = Shards(path), plan_of([path], cfg)
+    packed_batches = 0
     for step, batch in enumerate(batches(path, cfg, VOCAB, SEED, stop=9)):
-        places = plan(step)
+        records = plan(step)
         assert [x.dtype for x in batch] == [np.int32, np.int32, bool, np.int32, np.int32]
-        assert all(x.shape == (places.rows, places.length) for x in batch)
-        for _, record, inputs, targets, learned in found(batch, places):
+        assert all(x.shape == (records.rows, records.length) for x in batch)
+        for _, record, inputs, targets, learned in samples_of(batch, records):
             tokens, learn = shards[int(record)]
             np.testing.assert_array_equal(inputs, tokens[:-1])
             np.testing.assert_array_equal(targets, tokens[1:])
             np.testing.assert_array_equal(learned, learn[1:])
-        shared += batch.segments.max() > 1
-    assert (shared > 0) == cfg.packing
+        packed_batches += batch.segments.max() > 1
+    assert (packed_batches > 0) == cfg.packing
 
 
 def test_folders_are_mixed(path, other):
     cfg = replace(TWO, drop_context=0.0)
-    shards, plan = [Shards(path), Shards(other)], planned([path, other], cfg)
+    shards, plan = [Shards(path), Shards(other)], plan_of([path, other], cfg)
     both = f"{path}, {other}"
-    seen = set()
+    used = set()
     for step, batch in enumerate(batches(both, cfg, VOCAB, SEED, stop=9)):
-        for folder, record, inputs, _, _ in found(batch, plan(step)):
+        for folder, record, inputs, _, _ in samples_of(batch, plan(step)):
             np.testing.assert_array_equal(inputs, shards[folder][int(record)][0][:-1])
-            seen.add((int(folder), int(record)))
-    assert len({record for folder, record in seen if folder == 1}) == 8 and len(seen) > 40
+            used.add((int(folder), int(record)))
+    assert len({record for folder, record in used if folder == 1}) == 8 and len(used) > 40
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_the_hosts_hold_the_rows_of_one_global_batch(path, other, hosts):
     cfg, both = replace(TWO, drop_context=0.5), f"{path},{other}"
     alone = batches(both, cfg, VOCAB, SEED, stop=20)
-    together = zip(*(batches(both, cfg, VOCAB, SEED, 0, 20, host, hosts) for host in range(hosts)), strict=True)
-    for whole, parts in zip(alone, together, strict=True):
-        assert equal(whole, Batch(*(np.concatenate(rows) for rows in zip(*parts, strict=True))))
+    by_host = zip(*(batches(both, cfg, VOCAB, SEED, 0, 20, host, hosts) for host in range(hosts)), strict=True)
+    for global_batch, hosts_batches in zip(alone, by_host, strict=True):
+        assert equal(global_batch, joined(hosts_batches))
 
 
 @pytest.mark.parametrize("threads", [0, 3])
-def test_starting_later_is_skipping(path, threads):
+def test_starting_at_a_step_equals_skipping_the_steps_before(path, threads):
     cfg = replace(CONFIG, threads=threads)
     skipped = itertools.islice(batches(path, CONFIG, VOCAB, SEED), 11, 18)
     started = batches(path, cfg, VOCAB, SEED, start=11, stop=18)
@@ -107,23 +112,23 @@ def test_starting_later_is_skipping(path, threads):
     assert len(pairs) == 7 and all(equal(a, b) for a, b in pairs)
 
 
-def test_other_hosts_go_on_where_some_stopped(path):
-    """Six steps on four hosts, then six on two, are twelve on one."""
+def test_resuming_on_another_number_of_hosts_continues_the_order(path):
+    """Six steps on four hosts, then six on two, equal twelve on one."""
 
     def on(hosts: int, start: int, stop: int) -> list[Batch]:
-        parts = zip(*(batches(path, CONFIG, VOCAB, SEED, start, stop, h, hosts) for h in range(hosts)), strict=True)
-        return [Batch(*(np.concatenate(rows) for rows in zip(*each, strict=True))) for each in parts]
+        by_host = (batches(path, CONFIG, VOCAB, SEED, start, stop, host, hosts) for host in range(hosts))
+        return [joined(host_batches) for host_batches in zip(*by_host, strict=True)]
 
     moved, alone = on(4, 0, 6) + on(2, 6, 12), on(1, 0, 12)
     assert len(moved) == 12 and all(equal(a, b) for a, b in zip(moved, alone, strict=True))
 
 
-def test_contexts_are_dropped_at_their_rate_and_only_from_single_images(path):
+def test_contexts_are_dropped_at_the_given_rate_and_only_from_single_images(path):
     cfg = replace(CONFIG, drop_context=0.3)
-    shards, plan = Shards(path), planned([path], cfg)
+    shards, plan = Shards(path), plan_of([path], cfg)
     dropped = allowed = 0
     for step, batch in enumerate(batches(path, cfg, VOCAB, SEED, stop=150)):
-        for _, record, inputs, _, learned in found(batch, plan(step)):
+        for _, record, inputs, _, learned in samples_of(batch, plan(step)):
             tokens, learn = shards[int(record)]
             bare, _ = drop_context(tokens, learn, VOCAB)
             is_bare = not np.array_equal(inputs, tokens[:-1])
@@ -136,10 +141,10 @@ def test_contexts_are_dropped_at_their_rate_and_only_from_single_images(path):
 
 def test_a_full_row_needs_no_padding():
     tokens, learn = np.arange(1, 6, dtype=np.int32), np.array([False, False, True, True, True])
-    batch = lay_out([(tokens, learn)], [0], (1, 4))
+    batch = collate([(tokens, learn)], [0], (1, 4))
     assert batch.inputs.tolist() == [[1, 2, 3, 4]] and batch.targets.tolist() == [[2, 3, 4, 5]]
     assert batch.learn.tolist() == [[False, True, True, True]] and batch.segments.all()
-    packed = lay_out([(tokens, learn), (tokens[2:], learn[2:])], [1, 1], (2, 7))
+    packed = collate([(tokens, learn), (tokens[2:], learn[2:])], [1, 1], (2, 7))
     assert packed.inputs.tolist() == [[0] * 7, [1, 2, 3, 4, 3, 4, 0]]
     assert packed.segments.tolist() == [[0] * 7, [1, 1, 1, 1, 2, 2, 0]]
     assert packed.positions.tolist() == [[0] * 7, [0, 1, 2, 3, 0, 1, 0]]

@@ -10,7 +10,7 @@ from PIL import Image
 from convert.chameleon import save_model
 from lumina_jax.config import ModelConfig
 from lumina_jax.conversation import image_prompt, tokenize
-from lumina_jax.evaluate.attention import KINDS, Looks, drawing, last_attention, looks
+from lumina_jax.evaluate.attention import KINDS, AttentionMap, attention_map, drawing, last_attention
 from lumina_jax.layout import encode_grid
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.vocab import Vocab
@@ -48,23 +48,23 @@ def test_every_token_is_of_its_kind(world):
     vocab, model = world
     prompt, _ = tokenize([(image_prompt(64, 96, "a red circle"), None)], [], vocab)
     answer = np.append(encode_grid(np.zeros((6, 4), int), vocab), vocab.end_of_turn)
-    found = looks(model, prompt, answer, vocab)
+    found = attention_map(model, prompt, answer, vocab)
     kinds = [list(KINDS)[kind] for kind in found.kinds]
     line = ["image"] * 4 + ["end-of-line"]
     assert kinds == ["prompt"] * len(prompt) + ["begin-image", "size", "size"] + line * 5 + ["image"] * 4
     assert found.shares.sum() == pytest.approx(1, abs=1e-5) and found.grid == (6, 4)
-    begun = looks(model, np.append(prompt, vocab.boi), answer[1:], vocab)
+    begun = attention_map(model, np.append(prompt, vocab.boi), answer[1:], vocab)
     np.testing.assert_array_equal(begun.shares, found.shares)
     for wrong, message in ((answer[:0], "holds no picture"), (answer[:9], "6 x 4 codes is not finished")):
         with pytest.raises(ValueError, match=message):
-            looks(model, prompt, wrong, vocab)
+            attention_map(model, prompt, wrong, vocab)
 
 
 def test_sinks_draw_far_more_than_their_share():
     shares = np.full(40, 0.5 / 39, np.float32)
     shares[7] = 0.5
     kinds = np.repeat([0, 1, 2, 3, 4, 3], [7, 1, 2, 20, 1, 9])
-    table = Looks(shares, kinds, (2, 20)).table()
+    table = AttentionMap(shares, kinds, (2, 20)).table()
     assert table["share_on_sinks"] == pytest.approx(0.5) and table["tokens"] == 40
     assert table["kinds"]["begin-image"] == pytest.approx(
         dict(tokens=1, share=0.5, times_even=20.0, sinks=1, share_on_sinks=0.5)
@@ -77,7 +77,7 @@ def test_the_drawing_is_darkest_where_most_is_looked_at():
     kinds = np.array([0, 1, 2, 2, *[3, 3, 4] * 2][:-1])
     shares = np.full(len(kinds), 0.01, np.float32)
     shares[4] = 1 - shares[1:].sum()
-    image = drawing(Looks(shares, kinds, (2, 2)), Image.new("RGB", (32, 32), "red"))
+    image = drawing(AttentionMap(shares, kinds, (2, 2)), Image.new("RGB", (32, 32), "red"))
     dark = np.asarray(image.convert("L"), int)
     cells = dark[26:70, 24 * 2 + 44 :][:40:22, : 3 * 22 : 22][:, :2]
     assert cells[0, 0] == cells.min() and (cells[0, 0] < cells[1]).all()

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import run
+from configs import pods
 from lumina_jax import layout
 from lumina_jax.config import MeshConfig
 from lumina_jax.model.params import count
@@ -15,16 +16,17 @@ from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import flatten
 from lumina_jax.train.step import state_shapes
 
-CONFIGS = sorted((run.REPOSITORY / "configs").rglob("[a-z]*.py"))
+FILES = sorted(path for path in (run.REPOSITORY / "configs").glob("[a-z]*.py") if path.stem != "pods")
+CONFIGS = (*map(str, FILES), *(f"{run.REPOSITORY}/configs/pods.py:{name}" for name in pods.experiments))
 MATRICES = ("wq", "wk", "wv", "wo", "gate", "up", "down")
 MARKERS_AND_PROMPT = 16
 """Tokens a sample has at the least besides its image: begin, the shortest prompt, two ends of turn."""
 
 
-@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+@pytest.fixture(params=CONFIGS, ids=lambda address: address.rpartition("/")[2])
 def experiment(request, monkeypatch):
     monkeypatch.chdir(run.REPOSITORY)
-    return run.load_experiment(str(request.param), [])
+    return run.load_experiment(request.param, [])
 
 
 def test_the_training_state_has_shapes_and_places(experiment):

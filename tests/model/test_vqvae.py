@@ -271,8 +271,8 @@ def test_the_real_size_has_the_published_names_and_shapes():
     assert {row.hf_name for row in rows} == set(shapes)
     assert len({row.path for row in rows}) == len(rows)
     for row, leaf in zip(rows, leaves, strict=True):
-        sizes = dict(zip(row.ours.split(), leaf.shape, strict=True))
-        assert [sizes[letter] for letter in row.hf.split()] == shapes[row.hf_name], row
+        sizes = dict(zip(row.axes.split(), leaf.shape, strict=True))
+        assert [sizes[letter] for letter in row.hf_axes.split()] == shapes[row.hf_name], row
 
 
 @pytest.mark.smoke

@@ -1,4 +1,4 @@
-"""Whether the TPU compiler is here."""
+"""The TPU compiler, where it is installed."""
 
 import os
 
@@ -9,6 +9,6 @@ from lumina_jax.pods.topology import environment
 
 @pytest.fixture(scope="session")
 def tpu_compiler():
-    """Skips a test where libtpu is not installed."""
+    """Sets libtpu up for compiling without a TPU; skips the test when libtpu is not installed."""
     pytest.importorskip("libtpu", reason="pip install -r lumina_jax/pods/requirements.txt")
     os.environ.update(environment())

@@ -1,4 +1,4 @@
-"""What is read off a compiled program: small hand-written ones, and a stored one with the figures of another reader."""
+"""Costs read off compiled programs: small hand-written ones, and a stored one with the figures of an independent reader."""
 
 import gzip
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from lumina_jax.pods import hlo, kernels
 from lumina_jax.pods.chips import CHIPS
 from lumina_jax.pods.collectives import group_size
-from lumina_jax.pods.executable import costs, round_costs
+from lumina_jax.pods.executable import iteration_costs, program_costs
 
 V5E = CHIPS["v5e"]
 STORED = Path(__file__).parent / "layers.hlo.gz"
@@ -66,28 +66,28 @@ ENTRY %main (stack: bf16[32,1024,128], n: s32[]) -> bf16[1024,128] {
 
 
 @pytest.mark.smoke
-def test_a_loop_counts_as_often_as_it_runs():
-    once, often = (costs(hlo.parse(LOOP.replace("BOUND", bound)), V5E) for bound in ("1", "32"))
+def test_a_loop_body_counts_once_per_trip():
+    once, repeated = (program_costs(hlo.parse(LOOP.replace("BOUND", bound)), V5E) for bound in ("1", "32"))
     assert once.seconds("mxu") == pytest.approx(3000 / V5E.clock)
     assert once.efficiency == pytest.approx(2 * 128 * 256 * 512 / V5E.flops / (3000 / V5E.clock))
     assert once.calls("sync") == {"all-gather/4": (1, 256 * 512 * 2 * 3 / 4)}
-    for part in ("mxu", "memory", "sync"):
-        assert often.seconds(part) == pytest.approx(32 * once.seconds(part))
-    assert often.serial == pytest.approx(often.seconds("mxu", "memory", "sync"))
+    for category in ("mxu", "memory", "sync"):
+        assert repeated.seconds(category) == pytest.approx(32 * once.seconds(category))
+    assert repeated.serial == pytest.approx(repeated.seconds("mxu", "memory", "sync"))
 
 
-def test_an_open_loop_is_read_one_round_at_a_time():
+def test_a_loop_whose_trip_count_depends_on_data_is_costed_per_iteration():
     program = hlo.parse(
         LOOP.replace("%bound = s32[] constant(BOUND)", "%bound = s32[] get-tuple-element(%arg.1), index=0")
     )
-    assert program.trips(program["main"]["while.1"]) is None
-    assert costs(program, V5E, unbounded=0).entries == ()
-    assert round_costs(program, V5E).seconds("mxu") == costs(program, V5E).seconds("mxu")
-    with pytest.raises(ValueError, match="does not decode"):
-        round_costs(hlo.parse(LOOP.replace("BOUND", "32")), V5E)
+    assert program.trip_count(program["main"]["while.1"]) is None
+    assert program_costs(program, V5E, unbounded_trips=0).instructions == ()
+    assert iteration_costs(program, V5E).seconds("mxu") == program_costs(program, V5E).seconds("mxu")
+    with pytest.raises(ValueError, match="no decoding loop"):
+        iteration_costs(hlo.parse(LOOP.replace("BOUND", "32")), V5E)
 
 
-def test_of_open_loops_within_each_other_the_outermost_is_read():
+def test_of_nested_loops_with_unknown_trip_counts_the_outermost_is_costed():
     inner = """
 %inner (a: (s32[], bf16[128,256])) -> (s32[], bf16[128,256]) {
   ROOT %a = (s32[], bf16[128,256]{1,0}) parameter(0)
@@ -101,26 +101,26 @@ def test_of_open_loops_within_each_other_the_outermost_is_read():
     text = text.replace(
         "  %half =", "  %while.2 = (s32[], bf16[128,256]{1,0}) while(%arg), condition=%open, body=%inner\n  %half ="
     )
-    assert round_costs(hlo.parse(text), V5E).seconds("mxu") == pytest.approx(3000 / V5E.clock)
+    assert iteration_costs(hlo.parse(text), V5E).seconds("mxu") == pytest.approx(3000 / V5E.clock)
 
 
-def test_a_slice_of_an_array_in_another_tiling_reads_what_it_cuts():
+def test_a_slice_of_a_reinterpreted_array_reads_only_what_it_cuts_out():
     view = (
         "%retiled = bf16[32,1024,128]{2,1,0:T(8,128)} fusion(%p), kind=kLoop, "
         "output_to_operand_aliasing={{}: (0, {})}, calls=%same\n  %i ="
     )
     text = SLICED.replace("SPACE", "").replace("%i =", view, 1).replace("dynamic-slice(%p", "dynamic-slice(%retiled")
-    assert costs(hlo.parse(text), V5E) == costs(hlo.parse(SLICED.replace("SPACE", "")), V5E)
+    assert program_costs(hlo.parse(text), V5E) == program_costs(hlo.parse(SLICED.replace("SPACE", "")), V5E)
 
 
 @pytest.mark.parametrize(("space", "written"), [("", 1024 * 128 * 2), (":T(8,128)S(1)", 0)])
-def test_a_slice_reads_what_it_cuts_and_on_chip_memory_is_free(space, written):
-    index = 4
-    found = costs(hlo.parse(SLICED.replace("SPACE", space)), V5E)
-    assert found.bytes("memory") == 1024 * 128 * 2 + written + index
+def test_a_slice_reads_only_what_it_cuts_out_and_on_chip_memory_is_free(space, written):
+    index_bytes = 4
+    costs = program_costs(hlo.parse(SLICED.replace("SPACE", space)), V5E)
+    assert costs.bytes("memory") == 1024 * 128 * 2 + written + index_bytes
 
 
-def test_a_channel_counts_once_and_a_fused_all_reduce_half():
+def test_a_channel_counts_once_and_a_fused_all_reduce_as_a_reduce_scatter():
     gather = (
         "%{0} = bf16[256,512]{{1,0}} all-gather({0}.in), channel_id=3, replica_groups={{{{0,1}}}}, dimensions={{0}}"
     )
@@ -143,10 +143,10 @@ def test_a_channel_counts_once_and_a_fused_all_reduce_half():
             "}",
         ]
     )
-    found = costs(hlo.parse(text), V5E)
-    assert found.calls("async") == {"all-gather/2": (1, 256 * 512 * 2 / 2)}
-    assert found.calls("sync") == {"reduce-scatter/2": (1, 64 * 64 * 4 / 2)}
-    assert found.exposed == pytest.approx(found.seconds("async") - found.compute)
+    costs = program_costs(hlo.parse(text), V5E)
+    assert costs.calls("async") == {"all-gather/2": (1, 256 * 512 * 2 / 2)}
+    assert costs.calls("sync") == {"reduce-scatter/2": (1, 64 * 64 * 4 / 2)}
+    assert costs.exposed == pytest.approx(costs.seconds("async") - costs.compute)
 
 
 @pytest.mark.parametrize(
@@ -158,37 +158,37 @@ def test_a_channel_counts_once_and_a_fused_all_reduce_half():
         ("no groups", 1),
     ],
 )
-def test_groups_in_all_spellings(text, size):
+def test_replica_groups_are_read_in_all_notations(text, size):
     assert group_size(text) == size
 
 
 def test_a_stored_program_has_the_figures_of_the_reference_reader():
-    found = costs(hlo.parse(gzip.decompress(STORED.read_bytes()).decode()), V5E)
-    figures = [found.seconds(part) for part in ("mxu", "memory", "sync", "async")] + [found.bytes("memory") / 1e9]
+    costs = program_costs(hlo.parse(gzip.decompress(STORED.read_bytes()).decode()), V5E)
+    figures = [*(costs.seconds(name) for name in ("mxu", "memory", "sync", "async")), costs.bytes("memory") / 1e9]
     assert figures == pytest.approx([3.831576e-3, 2.613042564e-4, 2.097152e-4, 2.796202667e-4, 0.214008186])
-    counted = {name: times for name, (times, _) in found.calls("kernels").items()}
-    assert counted == {"splash_mha_fwd_segmented_residuals": 6, "splash_mha_dkv_segmented_no_residuals": 3}
+    calls = {name: times for name, (times, _) in costs.calls("kernels").items()}
+    assert calls == {"splash_mha_fwd_segmented_residuals": 6, "splash_mha_dkv_segmented_no_residuals": 3}
 
 
-def test_splash_calls_say_what_they_do():
+def test_block_sizes_and_grid_steps_of_splash_calls_are_read():
     program = hlo.parse(gzip.decompress(STORED.read_bytes()).decode())
     calls = [i for c in program.values() for i in c.values() if i.op == "custom-call" and kernels.TARGET in i.text]
-    found = {kernels.splash(call) for call in calls}
+    splash = {kernels.splash_kernel(call) for call in calls}
     # 4 rows x 16 heads x the 10 blocks of a causal triangle of 1024 / 256.
-    assert found == {kernels.Kernel(pass_, 256, 256, 128, 640) for pass_ in ("fwd", "fused")}
+    assert splash == {kernels.SplashKernel(pass_, 256, 256, 128, 640) for pass_ in ("fwd", "fused")}
 
 
 @pytest.mark.parametrize("chip", CHIPS.values(), ids=CHIPS)
-def test_kernels_never_beat_the_matrix_units(chip):
-    for pass_ in kernels.PRODUCTS:
+def test_no_kernel_is_priced_below_the_cycles_of_its_matrix_products(chip):
+    for pass_ in kernels.MATMULS:
         for block in (128, 256, 512, 640, 700, 768, 1280, 2048):
-            kernel = kernels.Kernel(pass_, block, block, 128, 1)
-            assert kernel.bundles(chip) > kernels.least(pass_, block, block, 128, chip)
+            kernel = kernels.SplashKernel(pass_, block, block, 128, 1)
+            assert kernel.bundles(chip) > kernels.mxu_cycles(pass_, block, block, 128, chip)
 
 
-def test_measured_blocks_cost_what_was_measured():
-    assert kernels.Kernel("fwd", 640, 640, 128, 1).bundles(CHIPS["v5p"]) == pytest.approx(3338)
-    # 7B, 13 rows of 1280: the 96 calls of a step with the forward pass twice, on the two cores of a v5p chip.
+def test_a_measured_block_size_costs_its_measured_bundles():
+    assert kernels.SplashKernel("fwd", 640, 640, 128, 1).bundles(CHIPS["v5p"]) == pytest.approx(3338)
+    # 7B, 13 rows of 1280: a step calls the forward kernel twice a layer and the backward kernel once, on a v5p chip.
     steps = 3 * 32 * 13
-    fwd, bwd = (kernels.Kernel(pass_, 640, 640, 128, steps).seconds(CHIPS["v5p"]) for pass_ in ("fwd", "fused"))
+    fwd, bwd = (kernels.SplashKernel(pass_, 640, 640, 128, steps).seconds(CHIPS["v5p"]) for pass_ in ("fwd", "fused"))
     assert 64 * fwd + 32 * bwd == pytest.approx(0.127, abs=5e-4)

@@ -1,6 +1,6 @@
-"""A TFDS builder for any source: image files as they are, and the conversation beside them.
+"""A TFDS builder for any source: the image files and the JSON of their conversation.
 
-It stands in a package of its own because TFDS looks for builders that way.
+TFDS finds builders by their package, so this one has its own.
 """
 
 import json
@@ -13,7 +13,7 @@ from lumina_jax.data.sources.tfds_set import IMAGES, RECORD
 
 
 def to_example(record: StoredRecord) -> dict[str, object]:
-    """A record -> ``images``, the files' bytes, and ``record``, the JSON of Lumina's form without its images."""
+    """A record -> ``images``, the bytes of the files, and ``record``, its JSON in Lumina's form without images."""
     if record.caption is not None:
         item = {"caption": record.caption}
     else:
@@ -23,23 +23,23 @@ def to_example(record: StoredRecord) -> dict[str, object]:
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """Writes the (number, record) pairs of ``records`` as the data set ``name``, in ArrayRecord and in their order.
+    """Writes the (number, record) pairs of ``records`` in order, as the data set ``name`` in ArrayRecord.
 
-    ``about`` tells where they are from.
+    ``description`` tells where they come from.
     """
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, name: str, records: Iterator[tuple[int, StoredRecord]], about: str, data_dir: str):
+    def __init__(self, name: str, records: Iterator[tuple[int, StoredRecord]], description: str, data_dir: str):
         self.name = name
-        self._records, self._about = records, about
+        self._records, self._description = records, description
         super().__init__(data_dir=data_dir, file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {IMAGES: tfds.features.Sequence(tfds.features.Text()), RECORD: tfds.features.Text()}
         return tfds.core.DatasetInfo(
             builder=self,
-            description=self._about,
+            description=self._description,
             features=tfds.features.FeaturesDict(features),
             disable_shuffling=True,
         )

@@ -1,4 +1,4 @@
-"""What a source yields: conversations with their images, as they are stored and as they are used."""
+"""What a source yields: conversations with their images, as stored files and as decoded pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +15,16 @@ from lumina_jax.vocab import IMAGE_SYMBOL
 IMAGE_KEYS = ("image", IMAGE_SYMBOL)
 CAPTION_KEYS = ("caption", "text")
 SPEAKERS = (("human",), ("gpt", "assistant"))
+BAD_RECORD = (ValueError, OSError)
+"""What reading a bad record raises. Any other exception is a bug and ends the run."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """A conversation and its images, neither cropped nor tokenized.
+    """A conversation and its images, not cropped and not tokenized.
 
-    ``images`` fill the ``<|image|>`` symbols of ``turns`` in order (see conversation.tokenize). A record with a ``caption``
-    has no turns and one image: its conversation asks for that image at the size it will be cropped to.
+    ``images`` replace the ``<|image|>`` symbols of ``turns`` in order (see conversation.tokenize). A record with a ``caption``
+    has one image and no turns: its conversation asks for that image, at the size of its crop.
     """
 
     turns: list[Turn]
@@ -33,7 +35,7 @@ class Record:
         _check_caption(self.caption, self.turns, len(self.images))
 
     def conversation(self, sizes: Sequence[tuple[int, int]]) -> list[Turn]:
-        """The turns, once ``sizes``, the (width, height) in pixels of each crop, are known."""
+        """The turns, given ``sizes``, the (width, height) in px of each image's crop."""
         if self.caption is None:
             return self.turns
         width, height = sizes[0]
@@ -50,24 +52,24 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record:
-        """Raises ValueError or OSError for a bad record; the text of the error is the reason of its rejection."""
+        """Raises ValueError or OSError for a bad record; its message is the reason in rejects.jsonl."""
 
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """A record whose images are files still."""
+    """A record whose images are image files, not decoded."""
 
     turns: list[Turn]
     files: list[ImageFile] = field(default_factory=list)
     caption: str | None = None
 
     def decode(self) -> Record:
-        """ValueError naming the file when an image is damaged."""
+        """Decodes the images; InputError naming the file when one is damaged."""
         return Record(self.turns, [decode_image(file) for file in self.files], self.caption)
 
 
 class StoredSource:
-    """A source that can give its records as they are stored: what is copied stays the same to the last bit."""
+    """A source that can also give its records with their image files, which copy without any loss."""
 
     fingerprint: str
 
@@ -79,13 +81,15 @@ class StoredSource:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
         return self.stored(index).decode()
 
 
 def stored_record(item: object, fetch: Callable[[object], ImageFile]) -> StoredRecord:
-    """A record in Lumina's form (see JsonSource) -> the same with its images, which ``fetch`` gets by what stands for them.
+    """A record in Lumina's form (see JsonSource) -> StoredRecord; ``fetch`` turns each image value of it into an image file.
 
-    Raises ValueError when the record is not well-formed, before anything is fetched.
+    Raises InputError when the record is not well-formed, before anything is fetched.
     """
     if not isinstance(item, Mapping):
         raise InputError(f"the record is a JSON {type(item).__name__}, not an object")
@@ -102,11 +106,16 @@ def stored_record(item: object, fetch: Callable[[object], ImageFile]) -> StoredR
     return StoredRecord([], [fetch(image) for image in images], caption)
 
 
+def reason_of(error: Exception) -> str:
+    """Why a record is bad, for rejects.jsonl."""
+    return str(error) or repr(error)
+
+
 def checked_text(value: object, name: str) -> str:
-    """``value`` if it is a text that can be tokenized; ValueError naming it by ``name`` otherwise."""
+    """``value`` if it is text that can be tokenized; else ValueError, which calls it ``name``."""
     if not isinstance(value, str):
         raise InputError(f"{name} is a JSON {type(value).__name__}, not a text")
-    value.encode()  # JSON can spell half a surrogate pair, which no tokenizer takes: UnicodeEncodeError is a ValueError
+    value.encode()  # JSON can hold half a surrogate pair, which no tokenizer takes: UnicodeEncodeError is a ValueError
     return value
 
 
@@ -114,8 +123,8 @@ def _images(item: Mapping) -> list[object]:
     keys = [key for key in IMAGE_KEYS if item.get(key) is not None]
     if len(keys) > 1:
         raise InputError(f"images stand under both {keys[0]!r} and {keys[1]!r}; keep one")
-    found = item[keys[0]] if keys else []
-    return found if isinstance(found, list) else [found]
+    images = item[keys[0]] if keys else []
+    return images if isinstance(images, list) else [images]
 
 
 def _parse_turns(messages: object) -> list[Turn]:

@@ -1,0 +1,75 @@
+"""Lumina-mGPT on TPU pods: each stage of configs/lumina_*.py with batch, mesh and recomputation for a slice of each chip.
+
+``python run.py train configs/pods.py:lumina_7b_512_v5p_128 --distributed data.path=... data.tokenizer=...``
+
+lumina_jax/pods/compiled.json holds what ``run.py compile`` estimates for each; tests/bench/tpu_compile.py measures it again.
+"""
+
+import itertools
+from dataclasses import replace
+
+from configs.lumina_7b_512 import experiment as lumina_7b_512
+from configs.lumina_7b_768 import experiment as lumina_7b_768
+from configs.lumina_7b_1024 import experiment as lumina_7b_1024
+from configs.lumina_7b_omni import experiment as lumina_7b_omni
+from configs.lumina_34b_512 import experiment as lumina_34b_512
+from configs.lumina_34b_768 import experiment as lumina_34b_768
+from configs.lumina_34b_1024 import experiment as lumina_34b_1024
+from configs.lumina_34b_omni import experiment as lumina_34b_omni
+from lumina_jax.config import Experiment
+
+TOPOLOGIES = {
+    "v5p_128": "v5p:4x4x4",
+    "v5e_256": "v5e:16x16",
+    "v4_128": "v4:4x4x4",
+    "v6e_256": "v6e:16x16",
+    "v5p_512": "v5p:4x8x8",
+}
+"""Name of a slice in TABLE -> ``--topology`` of run.py compile."""
+
+# fmt: off
+TABLE = (
+    # stage, slice, batch, replica, fsdp, tensor, remat, loss_chunk
+    (lumina_7b_512,   "v5p_128",  832,  4, 16, 1, "matmuls",  256),
+    (lumina_7b_768,   "v5p_128",  384,  4, 16, 1, "matmuls",  256),
+    (lumina_7b_1024,  "v5p_128",  256,  4, 16, 1, "matmuls",  256),
+    (lumina_7b_omni,  "v5p_128",  192,  4, 16, 1, "matmuls",  256),
+    (lumina_7b_512,   "v5e_256", 1024, 16, 16, 1, "qkv_out",  256),
+    (lumina_7b_768,   "v5e_256",  512, 16, 16, 1, "qkv_out",  256),
+    (lumina_7b_1024,  "v5e_256",  256, 16, 16, 1, "qkv_out",  256),
+    (lumina_7b_omni,  "v5e_256",  256, 16, 16, 1, "qkv_out", 1280),
+    (lumina_7b_512,   "v4_128",   768,  4, 16, 1, "qkv",      256),
+    (lumina_7b_768,   "v4_128",   384,  4, 16, 1, "qkv",      256),
+    (lumina_7b_1024,  "v4_128",   192,  4, 16, 1, "qkv",      256),
+    (lumina_7b_omni,  "v4_128",   192,  4, 16, 1, "qkv",      256),
+    (lumina_7b_512,   "v6e_256", 1024, 16, 16, 1, "matmuls",  256),
+    (lumina_7b_768,   "v6e_256",  512, 16, 16, 1, "matmuls",  640),
+    (lumina_7b_1024,  "v6e_256",  256, 16, 16, 1, "matmuls", 1152),
+    (lumina_7b_omni,  "v6e_256",  256, 16, 16, 1, "matmuls", 1280),
+    (lumina_34b_512,  "v5p_512", 1024, 16, 16, 1, "matmuls",  256),
+    (lumina_34b_768,  "v5p_512",  512, 16, 16, 1, "matmuls",  640),
+    (lumina_34b_1024, "v5p_512",  256, 16, 16, 1, "matmuls",  256),
+    (lumina_34b_omni, "v5p_512",  256, 16, 16, 1, "matmuls", 1280),
+    # At 512 and 768 pixels these leave 0.4 GiB of a chip free; mesh.remat=qkv leaves more, for a slower step.
+    (lumina_34b_512,  "v6e_256", 1024, 16, 16, 1, "qkv_out",  256),
+    (lumina_34b_768,  "v6e_256",  512, 16, 16, 1, "qkv_out",  640),
+    (lumina_34b_1024, "v6e_256",  256, 16, 16, 1, "qkv_out", 1152),
+    (lumina_34b_omni, "v6e_256",  256, 16, 16, 1, "qkv_out", 1280),
+)
+# fmt: on
+"""One row per config. ``batch`` counts rows of the longest bucket over all chips; ``remat`` and ``loss_chunk`` as in MeshConfig."""
+
+
+def _on_slice(
+    stage: Experiment, slice_name: str, batch: int, replica: int, fsdp: int, tensor: int, remat: str, loss_chunk: int
+) -> Experiment:
+    mesh = replace(stage.mesh, replica=replica, fsdp=fsdp, tensor=tensor, remat=remat, loss_chunk=loss_chunk)
+    return replace(
+        stage,
+        name=f"{stage.name}_{slice_name}",
+        data=replace(stage.data, batch=batch),
+        mesh=replace(mesh, dropout_rng="local"),
+    )
+
+
+experiments = {cfg.name: cfg for cfg in itertools.starmap(_on_slice, TABLE)}
