@@ -53,11 +53,8 @@ def new_state(cfg: Experiment) -> TrainState:
 def state_shapes(cfg: Experiment, mesh: Mesh) -> TrainState:
     """The abstract state: shapes, dtypes and shardings of :func:`new_state` without any memory."""
     shapes = jax.eval_shape(lambda: new_state(cfg))
-    return jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-        shapes,
-        state_shardings(cfg, mesh),
-    )
+    placement = state_shardings(cfg, mesh)
+    return jax.tree.map(lambda s, named: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=named), shapes, placement)
 
 
 def state_shardings(cfg: Experiment, mesh: Mesh) -> TrainState:
@@ -125,9 +122,9 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
         metrics = Metrics(xent + z_loss, xent, z_loss, norm, rate(state.step), total.tokens)
         return TrainState(state.step + 1, model, opt, state.key), metrics
 
-    shardings = (state_shardings(cfg, mesh), None)
+    out_shardings = (state_shardings(cfg, mesh), None)
     options = backend(mesh).single_device_options if mesh.size == 1 else None
-    return jax.jit(step, donate_argnums=0, out_shardings=shardings, compiler_options=options)
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 
 def _accumulate(gradient: Gradient, model: Chameleon, batch: Batch, key: jax.Array, count: int):
