@@ -97,6 +97,8 @@ def test_an_error_names_value_limit_and_cure(arguments, words, capsys):
         (["convert", "import", "assets/toy", "run.py/model"], "run.py is a file; give another"),
         (["data", "export", "--source", "toy:3", "--out", "run.py"], "run.py is a file; give another"),
         (["pretokenize", "configs/toy_stage1.py", "--source", "toy:9", "--shard-records", "0"], "at least 1"),
+        (["data", "inspect", "x", "--out", "run.py/x.html"], "run.py is a file; give another"),
+        (["data", "inspect", "x", "--out", "configs"], "configs is a folder; give a file"),
         (["trane"], "invalid choice: 'trane'"),
         (["--gone"], "unknown arguments: --gone; see run.py VERB --help"),
     ],
