@@ -114,15 +114,15 @@ def write(
     display = dict(show=show and process == 0, unit="MB", unit_size=10**6)
     if target.layout == "ours":
         metadata = orbax_metadata(source, files, target)
-        with ProgressDisplay("to Orbax", total, **display) as meter:
-            write_orbax(folder, source, read, dtypes, mesh or make_mesh(MeshConfig()), metadata, meter)
+        with ProgressDisplay("to Orbax", total, **display) as progress:
+            write_orbax(folder, source, read, dtypes, mesh or make_mesh(MeshConfig()), metadata, progress)
         return
     if process == 0:
         write_settings(folder, source, files, planned, dtypes["head"], target)
     multihost_utils.sync_global_devices(f"settings written to {folder}")
     share = planned[process::processes]
-    with ProgressDisplay(f"to {target.layout}", sum(file.nbytes for file in share), **display) as meter:
-        write_files(folder, share, source.cfg, read, meter)
+    with ProgressDisplay(f"to {target.layout}", sum(file.nbytes for file in share), **display) as progress:
+        write_files(folder, share, source.cfg, read, progress)
 
 
 def plan(source: Checkpoint, dtypes: Mapping[str, np.dtype], target: Target) -> list[PlannedFile]:

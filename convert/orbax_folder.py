@@ -140,7 +140,7 @@ def write_orbax(
     dtypes: dict[str, np.dtype],
     mesh: Mesh,
     metadata: dict,
-    meter: ProgressDisplay,
+    progress: ProgressDisplay,
 ) -> None:
     """Writes every weight of ``source`` into an Orbax checkpoint in ``folder``; all processes of the mesh call this.
 
@@ -164,7 +164,7 @@ def write_orbax(
                 if saving:
                     saving.result()
                 saving = ocp.partial.save_async(checkpoint, arrays, custom_metadata=metadata)
-            meter.advance(sum(array.nbytes for array in arrays.values()))
+            progress.advance(sum(array.nbytes for array in arrays.values()))
         with write_errors(folder, ValueError, RuntimeError):
             saving.result()
             ocp.partial.finalize(checkpoint)

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.errors import read_errors, write_errors
-from convert.vqvae import PATCH_VQ, VQGAN, read_config
+from convert.vqvae import PATCHVQ_NAME, VQGAN_NAME, load_image_tokenizer, read_config
 from lumina_jax.config import Experiment, ModelConfig
 from lumina_jax.errors import InputError, MissingFileError
-from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.vocab import FILE_NAMES, FOLDERS, Vocab
 
 NEAR_WEIGHTS = (*FOLDERS, "../../tokenizer")
 """Folders that are searched, relative to the weights; the last is that of Meta's release, whose weights are in models/7b."""
-VQ_FILES = (VQGAN, PATCH_VQ)
+VQ_FILES = (VQGAN_NAME, PATCHVQ_NAME)
 HF_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "processor_config.json")
 """Small files that transformers keeps beside tokenizer.json and the weights."""
 
@@ -62,7 +61,7 @@ def check(files: TokenizerFiles, cfg: ModelConfig) -> None:
 
 def vq_codes(path: Path) -> int:
     """The number of codes of an image tokenizer. Raises InputError for a damaged file."""
-    return PatchVQ.load(path).codes if path.suffix == ".npz" else read_config(path.with_suffix(".yaml")).codes
+    return load_image_tokenizer(path).codes if path.suffix == ".npz" else read_config(path.with_suffix(".yaml")).codes
 
 
 def copy(files: TokenizerFiles, folder: Path, layout: str) -> None:
@@ -76,10 +75,10 @@ def copy(files: TokenizerFiles, folder: Path, layout: str) -> None:
             if (files.tokenizer.parent / small).is_file():
                 _copy(files.tokenizer.parent / small, folder / small)
     if files.vq and files.vq.suffix == ".npz":
-        _copy(files.vq, folder / (subfolder if layout == "meta" else "") / PATCH_VQ)
+        _copy(files.vq, folder / (subfolder if layout == "meta" else "") / PATCHVQ_NAME)
     elif files.vq:
         for suffix in (".ckpt", ".yaml"):
-            _copy(files.vq.with_suffix(suffix), (folder / subfolder / VQGAN).with_suffix(suffix))
+            _copy(files.vq.with_suffix(suffix), (folder / subfolder / VQGAN_NAME).with_suffix(suffix))
 
 
 def nbytes(files: TokenizerFiles) -> int:

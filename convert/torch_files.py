@@ -89,7 +89,9 @@ def plan_meta(source: Checkpoint, dtypes: Mapping[str, np.dtype], shards: int | 
     return [PlannedFile(name, tuple(_meta_tensors(source, dtypes, n, shards))) for n, name in enumerate(names)]
 
 
-def write_files(folder: Path, files: list[PlannedFile], cfg: ModelConfig, read: Read, meter: ProgressDisplay) -> None:
+def write_files(
+    folder: Path, files: list[PlannedFile], cfg: ModelConfig, read: Read, progress: ProgressDisplay
+) -> None:
     """Writes ``files`` into ``folder``. Raises StorageError naming the file that cannot be written.
 
     One layer of one weight is in memory at a time, however many files it goes into.
@@ -117,7 +119,7 @@ def write_files(folder: Path, files: list[PlannedFile], cfg: ModelConfig, read: 
                 writers[number].append(contiguous)
                 if not remaining[number]:
                     writers.pop(number).close()
-            meter.advance(tensor.spec.nbytes)
+            progress.advance(tensor.spec.nbytes)
     finally:
         for unfinished in writers.values():
             unfinished.abort()

@@ -112,7 +112,9 @@ def verify(
     notes, problems = _tokenizers(pair)
     values = [(field.name, *(getattr(source.cfg, field.name) for source in pair)) for field in fields(ModelConfig)]
     if other := [f"model.{name} is {x} in A and {y} in B" for name, x, y in values if name not in VARYING and x != y]:
-        return Comparison(sides, "models of other numbers are not compared further", (), "", (*other, *problems), notes)
+        return Comparison(
+            sides, "models of different sizes are not compared further", (), "", (*other, *problems), notes
+        )
     method, reason = _choose(by, pair)
     tolerance = TOLERANCE[method] if tolerance is None else tolerance
     if method == "logits":
@@ -186,7 +188,7 @@ def _by_weights(pair: Pair, tolerance: float, show: bool) -> Iterator[PartCompar
     differing: dict[str, list[str]] = {}
     nbytes = [math.prod(a.sizes[row.path].values()) * a.dtypes[row.path].itemsize for row in shared]
     total = sum(size * len(layers_of(a, row)) for size, row in zip(nbytes, shared, strict=True))
-    with ProgressDisplay("compared", total, show, unit="MB", unit_size=10**6) as meter:
+    with ProgressDisplay("compared", total, show, unit="MB", unit_size=10**6) as progress:
         for row, size in zip(shared, nbytes, strict=True):
             for layer in layers_of(a, row):
                 name = f"layer {layer}" if row.per_layer else "VQ encoder" if row.path.startswith(VQ_PATH) else row.path
@@ -194,7 +196,7 @@ def _by_weights(pair: Pair, tolerance: float, show: bool) -> Iterator[PartCompar
                 largest[name] = float(np.maximum(largest.get(name, 0.0), difference))
                 if not difference <= tolerance:
                     differing.setdefault(name, []).append(row.path.removeprefix("blocks/").removeprefix(VQ_PATH))
-                meter.advance(size)
+                progress.advance(size)
     for name, difference in largest.items():
         yield PartComparison(name, difference, tolerance, listed(differing.get(name, []), LISTED))
 

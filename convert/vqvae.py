@@ -1,5 +1,7 @@
 """Chameleon's image tokenizer files (vqgan.ckpt and vqgan.yaml) to and from VQVAE, by one table read in both directions."""
 
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,8 +23,10 @@ from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.model.vqvae import VQVAE
 from lumina_jax.vocab import FOLDERS
 
-VQGAN, PATCH_VQ = "vqgan.ckpt", "vq.npz"
-"""File names of Chameleon's image tokenizer, whose sizes are in the .yaml file beside it, and of a PatchVQ."""
+VQGAN_NAME = "vqgan.ckpt"
+"""File name of Chameleon's image tokenizer; its sizes are in the .yaml file beside it."""
+PATCHVQ_NAME = "vq.npz"
+"""File name of a PatchVQ."""
 
 TORCH_NAMES = {
     "blocks": "block",
@@ -110,11 +114,22 @@ def load_vqvae(path: str | Path) -> VQVAE:
 
 
 def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
-    """The image tokenizer at ``path``: a PatchVQ .npz, a vqgan.ckpt, or a folder that holds either. Raises as their readers do."""
+    """The image tokenizer at ``path``: a PatchVQ .npz, a vqgan.ckpt, or a folder that holds either.
+
+    Raises InputError for a damaged .npz, StorageError for an unreadable one, otherwise as :func:`load_vqvae` does.
+    """
     file = Path(path)
-    if (file / PATCH_VQ).is_file():
-        file /= PATCH_VQ
-    return PatchVQ.load(file) if file.suffix == ".npz" else load_vqvae(file)
+    if (file / PATCHVQ_NAME).is_file():
+        file /= PATCHVQ_NAME
+    if file.suffix != ".npz":
+        return load_vqvae(file)
+    try:
+        with read_errors(file):
+            return PatchVQ.load(file)
+    except InputError:
+        raise
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{file} is damaged ({error}); copy or write it again") from None
 
 
 def save_vqvae(vqvae: VQVAE, folder: str | Path) -> None:
@@ -122,8 +137,8 @@ def save_vqvae(vqvae: VQVAE, folder: str | Path) -> None:
 
     Raises MissingPackageError without torch, StorageError naming the folder.
     """
-    torch = need_torch(f"writing a {VQGAN}")
-    checkpoint = Path(folder) / VQGAN
+    torch = need_torch(f"writing a {VQGAN_NAME}")
+    checkpoint = Path(folder) / VQGAN_NAME
     state = {name: torch.from_numpy(array) for name, array in to_torch(vqvae).items()}
     with write_errors(checkpoint, RuntimeError):
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -182,8 +197,8 @@ def _check_shapes(expected: dict[str, tuple[int, ...]], actual: dict[str, tuple[
 
 def find_vqgan(path: Path) -> Path:
     """The vqgan.ckpt at ``path``: that file, or the one in that folder. Raises MissingFileError naming the paths tried."""
-    candidates = [path] if path.is_file() else [path / folder / VQGAN for folder in FOLDERS]
+    candidates = [path] if path.is_file() else [path / folder / VQGAN_NAME for folder in FOLDERS]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise MissingFileError(f"no {VQGAN} in {path}; looked at {', '.join(map(str, candidates))}")
+    raise MissingFileError(f"no {VQGAN_NAME} in {path}; looked at {', '.join(map(str, candidates))}")

@@ -269,6 +269,7 @@ class ProfileConfig:
 
 
 PARALLEL = ("off", "sjd", "coupled", "continued", "matched")
+"""The ways of decoding (SampleConfig.parallel)."""
 
 
 @dataclass(frozen=True)
@@ -277,10 +278,10 @@ class SampleConfig:
 
     ``guidance`` is the released code's scale g: ``g * (cond - uncond) + uncond``; 1 switches guidance off.
     ``min_p`` keeps tokens with p_cond >= min_p * max p_cond; 0 switches it off. Temperature acts after top-k.
-    ``parallel`` is the way of decoding. None changes how answers are distributed: "off" draws one token per pass; "matched", "sjd",
-    "coupled" and "continued" judge the drafts of a whole ``window`` in each (lumina_jax/sample/speculative.py says how); a window
-    of 0 is the device's own: 16 tokens, on CPUs, where each token of a pass costs time, 10.
-    "matched", which takes the fewest passes, also gives the very answers of "off" (up to rounding).
+    ``parallel`` is the way of decoding; none changes how answers are distributed. "off" draws one token per pass; "matched", "sjd",
+    "coupled" and "continued" verify a ``window`` of drafted tokens per pass (lumina_jax/sample/speculative.py). A window of 0 means
+    the device's default: 16 tokens, and 10 on CPUs, where every token of a pass costs time.
+    "matched" takes the fewest passes and gives the same answers as "off" (up to rounding).
     """
 
     guidance: float = 4.0
@@ -305,6 +306,10 @@ class SampleConfig:
             self.window == 0 or self.window >= 2,
             f"sample.window={self.window}; a pass must hold at least 2 tokens, and 0 is the device's own number",
         )
+
+    def limited(self, new_tokens: int) -> "SampleConfig":
+        """The same settings for answers of at most ``new_tokens`` tokens."""
+        return replace(self, max_new_tokens=min(self.max_new_tokens, new_tokens))
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,17 @@ def best_crop(image_size: tuple[int, int], sizes: list[tuple[int, int]]) -> tupl
 
 def grid_tokens(rows: int, cols: int) -> int:
     """The number of tokens of an image of rows x cols codes, begin- and end-image included."""
-    return rows * (cols + 1) + 4
+    return rows * line_tokens(cols) + 4
+
+
+def line_tokens(cols):
+    """The number of tokens of a row of ``cols`` codes (an integer or i32[...]), its end-of-line included."""
+    return cols + 1
+
+
+def column_of(index, cols):
+    """The column of the ``index``-th token (from 0) behind height and width; that of an end-of-line is ``cols``."""
+    return index % line_tokens(cols)
 
 
 def answer_tokens(shapes: Iterable[tuple[int, int]]) -> int:
@@ -167,10 +177,10 @@ def forced(n, rows, cols, vocab: Vocab) -> jax.Array:
     size_ids = jnp.asarray(_size_ids(vocab))
     known = rows > 0
     body_index = n - 2
-    body_length = rows * (cols + 1)
+    body_length = rows * line_tokens(cols)
     height = size_ids[jnp.clip(rows // CODES_PER_UNIT, 0, len(size_ids) - 1)]
     width = size_ids[jnp.clip(cols // CODES_PER_UNIT, 0, len(size_ids) - 1)]
-    body = jnp.where(body_index % (cols + 1) == cols, vocab.newline, CODE)
+    body = jnp.where(column_of(body_index, cols) == cols, vocab.newline, CODE)
     return jnp.select(
         [n < 0, n == 0, n == 1, ~known, body_index < body_length, body_index == body_length],
         [ANY, jnp.where(known, height, SIZE), jnp.where(known, width, SIZE), ANY, body, vocab.eoi],

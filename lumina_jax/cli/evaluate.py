@@ -5,7 +5,7 @@ from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
 from lumina_jax.cli.arguments import at_least, output_path, seed
-from lumina_jax.cli.models import load_for_sampling, make_desk, model_arguments, settings_of, size
+from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of, size
 from lumina_jax.errors import InputError
 
 TASK_EXERCISES = 96
@@ -82,11 +82,11 @@ def _refine(options: Namespace) -> None:
 
     images = {file: open_image(Path(file)) for file in options.images}
     model, vocab, vq, experiment = load_for_sampling(options)
-    desk, out, results = make_desk(vq, vocab, experiment), Path(options.out), {}
+    builder, out, results = make_prompt_builder(vq, vocab, experiment), Path(options.out), {}
     cfg = replace(served("refine", settings_of(experiment)), image_top_k=options.top_k)
     out.mkdir(parents=True, exist_ok=True)
     for file, image in images.items():
-        refined = refine(model, desk, image, cfg, jax.random.key(options.seed))
+        refined = refine(model, builder, image, cfg, jax.random.key(options.seed))
         results[file] = table = refined.table()
         refined.refined.save(out / f"{Path(file).stem}.png")
         scores = (f"{name} {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.3f}" for name, row in table.items())
@@ -150,10 +150,10 @@ def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dic
     from lumina_jax.sample import generate
     from lumina_jax.sample.picture import pictures
 
-    desk = make_desk(vq, vocab, experiment)
-    ask = desk.generate(options.attention, options.size, settings_of(experiment))
-    (answer,) = generate(model, [ask.ids], jax.random.key(options.seed), ask.cfg, vocab, sizes=[ask.size])
-    attention = attention_map(model, ask.ids, answer, vocab)
+    builder = make_prompt_builder(vq, vocab, experiment)
+    prompt = builder.generate(options.attention, options.size, settings_of(experiment))
+    (answer,) = generate(model, [prompt.ids], jax.random.key(options.seed), prompt.cfg, vocab, sizes=[prompt.size])
+    attention = attention_map(model, prompt.ids, answer, vocab)
     file = Path(options.out) / "attention.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     drawing(attention, pictures(answer, vq, vocab)[0]).save(file)

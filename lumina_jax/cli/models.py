@@ -49,7 +49,7 @@ def load_for_sampling(options: Namespace, mesh=None):
         raise MissingFileError("; ".join(missing))
     tokenizer_files.check(files, source.cfg)
     model, vocab = _for_this_device(load_model(folder, mesh)[0]), files.vocab()
-    return _as_int8(model, vocab) if options.int8 else model, vocab, load_image_tokenizer(str(files.vq)), experiment
+    return _as_int8(model, vocab) if options.int8 else model, vocab, load_image_tokenizer(files.vq), experiment
 
 
 def _for_this_device(model):
@@ -84,9 +84,9 @@ def settings_of(experiment):
     return experiment.sample if experiment else SampleConfig()
 
 
-def make_desk(vq, vocab, experiment, forced: bool = True):
-    """Where prompts for a model of ``experiment`` are made; ``forced``: pictures get the size they were asked for."""
-    from lumina_jax.sample.prompt import Desk
+def make_prompt_builder(vq, vocab, experiment, forced: bool = True):
+    """The PromptBuilder for a model of ``experiment``; ``forced``: the size of a picture is forced token by token."""
+    from lumina_jax.sample.prompt import PromptBuilder
 
     patches = experiment is not None and experiment.vq.kind == "patch"
-    return Desk(vq, vocab, experiment.data if experiment else None, forced, as_is=patches)
+    return PromptBuilder(vq, vocab, experiment.data if experiment else None, forced, as_is=patches)

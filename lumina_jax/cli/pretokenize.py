@@ -2,23 +2,11 @@
 
 import json
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from lumina_jax.cli.arguments import at_least, check_output, seed
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import worker
 from lumina_jax.errors import InputError
-
-if TYPE_CHECKING:  # imported by the functions below when they run, so that wrong arguments fail at once
-    from lumina_jax.config import Experiment
-    from lumina_jax.data.shard_maker import PretokenizeStage
-    from lumina_jax.data.sources import Source
-    from lumina_jax.model.image_tokenizer import ImageTokenizer
-    from lumina_jax.vocab import Vocab
-
-Sizes = Sequence[tuple[int, int]] | None
-"""Picture sizes (width, height) in px."""
 
 
 def add_pretokenize(verbs: _SubParsersAction) -> None:
@@ -36,7 +24,7 @@ def add_pretokenize(verbs: _SubParsersAction) -> None:
         "--sizes",
         type=_numbers,
         metavar="S,S",
-        help="read the source once for several stages: data.size S into data.path/S, for each S",
+        help="read once for several stages: data.size S into data.path/S, each",
     )
     pretokenize.add_argument(
         "--max-tokens",
@@ -58,10 +46,9 @@ def add_pretokenize(verbs: _SubParsersAction) -> None:
 
 
 def _numbers(text: str) -> list[int]:
-    numbers = text.split(",")
-    if not all(number.isdigit() for number in numbers):
+    if not all(number.isdigit() for number in text.split(",")):
         raise ArgumentTypeError(f"{text!r} is not one or more whole numbers with commas, such as 512,768,1024")
-    return [int(number) for number in numbers]
+    return [int(number) for number in text.split(",")]
 
 
 def _pretokenize(options: Namespace) -> None:
@@ -91,7 +78,7 @@ def _pretokenize(options: Namespace) -> None:
         print(f"{stage.out}: {manifest.kept:,} records, {manifest.tokens:,} tokens, {manifest.rejected:,} rejected")
 
 
-def _open_inputs(spec: str, seed: int, cfg: "Experiment") -> "tuple[Source, ImageTokenizer, Vocab]":
+def _open_inputs(spec: str, seed: int, cfg):
     """Source, image tokenizer and text tokenizer, opened in this process; Beam workers call this too."""
     from convert import load_image_tokenizer
     from lumina_jax.vocab import Vocab
@@ -99,7 +86,7 @@ def _open_inputs(spec: str, seed: int, cfg: "Experiment") -> "tuple[Source, Imag
     return _source(spec, seed, cfg)[0], load_image_tokenizer(cfg.vq.path), Vocab.load(cfg.data.tokenizer)
 
 
-def _stages(options: Namespace, cfg: "Experiment", sizes: Sizes) -> "list[PretokenizeStage]":
+def _stages(options: Namespace, cfg, sizes) -> list:
     """The folders to write: data.path, or a subfolder for each of --sizes."""
     from lumina_jax.data.shard_maker import PretokenizeStage
     from lumina_jax.layout import crop_sizes
@@ -135,7 +122,7 @@ def _shard_slice(options: Namespace) -> slice:
     return slice(int(first), int(last) if last else None)
 
 
-def _source(spec: str, seed: int, cfg: "Experiment") -> "tuple[Source, Sizes]":
+def _source(spec: str, seed: int, cfg):
     """The records of --source, and their canvas sizes (width, height), or None for the config's crop sizes."""
     kind, _, count = spec.partition(":")
     if kind == "toy":
@@ -161,7 +148,7 @@ def _source(spec: str, seed: int, cfg: "Experiment") -> "tuple[Source, Sizes]":
     return open_source(spec, seed), None
 
 
-def _fit(cfg: "Experiment", source: "Source", options: Namespace, sizes: Sizes) -> None:
+def _fit(cfg, source, options: Namespace, sizes) -> None:
     """Writes vq.path and data.tokenizer, fitted to the pictures and words of ``source``."""
     if cfg.vq.kind != "patch" or not cfg.vq.path or not cfg.data.tokenizer:
         raise InputError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")

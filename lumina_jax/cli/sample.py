@@ -1,12 +1,11 @@
-"""run.py sample: prompts to pictures and text, in a folder, in sight while they grow, or in a dialog."""
+"""run.py sample: prompts to pictures and text, in a folder, shown while they grow (--live), or in a dialog (--chat)."""
 
-import os
 import sys
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
 from lumina_jax.cli.arguments import output_path, seed
-from lumina_jax.cli.models import load_for_sampling, make_desk, model_arguments, settings_of, size
+from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of, size
 from lumina_jax.cli.processes import worker
 from lumina_jax.errors import InputError
 
@@ -63,13 +62,13 @@ def _sample(options: Namespace) -> None:
         raise InputError(f"--per-prompt {options.per_prompt} --rows {options.rows}; both must be at least 1")
     with _sampling_mesh(options) as mesh:
         model, vocab, vq, experiment = load_for_sampling(options, mesh)
-        desk = make_desk(vq, vocab, experiment, not options.free_size)
+        builder = make_prompt_builder(vq, vocab, experiment, not options.free_size)
         if options.chat:
-            return _chat(model, desk, options, _settings(options, experiment)("describe"))
-        _paint(model, desk, options, tuple(_asks(desk, options, lines, _settings(options, experiment))))
+            return _chat(model, builder, options, _settings(options, experiment)("describe"))
+        _paint(model, builder, options, tuple(_prompts(builder, options, lines, _settings(options, experiment))))
 
 
-def _asks(desk, options: Namespace, lines: list[dict], settings) -> list:
+def _prompts(builder, options: Namespace, records: list[dict], settings) -> list:
     """The prompts of the command line, then those of a file."""
     from lumina_jax.sample.prompt import open_image
 
@@ -79,40 +78,39 @@ def _asks(desk, options: Namespace, lines: list[dict], settings) -> list:
             "--size goes with pictures made from text alone; those of other tasks have their picture's size"
         )
     if options.raw:
-        asks = [desk.talk(text, images, settings("question")) for text in options.prompt]
+        prompts = [builder.message(text, images, settings("question")) for text in options.prompt]
     elif task == "generate":
         if images:
             raise InputError("--image goes with --task or --raw; run.py sample --task depth --image FILE")
-        asks = [desk.generate(text, options.size, settings(task)) for text in options.prompt]
+        prompts = [builder.generate(text, options.size, settings(task)) for text in options.prompt]
     elif options.prompt:
-        asks = [desk.task(task, text, images, settings(task)) for text in options.prompt]
+        prompts = [builder.task(task, text, images, settings(task)) for text in options.prompt]
     else:
-        asks = [desk.task(task, "", [image], settings(task)) for image in images]
-    for number, line in enumerate(lines, start=1):
+        prompts = [builder.task(task, "", [image], settings(task)) for image in images]
+    for number, record in enumerate(records, start=1):
         try:
-            asks.append(desk.line(line, Path(options.prompts).parent, settings))
-        except ValueError as error:
+            prompts.append(builder.from_record(record, Path(options.prompts).parent, settings))
+        except InputError as error:
             raise InputError(f"{options.prompts}, prompt {number}: {error}") from error
-    return asks
+    return prompts
 
 
-def _paint(model, desk, options: Namespace, asks: tuple) -> None:
-    """Answers ``asks`` into --out."""
+def _paint(model, builder, options: Namespace, prompts: tuple) -> None:
+    """Answers ``prompts`` into --out."""
     from lumina_jax.model.params import fingerprint
     from lumina_jax.progress import ProgressDisplay
     from lumina_jax.sample.job import Job, finished, paint, sheet
 
-    own = worker(options.worker) if options.worker else (0, 1)
-    job = Job(asks, options.seed, options.per_prompt, options.rows, own, fingerprint(model))
+    share = worker(options.worker) if options.worker else (0, 1)
+    job = Job(prompts, options.seed, options.per_prompt, options.rows, share, fingerprint(model))
     out = Path(options.out)
     if options.live:
-        return _live(model, desk, job, out)
+        return _live(model, builder, job, out)
     done = finished(job, out) if options.resume else []
     answers = list(done)
-    shown = len(job.places) > 1
-    with ProgressDisplay("sampling", len(job.places), shown, unit="answers") as meter:
+    with ProgressDisplay("sampling", len(job.items), len(job.items) > 1, unit="answers") as meter:
         meter.skip(len(done))
-        for answer in paint(model, desk.vq, desk.vocab, job, out, done):
+        for answer in paint(model, builder.vq, builder.vocab, job, out, done):
             answers.append(answer)
             _show(out, job, answer)
             meter.advance(1)
@@ -126,36 +124,37 @@ def _show(out: Path, job, answer) -> None:
         print(out / name, text, flush=True)
 
 
-def _live(model, desk, job, out: Path) -> None:
-    """One answer in sight: text on stdout, each picture in live.png until it is whole."""
-    if len(job.places) != 1:
-        raise InputError(f"--live shows one answer, not {len(job.places)}; give one prompt")
+def _live(model, builder, job, out: Path) -> None:
+    """Shows one answer while it grows: text on stdout, each picture in live.png until it is complete."""
+    if len(job.items) != 1:
+        raise InputError(f"--live shows one answer, not {len(job.items)}; give one prompt")
     from lumina_jax.sample.live import watch
 
-    (place,) = job.places
-    ask = job.asks[place[0]]
-    _follow(watch(model, desk.vq, desk.vocab, ask.ids, job.key(place), ask.cfg, size=ask.size), out, job.stem(place))
+    (item,) = job.items
+    prompt = job.prompts[item[0]]
+    events = watch(model, builder.vq, builder.vocab, prompt.ids, job.key(item), prompt.cfg, size=prompt.size)
+    _follow(events, out, job.stem(item))
 
 
 def _follow(events, out: Path, stem: str) -> None:
-    """Prints what is said, and keeps the newest preview of each picture in live.png, the last as STEM-K.png."""
+    """Prints the text, and keeps the newest preview of each picture in live.png, the complete picture in STEM-K.png."""
     from lumina_jax.sample.live import Words
+    from lumina_jax.storage import atomic_write
 
-    out.mkdir(parents=True, exist_ok=True)
     for event in events:
         if isinstance(event, Words):
             print(event.text, end="", flush=True)
             continue
-        event.picture.save(out / "live.tmp.png")
-        os.replace(out / "live.tmp.png", out / "live.png")
-        print(f"\r{out / 'live.png'}: {event.lines} of {event.of} lines ", end="", file=sys.stderr, flush=True)
-        if event.lines == event.of:
+        with atomic_write(out / "live.png") as temporary:
+            event.picture.save(temporary, format="PNG")
+        print(f"\r{out / 'live.png'}: {event.lines} of {event.total} lines ", end="", file=sys.stderr, flush=True)
+        if event.lines == event.total:
             event.picture.save(out / f"{stem}-{event.number}.png")
             print(f"\n{out / f'{stem}-{event.number}.png'}", flush=True)
     print(flush=True)
 
 
-def _chat(model, desk, options: Namespace, cfg) -> None:
+def _chat(model, builder, options: Namespace, cfg) -> None:
     """A dialog on stdin and stdout, until an empty line or the end of the input."""
     import re
 
@@ -164,7 +163,7 @@ def _chat(model, desk, options: Namespace, cfg) -> None:
     from lumina_jax.sample.live import Chat
     from lumina_jax.sample.prompt import open_image
 
-    chat, turn = Chat(model, desk, jax.random.key(options.seed), cfg), 0
+    chat, turn = Chat(model, builder, jax.random.key(options.seed), cfg), 0
     if sys.stdin is None:
         raise InputError("--chat reads its lines from stdin, which is closed")
     print("a line is a turn; @file.png in it is a picture; an empty line ends", file=sys.stderr)
@@ -172,34 +171,34 @@ def _chat(model, desk, options: Namespace, cfg) -> None:
         try:
             images = [open_image(Path(file)) for file in re.findall(r"@(\S+)", line)]
             _follow(chat.say(re.sub(r"@\S+", "<|image|>", line), images), Path(options.out), f"turn{turn}")
-        except ValueError as error:
+        except InputError as error:
             print(f"run.py sample: {error}", file=sys.stderr)
             continue
         turn += 1
 
 
 def _settings(options: Namespace, experiment):
-    """Task -> how it is sampled: the model's own settings, as the task is served, changed by what the command line says."""
+    """A function task -> SampleConfig: the model's own settings, as the task is served, with the changes of the command line."""
     from dataclasses import replace
 
     from lumina_jax.conversation import TASKS, served
 
     if options.task and options.task not in TASKS:
         raise InputError(f"--task {options.task}: the tasks are {', '.join(TASKS)}")
-    said = dict(
+    arguments = dict(
         guidance=options.guidance,
         temperature=options.temperature,
         image_top_k=options.top_k,
         min_p=options.min_p,
         max_new_tokens=options.max_new_tokens,
     )
-    changes = {name: value for name, value in said.items() if value is not None}
-    own = settings_of(experiment)
-    return lambda task: replace(own if task == "generate" else served(task, own), **changes)
+    changes = {name: value for name, value in arguments.items() if value is not None}
+    base = settings_of(experiment)
+    return lambda task: replace(base if task == "generate" else served(task, base), **changes)
 
 
 def _sampling_mesh(options: Namespace):
-    """The devices that share the model, as a context; without --tensor one device."""
+    """A context manager that sets the mesh of the devices that share the model; without --tensor one device."""
     from contextlib import contextmanager, nullcontext
 
     if options.tensor is None:

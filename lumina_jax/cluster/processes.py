@@ -63,7 +63,8 @@ def find_address(coordinator: str | None, processes: int | None, index: int | No
             "no TPU pod, Slurm or MPI job was found here; say which process this is: "
             "--coordinator HOST:PORT (of process 0) --processes N --process I"
         )
-    if ":" not in coordinator or not 0 <= index < processes:
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdigit() and 0 <= index < processes):
         raise InputError(
             f"--coordinator {coordinator} --processes {processes} --process {index}: "
             "expected HOST:PORT, and a process from 0 to one less than their number"

@@ -45,10 +45,8 @@ def tables(folders: Sequence[Shards], cfg: DataConfig | None, seed: int = 0) -> 
     yield _kinds(folders)
     yield _lengths(folders)
     if crops := sum((Counter(folder.manifest.crops) for folder in folders), Counter()):
-        total = sum(crops.values())
-        rows = tuple((size, f"{count:,}", count / total) for size, count in crops.most_common(MAX_ROWS))
-        caption = f"{total:,} images in {len(crops)} sizes, width x height in pixels" + _the_first(len(crops))
-        yield Table("Images", caption, ("size", "images", "share"), rows)
+        caption = f"{crops.total():,} images in {len(crops)} sizes, width x height in pixels" + _the_first(len(crops))
+        yield Table("Images", caption, ("size", "images", "share"), _shares(crops))
     if cfg:
         yield _batches(folders, cfg, seed)
         if len(folders) > 1:
@@ -110,9 +108,12 @@ def _settings(folders: Sequence[Shards]) -> Table:
 
 def _kinds(folders: Sequence[Shards]) -> Table:
     kinds = sum((Counter(folder.manifest.kinds) for folder in folders), Counter())
-    total = sum(kinds.values())
-    rows = tuple((kind, f"{count:,}", count / total) for kind, count in kinds.most_common())
-    return Table("What is learned", "By what the record shows.", ("kind", "records", "share"), rows)
+    return Table("What is learned", "By what the record shows.", ("kind", "records", "share"), _shares(kinds))
+
+
+def _shares(counts: Counter[str]) -> tuple[tuple[str, str, float], ...]:
+    """Name, count and share of the MAX_ROWS most frequent names."""
+    return tuple((name, f"{count:,}", count / counts.total()) for name, count in counts.most_common(MAX_ROWS))
 
 
 def _lengths(folders: Sequence[Shards]) -> Table:

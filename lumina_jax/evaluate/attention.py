@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lumina_jax.errors import InputError
-from lumina_jax.layout import grid_shape
+from lumina_jax.layout import column_of, grid_shape, line_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.parts import rotary
 from lumina_jax.vocab import Vocab
@@ -93,8 +93,7 @@ def attention_map(model: Chameleon, prompt: np.ndarray, answer: np.ndarray, voca
         raise InputError(f"the picture of {rows} x {cols} codes is not finished; allow more new tokens")
     kinds = np.zeros(last + 1, int)
     kinds[begins[0]], kinds[begins[0] + 1 : body] = 1, 2
-    column = np.arange(last + 1 - body) % (cols + 1)
-    kinds[body:] = np.where(column == cols, 4, 3)
+    kinds[body:] = np.where(column_of(np.arange(last + 1 - body), cols) == cols, 4, 3)
     shares = last_attention(model, jnp.asarray(tokens[: last + 1])).mean(axis=(0, 1))
     return AttentionMap(np.asarray(shares, np.float32), kinds, (rows, cols))
 
@@ -116,7 +115,7 @@ def drawing(attention: AttentionMap, picture: Image.Image) -> Image.Image:
     sheet.paste(picture.resize(side, Image.Resampling.NEAREST), (GAP, GAP))
     body = int(np.flatnonzero(attention.kinds >= 3)[0])
     for index, kind in enumerate(attention.kinds[body:]):
-        row, col = divmod(index, cols + 1)
+        row, col = index // line_tokens(cols), column_of(index, cols)
         left, upper = GAP * 2 + side[0] + col * CELL, GAP + row * CELL
         colour = _shade(list(KINDS.values())[kind], heights[body + index])
         pen.rectangle((left, upper, left + CELL - 2, upper + CELL - 2), fill=colour)

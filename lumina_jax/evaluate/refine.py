@@ -1,6 +1,6 @@
 """The model refines its own tokenizer's pictures by the request "No edit." (paper section 4); PSNR and SSIM before and after."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -8,13 +8,13 @@ from PIL import Image
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.errors import InputError
-from lumina_jax.layout import TOKENS_AROUND, grid_tokens
+from lumina_jax.layout import answer_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import decode_image, encode_image
 from lumina_jax.pictures.metrics import psnr, ssim
 from lumina_jax.sample import generate
 from lumina_jax.sample.picture import pictures
-from lumina_jax.sample.prompt import Desk
+from lumina_jax.sample.prompt import PromptBuilder
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,19 @@ class Refined:
         }
 
 
-def refine(model: Chameleon, desk: Desk, image: Image.Image, cfg: SampleConfig, key: jax.Array) -> Refined:
+def refine(model: Chameleon, builder: PromptBuilder, image: Image.Image, cfg: SampleConfig, key: jax.Array) -> Refined:
     """``image``, cropped to a size the model knows, through the task "refine".
 
     Raises InputError when the model answers without a picture of that size, as one does that never learned this task.
     """
-    ask = desk.task("refine", "", [image], cfg)
-    original = desk.cropped(image)
-    codes = encode_image(desk.vq, original)
-    max_new_tokens = min(cfg.max_new_tokens, grid_tokens(*codes.shape) + TOKENS_AROUND)
-    cfg = replace(cfg, max_new_tokens=max_new_tokens)
-    (answer,) = generate(model, [ask.ids], key, cfg, desk.vocab, sizes=[ask.size])
-    painted = pictures(answer, desk.vq, desk.vocab)
+    prompt = builder.task("refine", "", [image], cfg)
+    original = builder.cropped(image)
+    codes = encode_image(builder.vq, original)
+    cfg = cfg.limited(answer_tokens([codes.shape]))
+    (answer,) = generate(model, [prompt.ids], key, cfg, builder.vocab, sizes=[prompt.size])
+    painted = pictures(answer, builder.vq, builder.vocab)
     if not painted or painted[0].size != original.size:
         raise InputError(
             f"the model answers without a picture of {original.width}x{original.height} px; refining takes a model of Omni-SFT"
         )
-    return Refined(original, decode_image(desk.vq, codes), painted[0])
+    return Refined(original, decode_image(builder.vq, codes), painted[0])

@@ -1,31 +1,81 @@
-"""Answering a batch of prompts: one jitted program feeds them, another is the loop of passes (paper section 2.4)."""
+"""Answering a batch of prompts (paper section 2.4).
+
+:func:`one_by_one` is the definition: one token per pass. :func:`generate` gives the same answers faster: :func:`prefill` feeds the
+prompts, and :func:`decode` is a loop of passes, each of which may feed several tokens (:mod:`.loop`).
+"""
 
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh, NamedSharding
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.errors import NotFiniteError
 from lumina_jax.model.attention import KVCache
 from lumina_jax.model.backend import backend
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.sample.guidance import Knobs, Place, Scores, advance, code_ids, columns, draw, scores
-from lumina_jax.sample.loop import KNOWN, Setting, Shape, State, feed, paired, run
-from lumina_jax.sample.request import Request, bucket, lay_out
-from lumina_jax.sharding import COMPUTE, ROWS, axis_size, constrain, spec
+from lumina_jax.sample.drafters import drafter_of
+from lumina_jax.sample.guidance import DynamicConfig, Scores, code_ids, columns, draw, scores
+from lumina_jax.sample.loop import KNOWN, feed, run
+from lumina_jax.sample.position import ImagePosition, advance
+from lumina_jax.sample.request import bucket, lay_out
+from lumina_jax.sample.state import Context, ProgramKey, Request, RequestRows, State, paired
+from lumina_jax.sharding import ROWS, axis_size, constrain
 from lumina_jax.vocab import Vocab
 
-ALL = np.int32(np.iinfo(np.int32).max)
-"""Passes that no answer takes."""
+NO_LIMIT = np.int32(np.iinfo(np.int32).max)
+"""A number of passes that no answer reaches."""
 
 OVERFLOW = "the model's logits are not finite although its weights are; they overflow: compute in a wider dtype"
+
+
+@jax.jit
+def one_by_one(ctx: Context, state: State, plan: jax.Array) -> tuple[jax.Array, Scores]:
+    """The definition of sampling: N times the model is fed the last token of each row, and the next is drawn from its scores.
+
+    ``plan`` i32[N]: a token to write in place of the drawn one, or -1. Returns tokens i32[N B] and Scores f32[N B V]. Every token
+    takes a pass, those that the image-token rule knows too; behind end of turn all tokens are end of turn.
+    """
+    vocab, V = ctx.vocab, ctx.model.cfg.vocab
+
+    def step(carry, planned):
+        token, index, cache, position, done = carry
+        hidden, cache = feed(ctx, cache, token[:, None])
+        logits = ctx.model.logits(hidden).reshape(len(token), -1, V)
+        uncond = logits[:, 1] if ctx.program.pairs else None
+        stages = scores(logits[:, 0], uncond, position, ctx.config, vocab)
+        keys = jax.vmap(jax.random.fold_in)(ctx.request.keys, index)
+        drawn = draw(keys, stages.kept, ctx.config.temperature)
+        token = jnp.where(planned >= 0, planned, drawn)
+        token = jnp.where(done, vocab.end_of_turn, token)
+        position = advance(position, token, ctx.request.sizes, V, vocab)
+        return (token, index + 1, cache, position, done | (token == vocab.end_of_turn)), (token, stages)
+
+    first = (jnp.asarray(ctx.request.ids[:, -1]), state.count, state.cache, state.position, state.done)
+    return jax.lax.scan(step, first, plan)[1]
+
+
+def trace(
+    model: Chameleon,
+    prompt: np.ndarray,
+    key: jax.Array,
+    cfg: SampleConfig,
+    vocab: Vocab,
+    plan: Mapping[int, int] | None = None,
+) -> tuple[np.ndarray, Scores]:
+    """:func:`one_by_one` for a prompt i32[P]: tokens i32[N] and Scores f32[N V], N = max_new_tokens.
+
+    The tokens up to the first end of turn are those of :func:`generate`. ``plan`` maps indices of the answer to tokens that are
+    written there in place of the drawn ones.
+    """
+    planned = np.full(bucket(cfg.max_new_tokens), -1, np.int32)
+    for index, token in (plan or {}).items():
+        planned[index] = token
+    ctx, state = start(model, lay_out([prompt], key, vocab, model.cfg.vocab), cfg, vocab)
+    return jax.tree.map(lambda x: np.asarray(x[: cfg.max_new_tokens, 0]), one_by_one(ctx, state, planned))
 
 
 def generate(
@@ -40,16 +90,16 @@ def generate(
 ) -> list[np.ndarray]:
     """Answers i32[n] to ``prompts`` i32[P], without the prompt, ending at (and without) end of turn.
 
-    A prompt may end inside an image; the answer goes on there. ``sizes``: per prompt (rows, cols) of codes, or None for
-    free; they force height and width of every image the answer opens (also of one that the prompt's last token opens).
-    ``keys``: one random key per prompt, by default ``fold_in(key, row)``. A token depends on its row's key, its place in
+    A prompt may end inside an image; the answer continues it. ``sizes``: per prompt (rows, cols) of codes, or None to leave the
+    size to the model; they force height and width of every image the answer opens (also of one that the prompt's last token
+    opens). ``keys``: one random key per prompt, by default ``fold_in(key, row)``. A token depends on its row's key, its index in
     the answer and its own logits only, so a prompt has the same answer alone and in a batch.
 
     A second call of the same shapes (lengths rounded up by :func:`bucket`), with whatever numbers in ``cfg``, reuses the
-    compiled programs; only guidance = 1 has some of its own, with half the rows.
+    compiled programs; guidance = 1 has programs of its own, with half the rows.
 
-    Raises ValueError for wrong prompts or sizes, and FloatingPointError naming a weight that is not finite, before anything is
-    compiled; FloatingPointError when logits overflow.
+    Raises InputError for wrong prompts or sizes, and NotFiniteError naming a weight that is not finite, before anything is
+    compiled; NotFiniteError when logits overflow.
     """
     return answers(model, prompts, key, cfg, vocab, sizes=sizes, keys=keys)[0]
 
@@ -64,173 +114,92 @@ def answers(
     sizes: Sequence[tuple[int, int] | None] | None = None,
     keys: Sequence[jax.Array] | jax.Array | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """What :func:`generate` returns, and how many passes each answer took, i32[B]."""
-    parts = math.prod(map(axis_size, ROWS))
-    request, copies, rows = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys, parts)
+    """What :func:`generate` returns, and the number of passes each answer took, i32[B]."""
+    laid_out = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys, math.prod(map(axis_size, ROWS)))
     check_finite(model)
-    shape = shape_of(request, copies, cfg)
-    state, head = prefill(model, request, vocab=vocab, shape=shape)
-    state = decode(
-        model, head, state, request, Knobs.of(cfg), ALL, np.int32(len(request.ids)), vocab=vocab, shape=shape
-    )
-    if not state.sound:
+    ctx, state = start(model, laid_out, cfg, vocab)
+    state = decode(ctx, state, NO_LIMIT, np.int32(len(ctx.request.ids)))
+    if not state.finite:
         raise NotFiniteError(OVERFLOW)
-    tokens, counts, passes = (np.asarray(part)[rows] for part in (state.tokens, state.count, state.passes))
-    written = zip(tokens[:, request.ids.shape[1] :], np.minimum(counts, cfg.max_new_tokens), strict=True)
+    tokens, counts, passes = (np.asarray(x)[laid_out.rows] for x in (state.tokens, state.count, state.passes))
+    written = zip(tokens[:, ctx.answer_slot :], np.minimum(counts, cfg.max_new_tokens), strict=True)
     return [cut(row[:count], vocab) for row, count in written], passes
 
 
-def trace(
-    model: Chameleon,
-    prompt: np.ndarray,
-    key: jax.Array,
-    cfg: SampleConfig,
-    vocab: Vocab,
-    plan: Mapping[int, int] | None = None,
-) -> tuple[np.ndarray, Scores]:
-    """What :func:`generate` does for one prompt, step by step: tokens i32[N] and :class:`Scores` f32[N V], N = max_new_tokens.
-
-    ``plan`` maps steps to tokens that are put in place of the drawn ones. Nothing stops it: after end of turn the tokens
-    are end of turn. Every token has a pass of its own, the known ones too.
-    """
-    request, copies, _ = lay_out([prompt], key, vocab, model.cfg.vocab)
-    shape = shape_of(request, copies, cfg)
-    planned = np.full(bucket(cfg.max_new_tokens), -1, np.int32)
-    for place, token in (plan or {}).items():
-        planned[place] = token
-    state, _ = prefill(model, request, vocab=vocab, shape=shape)
-    tokens, seen = _trace(model, state, request, Knobs.of(cfg), planned, vocab=vocab, pairs=shape.pairs)
-    tokens, seen = jax.tree.map(lambda part: np.asarray(part[: cfg.max_new_tokens, 0]), (tokens, seen))
-    return tokens, seen
+def start(
+    model: Chameleon, laid_out: RequestRows, cfg: SampleConfig, vocab: Vocab, program: ProgramKey | None = None
+) -> tuple[Context, State]:
+    """Feeds the prompts: what :func:`one_by_one` and :func:`decode` begin with. ``program``: by default :func:`program_key`."""
+    program = program or program_key(laid_out.request, cfg)
+    state, head = prefill(model, laid_out.request, copies=laid_out.copies, vocab=vocab, program=program)
+    return Context(model, head, laid_out.request, DynamicConfig.of(cfg), vocab, program), state
 
 
-class Programs(NamedTuple):
-    """The two programs of :func:`generate`, ready to be compiled, and the bytes of the cache on all devices."""
-
-    prefill: jax.stages.Lowered
-    decode: jax.stages.Lowered
-    cache: int
-
-
-def lower(model: Chameleon, prompts: Sequence[np.ndarray], cfg: SampleConfig, vocab: Vocab, mesh: Mesh) -> Programs:
-    """The programs that :func:`generate` would run on ``mesh``; the prompts split evenly over its rows.
-
-    ``model`` may be one of shapes (jax.ShapeDtypeStruct), and the mesh of devices that are not here: nothing is computed.
-    The compiler chooses how weights and cache lie in memory; in any other layout the loop would begin with a copy of them.
-    """
-
-    def free(leaf):
-        return Format(Layout.AUTO, leaf.sharding)
-
-    parts = math.prod(mesh.shape[axis] for axis in ROWS)
-    request, copies, _ = lay_out(prompts, jax.random.key(0), vocab, model.cfg.vocab, parts=parts)
-    with jax.set_mesh(mesh):
-        shape = shape_of(request, copies, cfg)
-        first = prefill.lower(model, request, vocab=vocab, shape=shape)
-        state, head = _placed(*first.out_info, mesh)
-        arguments = (model, head, state, request, Knobs.of(cfg), ALL, np.int32(len(request.ids)))
-        placed = (*(jax.tree.map(free, part) for part in (model, head, state)), *[None] * 4)
-        loop = functools.partial(decode.__wrapped__, vocab=vocab, shape=shape)
-        second = jax.jit(loop, in_shardings=placed, out_shardings=placed[2], donate_argnums=2).lower(*arguments)
-    return Programs(first, second, sum(x.size * x.dtype.itemsize for x in (state.cache.keys, state.cache.values)))
-
-
-def _placed(state: State, head: jax.Array, mesh: Mesh) -> tuple[State, jax.Array]:
-    """Shapes of what :func:`prefill` returns, with their places on a mesh: rows and heads split, the rest whole."""
-
-    def place(leaf, letters):
-        where = NamedSharding(mesh, spec(letters, leaf.shape, COMPUTE, mesh))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-    rows = jax.tree.map(lambda leaf: place(leaf, "BTE"[: leaf.ndim]), state._replace(cache=None))
-    cache = KVCache(*(place(leaf, "LBNSK" if leaf.ndim == 5 else "B") for leaf in state.cache))
-    return rows._replace(cache=cache), place(head, "DV" if head.shape[1] % mesh.shape["tensor"] == 0 else "DE")
-
-
-def shape_of(request: Request, copies: int, cfg: SampleConfig) -> Shape:
+def program_key(request: Request, cfg: SampleConfig) -> ProgramKey:
     window = KNOWN if cfg.parallel == "off" else cfg.window or backend().draft_window
     # The last pass may fill slots of which only the first counts.
     slots = bucket(request.ids.shape[1] - 1 + cfg.max_new_tokens + window - 1)
-    return Shape(slots, copies, cfg.guidance != 1, cfg.parallel, window)
+    return ProgramKey(slots, cfg.guidance != 1, cfg.parallel, window)
 
 
-@functools.partial(jax.jit, static_argnames=("vocab", "shape"))
-def prefill(model: Chameleon, request: Request, *, vocab: Vocab, shape: Shape) -> tuple[State, jax.Array]:
-    """Feeds each prompt once, up to its last token, for all its rows; beside the State, the head's columns of the codes [D E]."""
+@functools.partial(jax.jit, static_argnames=("copies", "vocab", "program"))
+def prefill(
+    model: Chameleon, request: Request, *, copies: int, vocab: Vocab, program: ProgramKey
+) -> tuple[State, jax.Array]:
+    """Feeds each prompt up to its last token, once for its ``copies`` rows -> (State, the head's columns of the codes [D E])."""
     B, length = request.ids.shape
-    visible_from = jnp.stack([request.padding, request.hidden], axis=1) if shape.pairs else request.padding[:, None]
-    first = slice(None, None, shape.copies)
-    prompts = paired(request.ids[first, :-1], shape.pairs)
+    visible_from = [request.padding, request.image_slot] if program.pairs else [request.padding]
+    visible_from = jnp.stack(visible_from, axis=1)
+    prompts = paired(request.ids[::copies, :-1], program.pairs)
     # In a cache of their own length, which then grows: the scores of T queries over all slots would not fit.
-    cache = model.empty_cache(len(prompts), length - 1)._replace(visible_from=visible_from[first].ravel())
+    cache = model.empty_cache(len(prompts), length - 1)._replace(visible_from=visible_from[::copies].ravel())
     _, cache = model.cached(prompts, cache, reaches=(0,))
 
-    def spread(part):
-        L, _, N, _, K = part.shape
-        part = part.reshape(L, B // shape.copies, 1, -1, N, length - 1, K)
-        part = jnp.repeat(part, shape.copies, axis=2).reshape(L, visible_from.size, N, length - 1, K)
-        return constrain(jnp.pad(part, ((0, 0), (0, 0), (0, 0), (0, shape.slots - length + 1), (0, 0))), "BNSK")
+    def spread(filled):
+        L, _, N, _, K = filled.shape
+        filled = filled.reshape(L, B // copies, 1, -1, N, length - 1, K)
+        filled = jnp.repeat(filled, copies, axis=2).reshape(L, visible_from.size, N, length - 1, K)
+        return constrain(jnp.pad(filled, ((0, 0), (0, 0), (0, 0), (0, program.slots - length + 1), (0, 0))), "BNSK")
 
     head = columns(model.head[...], code_ids(vocab, model.cfg.vocab))
+    drafts = program.window - 1 if drafter_of(program.method).keeps_q else 0
     state = State(
-        tokens=jnp.pad(request.ids, ((0, 0), (0, shape.slots - length + shape.window))),
+        tokens=jnp.pad(request.ids, ((0, 0), (0, program.slots - length + program.window))),
         count=jnp.zeros(B, jnp.int32),
         cache=KVCache(
-            spread(cache.keys), spread(cache.values), jnp.full(visible_from.size, length - 1), visible_from.ravel()
+            keys=spread(cache.keys),
+            values=spread(cache.values),
+            length=jnp.full(visible_from.size, length - 1),
+            visible_from=visible_from.ravel(),
         ),
-        q=jnp.zeros((B, 0 if shape.method in ("off", "matched") else shape.window - 1, head.shape[1])),
-        place=Place(*(jnp.asarray(part) for part in request.place)),
+        q=jnp.zeros((B, drafts, head.shape[1])),
+        position=ImagePosition(*map(jnp.asarray, request.position)),
         passes=jnp.zeros(B, jnp.int32),
         done=jnp.asarray(request.idle),
-        sound=jnp.ones((), bool),
+        finite=jnp.ones((), bool),
     )
-    return state, constrain(head, "DV" if head.shape[1] % axis_size("tensor") == 0 else "DE")
+    return state, constrain(head, head_letters(head, axis_size("tensor")))
 
 
-@functools.partial(jax.jit, static_argnames=("vocab", "shape"), donate_argnames="state")
-def decode(
-    model: Chameleon,
-    head: jax.Array,
-    state: State,
-    request: Request,
-    knobs: Knobs,
-    most: jax.Array,
-    leave: jax.Array,
-    *,
-    vocab: Vocab,
-    shape: Shape,
-) -> State:
-    """At most so many passes, none after ``leave`` rows are done; in place."""
-    return run(Setting(model, head, request, knobs, vocab, shape), state, most, leave)
+def head_letters(head: jax.Array, tensor: int) -> str:
+    """The axes of the head's columns [D E]: E is split over the ``tensor`` axis as V is, where it divides."""
+    return "DV" if head.shape[1] % tensor == 0 else "DE"
 
 
-@functools.partial(jax.jit, static_argnames=("vocab", "pairs"))
-def _trace(model, state: State, request: Request, knobs: Knobs, plan: jax.Array, *, vocab: Vocab, pairs: bool):
-    """Tokens i32[N B] and Scores f32[N B V] of the N steps of ``plan``."""
-    V = model.cfg.vocab
-
-    def one(carry, planned):
-        last, count, cache, place, done = carry
-        hidden, cache = feed(model, cache, last[:, None], vocab, pairs)
-        logits = model.logits(hidden).reshape(len(last), -1, V)
-        seen = scores(logits[:, 0], logits[:, 1] if pairs else None, place, knobs, vocab)
-        drawn = draw(jax.vmap(jax.random.fold_in)(request.keys, count), seen.kept, knobs.temperature)
-        token = jnp.where(planned >= 0, planned, drawn)
-        token = jnp.where(done, vocab.end_of_turn, token)
-        place = advance(place, token, request.wanted, V, vocab)
-        return (token, count + 1, cache, place, done | (token == vocab.end_of_turn)), (token, seen)
-
-    first = (jnp.asarray(request.ids[:, -1]), state.count, state.cache, state.place, state.done)
-    return jax.lax.scan(one, first, plan)[1]
+@functools.partial(jax.jit, donate_argnames="state")
+def decode(ctx: Context, state: State, max_passes: jax.Array, stop_after_rows: jax.Array) -> State:
+    """At most ``max_passes`` passes, none after ``stop_after_rows`` rows are done; ``state`` is donated."""
+    return run(ctx, state, max_passes, stop_after_rows)
 
 
 def cut(answer: np.ndarray, vocab: Vocab) -> np.ndarray:
+    """i32[N] up to, and without, the first end of turn."""
     ends = np.flatnonzero(answer == vocab.end_of_turn)
     return answer[: ends[0]] if len(ends) else answer
 
 
 def check_finite(model: Chameleon) -> None:
-    """Raises FloatingPointError naming a weight that holds NaN or infinity. Reads each weight once, as a token does."""
+    """Raises NotFiniteError naming a weight that holds NaN or infinity. Reads each weight once, as a token does."""
     for path, largest in jax.tree_util.tree_leaves_with_path(_largest(model)):
         if not jnp.isfinite(largest):
             raise NotFiniteError(

@@ -1,4 +1,4 @@
-"""An answer's tokens as text and pictures (original: decode_ids and decode_image in inference_solver.py)."""
+"""The tokens of an answer -> text and pictures (original: decode_ids and decode_image in inference_solver.py)."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ def split(ids: np.ndarray, vocab: Vocab) -> list[str | np.ndarray | Broken]:
     """Tokens i32[n] -> text, image codes i32[R C] and broken images, in order; empty text is left out.
 
     An image ends at its end-image, or unfinished where the next begins or the tokens end. The original drops an unfinished
-    image silently and never returns from a begin-image in the last place.
+    image silently, and loops forever when the last token is a begin-image.
     """
     ids = np.asarray(ids, np.int32)
     begins = np.flatnonzero(ids == vocab.boi)
@@ -44,18 +44,18 @@ def _image(ids: np.ndarray, ended: bool, vocab: Vocab) -> np.ndarray | Broken:
         return Broken(ids, f"unfinished: no end-image among its {len(ids)} tokens; allow more new tokens")
     try:
         return decode_grid(ids, vocab)
-    except ValueError as error:
+    except InputError as error:
         return Broken(ids, str(error))
 
 
 def text(ids: np.ndarray, vocab: Vocab) -> str:
-    """The text of an answer, with ``<|image|>`` for each whole image."""
+    """The text of an answer i32[n], with ``<|image|>`` for each complete image."""
     pieces = (IMAGE_SYMBOL if isinstance(piece, np.ndarray) else piece for piece in split(ids, vocab))
     return "".join(piece for piece in pieces if isinstance(piece, str))
 
 
 def pictures(ids: np.ndarray, vq: ImageTokenizer, vocab: Vocab) -> list[Image.Image]:
-    """The whole images of an answer as RGB pictures, in order."""
+    """The complete images of an answer i32[n] as RGB pictures, in order."""
     grids = (piece for piece in split(ids, vocab) if isinstance(piece, np.ndarray))
     return [decode_image(vq, codes) for codes in grids]
 
@@ -63,7 +63,7 @@ def pictures(ids: np.ndarray, vq: ImageTokenizer, vocab: Vocab) -> list[Image.Im
 def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
     """A contact sheet on white, row by row, each image centred in its cell above its wrapped caption.
 
-    Raises ValueError without images or columns, or when the captions are not one per image.
+    Raises InputError without images or columns, or when the captions are not one per image.
     """
     if not images or columns < 1:
         raise InputError(f"a sheet of {len(images)} images in {columns} columns; both must be at least 1")
@@ -79,7 +79,7 @@ def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | 
     sheet = Image.new("RGB", (columns * cell[0] + gap, math.ceil(len(images) / columns) * cell[1] + gap), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for index, (image, caption) in enumerate(zip(images, lines, strict=True)):
-        left, upper = (gap + at * size for at, size in zip((index % columns, index // columns), cell, strict=True))
+        left, upper = gap + index % columns * cell[0], gap + index // columns * cell[1]
         sheet.paste(image, (left + (width - image.width) // 2, upper + (height - image.height) // 2))
         for number, words in enumerate(caption):
             pen.text((left, upper + height + number * line), words, fill="black", font=font)

@@ -1,19 +1,19 @@
-"""Parallel decoding that changes nothing but the time it takes: many drafts are judged in one pass, and some are kept.
+"""Parallel decoding that does not change how answers are distributed: a pass verifies a window of drafted tokens and keeps some.
 
-A pass feeds the last token of a row and drafts of those behind it, and gives the distribution p at every place, all of guidance,
-rule, top-k and temperature in it. Two kinds of methods (``SampleConfig.parallel``) turn that into tokens.
+A pass feeds the last token of a row and the drafts behind it, and gives the distribution p of every next token after guidance,
+image-token rule, top-k and temperature. SampleConfig.parallel names the method that turns p into tokens; there are two families.
 
-"matched" (predictive sampling, arXiv 2002.09928) draws the token of a place from p with the place's own noise, which is the same
-in every pass, as one-by-one decoding does. A draft stands when it is that token, so answers are those of one-by-one decoding
-whatever the drafts are: they may depend on anything. They are what p said in the pass before, and where that has lost its ground
-what followed when the image last looked like this (:func:`resembling`).
+"matched" (predictive sampling, arXiv 2002.09928) draws each token from p with noise that depends on its index in the answer only,
+as one-by-one decoding does. A draft is kept when it equals the token drawn, so answers equal those of one-by-one decoding
+whatever the drafts are, and drafts may depend on anything. Drafts are the tokens drawn in the pass before; where the token before
+one has changed, the draft is the code that followed the most similar surroundings in the image so far (:func:`look_up`).
 
-The others draw a draft x from a q that is known; it stands with probability min(1, p(x) / q(x)), and at the first that does not,
-the token is drawn from what p has above q. Every kept token then follows p exactly, whatever q was, as long as what drew x is
-independent of the tokens before, on which p and q depend. Behind the first place that failed there are new drafts from p, and
-their q is that p. "sjd" (speculative Jacobi decoding, arXiv 2410.01699) draws them anew in each pass; "coupled" (arXiv
-2510.24211) with the same noise for a place in every pass, so that a draft changes only as far as p does; "continued" (ibid.,
-arXiv 2603.18599) judges the old drafts there as well, and draws anew only for those that fail.
+The others keep a draft x that was drawn from a known q with probability min(1, p(x) / q(x)); the first draft that fails is
+replaced by a token drawn from max(p - q, 0), normalised. Every kept token then follows p exactly, whatever q was, as long as the
+noise that drew x is independent of the tokens before it, on which p and q depend. Behind the first failure, new drafts are drawn
+from p, which becomes their q. "sjd" (speculative Jacobi decoding, arXiv 2410.01699) draws them with new noise in each pass;
+"coupled" (arXiv 2510.24211) with the same noise for an index in every pass, so that a draft changes only as far as p does;
+"continued" (ibid., arXiv 2603.18599) verifies the old drafts there too, and draws again only for those that fail.
 """
 
 from typing import NamedTuple
@@ -22,22 +22,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumina_jax.sample.guidance import Place, columns, noise
+from lumina_jax.layout import column_of, line_tokens
+from lumina_jax.sample.guidance import columns, noise
+from lumina_jax.sample.position import SIZE_TOKENS, ImagePosition
 
 COINS = 1 << 30
-"""From this place of the answer on, a row's keys decide about drafts instead of drawing tokens."""
+"""Random keys of answer index i draw token i; keys of index i + COINS decide about drafts."""
 
-SHARE = 0.95
-"""How probable a guess makes it that a place repeats a neighbour."""
+COPY_SHARE = 0.95
+"""The probability with which a guess copies a neighbouring code."""
 
-ALIKE = (4, 2, 1)
-"""What it says for a place that the token left of it is the same, the one above, the one above to the right."""
+SIMILARITY = (4, 2, 1)
+"""Weights of equal neighbours when surroundings are compared: the token to the left, above, and above to the right."""
 
 
 class Drafts(NamedTuple):
-    """For the places of a window: codes i32[B W] (numbers in E) and the probabilities f32[B W E] they were drawn from.
+    """Of a window: codes i32[B W] (indices in E) and the probabilities f32[B W E] that they were drawn from.
 
-    Where these are all zero there is no draft: whatever stands there fails, and the token is drawn from p.
+    Probabilities that are all zero mean that there is no draft: it fails, and the token is drawn from p.
     """
 
     codes: jax.Array
@@ -45,9 +47,10 @@ class Drafts(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """Keys [B W] of the places of a window: of the token; and, of this pass alone, of the coin, of what is drawn again, of a guess.
+    """Keys [B W] of a window: ``token`` is the same in every pass; ``coin``, ``again`` and ``guess`` are of this pass alone.
 
-    No two of them may serve for one place, or what is drawn would not be independent of what judges it.
+    ``coin`` decides whether a draft is kept, ``again`` draws in place of one that failed, ``guess`` draws a draft without the
+    model. Each key serves one purpose, or draws would depend on what verifies them.
     """
 
     token: jax.Array
@@ -56,136 +59,137 @@ class Noise(NamedTuple):
     guess: jax.Array
 
     @classmethod
-    def of(cls, keys: jax.Array, places: jax.Array, passes: jax.Array) -> "Noise":
-        """``keys`` [B] of the rows, ``places`` i32[B W] of the answer, ``passes`` i32[B] that a row has taken."""
+    def of(cls, keys: jax.Array, indices: jax.Array, passes: jax.Array) -> "Noise":
+        """``keys`` [B] of the rows, ``indices`` i32[B W] in the answer, ``passes`` i32[B] that a row has taken."""
         each = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
-        own = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(each(keys, places + COINS), passes)
-        uses = (jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(own, use) for use in range(3))
-        return cls(each(keys, places), *uses)
+        pass_keys = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)))(each(keys, indices + COINS), passes)
+        uses = (jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))(pass_keys, use) for use in range(3))
+        return cls(each(keys, indices), *uses)
 
 
-def judge(
-    method: str, logp: jax.Array, drafts: Drafts, given: jax.Array, noise: Noise, ids: np.ndarray
+def rejection_sample(
+    method: str, logp: jax.Array, drafts: Drafts, forced: jax.Array, noise: Noise, ids: np.ndarray
 ) -> tuple[jax.Array, Drafts]:
-    """(how many drafts stand, i32[B]; what stands at the places from now on: those drafts, the token behind them, new drafts).
+    """(number of drafts kept, i32[B]; the window from now on: kept drafts, the token behind them, new drafts).
 
-    ``logp`` f32[B W E]; ``given`` bool[B W] are places whose token is known without the model; at the last there is no draft.
+    ``logp`` f32[B W E]; ``forced`` bool[B W] marks tokens that are known without the model; the last of a window has no draft.
     """
     p, q = jnp.exp(logp), drafts.q
     u = jax.vmap(jax.vmap(jax.random.uniform))(noise.coin)
-    at_draft = [jnp.take_along_axis(part, drafts.codes[..., None], axis=2)[..., 0] for part in (p, q)]
-    stands = given | (u * at_draft[1] < at_draft[0]) & (at_draft[1] > 0)
+    p_draft, q_draft = (jnp.take_along_axis(probs, drafts.codes[..., None], axis=2)[..., 0] for probs in (p, q))
+    stands = forced | (u * q_draft < p_draft) & (q_draft > 0)
     kept = _leading(stands)
-    above = jnp.log(jnp.maximum(p - q, 0))
+    residual = jnp.log(jnp.maximum(p - q, 0))
     # Where rounding leaves nothing of p above q, p is q.
-    above = jnp.where(jnp.isfinite(jnp.max(above, axis=2, keepdims=True)), above, logp)
+    residual = jnp.where(jnp.isfinite(jnp.max(residual, axis=2, keepdims=True)), residual, logp)
     slots, first = jnp.arange(p.shape[1]), kept[:, None]
     if method == "continued":
-        return kept, Drafts(jnp.where(stands, drafts.codes, _drawn(above, noise.again, ids)), p)
+        return kept, Drafts(jnp.where(stands, drafts.codes, _drawn(residual, noise.again, ids)), p)
     anew = _drawn(logp, noise.token if method == "coupled" else noise.again, ids)
-    failed = _drawn(
-        jnp.take_along_axis(above, first[..., None], axis=1), noise.again[jnp.arange(len(kept))[:, None], first], ids
+    replacement = _drawn(
+        jnp.take_along_axis(residual, first[..., None], axis=1), noise.again[jnp.arange(len(kept))[:, None], first], ids
     )
-    return kept, Drafts(jnp.where(slots < first, drafts.codes, jnp.where(slots == first, failed, anew)), p)
+    return kept, Drafts(jnp.where(slots < first, drafts.codes, jnp.where(slots == first, replacement, anew)), p)
 
 
 def match(
-    scored: jax.Array, drafts: jax.Array, given: jax.Array, noise: jax.Array, ids: np.ndarray
+    scored: jax.Array, drafts: jax.Array, forced: jax.Array, noise: jax.Array, ids: np.ndarray
 ) -> tuple[jax.Array, jax.Array]:
-    """(how many drafts stand, i32[B]; the codes i32[B W] that one-by-one decoding draws where all drafts before stand).
+    """(number of drafts kept, i32[B]; the codes i32[B W] that one-by-one decoding draws as long as all drafts before are kept).
 
-    ``scored`` f32[B W E] are log p up to a constant of each place; ``drafts`` i32[B W] are tokens, of whatever kind; ``noise``
-    [B W] are the keys of the places' tokens.
+    ``scored`` f32[B W E] is log p up to a constant per token; ``drafts`` i32[B W] are token ids, of any kind; ``noise`` [B W] are
+    the keys Noise.token; ``forced`` as in :func:`rejection_sample`.
     """
     codes = _drawn(scored, noise, ids)
-    return _leading(given | (jnp.asarray(ids)[codes] == drafts)), codes
+    return _leading(forced | (jnp.asarray(ids)[codes] == drafts)), codes
 
 
 def _leading(stands: jax.Array) -> jax.Array:
-    """i32[B]: how many of bool[B W] hold up to the first that does not; the last does not count."""
+    """i32[B]: the number of leading True in bool[B W]; the last column does not count."""
     return jnp.cumprod(stands[:, :-1], axis=1).sum(axis=1)
 
 
 def _drawn(logp: jax.Array, keys: jax.Array, ids: np.ndarray) -> jax.Array:
     """Codes i32[B W] drawn from f32[B W E], each with its key [B W]."""
     shape = logp.shape[:2]
-    drawn = columns(noise(keys.reshape(-1), int(ids.max()) + 1), ids).reshape(*shape, -1)
-    return jnp.argmax(logp + drawn, axis=2).astype(jnp.int32)
+    gumbel = columns(noise(keys.reshape(-1), int(ids.max()) + 1), ids).reshape(*shape, -1)
+    return jnp.argmax(logp + gumbel, axis=2).astype(jnp.int32)
 
 
 def neighbours(
-    tokens: jax.Array, first: jax.Array, end: jax.Array, place: Place, W: int
+    tokens: jax.Array, first: jax.Array, end: jax.Array, position: ImagePosition, W: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens i32[B W 2] left of and above W places of an open image, and whether they are there, bool[B W 2].
+    """Tokens i32[B W 2] to the left of and above W places of an open image, and whether these lie in the image, bool[B W 2].
 
-    ``tokens`` i32[B S] by slot, known below ``end`` i32[B]; ``first`` i32[B] is the slot of the first place and ``place`` its
-    Place. For a neighbour that is not known itself stands the next known one in its direction.
+    ``tokens`` i32[B S] by slot are known below slot ``end`` i32[B]; the first of the places is slot ``first`` i32[B], at
+    ``position``. An unknown neighbour is replaced by the nearest known token in its direction.
     """
-    line = jnp.maximum(place.cols, 1)[:, None] + 1
-    slot = first[:, None] + jnp.arange(W)
-    row, col = jnp.divmod(jnp.maximum(place.since[:, None] + jnp.arange(W) - 2, 0), line)
+    cols = jnp.maximum(position.cols, 1)[:, None]
+    line, slot = line_tokens(cols), first[:, None] + jnp.arange(W)
+    index = jnp.maximum(position.since[:, None] + jnp.arange(W) - SIZE_TOKENS, 0)
+    row, col = index // line, column_of(index, cols)
     left = jnp.minimum(slot, end[:, None]) - 1
-    up = jnp.maximum(1, -((end[:, None] - slot - 1) // line))
-    found = jnp.stack([slot - left <= col, up <= row], axis=2)
-    at = jnp.stack([left, slot - up * line], axis=2)
+    lines_up = jnp.maximum(1, -((end[:, None] - slot - 1) // line))
+    inside = jnp.stack([slot - left <= col, lines_up <= row], axis=2)
+    slots = jnp.stack([left, slot - lines_up * line], axis=2)
     rows = jnp.arange(len(tokens))[:, None, None]
-    return tokens[rows, jnp.maximum(at, 0)], found
+    return tokens[rows, jnp.maximum(slots, 0)], inside
 
 
-def guess(tokens: jax.Array, found: jax.Array, keys: jax.Array, ids: np.ndarray, numbers: jax.Array) -> Drafts:
-    """Drafts for places of which only neighbours are known (:func:`neighbours`): mostly one of them, else any code.
+def guess(tokens: jax.Array, inside: jax.Array, keys: jax.Array, ids: np.ndarray, code_index: jax.Array) -> Drafts:
+    """Drafts without the model, from :func:`neighbours`: one of the two with probability COPY_SHARE, else any code.
 
-    ``keys`` [B W]; ``numbers`` i32[V] is a token's number in ``ids`` i32[E].
+    ``keys`` [B W]; ``code_index`` i32[V] is a token's index in ``ids`` i32[E].
     """
-    E, near, any_found = len(ids), numbers[tokens], found.any(axis=2)
+    E, near, any_inside = len(ids), code_index[tokens], inside.any(axis=2)
     u = jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (3,))))(keys)
-    share = jnp.where(any_found, SHARE, 0)
-    second = jnp.where(found.all(axis=2), u[..., 0] < 0.5, found[..., 1])
-    copied = jnp.where(second, near[..., 1], near[..., 0])
+    share = jnp.where(any_inside, COPY_SHARE, 0)
+    take_above = jnp.where(inside.all(axis=2), u[..., 0] < 0.5, inside[..., 1])
+    copied = jnp.where(take_above, near[..., 1], near[..., 0])
     codes = jnp.where(u[..., 1] < share, copied, jnp.minimum((u[..., 2] * E).astype(jnp.int32), E - 1))
-    weights = share[..., None] * found / jnp.maximum(found.sum(axis=2, keepdims=True), 1)
+    weights = share[..., None] * inside / jnp.maximum(inside.sum(axis=2, keepdims=True), 1)
     q = (jax.nn.one_hot(near, E) * weights[..., None]).sum(axis=2) + (1 - share[..., None]) / E
     return Drafts(codes, q)
 
 
-def resembling(
+def look_up(
     tokens: jax.Array,
     first: jax.Array,
     fed: jax.Array,
     old: jax.Array,
-    place: Place,
+    position: ImagePosition,
     rule: jax.Array,
     as_code: jax.Array,
 ) -> jax.Array:
-    """``tokens`` i32[B S] with a draft in each of the n slots from ``first`` i32[B] on, of which ``place`` is the first's Place.
+    """``tokens`` i32[B S] with a draft in each of the n slots from ``first`` i32[B] on, which is at ``position``.
 
-    A draft from the last pass, as the first ``old`` i32[B] are, stays where the token left of it is still what was ``fed``
-    i32[B n] there. All others become the code that last followed the same token, most of all under the same (ALIKE); without
-    one, new drafts repeat a neighbour. ``rule`` i32[B n] are those of the places; ``as_code`` i32[V] is the token itself where it
-    is a code, and any code elsewhere.
+    The first ``old`` i32[B] slots hold drafts of the last pass; such a draft stays while the token to its left equals the one that
+    was ``fed`` i32[B n] there. Every other draft becomes the code that last followed the most similar surroundings (SIMILARITY; an
+    equal token to the left is required). Without such a code old drafts stay, and new ones copy a neighbour. ``rule`` i32[B n] are
+    the rules of the slots; ``as_code`` i32[V] maps a code's token to itself and any other token to some code.
     """
-    rows, line = jnp.arange(len(tokens)), jnp.maximum(place.cols, 1)[:, None] + 1
-    behind = jnp.concatenate([jnp.ones_like(line), line, line - 1], axis=1)
+    rows, line = jnp.arange(len(tokens)), line_tokens(jnp.maximum(position.cols, 1)[:, None])
+    distances = jnp.concatenate([jnp.ones_like(line), line, line - 1], axis=1)
     slots = jnp.arange(tokens.shape[1])
 
-    def around(tokens, slot):
-        return tokens[rows[:, None, None], jnp.maximum(slot[..., None] - behind[:, None], 0)]
+    def surroundings(tokens, slot):
+        return tokens[rows[:, None, None], jnp.maximum(slot[..., None] - distances[:, None], 0)]
 
-    past = (slots < first[:, None]) & (as_code[tokens] == tokens)
-    seen = around(tokens, jnp.broadcast_to(slots, tokens.shape))
+    candidate = (slots < first[:, None]) & (as_code[tokens] == tokens)
+    past = surroundings(tokens, jnp.broadcast_to(slots, tokens.shape))
 
-    def one(tokens, at):
-        number, fed, rule = at
+    def draft_one(tokens, column):
+        number, fed, rule = column
         slot = first + number
-        here = around(tokens, slot[:, None])
-        alike = seen == here
-        score = jnp.where(past & alike[..., 0], (alike * np.array(ALIKE)).sum(axis=2), 0)
+        present = surroundings(tokens, slot[:, None])
+        equal = past == present
+        score = jnp.where(candidate & equal[..., 0], (equal * np.array(SIMILARITY)).sum(axis=2), 0)
         latest = jnp.argmax(score * len(slots) + slots, axis=1)
-        left, above = here[:, 0, 0], here[:, 0, 1]
+        left, above = present[:, 0, 0], present[:, 0, 1]
         near = jnp.where(as_code[left] == left, left, as_code[above])
-        mine, draft = number < old, tokens[rows, slot]
+        is_old, draft = number < old, tokens[rows, slot]
         known = score[rows, latest] > 0
-        draft = jnp.where(mine & ((left == fed) | ~known), draft, jnp.where(known, tokens[rows, latest], near))
+        draft = jnp.where(is_old & ((left == fed) | ~known), draft, jnp.where(known, tokens[rows, latest], near))
         return tokens.at[rows, slot].set(jnp.where(rule >= 0, rule, draft)), None
 
-    return jax.lax.scan(one, tokens, (jnp.arange(fed.shape[1]), fed.T, rule.T))[0]
+    return jax.lax.scan(draft_one, tokens, (jnp.arange(fed.shape[1]), fed.T, rule.T))[0]

@@ -1,6 +1,6 @@
-"""Answering many prompts in a fixed number of rows: a row that ends takes the next prompt at once (continuous batching).
+"""Continuous batching: many prompts in a fixed number of rows; a row whose answer has ended takes the next prompt at once.
 
-Every answer is the one :func:`lumina_jax.sample.generate` gives: a row's tokens depend on its own key, place and logits only.
+Every answer is the one :func:`lumina_jax.sample.generate` gives: a row's tokens depend on its own key, position and logits only.
 """
 
 import functools
@@ -8,6 +8,7 @@ import math
 import operator
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -16,20 +17,18 @@ import numpy as np
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.errors import InputError, NotFiniteError
-from lumina_jax.model.attention import KVCache
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.sample.decode import ALL, OVERFLOW, check_finite, cut, decode, prefill, shape_of
-from lumina_jax.sample.guidance import Knobs
-from lumina_jax.sample.loop import State
-from lumina_jax.sample.request import Request, arranged, lay_out
+from lumina_jax.sample.decode import NO_LIMIT, OVERFLOW, check_finite, cut, decode, program_key, start
+from lumina_jax.sample.request import arrange, lay_out
+from lumina_jax.sample.state import Context, Request, State
 from lumina_jax.sharding import ROWS, axis_size
 from lumina_jax.vocab import Vocab
 
 
-class News(NamedTuple):
-    """The answer to prompt ``index`` as far as it is known: ``tokens`` i32[n] after so many ``passes`` of the model.
+class Partial(NamedTuple):
+    """The answer to prompt ``index`` so far: ``tokens`` i32[n] after ``passes`` passes of the model.
 
-    The answer is whole, and cut before its end of turn, when it is ``done``.
+    When it is ``done``, the answer is complete and cut before its end of turn.
     """
 
     index: int
@@ -49,97 +48,93 @@ def stream(
     keys: Sequence[jax.Array] | jax.Array | None = None,
     rows: int = 16,
     every: int | None = None,
-) -> Iterator[News]:
-    """Yields each answer as it ends, in whatever order they do; arguments as of :func:`lumina_jax.sample.generate`.
+) -> Iterator[Partial]:
+    """Yields each answer when it ends, in any order; the other arguments are those of :func:`lumina_jax.sample.generate`.
 
-    At most ``rows`` prompts (rounded up to what the mesh divides) are at work at a time. With ``every``, unfinished answers
-    are yielded as well after so many passes each. All prompts share one program, laid out for the longest.
+    At most ``rows`` prompts (rounded up to what the mesh divides) are answered at a time. With ``every``, unfinished answers are
+    yielded too, after every so many passes. All prompts share one program, compiled for the longest.
 
-    Raises as generate does: what is wrong is told before anything is compiled.
+    Raises the errors of generate; those for wrong input are raised before anything is compiled.
     """
     if rows < 1 or (every is not None and every < 1):
         raise InputError(f"rows={rows}, every={every}; both must be at least 1")
-    parts = math.prod(map(axis_size, ROWS))
-    rows = -(-min(rows, len(prompts) or 1) // parts) * parts
-    whole, _, order = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys)
+    groups = math.prod(map(axis_size, ROWS))
+    rows = -(-min(rows, len(prompts) or 1) // groups) * groups
+    laid_out = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys)
     check_finite(model)
-    table = _Table(model, jax.tree.map(lambda part: part[order], whole), cfg, vocab, rows, parts)
-    return table.run(every)
+    request = jax.tree.map(lambda x: x[laid_out.rows], laid_out.request)
+    return _Slots(model, request, cfg, vocab, rows, groups).run(every)
 
 
-class _Table:
-    """``rows`` rows, and which prompt each is at work on (-1: none)."""
+class _Slots:
+    """``rows`` rows of the running program, and the prompt that each answers (-1: none)."""
 
-    def __init__(self, model: Chameleon, whole: Request, cfg: SampleConfig, vocab: Vocab, rows: int, parts: int):
-        self._model, self._whole, self._cfg, self._vocab, self._parts = model, whole, cfg, vocab, parts
-        self._waiting = deque(range(len(whole.ids)))
+    def __init__(self, model: Chameleon, request: Request, cfg: SampleConfig, vocab: Vocab, rows: int, groups: int):
+        self._model, self._request, self._cfg, self._vocab, self._groups = model, request, cfg, vocab, groups
+        self._waiting = deque(range(len(request.ids)))
         self._prompt = np.full(rows, -1)
-        self._shape = shape_of(whole, 1, cfg)
-        self._state, self._head, self._request = None, None, None
+        self._program = program_key(request, cfg)
+        self._running: tuple[Context, State] | None = None
 
-    def run(self, every: int | None) -> Iterator[News]:
-        knobs, start = Knobs.of(self._cfg), self._whole.ids.shape[1]
-        most = ALL if every is None else np.int32(every)
+    def run(self, every: int | None) -> Iterator[Partial]:
+        max_passes = NO_LIMIT if every is None else np.int32(every)
         while self._waiting or (self._prompt >= 0).any():
             self._fill()
-            leave = np.int32((self._prompt < 0).sum() + 1)
-            arguments = (self._model, self._head, self._state, self._request, knobs, most, leave)
-            self._state = decode(*arguments, vocab=self._vocab, shape=self._shape)
-            if not self._state.sound:
+            ctx, state = self._running
+            state = decode(ctx, state, max_passes, np.int32((self._prompt < 0).sum() + 1))
+            self._running = ctx, state
+            if not state.finite:
                 raise NotFiniteError(OVERFLOW)
-            tokens, counts, passes, done = map(
-                np.asarray, (self._state.tokens, self._state.count, self._state.passes, self._state.done)
-            )
+            tokens, counts, passes, done = map(np.asarray, (state.tokens, state.count, state.passes, state.done))
             for row in np.flatnonzero(self._prompt >= 0):
                 if not done[row] and every is None:
                     continue
-                answer = tokens[row, start : start + min(counts[row], self._cfg.max_new_tokens)]
+                stop = ctx.answer_slot + min(counts[row], self._cfg.max_new_tokens)
+                answer = tokens[row, ctx.answer_slot : stop]
                 answer = cut(answer, self._vocab) if done[row] else answer
-                yield News(int(self._prompt[row]), answer, int(passes[row]), bool(done[row]))
+                yield Partial(int(self._prompt[row]), answer, int(passes[row]), bool(done[row]))
             self._prompt[done] = -1
 
     def _fill(self) -> None:
-        """Gives waiting prompts to rows that have none: at first to all, then to as many as a power of two at a time, so that
-        only few sizes are compiled."""
+        """Starts waiting prompts in free rows: at first in all rows, later a power of two at a time, so that few batch sizes are
+        compiled."""
         while self._waiting and len(free := np.flatnonzero(self._prompt < 0)):
-            most = min(len(free), len(self._waiting))
-            count = most if self._state is None else 1 << (most.bit_length() - 1)
-            taken = np.array([self._waiting.popleft() for _ in range(count)])
-            asked = jax.tree.map(operator.itemgetter(taken), self._whole)
-            request, copies, places = arranged(asked, self._parts)
-            state, self._head = prefill(
-                self._model, request, vocab=self._vocab, shape=self._shape._replace(copies=copies)
-            )
-            # Rows that only fill up the mesh have no place among the others.
-            rows = np.full(len(request.ids), len(self._prompt))
-            rows[places] = places if self._state is None else free[:count]
-            if self._state is None:
-                self._state, self._request = state, jax.tree.map(jnp.asarray, request)
+            count = min(len(free), len(self._waiting))
+            count = count if self._running is None else 1 << (count.bit_length() - 1)
+            prompts = np.array([self._waiting.popleft() for _ in range(count)])
+            laid_out = arrange(jax.tree.map(operator.itemgetter(prompts), self._request), self._groups)
+            new_ctx, new = start(self._model, laid_out, self._cfg, self._vocab, self._program)
+            # Idle rows, which only fill up the mesh, get an index behind the last row.
+            rows = np.full(len(laid_out.request.ids), len(self._prompt))
+            rows[laid_out.rows] = laid_out.rows if self._running is None else free[:count]
+            if self._running is None:
+                self._running = replace(new_ctx, request=jax.tree.map(jnp.asarray, laid_out.request)), new
             else:
-                self._state, self._request = _admit(
-                    self._state, self._request, state, request, rows, pairs=self._shape.pairs
-                )
-            self._prompt[rows[places]] = taken
+                ctx, state = self._running
+                state, request = _admit(state, ctx.request, new, laid_out.request, rows, pairs=self._program.pairs)
+                self._running = replace(ctx, request=request), state
+            self._prompt[rows[laid_out.rows]] = prompts
 
 
 @functools.partial(jax.jit, static_argnames="pairs", donate_argnames=("state", "request"))
 def _admit(
-    state: State, request: Request, new: State, asked: Request, rows: jax.Array, *, pairs: bool
+    state: State, request: Request, new: State, new_request: Request, rows: jax.Array, *, pairs: bool
 ) -> tuple[State, Request]:
-    """Puts ``new`` rows, and what they were asked, in the places ``rows`` i32[n]; places beyond the last are dropped."""
-    cached = (2 * rows[:, None] + jnp.arange(2)).ravel() if pairs else rows
+    """``state`` and ``request`` with those of new prompts in ``rows`` i32[n]; rows behind the last are dropped."""
+    cache_rows = (2 * rows[:, None] + jnp.arange(2)).ravel() if pairs else rows
 
     def put(old, fresh):
         return old.at[rows].set(fresh, mode="drop")
 
-    cache = state.cache
-    changes = {}
-    for name, fresh in new.cache._asdict().items():
-        slots = (slice(None), cached) if name in ("keys", "values") else cached
-        changes[name] = getattr(cache, name).at[slots].set(fresh, mode="drop")
-    rest = {name: jax.tree.map(put, getattr(state, name), getattr(new, name)) for name in ROWWISE}
-    merged = state._replace(cache=KVCache(**changes), sound=state.sound & new.sound, **rest)
-    return merged, jax.tree.map(put, request, asked)
+    def put_cache(name):
+        old, fresh = getattr(state.cache, name), getattr(new.cache, name)
+        return (old.at[:, cache_rows] if old.ndim == 5 else old.at[cache_rows]).set(fresh, mode="drop")
+
+    cache = new.cache._replace(**{name: put_cache(name) for name in new.cache._fields})
+    rowwise = {name: jax.tree.map(put, getattr(state, name), getattr(new, name)) for name in ROWWISE}
+    state = state._replace(cache=cache, finite=state.finite & new.finite, **rowwise)
+    return state, jax.tree.map(put, request, new_request)
 
 
-ROWWISE = ("tokens", "count", "q", "place", "passes", "done")
+ROWWISE = ("tokens", "count", "q", "position", "passes", "done")
+"""The fields of State whose first axis is B."""

@@ -4,11 +4,10 @@ import time
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from lumina_jax.batch import Batch
+from lumina_jax.batch import DTYPES, Batch
 from lumina_jax.config import Experiment
 from lumina_jax.sharding import ROWS
 from lumina_jax.train.step import Metrics, Step, TrainState, jitted_step, state_shapes
@@ -54,5 +53,5 @@ class CompiledSteps:
 
 def batch_shapes(shape: BatchShape, mesh: Mesh) -> Batch:
     """The shapes, dtypes and shardings of a global batch [B T], as :func:`lumina_jax.sharding.global_batch` places it."""
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, P(ROWS)))
-    return Batch(**dict.fromkeys(Batch._fields, tokens) | {"learn": tokens.update(dtype=jnp.bool_)})
+    rows = NamedSharding(mesh, P(ROWS))
+    return Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in DTYPES))

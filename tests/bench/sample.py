@@ -1,15 +1,15 @@
 """Sampling on the CPU: ``python tests/bench/sample.py toy|peer|length`` prints one JSON line.
 
-``toy``: the embedded world's model at its largest canvases, with its shipped guidance. Every way of decoding takes turns on the
+``toy``: the embedded world's model at its largest canvases, with its shipped guidance. All methods of decoding take turns on the
 same prompts, one image at a time and all in one batch: passes, forced tokens, wall and processor seconds of an image.
 
 ``peer``: 50M random weights beside transformers' generate with guidance as it does it, a second forward for every token, from
 the same exported weights: images per minute, one by one, in parallel, and eight at once. Random weights accept few drafts, so
-the parallel figure is what windows cost; what they bring a trained model shows ``toy``.
+the parallel figure is the cost of windows; ``toy`` shows their gain for a trained model.
 
-``length``: milliseconds of a pass in the first and in the last row of an image, beside the growth of the bytes that it reads.
+``length``: milliseconds of a pass in the first and in the last row of an image, and the growth of the bytes that a pass reads.
 
-All take turns, so that what else the machine does strikes each; figures are medians over the turns, and the memory's bandwidth
+All take turns, so that other load on the machine affects each; figures are medians over the turns, and the memory's bandwidth
 is measured between them.
 """
 
@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import jax
 import numpy as np
-from sample_small import Turn, alternate, length, middle, peer, settings
+from sample_small import Turn, length, median, peer, settings, take_turns
 
 from convert import load_model
 from convert.metadata import EXPERIMENT_FILE
 from lumina_jax.config import PARALLEL, Experiment, SampleConfig, from_dict
 from lumina_jax.conversation import image_prompt, tokenize
-from lumina_jax.layout import TOKENS_AROUND, grid_tokens
+from lumina_jax.layout import answer_tokens
 from lumina_jax.sample.decode import answers
 from lumina_jax.toyworld.scenes import MINI
 from lumina_jax.toyworld.source import prompts, stage_sizes
@@ -43,10 +43,10 @@ TOY, AREA, STRIDE = Path(__file__).resolve().parents[2] / "assets" / "toy", 128,
 def toy(options) -> dict:
     experiment = from_dict(Experiment, json.loads((TOY / EXPERIMENT_FILE).read_text()))
     model, vocab = load_model(TOY)[0], Vocab.load(TOY)
-    asked = prompts(MINI, stage_sizes(AREA), options.images, 3)
-    ids = [tokenize([(image_prompt(*size, said.text), None)], [], vocab)[0] for said, size in asked]
-    longest = max(grid_tokens(size[1] // STRIDE, size[0] // STRIDE) for _, size in asked)
-    cfg = replace(experiment.sample, max_new_tokens=longest + TOKENS_AROUND, **settings(options))
+    requests = prompts(MINI, stage_sizes(AREA), options.images, 3)
+    ids = [tokenize([(image_prompt(*size, caption.text), None)], [], vocab)[0] for caption, size in requests]
+    longest = answer_tokens((height // STRIDE, width // STRIDE) for _, (width, height) in requests)
+    cfg = replace(experiment.sample, max_new_tokens=longest, **settings(options))
     keys = jax.random.split(jax.random.key(0), len(ids))
     drawn, counted = {}, {}
     turns: dict[str, Turn] = {}
@@ -57,32 +57,34 @@ def toy(options) -> dict:
 
     def alone(cfg: SampleConfig) -> float:
         return float(
-            np.mean([answers(model, ids[i : i + 1], keys[0], cfg, vocab, keys=keys[i : i + 1])[1] for i in few])
+            np.mean([answers(model, ids[i : i + 1], keys[0], cfg, vocab, keys=keys[i : i + 1])[1] for i in first])
         )
 
-    few = range(min(options.alone, len(ids)))
-    ways = [(f"{method} {window}", replace(cfg, parallel=method, window=window)) for method, window in ways_of(options)]
-    for name, way in ways:
-        turns[f"batch {name}"] = lambda name=name, way=way: together(name, way)
-        turns[f"alone {name}"] = lambda way=way: alone(way)
-    found = alternate(turns, options.rounds)
-    base = ways[0][0]
+    first = range(min(options.alone, len(ids)))
+    configs = {
+        f"{method} {window}": replace(cfg, parallel=method, window=window) for method, window in methods_of(options)
+    }
+    for name, config in configs.items():
+        turns[f"batch {name}"] = lambda name=name, config=config: together(name, config)
+        turns[f"alone {name}"] = lambda config=config: alone(config)
+    timings = take_turns(turns, options.rounds)
+    base = next(iter(configs))
     tokens = float(np.mean([len(answer) + 1 for answer in drawn[base]]))
     table = {}
-    for name, _ in ways:
-        one, all_ = found[f"alone {name}"], found[f"batch {name}"]
+    for name in configs:
+        single, batch = timings[f"alone {name}"], timings[f"batch {name}"]
         # Each round's ratio compares neighbours in time.
-        ratios = [[a[i] / b[i] for a, b in zip(found[f"alone {base}"], one, strict=True)] for i in (0, 1)]
+        ratios = [[a[i] / b[i] for a, b in zip(timings[f"alone {base}"], single, strict=True)] for i in (0, 1)]
         table[name] = {
             "passes": round(float(counted[name].mean()), 2),
             "most_passes": int(counted[name].max()),
             "fewer_passes": round(float(counted[base].sum() / counted[name].sum()), 3),
-            "seconds_alone": middle(wall / len(few) for wall, _, _ in one),
-            "cpu_seconds_alone": middle(cpu / len(few) for _, cpu, _ in one),
-            "faster_alone": middle(ratios[0]),
-            "cpu_faster_alone": middle(ratios[1]),
-            "seconds_in_batch": middle(wall / len(ids) for wall, _, _ in all_),
-            "faster_in_batch": middle(a[0] / b[0] for a, b in zip(found[f"batch {base}"], all_, strict=True)),
+            "seconds_alone": median(wall / len(first) for wall, _, _ in single),
+            "cpu_seconds_alone": median(cpu / len(first) for _, cpu, _ in single),
+            "faster_alone": median(ratios[0]),
+            "cpu_faster_alone": median(ratios[1]),
+            "seconds_in_batch": median(wall / len(ids) for wall, _, _ in batch),
+            "faster_in_batch": median(a[0] / b[0] for a, b in zip(timings[f"batch {base}"], batch, strict=True)),
             "same_answers": round(
                 float(np.mean([np.array_equal(a, b) for a, b in zip(drawn[name], drawn[base], strict=True)])), 3
             ),
@@ -96,8 +98,8 @@ def toy(options) -> dict:
     } | table
 
 
-def ways_of(options) -> list[tuple[str, int]]:
-    """Method and window of each way that is measured, one-by-one decoding first."""
+def methods_of(options) -> list[tuple[str, int]]:
+    """The (method, window) pairs to measure, one-by-one decoding first."""
     methods = [method for method in options.methods.split(",") if method != "off"]
     windows = [int(window) for window in options.windows.split(",")]
     return [("off", windows[0]), *((method, window) for window in windows for method in methods)]

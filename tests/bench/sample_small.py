@@ -1,4 +1,4 @@
-"""The parts of tests/bench/sample.py that need no trained model: turns, and 50M random weights beside transformers."""
+"""The benchmarks of tests/bench/sample.py that need no trained model, and how benchmarks take turns."""
 
 import os
 import statistics
@@ -24,7 +24,6 @@ from lumina_jax.layout import encode_grid
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample import decode
 from lumina_jax.sample.decode import answers
-from lumina_jax.sample.guidance import Knobs
 from lumina_jax.sample.request import bucket, lay_out
 from lumina_jax.vocab import BEGIN, BEGIN_IMAGE, END_IMAGE, END_OF_LINE, END_OF_TURN, Vocab, image_code_name, size_name
 
@@ -40,32 +39,32 @@ Turn = Callable[[], float]
 """Does its work once and returns how much of it there was: passes of an image, or images."""
 
 
-def alternate(turns: dict[str, Turn], rounds: int) -> dict[str, list[tuple[float, float, float]]]:
+def take_turns(turns: dict[str, Turn], rounds: int) -> dict[str, list[tuple[float, float, float]]]:
     """(wall seconds, processor seconds, result) of each turn; a first round compiles and is not counted."""
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in turns}
+    timings: dict[str, list[tuple[float, float, float]]] = {name: [] for name in turns}
     for number in range(rounds + 1):
         for name, turn in turns.items():
             wall, cpu = time.perf_counter(), time.process_time()
             result = turn()
             if number:
-                found[name].append((time.perf_counter() - wall, time.process_time() - cpu, result))
+                timings[name].append((time.perf_counter() - wall, time.process_time() - cpu, result))
             print(f"round {number} of {rounds}: {name} {time.perf_counter() - wall:.2f} s", file=sys.stderr, flush=True)
-    return found
+    return timings
 
 
-def middle(values) -> float:
+def median(values) -> float:
     return round(statistics.median(values), 5)
 
 
 def bandwidth(threads: int) -> float:
     """Bytes a second that ``threads`` threads read from memory, at best."""
-    parts = np.array_split(np.ones(64 << 20, np.float32), threads)
+    chunks = np.array_split(np.ones(64 << 20, np.float32), threads)
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(5):
             begin = time.perf_counter()
-            list(pool.map(np.sum, parts))
-            best = max(best, sum(part.nbytes for part in parts) / (time.perf_counter() - begin))
+            list(pool.map(np.sum, chunks))
+            best = max(best, sum(chunk.nbytes for chunk in chunks) / (time.perf_counter() - begin))
     return best
 
 
@@ -112,7 +111,7 @@ def peer(options) -> dict:
         "batch of 8": lambda: ours("batch of 8", off, 8),
     }
     before = bandwidth(options.threads)
-    found = alternate(turns, options.rounds)
+    timings = take_turns(turns, options.rounds)
     speed = max(before, bandwidth(options.threads))
     result = {
         "benchmark": "peer",
@@ -120,14 +119,14 @@ def peer(options) -> dict:
         "threads": options.threads,
         "gigabytes_per_second": round(speed / 1e9, 2),
     }
-    for name, runs in found.items():
-        pairs = list(zip(runs, found["transformers"], strict=True))
+    for name, runs in timings.items():
+        pairs = list(zip(runs, timings["transformers"], strict=True))
         ratios, cpu_ratios = ([b[i] * a[2] / (a[i] * b[2]) for a, b in pairs] for i in (0, 1))
         images = statistics.median(done / wall for wall, _, done in runs)
         result[name] = {
             "images_per_minute": round(60 * images, 3),
-            "ratio": middle(ratios),
-            "cpu_ratio": middle(cpu_ratios),
+            "ratio": median(ratios),
+            "cpu_ratio": median(cpu_ratios),
             "tokens_per_second": round(n * images, 1),
         }
         if name in passes:
@@ -173,15 +172,15 @@ def theirs(model: Chameleon, vocab: Vocab, prompt: np.ndarray, cfg: SampleConfig
             folder, dtype=torch.float32, vq_config=unused
         )
     twin.eval()
-    given, hidden = (torch.tensor(ids, dtype=torch.long)[None] for ids in (prompt, prompt[-3:]))
+    conditional, unconditional = (torch.tensor(ids, dtype=torch.long)[None] for ids in (prompt, prompt[-3:]))
 
     def once() -> float:
         torch.manual_seed(0)
         out = twin.generate(
-            given,
-            attention_mask=torch.ones_like(given),
-            negative_prompt_ids=hidden,
-            negative_prompt_attention_mask=torch.ones_like(hidden),
+            conditional,
+            attention_mask=torch.ones_like(conditional),
+            negative_prompt_ids=unconditional,
+            negative_prompt_attention_mask=torch.ones_like(unconditional),
             guidance_scale=cfg.guidance,
             logits_processor=[Rule()],
             do_sample=True,
@@ -205,19 +204,17 @@ def length(options) -> dict:
 
     def row(prompt: np.ndarray) -> float:
         """Milliseconds of a pass while one line is written; the cache has room for the whole image."""
-        request, copies, _ = lay_out([prompt], jax.random.key(0), vocab, model.cfg.vocab)
-        shape = decode.shape_of(request, copies, cfg)._replace(slots=slots)
-        state, head = jax.block_until_ready(decode.prefill(model, request, vocab=vocab, shape=shape))
+        laid_out = lay_out([prompt], jax.random.key(0), vocab, model.cfg.vocab)
+        program = decode.program_key(laid_out.request, cfg)._replace(slots=slots)
+        ctx, state = jax.block_until_ready(decode.start(model, laid_out, cfg, vocab, program))
         begin = time.perf_counter()
-        state = decode.decode(
-            model, head, state, request, Knobs.of(cfg), decode.ALL, np.int32(1), vocab=vocab, shape=shape
-        )
+        state = decode.decode(ctx, state, decode.NO_LIMIT, np.int32(1))
         return 1e3 * (jax.block_until_ready(state), time.perf_counter() - begin)[1] / int(state.passes.max())
 
     lines = {"first": opened(vocab, side, side), "last": opened(vocab, side, side, side - 1)}
     turns = {name: lambda prompt=prompt: row(prompt) for name, prompt in lines.items()}
-    found = {name: middle(ms for *_, ms in runs) for name, runs in alternate(turns, options.rounds).items()}
+    ms_per_pass = {name: median(ms for *_, ms in runs) for name, runs in take_turns(turns, options.rounds).items()}
     read = {name: bytes_of(model, 2, len(prompt) + line / 2) for name, prompt in lines.items()}
-    growth, bound = found["last"] / found["first"], read["last"] / read["first"]
+    growth, bound = ms_per_pass["last"] / ms_per_pass["first"], read["last"] / read["first"]
     rounded = {"growth": round(growth, 3), "growth_of_bound": round(bound, 3), "above_bound": round(growth / bound, 3)}
-    return {"benchmark": "length", "tokens": side * line, "ms_per_pass": found} | rounded
+    return {"benchmark": "length", "tokens": side * line, "ms_per_pass": ms_per_pass} | rounded

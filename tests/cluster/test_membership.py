@@ -163,8 +163,9 @@ def test_an_address_is_taken_from_the_arguments_or_asked_for():
     assert Address("[::1]:7", 1, 0).of_coordinator() == ("::1", 8)
     with pytest.raises(ValueError, match="--coordinator HOST:PORT"):
         find_address(None, None, None, 1)
-    with pytest.raises(ValueError, match="--process 4"):
-        find_address("host:1234", 4, 4, 1)
+    for coordinator, index in (("host:1234", 4), ("host:port", 3), ("1234", 3)):
+        with pytest.raises(ValueError, match=f"--coordinator {coordinator} .*--process {index}: expected HOST:PORT"):
+            find_address(coordinator, 4, index, 1)
 
 
 @pytest.mark.parametrize("limit", ["join_timeout=0", "stall_timeout=0", "heartbeat_timeout=1"])

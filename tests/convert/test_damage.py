@@ -344,6 +344,11 @@ def test_an_image_tokenizer_of_another_model(tmp_path):
     folder = Path(shutil.copytree(TOY, tmp_path / "damaged"))
     PatchVQ(PatchVQ.load(folder / "vq.npz").codebook[:256]).save(folder / "vq.npz")
     assert_refused(folder, str(folder / "vq.npz"), "256 codes", "1150 image tokens")
+    content = bytearray((TOY / "vq.npz").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 99] = b"\xff" * 99
+    (folder / "vq.npz").write_bytes(content)
+    assert_refused(folder, str(folder / "vq.npz"), "damaged")
     (folder / "vq.npz").write_bytes(b"\xff")
     assert_refused(folder, str(folder / "vq.npz"))
 

@@ -15,6 +15,7 @@ from data_parts import noise
 from lumina_jax.data.sources import files, open_source
 from lumina_jax.data.sources.json_list import REMOTE_BLOCK
 from lumina_jax.data.sources.lru import LRUCache
+from lumina_jax.errors import InputError
 
 LETTERS = bytes(range(256)) * 40
 
@@ -221,6 +222,11 @@ def test_patterns_expand_in_order(tmp_path, monkeypatch, pattern, words):
     for name in ("b-2.tar", "b-1.tar", "a-1.tar"):
         (tmp_path / name).touch()
     assert files.expand(pattern) == words
+
+
+def test_an_unknown_kind_of_url_is_an_error():
+    with pytest.raises(InputError, match=r"foo://x: .*; download the files and give a local path"):
+        files.read("foo://x")
 
 
 def test_a_pattern_without_files_is_an_error(tmp_path):

@@ -11,18 +11,18 @@ from lumina_jax.evaluate import refine as room
 from lumina_jax.layout import encode_grid
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pictures.metrics import psnr, ssim
-from lumina_jax.sample.prompt import Desk
+from lumina_jax.sample.prompt import PromptBuilder
 from lumina_jax.vocab import Vocab
 
 
 @pytest.fixture(scope="module")
-def desk(request) -> Desk:
+def builder(request) -> PromptBuilder:
     levels = np.linspace(0, 255, 6).astype(np.uint8)
     vq = PatchVQ(np.broadcast_to(levels[:, None, None, None], (6, 16, 16, 3)).copy())
-    return Desk(vq, Vocab.load(request.config.rootpath / "assets/toy"), DataConfig(size=64, patch=32))
+    return PromptBuilder(vq, Vocab.load(request.config.rootpath / "assets/toy"), DataConfig(size=64, patch=32))
 
 
-def test_a_refined_picture_is_the_model_s_answer(desk, monkeypatch):
+def test_a_refined_picture_is_the_model_s_answer(builder, monkeypatch):
     def repeats_brighter(model, prompts, key, cfg, vocab, sizes):
         prompt, codes = prompts[0], np.full((4, 4), 3)
         asked, _ = tokenize([(task_prompt("refine"), None)], [np.full((4, 4), 2)], vocab)
@@ -30,7 +30,7 @@ def test_a_refined_picture_is_the_model_s_answer(desk, monkeypatch):
         return [encode_grid(codes, vocab)]
 
     monkeypatch.setattr(room, "generate", repeats_brighter)
-    found = room.refine(None, desk, Image.new("RGB", (80, 64), (110, 110, 110)), SampleConfig(), jax.random.key(0))
+    found = room.refine(None, builder, Image.new("RGB", (80, 64), (110, 110, 110)), SampleConfig(), jax.random.key(0))
     assert found.original.size == found.decoded.size == found.refined.size == (64, 64)
     table = found.table()
     assert table["before"]["psnr_db"] == pytest.approx(10 * np.log10(255**2 / 8**2)), "the nearest code is 102"
@@ -38,10 +38,10 @@ def test_a_refined_picture_is_the_model_s_answer(desk, monkeypatch):
     assert table["after"]["ssim"] < table["before"]["ssim"] < 1
 
 
-def test_an_answer_without_the_picture_is_an_error(desk, monkeypatch):
-    monkeypatch.setattr(room, "generate", lambda *_, **__: [np.array(desk.vocab.encode("circle"), np.int32)])
+def test_an_answer_without_the_picture_is_an_error(builder, monkeypatch):
+    monkeypatch.setattr(room, "generate", lambda *_, **__: [np.array(builder.vocab.encode("circle"), np.int32)])
     with pytest.raises(ValueError, match=r"without a picture of 64x64 px; refining takes a model of Omni-SFT"):
-        room.refine(None, desk, Image.new("RGB", (64, 64)), SampleConfig(), jax.random.key(0))
+        room.refine(None, builder, Image.new("RGB", (64, 64)), SampleConfig(), jax.random.key(0))
 
 
 @pytest.mark.smoke

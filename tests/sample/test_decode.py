@@ -1,4 +1,4 @@
-"""Laws of one-by-one decoding: token parity with the original, hidden prompts, batches, seeds, sizes, borders."""
+"""Laws of one-by-one decoding: the original's tokens, hidden prompts, batches, seeds, sizes, errors."""
 
 import json
 from dataclasses import replace
@@ -44,13 +44,13 @@ def test_tokens_and_scores_equal_the_originals(goldens, vocab):
 def check_run(model, vocab, tag, run, full):
     cfg = golden_config(run)
     plan = {int(step): token for step, token in (run["forced_plan"] or {}).items()}
-    tokens, seen = decode.trace(model, np.array(run["prompt"]), KEY, cfg, vocab, plan)
+    tokens, stages = decode.trace(model, np.array(run["prompt"]), KEY, cfg, vocab, plan)
     assert tokens.tolist() == run["generated"], tag
     for expected in run["steps"]:
         step = expected["step"]
         # The original leaves height and width free: there, compare before the rule.
         at_size = any(run["generated"][s] == vocab.boi for s in (step - 1, step - 2) if s >= 0)
-        ruled = (seen.guided if at_size else seen.allowed)[step]
+        ruled = (stages.guided if at_size else stages.allowed)[step]
         best = np.argsort(-ruled)[: len(expected["top8_ids"])]
         if len(best) > 1:  # The only token allowed scores 0 there; here it keeps its own score.
             np.testing.assert_allclose(ruled[best], expected["top8_vals"], atol=5e-4, rtol=0)
@@ -58,14 +58,14 @@ def check_run(model, vocab, tag, run, full):
         else:
             assert best.tolist() == expected["top8_ids"]
         np.testing.assert_allclose(
-            np.logaddexp.reduce(seen.guided[step], dtype=np.float64), expected["lse_after_cfg"], atol=5e-4
+            np.logaddexp.reduce(stages.guided[step], dtype=np.float64), expected["lse_after_cfg"], atol=5e-4
         )
         if not at_size:
             assert np.isfinite(ruled).sum() == expected["n_finite_after_constraint"], (tag, step)
-            assert np.flatnonzero(np.isfinite(seen.kept[step])).tolist() == sorted(expected["kept_ids"]), (tag, step)
+            assert np.flatnonzero(np.isfinite(stages.kept[step])).tolist() == sorted(expected["kept_ids"]), (tag, step)
         stored = {name: full.get(f"{tag}/step{step}/{name}") for name in ("raw", "uncond", "after_cfg")}
-        pairs = ((stored["raw"], seen.cond, 2e-4), (stored["uncond"], seen.uncond, 2e-4))
-        for theirs, ours, atol in (*pairs, (stored["after_cfg"], seen.guided, 1e-3)):
+        pairs = ((stored["raw"], stages.cond, 2e-4), (stored["uncond"], stages.uncond, 2e-4))
+        for theirs, ours, atol in (*pairs, (stored["after_cfg"], stages.guided, 1e-3)):
             if theirs is not None:
                 np.testing.assert_allclose(ours[step], theirs, atol=atol, rtol=0, err_msg=f"{tag} step {step}")
 
@@ -95,24 +95,24 @@ def test_generate_gives_the_originals_tokens_also_in_a_batch_of_prompts(goldens,
 
 @pytest.mark.smoke
 def test_the_hidden_prompt_equals_a_separate_unconditional_run():
-    tokens, seen = decode.trace(MODEL, PROMPTS[0], KEY, SAMPLED, VOCAB)
+    tokens, stages = decode.trace(MODEL, PROMPTS[0], KEY, SAMPLED, VOCAB)
     sequence = np.concatenate([PROMPTS[0], tokens])
     begins = np.flatnonzero(sequence == VOCAB.boi)
     image = sequence[begins[0] : begins[0] + grid_tokens(4, 2)]
     alone = np.asarray(MODEL.logits(MODEL(jnp.asarray(image)[None])))[0]
     first = len(PROMPTS[0]) - begins[0] - 1
-    np.testing.assert_allclose(seen.uncond[: len(image) - first - 1], alone[first:-1], atol=1e-5)
+    np.testing.assert_allclose(stages.uncond[: len(image) - first - 1], alone[first:-1], atol=1e-5)
     whole = np.asarray(MODEL.logits(MODEL(jnp.asarray(sequence)[None])))[0]
-    np.testing.assert_allclose(seen.cond, whole[len(PROMPTS[0]) - 1 : -1], atol=1e-5)
+    np.testing.assert_allclose(stages.cond, whole[len(PROMPTS[0]) - 1 : -1], atol=1e-5)
 
 
 def test_an_image_opened_in_the_answer_hides_all_before_it():
     size = dict(zip((2, 3, 4, 20, 21, 22), HEAD * 2, strict=True))
-    tokens, seen = decode.trace(MODEL, PROMPTS[1], KEY, SAMPLED, VOCAB, size)
+    tokens, stages = decode.trace(MODEL, PROMPTS[1], KEY, SAMPLED, VOCAB, size)
     for opened in (2, 20):
         image = tokens[opened : opened + grid_tokens(4, 2)]
         alone = np.asarray(MODEL.logits(MODEL(jnp.asarray(image)[None])))[0]
-        np.testing.assert_allclose(seen.uncond[opened + 1 : opened + len(image)], alone[:-1], atol=1e-5)
+        np.testing.assert_allclose(stages.uncond[opened + 1 : opened + len(image)], alone[:-1], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def four_times(prompts, cfg, sizes=None) -> list[np.ndarray]:
     return [answer for key in keys for answer in generate(MODEL, prompts, key, cfg, VOCAB, sizes=sizes)]
 
 
-def test_every_image_of_an_answer_is_whole_and_obeys_the_rule():
+def test_every_image_of_an_answer_is_complete_and_obeys_the_rule():
     answers = four_times(PROMPTS, SAMPLED)
     pieces = [picture.split(np.concatenate([p, a]), VOCAB) for p, a in zip(PROMPTS * 4, answers, strict=True)]
     grids = [[piece for piece in row if isinstance(piece, np.ndarray)] for row in pieces]
@@ -159,7 +159,7 @@ def test_every_image_of_an_answer_is_whole_and_obeys_the_rule():
     assert not any(isinstance(piece, picture.Broken) for row in pieces for piece in row)
 
 
-def test_wanted_sizes_hold_for_every_image_of_their_prompt():
+def test_forced_sizes_hold_for_every_image_of_their_prompt():
     sizes = [(4, 6), (4, 6), None, (6, 2)]
     prompts = [PROMPTS[1], PROMPTS[1], PROMPTS[1], PROMPTS[2]]
     seen = {size: set() for size in sizes}
@@ -179,7 +179,7 @@ def test_answers_end_before_end_of_turn_or_after_max_new_tokens():
     assert all((a == b[:290]).all() for a, b in zip(shorter, answers, strict=True))
 
 
-def test_only_shapes_compile_again():
+def test_other_settings_and_prompts_compile_nothing_new():
     generate(MODEL, PROMPTS, KEY, SAMPLED, VOCAB)
     before = decode.decode._cache_size()
     other = replace(SAMPLED, guidance=5.0, temperature=0.5, image_top_k=3, text_top_k=2, min_p=0.1, max_new_tokens=297)
@@ -199,7 +199,7 @@ def test_a_mesh_changes_no_answer():
     assert all((a == b).all() for a, b in zip(answers, expected[:3], strict=True))
 
 
-def test_lengths_round_up_by_little():
+def test_lengths_are_rounded_up_by_an_eighth_at_most():
     assert [decode.bucket(n) for n in (1, 32, 33, 256, 257, 1000, 8193)] == [32, 32, 64, 256, 288, 1024, 9216]
     assert all(n <= decode.bucket(n) <= max(n + 31, n * 9 / 8) for n in range(1, 5000))
 
@@ -224,28 +224,28 @@ def test_lengths_round_up_by_little():
         ([[0]], {"keys": [KEY, KEY]}, "2 keys for 1 prompts"),
     ],
 )
-def test_wrong_requests_are_told_before_anything_is_compiled(prompts, options, message):
+def test_wrong_requests_are_refused_before_anything_is_compiled(prompts, options, message):
     before = decode.decode._cache_size()
     with pytest.raises(ValueError, match=message):
         generate(MODEL, [np.array(prompt, int) for prompt in prompts], KEY, GREEDY, VOCAB, **options)
     assert decode.decode._cache_size() == before
 
 
-def test_a_tokenizer_beyond_the_model_is_told():
+def test_a_tokenizer_with_ids_beyond_the_model_is_refused():
     with pytest.raises(ValueError, match="do not belong together"):
         generate(tiny_model(vocab=4), [np.array([0])], KEY, GREEDY, VOCAB)
 
 
-def test_weights_that_are_no_numbers_are_named_before_anything_is_compiled():
+def test_weights_that_are_not_finite_are_named_before_anything_is_compiled():
     broken, compiled = tiny_model(), decode.prefill._cache_size()
     broken.blocks.mlp.up[...] = broken.blocks.mlp.up[...].at[1, 0, 0].set(jnp.nan)
-    for ask in (generate, stream):
+    for sampler in (generate, stream):
         with pytest.raises(FloatingPointError, match=r"mlp.*up.*NaN"):
-            ask(broken, PROMPTS, KEY, SAMPLED, VOCAB)
+            sampler(broken, PROMPTS, KEY, SAMPLED, VOCAB)
     assert decode.prefill._cache_size() == compiled
 
 
-def test_logits_that_overflow_are_told():
+def test_logits_that_overflow_are_an_error():
     broken = tiny_model()
     broken.head[...], broken.norm.scale[...] = broken.head[...] * 1e30, broken.norm.scale[...] * 1e20
     with pytest.raises(FloatingPointError, match="they overflow"):

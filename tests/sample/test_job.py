@@ -1,4 +1,4 @@
-"""A folder of answers: resumed, shared among workers and asked in company, it comes out the same."""
+"""Sampling jobs: resumed, shared among workers, and prompts built; the files come out the same."""
 
 import json
 from dataclasses import replace
@@ -17,12 +17,12 @@ from lumina_jax.model.params import fingerprint
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import job as room
 from lumina_jax.sample.job import Answer, Job, finished, paint, sheet
-from lumina_jax.sample.prompt import Desk, open_image, parse_size, read_lines
+from lumina_jax.sample.prompt import PromptBuilder, open_image, parse_size, read_lines
 
 VOCAB = tiny_vocab()
 VQ = PatchVQ(np.random.default_rng(0).integers(0, 256, (CODES, 16, 16, 3), np.uint8))
 CFG = SampleConfig(image_top_k=12, text_top_k=10, max_new_tokens=40)
-DESK = Desk(VQ, VOCAB, DataConfig(size=64, patch=32))
+BUILDER = PromptBuilder(VQ, VOCAB, DataConfig(size=64, patch=32))
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def model():
 
 def job(**changes) -> Job:
     sizes = ((64, 64), (32, 64), (64, 32))
-    asks = tuple(DESK.generate(f"w{number}", size, CFG) for number, size in enumerate(sizes))
-    return replace(Job(asks, seed=4, copies=2, rows=3), **changes)
+    prompts = tuple(BUILDER.generate(f"w{number}", size, CFG) for number, size in enumerate(sizes))
+    return replace(Job(prompts, seed=4, copies=2, rows=3), **changes)
 
 
 def files(folder) -> dict[str, bytes]:
@@ -44,16 +44,16 @@ def files(folder) -> dict[str, bytes]:
 def whole(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
     answers = list(paint(model, VQ, VOCAB, job(), out))
-    assert sorted((answer.ask, answer.copy) for answer in answers) == job().places
+    assert sorted((answer.ask, answer.copy) for answer in answers) == job().items
     return files(out)
 
 
-def test_a_job_that_was_left_goes_on_to_the_same_folder(model, whole, tmp_path):
+def test_a_resumed_job_writes_the_files_of_an_unbroken_one(model, whole, tmp_path):
     started = paint(model, VQ, VOCAB, job(), tmp_path)
     first = [next(started), next(started)]
     started.close()
     with (tmp_path / job().record).open("ab") as record:
-        record.write(b'{"job": "0123')  # a line that was cut
+        record.write(b'{"job": "0123')  # a killed run left half a line
     assert finished(job(), tmp_path) == first
     rest = list(paint(model, VQ, VOCAB, job(), tmp_path, first))
     assert len(rest) == 4 and files(tmp_path) == whole
@@ -63,7 +63,7 @@ def test_a_job_that_was_left_goes_on_to_the_same_folder(model, whole, tmp_path):
 
 def test_workers_share_a_job(model, whole, tmp_path):
     for worker in range(2):
-        assert len(list(paint(model, VQ, VOCAB, job(own=(worker, 2)), tmp_path))) == 3
+        assert len(list(paint(model, VQ, VOCAB, job(share=(worker, 2)), tmp_path))) == 3
     pictures = {name: data for name, data in files(tmp_path).items() if name.endswith(".png")}
     assert pictures == {name: data for name, data in whole.items() if name.endswith(".png")}
 
@@ -76,12 +76,12 @@ def test_copies_differ_and_the_first_is_the_one_alone(model, tmp_path, whole):
     assert len({line["text"] for line in lines}) > len(first)
 
 
-def test_pictures_are_named_by_prompt_and_copy_and_stand_on_the_sheet(tmp_path):
-    places = [(0, 0), (0, 1), (2, 1)]
-    assert [job().stem(place) for place in places] == ["000-0", "000-1", "002-1"]
+def test_pictures_are_named_by_prompt_and_copy_and_shown_on_the_sheet(tmp_path):
+    items = [(0, 0), (0, 1), (2, 1)]
+    assert [job().stem(item) for item in items] == ["000-0", "000-1", "002-1"]
     assert job(copies=1).stem((1, 0)) == "001" and job(copies=12).stem((1, 3)) == "001-03"
     answers = []
-    for ask, copy in places:
+    for ask, copy in items:
         name = f"{job().stem((ask, copy))}-0.png"
         Image.new("RGB", (64, 32)).save(tmp_path / name)
         answers.append(Answer(ask, copy, "w1", (name,), "", 5))
@@ -89,7 +89,7 @@ def test_pictures_are_named_by_prompt_and_copy_and_stand_on_the_sheet(tmp_path):
         assert image.width > 3 * 64 and image.height > 32
 
 
-@pytest.mark.parametrize("change", [dict(seed=5), dict(copies=3), dict(asks=job().asks[:2])])
+@pytest.mark.parametrize("change", [dict(seed=5), dict(copies=3), dict(prompts=job().prompts[:2])])
 def test_a_folder_of_another_job_is_refused(model, whole, tmp_path, change):
     (tmp_path / "samples.jsonl").write_bytes(whole["samples.jsonl"])
     with pytest.raises(ValueError, match="other prompts, seeds or settings"):
@@ -97,41 +97,41 @@ def test_a_folder_of_another_job_is_refused(model, whole, tmp_path, change):
 
 
 def test_a_folder_of_another_model_is_refused(model, tmp_path):
-    mine = job(model=fingerprint(model))
-    begun = paint(model, VQ, VOCAB, mine, tmp_path)
-    first = next(begun)
-    begun.close()
+    started_job = job(model=fingerprint(model))
+    started = paint(model, VQ, VOCAB, started_job, tmp_path)
+    first = next(started)
+    started.close()
     assert finished(job(model=fingerprint(tiny_model())), tmp_path) == [first]
     other = jax.tree.map(lambda x: x * 2, model)
     for wrong in (fingerprint(other), ""):
         with pytest.raises(ValueError, match=r"samples.jsonl holds answers of another model .* else another folder"):
             finished(job(model=wrong), tmp_path)
-    assert finished(replace(mine, own=(1, 2)), tmp_path) == []  # another worker's file
+    assert finished(replace(started_job, share=(1, 2)), tmp_path) == []  # another worker's file
 
 
 def test_the_command_line_resumes_with_the_model_it_was_given(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(room, "finished", lambda job, out: seen.append(job) or [])
+    jobs = []
+    monkeypatch.setattr(room, "finished", lambda job, out: jobs.append(job) or [])
     monkeypatch.setattr(room, "paint", lambda *_: [])
-    said = ["--prompt", "a red circle", "--size", "64x64", "--resume", "--out", str(tmp_path)]
-    assert run.main(["sample", *said]) == run.main(["sample", *said, "--int8"]) == 0
+    arguments = ["--prompt", "a red circle", "--size", "64x64", "--resume", "--out", str(tmp_path)]
+    assert run.main(["sample", *arguments]) == run.main(["sample", *arguments, "--int8"]) == 0
     toy = load_model(run.REPOSITORY / run.TOY_MODEL)[0]
-    assert seen[0].model == fingerprint(jax.tree.map(np.float32, toy)) != seen[1].model != ""
+    assert jobs[0].model == fingerprint(jax.tree.map(np.float32, toy)) != jobs[1].model != ""
 
 
-def test_pictures_are_cut_to_a_size_the_model_knows_and_answered_at_it():
-    ask = DESK.task("depth", "", [Image.new("RGB", (300, 140), "red")], CFG)
-    assert ask.size == (2, 4) and ask.said == "depth"
-    assert (ask.ids == VOCAB.boi).sum() == 1
-    assert DESK.task("describe", "", [Image.new("L", (64, 64))], CFG).size is None
-    assert (DESK.task("question", "w1", [Image.new("RGB", (64, 64))] * 2, CFG).ids == VOCAB.boi).sum() == 2
-    assert replace(DESK, forced=False).generate("w1", None, CFG).size is None
+def test_pictures_are_cropped_to_a_size_the_model_knows_and_answered_at_it():
+    prompt = BUILDER.task("depth", "", [Image.new("RGB", (300, 140), "red")], CFG)
+    assert prompt.size == (2, 4) and prompt.text == "depth"
+    assert (prompt.ids == VOCAB.boi).sum() == 1
+    assert BUILDER.task("describe", "", [Image.new("L", (64, 64))], CFG).size is None
+    assert (BUILDER.task("question", "w1", [Image.new("RGB", (64, 64))] * 2, CFG).ids == VOCAB.boi).sum() == 2
+    assert replace(BUILDER, forced=False).generate("w1", None, CFG).size is None
 
 
-def test_pictures_that_fit_are_shown_as_they_are_where_asked():
-    exact, large = replace(DESK, as_is=True), Image.new("RGB", (96, 96))
-    assert exact.cropped(large).size == (96, 96) and DESK.cropped(large).size == (64, 64)
-    for size in ((90, 96), (128, 128)):  # no multiple of 32 px; more than size tokens say
+def test_with_as_is_pictures_of_a_size_that_tokens_can_express_are_not_cropped():
+    exact, large = replace(BUILDER, as_is=True), Image.new("RGB", (96, 96))
+    assert exact.cropped(large).size == (96, 96) and BUILDER.cropped(large).size == (64, 64)
+    for size in ((90, 96), (128, 128)):  # no multiple of 32 px; larger than size tokens can express
         assert exact.cropped(Image.new("RGB", size)).size == (64, 64)
 
 
@@ -141,9 +141,9 @@ def test_a_file_of_prompts_is_read_line_by_line(tmp_path):
         '{"prompt": "w1", "size": "64x32", "seed": 3}\n\n{"task": "edit", "prompt": "w2", "image": "a.png"}\n'
     )
     lines = read_lines(tmp_path / "p.jsonl")
-    made = [DESK.line(line, tmp_path, lambda task: served(task, CFG)) for line in lines]
-    assert [(ask.said, ask.size, ask.seed) for ask in made] == [("w1", (2, 4), 3), ("w2", (4, 4), None)]
-    assert made[1].cfg.image_top_k == TASKS["edit"].image_top_k
+    prompts = [BUILDER.from_record(line, tmp_path, lambda task: served(task, CFG)) for line in lines]
+    assert [(prompt.text, prompt.size, prompt.seed) for prompt in prompts] == [("w1", (2, 4), 3), ("w2", (4, 4), None)]
+    assert prompts[1].cfg.image_top_k == TASKS["edit"].image_top_k
     (tmp_path / "p.txt").write_text("w1\n\nw2 w3\n")
     assert read_lines(tmp_path / "p.txt") == [{"prompt": "w1"}, {"prompt": "w2 w3"}]
 
@@ -168,10 +168,15 @@ def test_a_file_of_prompts_is_read_line_by_line(tmp_path):
 def test_a_wrong_line_is_refused(line, message, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match=message):
-        DESK.line(line, tmp_path, lambda task: CFG)
+        BUILDER.from_record(line, tmp_path, lambda task: CFG)
 
 
-def test_what_is_no_picture_no_size_and_no_json_is_named(tmp_path):
+def test_files_that_are_no_picture_no_text_or_no_json_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none.txt: no such file of prompts"):
+        read_lines(tmp_path / "none.txt")
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ValueError, match=r"a.txt is not a text file"):
+        read_lines(tmp_path / "a.txt")
     (tmp_path / "a.jsonl").write_text('{"prompt": "w1"}\nw2\n')
     with pytest.raises(ValueError, match=r"a.jsonl, line 2"):
         read_lines(tmp_path / "a.jsonl")
@@ -184,4 +189,4 @@ def test_what_is_no_picture_no_size_and_no_json_is_named(tmp_path):
 
 def test_a_picture_of_16_bits_keeps_its_levels(tmp_path):
     Image.fromarray(np.full((32, 32), 257 * 90, np.uint16)).save(tmp_path / "deep.png")
-    assert set(np.asarray(DESK.cropped(open_image(tmp_path / "deep.png"))).ravel()) == {90}
+    assert set(np.asarray(BUILDER.cropped(open_image(tmp_path / "deep.png"))).ravel()) == {90}

@@ -1,4 +1,4 @@
-"""What is seen of an answer while it grows is what it comes to."""
+"""What is shown of an answer while it is sampled adds up to the answer."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import generate
 from lumina_jax.sample.live import BLANK, Chat, Growing, Preview, Words, watch
 from lumina_jax.sample.picture import pictures
-from lumina_jax.sample.prompt import Desk
+from lumina_jax.sample.prompt import PromptBuilder
 
 VOCAB = tiny_vocab()
 VQ = PatchVQ(np.random.default_rng(0).integers(0, 200, (CODES, 16, 16, 3), np.uint8))
@@ -27,58 +27,63 @@ def model():
     return tiny_model()
 
 
+def joined(events) -> str:
+    """The text of all events."""
+    return "".join(event.text for event in events if isinstance(event, Words))
+
+
 def test_previews_grow_into_the_picture(model):
     key = jax.random.key(2)
     prompt = np.append(tokenize([("w1 w2", None)], [], VOCAB)[0], VOCAB.boi)
     (answer,) = generate(model, [prompt], key, CFG, VOCAB, sizes=[(4, 2)], keys=[key])
     (truth,) = pictures(np.append(VOCAB.boi, answer), VQ, VOCAB)[:1]
-    growing, seen = Growing(VQ, VOCAB), []
+    growing, events = Growing(VQ, VOCAB), []
     for length in range(len(answer) + 1):
-        seen += growing.grow(np.append(VOCAB.boi, answer[:length]), length == len(answer))
-    seen = [one for one in seen if isinstance(one, Preview) and one.number == 0]
-    assert [one.lines for one in seen] == [1, 2, 3, 4] and {one.of for one in seen} == {4}
-    for one in seen:
-        above, below = np.split(np.asarray(one.picture), [one.lines * 16])
-        assert (above == np.asarray(truth)[: one.lines * 16]).all() and (below == BLANK).all()
+        events += growing.grow(np.append(VOCAB.boi, answer[:length]), length == len(answer))
+    previews = [event for event in events if isinstance(event, Preview) and event.number == 0]
+    assert [preview.lines for preview in previews] == [1, 2, 3, 4]
+    assert {preview.total for preview in previews} == {4}
+    for preview in previews:
+        above, below = np.split(np.asarray(preview.picture), [preview.lines * 16])
+        assert (above == np.asarray(truth)[: preview.lines * 16]).all() and (below == BLANK).all()
 
 
-def test_words_join_to_the_text_and_pictures_are_the_answer_s(model):
+def test_words_join_to_the_text_and_last_previews_are_the_pictures(model):
     key, cfg = jax.random.key(7), replace(CFG, max_new_tokens=30)
     prompt = tokenize([("w1", None)], [], VOCAB)[0]
     (answer,) = generate(model, [prompt], key, cfg, VOCAB, keys=[key], sizes=[(2, 2)])
-    seen = list(watch(model, VQ, VOCAB, prompt, key, cfg, size=(2, 2), every=3))
-    words = [one.text for one in seen if isinstance(one, Words)]
+    events = list(watch(model, VQ, VOCAB, prompt, key, cfg, size=(2, 2), every=3))
+    words = [event.text for event in events if isinstance(event, Words)]
     assert len(words) > 2
-    growing = Growing(VQ, VOCAB)
-    assert "".join(words) == "".join(one.text for one in growing.grow(answer, True) if isinstance(one, Words))
-    last = {one.number: one.picture for one in seen if isinstance(one, Preview) and one.lines == one.of}
+    assert "".join(words) == joined(Growing(VQ, VOCAB).grow(answer, True))
+    last = {
+        event.number: event.picture for event in events if isinstance(event, Preview) and event.lines == event.total
+    }
     assert [last[number].tobytes() for number in sorted(last)] == [p.tobytes() for p in pictures(answer, VQ, VOCAB)]
 
 
-def test_a_turn_is_answered_in_sight_of_those_before(model):
-    desk, key, cfg = Desk(VQ, VOCAB, DataConfig(size=64, patch=32)), jax.random.key(1), replace(CFG, max_new_tokens=6)
-    chat = Chat(model, desk, key, cfg)
+def test_a_turn_is_answered_with_all_turns_before_in_the_prompt(model):
+    builder, key = PromptBuilder(VQ, VOCAB, DataConfig(size=64, patch=32)), jax.random.key(1)
+    cfg = replace(CFG, max_new_tokens=6)
+    chat = Chat(model, builder, key, cfg)
     picture = Image.new("RGB", (64, 64), "red")
-    said = [
-        "".join(one.text for one in chat.say(*turn) if isinstance(one, Words))
-        for turn in [("w1 <|image|>", [picture]), ("w2",)]
-    ]
-    told = desk.talk("w1 <|image|>", [picture], cfg).ids
-    for number, (message, words) in enumerate(zip(("", "w2"), said, strict=True)):
-        told = np.concatenate([told, desk.talk(message, [], cfg).ids[1:]]) if number else told
-        turn = jax.random.fold_in(key, number)
-        (answer,) = generate(model, [told], turn, cfg, VOCAB, keys=[turn])
-        assert "".join(one.text for one in Growing(VQ, VOCAB).grow(answer, True) if isinstance(one, Words)) == words
-        told = np.concatenate([told, answer, [VOCAB.end_of_turn]])
+    texts = [joined(chat.say("w1 <|image|>", [picture])), joined(chat.say("w2"))]
+    history = builder.message("w1 <|image|>", [picture], cfg).ids
+    for number, (message, text) in enumerate(zip(("", "w2"), texts, strict=True)):
+        history = np.concatenate([history, builder.message(message, [], cfg).ids[1:]]) if number else history
+        turn_key = jax.random.fold_in(key, number)
+        (answer,) = generate(model, [history], turn_key, cfg, VOCAB, keys=[turn_key])
+        assert joined(Growing(VQ, VOCAB).grow(answer, True)) == text
+        history = np.concatenate([history, answer, [VOCAB.end_of_turn]])
 
 
 @pytest.mark.smoke
-def test_the_beginning_of_an_image_is_read_in_whole_lines():
+def test_an_unfinished_image_is_read_in_complete_lines():
     codes = np.random.default_rng(1).integers(0, CODES, (4, 2))
     ids = encode_grid(codes, VOCAB)
     for length in range(1, len(ids) + 1):
-        found, rows = decode_lines(ids[:length], VOCAB)
-        assert rows == (4 if length > 2 else 0) and found.tolist() == codes[: max(0, length - 3) // 3].tolist()
+        lines, rows = decode_lines(ids[:length], VOCAB)
+        assert rows == (4 if length > 2 else 0) and lines.tolist() == codes[: max(0, length - 3) // 3].tolist()
     ids[4] = VOCAB.newline
     with pytest.raises(ValueError, match="has no place there"):
         decode_lines(ids, VOCAB)

@@ -1,4 +1,4 @@
-"""Laws of passes with many tokens: where nothing is left to chance the answers of one-by-one decoding, in fewer passes."""
+"""Laws of passes with many tokens: greedy and matched answers equal those of one-by-one decoding, in fewer passes."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from convert.metadata import EXPERIMENT_FILE
 from lumina_jax.config import PARALLEL, Experiment, SampleConfig, from_dict
 from lumina_jax.conversation import image_prompt, tokenize
 from lumina_jax.layout import encode_grid
-from lumina_jax.sample import decode, generate, loop
+from lumina_jax.sample import decode, drafters, generate
 from lumina_jax.sample.decode import answers
 from lumina_jax.sample.request import lay_out
 from lumina_jax.toyworld.scenes import MINI
@@ -65,15 +65,15 @@ def test_matched_answers_are_those_of_one_by_one_decoding(guidance):
             assert fast.sum() < slow.sum()
 
 
-def test_drafts_that_stand_by_luck_are_caught(monkeypatch):
-    right = loop.match
+def test_a_drafter_that_keeps_two_percent_of_wrong_drafts_is_caught(monkeypatch):
+    correct = drafters.match
 
-    def lucky(scored, drafts, given, noise, ids):
+    def lucky(scored, drafts, forced, noise, ids):
         u = jax.vmap(jax.vmap(jax.random.uniform))(noise)
-        return right(scored, drafts, given | (u < 0.02), noise, ids)
+        return correct(scored, drafts, forced | (u < 0.02), noise, ids)
 
     expected = generate(MODEL, PROMPTS, KEY, SAMPLED, VOCAB, sizes=SIZES)
-    monkeypatch.setattr(loop, "match", lucky)
+    monkeypatch.setattr(drafters, "match", lucky)
     decode.decode.clear_cache()
     assert not equal(generate(MODEL, PROMPTS, KEY, replace(SAMPLED, parallel="matched"), VOCAB, sizes=SIZES), expected)
     decode.decode.clear_cache()
@@ -83,16 +83,18 @@ def test_a_prompt_has_the_same_answer_alone_and_in_a_batch():
     cfg = replace(SAMPLED, parallel="matched")
     together, passes = answers(MODEL, PROMPTS, KEY, cfg, VOCAB)
     for row in (0, 1, 6):
-        alone, own = answers(MODEL, PROMPTS[row : row + 1], KEY, cfg, VOCAB, keys=[jax.random.fold_in(KEY, row)])
-        assert equal(alone, together[row : row + 1]) and own[0] == passes[row]
+        alone, alone_passes = answers(
+            MODEL, PROMPTS[row : row + 1], KEY, cfg, VOCAB, keys=[jax.random.fold_in(KEY, row)]
+        )
+        assert equal(alone, together[row : row + 1]) and alone_passes[0] == passes[row]
 
 
-def test_a_trained_model_paints_the_same_in_a_third_of_the_passes():
+def test_a_trained_model_gives_the_same_answers_in_a_third_of_the_passes():
     folder = Path(__file__).resolve().parents[2] / "assets" / "toy"
     experiment = from_dict(Experiment, json.loads((folder / EXPERIMENT_FILE).read_text()))
     model, vocab = load_model(folder)[0], Vocab.load(folder)
-    asked = prompts(MINI, stage_sizes(128), 16, 0)
-    ids = [tokenize([(image_prompt(*size, said.text), None)], [], vocab)[0] for said, size in asked]
+    requests = prompts(MINI, stage_sizes(128), 16, 0)
+    ids = [tokenize([(image_prompt(*size, caption.text), None)], [], vocab)[0] for caption, size in requests]
     for changes in ({}, {"guidance": 3.0, "min_p": 0.0, "temperature": 0.9}, {"guidance": 7.0, "image_top_k": 1}):
         cfg = replace(experiment.sample, max_new_tokens=96, parallel="off", **changes)
         expected, slow = answers(model, ids, KEY, cfg, vocab)
@@ -103,7 +105,7 @@ def test_a_trained_model_paints_the_same_in_a_third_of_the_passes():
             assert 3 * fast.sum() < slow.sum()
 
 
-def test_every_token_has_the_scores_and_the_noise_of_a_pass_of_its_own():
+def test_generate_gives_the_tokens_of_one_by_one_sampling():
     for row in (0, 1, 2):
         tokens, _ = decode.trace(MODEL, PROMPTS[row], KEY, SAMPLED, VOCAB)
         ends = np.flatnonzero(tokens == VOCAB.end_of_turn)
@@ -126,15 +128,15 @@ def test_a_prompt_is_fed_once_for_all_its_answers():
     assert copies == 4
     assert (request.ids[::4][np.repeat([0, 1], 4)] == request.ids).all()
     assert all((request.ids[row][-len(prompt) :] == prompt).all() for row, prompt in zip(rows, prompts, strict=True))
-    assert lay_out(prompts, KEY, VOCAB, 40, parts=4).copies == 2
+    assert lay_out(prompts, KEY, VOCAB, 40, groups=4).copies == 2
     assert lay_out([*prompts, PROMPTS[2]], KEY, VOCAB, 40).copies == 1
-    apart = [
+    separate = [
         generate(MODEL, prompts[:1], KEY, SAMPLED, VOCAB, keys=[jax.random.fold_in(KEY, row)])[0] for row in (0, 2)
     ]
-    assert equal([generate(MODEL, prompts, KEY, SAMPLED, VOCAB)[row] for row in (0, 2)], apart)
+    assert equal([generate(MODEL, prompts, KEY, SAMPLED, VOCAB)[row] for row in (0, 2)], separate)
 
 
 @pytest.mark.parametrize(("field", "value"), [("parallel", "eagle"), ("window", 1)])
-def test_unknown_ways_are_told(field, value):
+def test_unknown_methods_and_windows_are_refused(field, value):
     with pytest.raises(ValueError, match=f"sample.{field}="):
         SampleConfig(**{field: value})

@@ -43,17 +43,17 @@ def test_no_tokens_are_no_pieces():
     assert split(np.array([], np.int32), VOCAB) == []
 
 
-def test_broken_images_say_why_and_spare_the_others():
+def test_broken_images_say_why_and_other_images_are_read():
     whole = encode_grid(WIDE, VOCAB)
     cut, short, wrong = whole[:6], np.delete(whole, 4), np.where(np.arange(len(whole)) == 5, 30, whole)
     ids = np.concatenate([cut, whole, short, [20], wrong, whole[:1]])
     pieces = split(ids, VOCAB)
     assert [type(piece) for piece in pieces] == [Broken, np.ndarray, Broken, str, Broken, Broken]
     reasons = [piece.reason for piece in pieces if isinstance(piece, Broken)]
-    for reason, part in zip(
+    for reason, message in zip(
         reasons, ("unfinished", "14 tokens, but has 13", "token 5 .* is 30", "unfinished"), strict=True
     ):
-        assert np.any([word in reason for word in (part, part.replace(" .* ", " of the image "))])
+        assert np.any([word in reason for word in (message, message.replace(" .* ", " of the image "))])
     assert (pieces[0].ids == cut).all()
     assert len(pictures(ids, GreySquares(), VOCAB)) == 1
     assert text(ids, VOCAB) == "<|image|>w0"
@@ -68,21 +68,21 @@ def test_text_equals_the_originals(goldens):
         assert len(grids) == len(case["images"])
 
 
-def test_a_sheet_holds_every_image_apart_and_its_caption():
+def test_a_sheet_shows_every_image_separately_with_its_caption():
     images = [
         Image.new("RGB", size, color) for size, color in (((40, 20), "red"), ((20, 60), "green"), ((30, 30), "blue"))
     ]
-    bare, told = grid(images, 2), grid(images, 2, ["a red thing", "", "blue"])
+    bare, captioned = grid(images, 2), grid(images, 2, ["a red thing", "", "blue"])
     assert bare.size == (8 + 2 * 48, 8 + 2 * 68)
-    assert told.size[0] == bare.size[0] and told.size[1] > bare.size[1]
-    for sheet in (bare, told):
+    assert captioned.size[0] == bare.size[0] and captioned.size[1] > bare.size[1]
+    for sheet in (bare, captioned):
         colors = {color: count for count, color in sheet.getcolors(100_000)}
         areas = [image.width * image.height for image in images]
         assert [colors[image.getpixel((0, 0))] for image in images] == areas
     assert grid(images, 5).width == 8 + 3 * 48
 
 
-def test_wrong_sheets_are_told():
+def test_wrong_sheets_are_refused():
     image = Image.new("RGB", (8, 8))
     for arguments, message in (
         (([], 1), "at least 1"),

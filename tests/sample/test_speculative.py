@@ -1,4 +1,4 @@
-"""Laws of parallel decoding: whatever the drafts, answers are distributed as the model says."""
+"""Laws of parallel decoding: whatever the drafts, answers follow the model's distribution."""
 
 from dataclasses import replace
 
@@ -11,8 +11,9 @@ from tiny import tiny_model, tiny_vocab
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.layout import encode_grid
-from lumina_jax.sample import decode, generate, loop, speculative
-from lumina_jax.sample.guidance import Knobs, Place, place_of, scores
+from lumina_jax.sample import decode, drafters, generate, speculative
+from lumina_jax.sample.guidance import DynamicConfig, scores
+from lumina_jax.sample.position import ImagePosition, position_after
 
 VOCAB = tiny_vocab()
 IMAGE = encode_grid(np.zeros((2, 4), int), VOCAB)
@@ -34,26 +35,30 @@ VIVID = vivid_model()
 
 
 @jax.jit
-def shares(tokens, at, place, knobs):
-    """f32[B V] of the token behind i32[B T], of which those up to ``at`` are known."""
-    cond, uncond = (VIVID.logits(VIVID(part))[:, index] for part, index in ((tokens, at), (tokens[:, 3:], at - 3)))
-    return jax.nn.softmax(scores(cond, uncond, place, knobs, VOCAB).kept / knobs.temperature)
+def probabilities(tokens, last, position, config):
+    """f32[B V] of the token behind i32[B T], of which those up to index ``last`` are known."""
+    cond, uncond = (VIVID.logits(VIVID(ids))[:, index] for ids, index in ((tokens, last), (tokens[:, 3:], last - 3)))
+    return jax.nn.softmax(scores(cond, uncond, position, config, VOCAB).kept / config.temperature)
 
 
 def truth(guidance: float) -> dict[tuple[int, ...], np.ndarray]:
-    """What has followed PROMPT -> probabilities f64[V] of the next token: all images of IMAGE's size and one token of text."""
+    """Each possible beginning of an answer to PROMPT -> probabilities f64[V] of the next token.
+
+    Answers are all images of IMAGE's size and one token of text.
+    """
     cfg = replace(CHOICES, guidance=guidance)
     length = len(PROMPT) + cfg.max_new_tokens
 
-    found, ways = {}, [()]
+    true, beginnings = {}, [()]
     for step in range(cfg.max_new_tokens):
+        known = len(PROMPT) + step
         tokens = np.zeros((256, length), np.int32)
-        tokens[: len(ways), : len(PROMPT) + step] = [[*PROMPT, *way] for way in ways]
-        place = Place(*(jnp.full(256, part) for part in place_of(tokens[0, : len(PROMPT) + step], VOCAB)))
-        p = np.asarray(shares(tokens, len(PROMPT) + step - 1, place, Knobs.of(cfg)), np.float64)[: len(ways)]
-        found |= dict(zip(ways, p / p.sum(axis=1, keepdims=True), strict=True))
-        ways = [(*way, int(token)) for way in ways for token in np.flatnonzero(found[way])]
-    return found
+        tokens[: len(beginnings), :known] = [[*PROMPT, *beginning] for beginning in beginnings]
+        position = ImagePosition(*(jnp.full(256, value) for value in position_after(tokens[0, :known], VOCAB)))
+        p = np.asarray(probabilities(tokens, known - 1, position, DynamicConfig.of(cfg)), np.float64)[: len(beginnings)]
+        true |= dict(zip(beginnings, p / p.sum(axis=1, keepdims=True), strict=True))
+        beginnings = [(*start, int(token)) for start in beginnings for token in np.flatnonzero(true[start])]
+    return true
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +67,25 @@ def truths():
 
 
 def deviations(answers: np.ndarray, true: dict[tuple[int, ...], np.ndarray]) -> tuple[float, float]:
-    """(largest z over places of how often the likeliest token came, p-value of all answers together), for answers i32[n T]."""
-    expected, z, seen = {(): 1.0}, [], {}
+    """(largest z over indices of the count of the likeliest token, p-value of all answers together), for answers i32[n T]."""
+    expected, z, counts = {(): 1.0}, [], {}
     for step in range(answers.shape[1]):
         p = np.stack([true[tuple(answer[:step])] for answer in answers.tolist()])
         best = p.max(axis=1)
         if (best < 1).any():
             z.append(((answers[:, step] == p.argmax(axis=1)) - best).sum() / np.sqrt((best * (1 - best)).sum()))
         expected = {
-            (*way, t): share * true[way][t] for way, share in expected.items() for t in np.flatnonzero(true[way])
+            (*start, t): share * true[start][t]
+            for start, share in expected.items()
+            for t in np.flatnonzero(true[start])
         }
     for answer in answers.tolist():
-        seen[tuple(answer)] = seen.get(tuple(answer), 0) + 1
+        counts[tuple(answer)] = counts.get(tuple(answer), 0) + 1
     # Rare answers are one class: few hits each say nothing.
-    classes = [(seen.pop(way, 0), share * len(answers)) for way, share in expected.items() if share * len(answers) >= 8]
-    classes.append((sum(seen.values()), len(answers) - sum(share for _, share in classes)))
+    classes = [
+        (counts.pop(answer, 0), share * len(answers)) for answer, share in expected.items() if share * len(answers) >= 8
+    ]
+    classes.append((sum(counts.values()), len(answers) - sum(share for _, share in classes)))
     square = sum((hits - share) ** 2 / max(share, 1e-9) for hits, share in classes)
     return float(np.abs(z).max()), float(chi2.sf(square, len(classes) - 1))
 
@@ -89,7 +98,7 @@ def answers(cfg: SampleConfig, calls: int = CALLS) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("method", "guidance"), [("off", 7.0), ("sjd", 1.0), ("continued", 1.0), ("coupled", 3.0)])
-def test_answers_are_distributed_as_the_model_says(method, guidance, truths):
+def test_answers_follow_the_model_s_distribution(method, guidance, truths):
     """The answers of "matched" are those of "off" (test_parallel.py)."""
     z, p = deviations(answers(replace(CHOICES, guidance=guidance, parallel=method)), truths[guidance])
     assert z < LARGEST_Z and p > LEAST_P
@@ -101,13 +110,13 @@ def test_a_distortion_of_two_percent_is_caught(truths):
     def drawn(step_to_distort):
         rows = [()] * (ROWS * CALLS)
         for step in range(CHOICES.max_new_tokens):
-            p = {way: true[way].copy() for way in set(rows)}
+            p = {start: true[start].copy() for start in set(rows)}
             if step == step_to_distort:
                 for share in p.values():
                     low, high = np.argsort(share)[-2:]
                     share[[low, high]] += np.array([0.02, -0.02]) * (share[high] > 0.52)
-            totals = {way: share.cumsum() for way, share in p.items()}
-            rows = [(*way, int(np.searchsorted(totals[way], rng.random()))) for way in rows]
+            totals = {start: share.cumsum() for start, share in p.items()}
+            rows = [(*start, int(np.searchsorted(totals[start], rng.random()))) for start in rows]
         return np.array(rows)
 
     z, p = deviations(drawn(None), true)
@@ -116,28 +125,28 @@ def test_a_distortion_of_two_percent_is_caught(truths):
 
 
 def old_q(monkeypatch) -> None:
-    """Drafts that survive a pass keep the q that they were drawn from."""
-    right = speculative.judge
+    """Drafts that survive a pass keep the q that they were first drawn from."""
+    correct = speculative.rejection_sample
 
     def wrong(method, logp, drafts, *rest):
-        kept, after = right(method, logp, drafts, *rest)
+        kept, after = correct(method, logp, drafts, *rest)
         survived = (after.codes == drafts.codes)[..., None] & (drafts.q.sum(axis=2, keepdims=True) > 0)
         return kept, after._replace(q=jnp.where(survived, drafts.q, after.q))
 
-    monkeypatch.setattr(loop, "judge", wrong)
+    monkeypatch.setattr(drafters, "rejection_sample", wrong)
 
 
 def one_noise(monkeypatch) -> None:
-    """What decides about a draft, and what is drawn in its place, has the noise that drew it."""
-    right = speculative.Noise.of
+    """The noise that drew a draft also decides whether it is kept and draws its replacement."""
+    correct = speculative.Noise.of
 
-    class Wrong(speculative.Noise):
+    class SharedNoise(speculative.Noise):
         @classmethod
-        def of(cls, keys, places, passes):
-            noise = right(keys, places, passes)
+        def of(cls, keys, indices, passes):
+            noise = correct(keys, indices, passes)
             return noise._replace(coin=noise.token, again=noise.token)
 
-    monkeypatch.setattr(loop, "Noise", Wrong)
+    monkeypatch.setattr(drafters, "Noise", SharedNoise)
 
 
 @pytest.mark.parametrize(("method", "break_it", "calls"), [("continued", old_q, 4), ("coupled", one_noise, 10)])

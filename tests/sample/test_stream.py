@@ -1,4 +1,4 @@
-"""Continuous batching: every answer is the one its prompt gets alone, whatever rows it shared and whenever it came."""
+"""Continuous batching: every answer is the one its prompt gets alone, whatever else was sampled with it."""
 
 from dataclasses import replace
 
@@ -22,8 +22,8 @@ def model():
     return tiny_model()
 
 
-def asked(count: int) -> tuple[list[np.ndarray], list[tuple[int, int] | None]]:
-    """Prompts of many lengths, some for a picture of some size."""
+def requests(count: int) -> tuple[list[np.ndarray], list[tuple[int, int] | None]]:
+    """Prompts of many lengths and forced sizes; some prompts end with begin-image."""
     prompts = [tokenize([(f"w{number % 5} " * (1 + number % 4), None)], [], VOCAB)[0] for number in range(count)]
     begun = [np.append(prompt, VOCAB.boi) if number % 3 else prompt for number, prompt in enumerate(prompts)]
     return begun, [(2, 2 + 2 * (number % 2)) if number % 3 else None for number in range(count)]
@@ -33,47 +33,47 @@ def asked(count: int) -> tuple[list[np.ndarray], list[tuple[int, int] | None]]:
     ("cfg", "rows"), [(replace(CFG, guidance=1.0), 1), (replace(CFG, parallel="coupled", window=6), 3)]
 )
 def test_answers_are_those_of_generate(model, cfg, rows):
-    prompts, sizes = asked(7)
+    prompts, sizes = requests(7)
     key = jax.random.key(3)
     alone = generate(model, prompts, key, cfg, VOCAB, sizes=sizes)
-    news = list(stream(model, prompts, key, cfg, VOCAB, sizes=sizes, rows=rows))
-    assert sorted(one.index for one in news) == list(range(7)) and all(one.done for one in news)
-    for one in news:
-        np.testing.assert_array_equal(one.tokens, alone[one.index])
+    partials = list(stream(model, prompts, key, cfg, VOCAB, sizes=sizes, rows=rows))
+    assert sorted(partial.index for partial in partials) == list(range(7)) and all(partial.done for partial in partials)
+    for partial in partials:
+        np.testing.assert_array_equal(partial.tokens, alone[partial.index])
 
 
 def test_equal_prompts_and_a_mesh_change_nothing(model):
-    prompts, sizes = asked(3)
+    prompts, sizes = requests(3)
     prompts, sizes = [prompts[1]] * 4 + [prompts[2]] * 5, [sizes[1]] * 4 + [sizes[2]] * 5
     key = jax.random.key(4)
     alone = generate(model, prompts, key, CFG, VOCAB, sizes=sizes)
     mesh = make_mesh(MeshConfig(replica=2, fsdp=1, tensor=2), jax.devices()[:4])
     with jax.set_mesh(mesh):
         placed = jax.device_put(model, shardings(model, mesh))
-        news = list(stream(placed, prompts, key, CFG, VOCAB, sizes=sizes, rows=3))
-    assert sorted(one.index for one in news) == list(range(9))
-    for one in news:
-        np.testing.assert_array_equal(one.tokens, alone[one.index])
+        partials = list(stream(placed, prompts, key, CFG, VOCAB, sizes=sizes, rows=3))
+    assert sorted(partial.index for partial in partials) == list(range(9))
+    for partial in partials:
+        np.testing.assert_array_equal(partial.tokens, alone[partial.index])
 
 
-def test_what_grows_can_be_watched(model):
-    prompts, sizes = asked(4)
+def test_partial_answers_are_beginnings_of_the_answers(model):
+    prompts, sizes = requests(4)
     key = jax.random.key(5)
     alone = generate(model, prompts, key, CFG, VOCAB, sizes=sizes)
-    seen: dict[int, list] = {index: [] for index in range(4)}
-    for one in stream(model, prompts, key, CFG, VOCAB, sizes=sizes, rows=2, every=2):
-        seen[one.index].append(one)
-    for index, news in seen.items():
-        assert [one.done for one in news] == [False] * (len(news) - 1) + [True]
-        lengths = [len(one.tokens) for one in news]
+    growing: dict[int, list] = {index: [] for index in range(4)}
+    for partial in stream(model, prompts, key, CFG, VOCAB, sizes=sizes, rows=2, every=2):
+        growing[partial.index].append(partial)
+    for index, partials in growing.items():
+        assert [partial.done for partial in partials] == [False] * (len(partials) - 1) + [True]
+        lengths = [len(partial.tokens) for partial in partials]
         assert lengths == sorted(lengths)
-        for one in news:
-            np.testing.assert_array_equal(one.tokens, alone[index][: len(one.tokens)])
-    assert max(map(len, seen.values())) > 3
+        for partial in partials:
+            np.testing.assert_array_equal(partial.tokens, alone[index][: len(partial.tokens)])
+    assert max(map(len, growing.values())) > 3
 
 
 @pytest.mark.parametrize("wrong", [dict(rows=0), dict(every=0), dict(sizes=[(3, 3)] * 2)])
 def test_wrong_arguments_are_refused_before_the_first_answer(model, wrong):
-    prompts, _ = asked(2)
+    prompts, _ = requests(2)
     with pytest.raises(ValueError, match=r"at least 1|must be even"):
         stream(model, prompts, jax.random.key(0), CFG, VOCAB, **wrong)

@@ -22,6 +22,6 @@ def tiny_vocab() -> Vocab:
 
 
 def tiny_model(vocab: int = 40) -> Chameleon:
-    """``vocab`` need not be the tokenizer's 35: a model may know more tokens or fewer."""
+    """``vocab`` may differ from the tokenizer's 35: a model may know more tokens or fewer."""
     cfg = ModelConfig(vocab=vocab, width=16, layers=2, heads=4, kv_heads=2, head_dim=8, mlp=24, dropout=0.0)
     return Chameleon(cfg, nnx.Rngs(0))

@@ -10,10 +10,12 @@ from lumina_jax.data.omni.options import choice, parse
 from lumina_jax.data.omni.pose import PoseViews
 from lumina_jax.data.omni.segments import SegmentViews
 from lumina_jax.data.omni.sessions import MagicBrushFolder, MagicBrushParquet, SeedSessions
-from lumina_jax.data.omni.views import Views, ViewSource
+from lumina_jax.data.omni.views import FolderViews, Views, ViewSource
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.record import StoredSource
 from lumina_jax.errors import InputError
+
+Opener = Callable[[str], StoredSource]
 
 FOLDER_OPTIONS = {"captions": "", "match": "*"}
 """Options, with their defaults, of the sets that are a folder of files."""
@@ -40,26 +42,15 @@ def _seed_edit(rest: str) -> StoredSource:
     return EditSource(SeedSessions(files.join(path, f"{subset}_editing")), max_turns)
 
 
-def _vkitti2(rest: str) -> StoredSource:
-    path, options = parse(rest, FOLDER_OPTIONS)
-    return _source(depth.vkitti2(path, options["match"]), options["captions"])
+def _folder(views: Callable[..., FolderViews], option: str = "", values: tuple[str, ...] = ("",)) -> Opener:
+    """A set that is a folder of files; ``option``, with ``values`` of which the first is the default, is passed to ``views``."""
 
+    def open_folder(rest: str) -> StoredSource:
+        path, options = parse(rest, FOLDER_OPTIONS | ({option: values[0]} if option else {}))
+        arguments = [choice(options[option], option, values)] if option else []
+        return _source(views(path, options["match"], *arguments), options["captions"])
 
-def _sintel(rest: str) -> StoredSource:
-    path, options = parse(rest, {**FOLDER_OPTIONS, "pass": "final"})
-    render = choice(options["pass"], "pass", ("final", "clean"))
-    return _source(depth.sintel(path, options["match"], render), options["captions"])
-
-
-def _nyuv2(rest: str) -> StoredSource:
-    path, options = parse(rest, {**FOLDER_OPTIONS, "split": "train"})
-    split = choice(options["split"], "split", ("train", "test"))
-    return _source(normals.nyuv2(path, options["match"], split), options["captions"])
-
-
-def _scannet(rest: str) -> StoredSource:
-    path, options = parse(rest, FOLDER_OPTIONS)
-    return _source(normals.scannet(path, options["match"]), options["captions"])
+    return open_folder
 
 
 def _coco_pose(rest: str) -> StoredSource:
@@ -96,13 +87,13 @@ def _whole(value: str, name: str) -> int:
     return int(value)
 
 
-SETS: dict[str, Callable[[str], StoredSource]] = {
+SETS: dict[str, Opener] = {
     "magicbrush": _magicbrush,
     "seed-edit": _seed_edit,
-    "vkitti2": _vkitti2,
-    "sintel": _sintel,
-    "nyuv2": _nyuv2,
-    "scannet": _scannet,
+    "vkitti2": _folder(depth.vkitti2),
+    "sintel": _folder(depth.sintel, "pass", ("final", "clean")),
+    "nyuv2": _folder(normals.nyuv2, "split", ("train", "test")),
+    "scannet": _folder(normals.scannet),
     "coco-pose": _coco_pose,
     "oneformer": _oneformer,
     "refcoco": _refcoco,

@@ -76,8 +76,6 @@ class CocoFile:
 
     def entry(self, index: int) -> tuple[Mapping, list[Mapping]]:
         """Image ``index`` and its annotations; InputError when the image is not listed or a value is no object."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"entry {index} of {len(self)}")
         stop = self._starts[index + 1] if index + 1 < len(self._starts) else len(self._order)
         annotations = [self._read(self._annotations[number]) for number in self._order[self._starts[index] : stop]]
         if (row := self._rows[index]) >= len(self._images):

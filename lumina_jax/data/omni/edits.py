@@ -31,8 +31,6 @@ class EditSource(StoredSource):
         return len(self._session)
 
     def stored(self, index: int) -> StoredRecord:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
         session, first = int(self._session[index]), int(self._first[index])
         try:
             edits = self._sessions.edits(session, first, first + int(self._turns[index]))

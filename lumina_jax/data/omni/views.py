@@ -63,8 +63,6 @@ class ViewSource(StoredSource):
         return len(self._views)
 
     def stored(self, index: int) -> StoredRecord:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
         name = self._views.name(index)
         try:
             view = self._views.view(index)

@@ -41,7 +41,7 @@ def open_source(spec: str, seed: int = 0) -> Source:
     ==================================================  =====================================================================
 
     Files may be local, on gs://, or on http(s)://. Raises InputError for an unknown kind, MissingFileError when a file is
-    missing, ImportError naming the package that a URL needs.
+    missing, MissingPackageError naming the package that a URL needs.
     """
     kind, _, rest = spec.partition(":")
     if kind in KINDS and rest and not rest.startswith("//"):

@@ -2,7 +2,7 @@
 
 A path is a local path or a URL, as str. Each read opens a local file again, so threads and child processes share nothing. Of a
 remote file any byte range can be read; requests that fail for a moment are repeated. Errors name the file: MissingFileError when
-there is none, StorageError when it cannot be read.
+there is none, StorageError when it cannot be read, MissingPackageError when the URL needs a package that is not installed.
 """
 
 import glob
@@ -11,12 +11,13 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
 
-from lumina_jax.errors import MissingFileError, StorageError
+from lumina_jax.errors import InputError, MissingFileError, MissingPackageError, StorageError
 
 ATTEMPTS = 4
 FIRST_PAUSE = 0.5
@@ -25,6 +26,7 @@ FIRST_PAUSE = 0.5
 BLOCK = 1 << 24
 """Bytes."""
 PERMANENT = (PermissionError, IsADirectoryError, NotADirectoryError)
+"""Errors after which a request is not repeated."""
 TEMPORARY_STATUS = (408, 429)
 """The HTTP status codes from 400 to 499 after which a request is repeated."""
 
@@ -38,7 +40,8 @@ def is_remote(path: str) -> bool:
 def size(path: str) -> int:
     """The bytes of a file. StorageError also when a server does not say how many."""
     if not is_remote(path):
-        return _local(path, lambda: os.stat(path).st_size)
+        with _local_errors(path):
+            return os.stat(path).st_size
     length = _remote(path, lambda system: system.size(path))
     if length is None:
         raise StorageError(f"{path}: the server does not say how large it is; download it and give the local path")
@@ -48,7 +51,9 @@ def size(path: str) -> int:
 def read(path: str, start: int = 0, stop: int | None = None) -> bytes:
     """The bytes of a file from ``start`` to ``stop`` (default: its end)."""
     if not is_remote(path):
-        return _local(path, lambda: _read_local(path, start, stop))
+        with _local_errors(path), open(path, "rb") as file:
+            file.seek(start)
+            return file.read() if stop is None else file.read(stop - start)
     if stop is None and not start:
         return _remote(path, lambda system: system.cat_file(path))
     stop = size(path) if stop is None else stop
@@ -59,7 +64,8 @@ def open_binary(path: str) -> BinaryIO:
     """A file open for reading and seeking; the caller closes it."""
     if is_remote(path):
         return _remote(path, lambda system: system.open(path, "rb"))
-    return _local(path, lambda: open(path, "rb"))
+    with _local_errors(path):
+        return open(path, "rb")
 
 
 def blocks(path: str, length: int = BLOCK) -> Iterator[bytes]:
@@ -131,36 +137,34 @@ def _cut(content: bytes, start: int, stop: int) -> bytes:
     return content[start:stop] if len(content) > stop - start else content
 
 
-def _read_local(path: str, start: int, stop: int | None) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read() if stop is None else file.read(stop - start)
-
-
-def _local(path: str, access: Callable[[], T]) -> T:
-    """The result of ``access`` to a local file."""
+@contextmanager
+def _local_errors(path: str) -> Iterator[None]:
+    """Turns the system's errors for a local file into this module's."""
     try:
-        return access()
+        yield
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: {error.strerror}") from error
     except OSError as error:
-        raise StorageError(f"{path}: {error.strerror}") from error
+        raise StorageError(f"{path}: {error.strerror or error}") from error
 
 
 def _remote(path: str, request: Callable[[AbstractFileSystem], T]) -> T:
     """The result of ``request`` to the file system of ``path``, repeated after a failure that may be temporary."""
-    system = fsspec.filesystem(fsspec.utils.get_protocol(path))
+    try:
+        system = fsspec.filesystem(fsspec.utils.get_protocol(path))
+    except ImportError as error:
+        raise MissingPackageError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; download the files and give a local path") from error
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return request(system)
         except FileNotFoundError as error:
             raise MissingFileError(f"{path}: not found") from error
-        except PERMANENT as error:
-            raise StorageError(f"{path}: {error}") from error
         except Exception as error:  # each file system raises its own classes
             status = getattr(error, "status", None)
             refused = isinstance(status, int) and 400 <= status < 500 and status not in TEMPORARY_STATUS
-            if refused or attempt == ATTEMPTS:
+            if refused or isinstance(error, PERMANENT) or attempt == ATTEMPTS:
                 raise StorageError(f"{path}: {type(error).__name__}: {error} (attempt {attempt})") from error
         time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
     raise AssertionError("the last attempt returns or raises")

@@ -51,9 +51,7 @@ def index_list(path: str, chunk: int = files.BLOCK) -> tuple[np.ndarray, str]:
         size, depth = size + len(block), int(depths[-1]) if len(depths) else depth
     edges = np.concatenate([np.zeros(0, np.int64), *edges])
     if openings != 1 or depth or in_text or files.read(path, int(edges[-1])).rstrip(BLANK) != b"]":
-        raise InputError(
-            f"{path} begins like a JSON list but is none: it is truncated, or goes on after its end; make it again"
-        )
+        raise InputError(f"{path} begins like a JSON list but is none: it is cut short, or goes on after its end")
     spans = np.stack([edges[:-1] + 1, edges[1:]], 1)
     if len(spans) == 1 and not files.read(path, *map(int, spans[0])).strip(BLANK):
         spans = spans[:0]

@@ -51,8 +51,6 @@ class ParquetSource(StoredSource):
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def stored(self, index: int) -> StoredRecord:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
         group = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[group - 1]) if group else 0)
         path = self.paths[self._groups[group, 0]]
