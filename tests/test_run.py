@@ -59,6 +59,8 @@ def test_help(verb, capsys):
         (["compile", "configs/toy_stage1.py", "--topology", "v5e:2x2", "--what", "all"], ["'all'", "prefill"]),
         (["sample"], ["--prompt"]),
         (["sample", "--prompt", "x", "--model", "/nowhere"], ["/nowhere"]),
+        (["sample", "--prompts", "/nowhere.txt"], ["/nowhere.txt"]),
+        (["sample", "--prompts", "configs"], ["configs", "text file"]),
         (["sample", "--task", "depth", "--image", "/nowhere.png"], ["/nowhere.png", "picture"]),
         (["pretokenize", "configs/toy_stage1.py", "--source", "webdataset:/nowhere.tar"], ["/nowhere.tar"]),
         (["pretokenize", "configs/toy_stage1.py", "--source", "toy:9", "vq.path=/nowhere.npz"], ["/nowhere.npz"]),
