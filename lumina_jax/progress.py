@@ -55,7 +55,8 @@ class ProgressDisplay:
         now = time.monotonic()
         line = self._format(max(now - self._start, 1e-9), text)
         self._bar.update(self._task, completed=self.done, description=line)
-        if self._plain and (self.done == self._total or now - self._last_line >= self.seconds_between_lines):
+        ended = count > 0 and self.done == self._total
+        if self._plain and (ended or now - self._last_line >= self.seconds_between_lines):
             self._last_line = now
             self.print_line(line)
 

@@ -23,8 +23,8 @@ PATH=/nowhere
 
 def blocks(text: str, language: str) -> list[tuple[int, str]]:
     """(line number, content) of each fenced block of ``language`` ("" for none)."""
-    found = [match for match in FENCE.finditer(text) if match[1] == language]
-    return [(text.count("\n", 0, match.start()) + 1, match[2]) for match in found]
+    matches = [match for match in FENCE.finditer(text) if match[1] == language]
+    return [(text.count("\n", 0, match.start()) + 1, match[2]) for match in matches]
 
 
 def spans(text: str) -> list[str]:

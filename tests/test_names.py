@@ -99,6 +99,11 @@ def test_every_imported_name_exists():
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.smoke
+def test_no_two_public_classes_share_a_name():
+    assert not shared_class_names(project_sources())
+
+
 PLANTED = {
     "lumina_jax": "",
     "lumina_jax.kept": "import os\nKEPT = 1\ndef kept(): inner = 2\nif KEPT:\n    also = 3",

@@ -29,11 +29,19 @@ def seed(text: str) -> int:
 
 
 def output_path(text: str) -> str:
-    """A folder, or a file to be, that exists or can be made."""
+    """A folder that exists or can be made."""
     try:
         check_output(text)
     except InputError as error:
         raise ArgumentTypeError(str(error)) from error
+    return text
+
+
+def output_file(text: str) -> str:
+    """A file in a folder that exists or can be made."""
+    if Path(text).is_dir():
+        raise ArgumentTypeError(f"{text} is a folder; give a file to write")
+    output_path(str(Path(text).parent))
     return text
 
 

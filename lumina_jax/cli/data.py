@@ -3,7 +3,7 @@
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import output_path, seed
+from lumina_jax.cli.arguments import output_file, output_path, seed
 from lumina_jax.cli.experiments import load_experiment
 from lumina_jax.errors import InputError
 
@@ -20,7 +20,9 @@ def add_data(verbs: _SubParsersAction) -> None:
     inspect.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: the config's)")
     inspect.add_argument("--samples", type=int, default=24, help="records on the sheet (24)")
     inspect.add_argument("--seed", type=seed, default=0, help="of the draw of samples (0)")
-    inspect.add_argument("--out", default="out/data.html", help="the HTML file to write (out/data.html)")
+    inspect.add_argument(
+        "--out", type=output_file, default="out/data.html", help="the HTML file to write (out/data.html)"
+    )
     inspect.set_defaults(run=_data_inspect)
 
     prepare = what.add_parser("prepare", help="write any source as a TFDS data set, to share it")

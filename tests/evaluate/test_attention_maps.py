@@ -48,13 +48,13 @@ def test_every_token_is_of_its_kind(world):
     vocab, model = world
     prompt, _ = tokenize([(image_prompt(64, 96, "a red circle"), None)], [], vocab)
     answer = np.append(encode_grid(np.zeros((6, 4), int), vocab), vocab.end_of_turn)
-    found = attention_map(model, prompt, answer, vocab)
-    kinds = [list(KINDS)[kind] for kind in found.kinds]
+    attention = attention_map(model, prompt, answer, vocab)
+    kinds = [list(KINDS)[kind] for kind in attention.kinds]
     line = ["image"] * 4 + ["end-of-line"]
     assert kinds == ["prompt"] * len(prompt) + ["begin-image", "size", "size"] + line * 5 + ["image"] * 4
-    assert found.shares.sum() == pytest.approx(1, abs=1e-5) and found.grid == (6, 4)
+    assert attention.shares.sum() == pytest.approx(1, abs=1e-5) and attention.grid == (6, 4)
     begun = attention_map(model, np.append(prompt, vocab.boi), answer[1:], vocab)
-    np.testing.assert_array_equal(begun.shares, found.shares)
+    np.testing.assert_array_equal(begun.shares, attention.shares)
     for wrong, message in ((answer[:0], "holds no picture"), (answer[:9], "6 x 4 codes is not finished")):
         with pytest.raises(ValueError, match=message):
             attention_map(model, prompt, wrong, vocab)
