@@ -15,32 +15,20 @@ def add_sample(verbs: _SubParsersAction) -> None:
     model_arguments(sample)
     sample.add_argument("--prompt", action="append", default=[], help="what to paint, or to do; may be given again")
     sample.add_argument(
-        "--prompts", metavar="FILE", help="a prompt a line; in .jsonl files an object with prompt, size, task ..."
+        "--prompts", metavar="FILE", help="a prompt a line; in .jsonl an object: prompt, size, task ..."
     )
     sample.add_argument("--task", help="what to do with --image: depth, segmentation, edit, describe ... (generate)")
-    sample.add_argument(
-        "--image", action="append", default=[], help="a picture for --task or --raw; may be given again"
-    )
-    sample.add_argument(
-        "--size", type=size, help="WIDTHxHEIGHT in pixels (default: a square of the model's training area)"
-    )
+    sample.add_argument("--image", action="append", default=[], help="a picture for --task or --raw; may be repeated")
+    sample.add_argument("--size", type=size, help="WIDTHxHEIGHT in pixels (a square of the model's training area)")
     sample.add_argument("--free-size", action="store_true", help="say the size in the prompt only; do not force it")
     sample.add_argument("--raw", action="store_true", help="give the prompts as they are: for dialog, without a size")
     sample.add_argument("--chat", action="store_true", help="talk: a line a turn, pictures where @file.png stands")
-    sample.add_argument(
-        "--live", action="store_true", help="show one answer as it grows: text here, the picture in live.png"
-    )
+    sample.add_argument("--live", action="store_true", help="show one answer while it grows, its picture in live.png")
     sample.add_argument("--per-prompt", type=int, default=1, metavar="N", help="answers to each prompt (1)")
-    sample.add_argument(
-        "--rows", type=int, default=16, help="answers at work at once; a row that ends takes the next (16)"
-    )
-    sample.add_argument(
-        "--tensor", type=int, metavar="N", help="split the model over N of this host's devices, answers over the others"
-    )
+    sample.add_argument("--rows", type=int, default=16, help="answers sampled at once; a free row takes the next (16)")
+    sample.add_argument("--tensor", type=int, metavar="N", help="split the model over N devices, answers over the rest")
     sample.add_argument("--resume", action="store_true", help="go on in a folder that a run of the same command left")
-    sample.add_argument(
-        "--worker", metavar="I/N", help="the share of process I of N, from 0; auto on a TPU pod, Slurm or MPI"
-    )
+    sample.add_argument("--worker", metavar="I/N", help="process I of N, from 0; auto on a TPU pod, Slurm or MPI")
     sample.add_argument("--seed", type=seed, default=0, help="same seed, same pictures (0)")
     sample.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is off")
     sample.add_argument("--temperature", type=float, help="below 1 safer, above 1 wilder")
@@ -74,9 +62,7 @@ def _prompts(builder, options: Namespace, records: list[dict], settings) -> list
 
     images, task = [open_image(Path(file)) for file in options.image], options.task or "generate"
     if options.size and (options.raw or task != "generate"):
-        raise InputError(
-            "--size goes with pictures made from text alone; those of other tasks have their picture's size"
-        )
+        raise InputError("--size goes with pictures made from text alone; other tasks keep the size of their picture")
     if options.raw:
         prompts = [builder.message(text, images, settings("question")) for text in options.prompt]
     elif task == "generate":
