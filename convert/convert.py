@@ -103,13 +103,16 @@ def write(
 ) -> None:
     """Streams the weights of ``source`` into ``folder``, with the settings that the layout needs beside them."""
     dtypes = target_dtypes(source, target.dtype)
-    read = _with_zeroed_head(source, _image_tokens(files)) if target.zero_image_head else source.read
+    read = _with_zeroed_head(source, files) if target.zero_image_head else source.read
     planned = plan(source, dtypes, target)
     total = sum(
         math.prod(source.sizes[row.path].values()) * dtypes[row.path].itemsize * len(layers_of(source, row))
         for row in source.rows
     )
-    _check_space(folder, total + tokenizer_files.nbytes(files))
+    needed, free = total + tokenizer_files.nbytes(files), shutil.disk_usage(folder).free
+    if needed > free:
+        sizes = f"{free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB will be written"
+        raise StorageError(f"{folder.parent} has {sizes}; free space or choose another disk")
     process, processes = jax.process_index(), jax.process_count()
     display = dict(show=show and process == 0, unit="MB", unit_size=10**6)
     if target.layout == "ours":
@@ -218,8 +221,11 @@ def _weights_folder(folder: Path, source: Checkpoint, target: Target) -> Path:
     return subfolder
 
 
-def _with_zeroed_head(source: Checkpoint, tokens: np.ndarray) -> Read:
-    """``source.read`` with the rows of ``tokens`` i32[n] in the output head set to zero."""
+def _with_zeroed_head(source: Checkpoint, files: TokenizerFiles) -> Read:
+    """``source.read`` with the image tokens' rows of the output head set to zero."""
+    if not (vocab := files.vocab()):
+        raise InputError("--zero-image-head needs the tokenizer, which names the image tokens; give --tokenizer PATH")
+    tokens = vocab.code_ids
 
     def read(row: WeightRow, layer: int, index: Index) -> np.ndarray:
         array = source.read(row, layer, index)
@@ -230,18 +236,3 @@ def _with_zeroed_head(source: Checkpoint, tokens: np.ndarray) -> Read:
         return array
 
     return read
-
-
-def _image_tokens(files: TokenizerFiles) -> np.ndarray:
-    if vocab := files.vocab():
-        return vocab.code_ids
-    raise InputError("--zero-image-head needs the tokenizer, which names the image tokens; give --tokenizer PATH")
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise StorageError(
-            f"{folder.parent} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB will be written; free space or choose "
-            "another disk"
-        )
