@@ -17,7 +17,7 @@ from lumina_jax.cli.sample import add_sample
 from lumina_jax.cli.train import add_compile, add_train
 from lumina_jax.errors import UserError
 
-__all__ = ["REPOSITORY", "TOY_MODEL", "load_experiment", "load_for_sampling", "main"]
+__all__ = ["REPOSITORY", "TOY_MODEL", "load_experiment", "load_for_sampling", "main", "parse"]
 
 VERBS = (
     add_quickstart,
@@ -38,16 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     Any other exception is a bug and passes through. Without a verb the verbs are listed.
     """
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if options.verb is None and not rest:
-        parser.print_help()
-        return 0
-    # argparse takes positional arguments in one run only; changes may stand before and after --options.
-    if unknown := [word for word in rest if word.startswith("-") or "=" not in word or "changes" not in options]:
-        parser.error(f"unknown arguments: {' '.join(unknown)}; see run.py {options.verb or 'VERB'} --help")
-    if rest:
-        options.changes += rest
+    options = parse(arguments)
     try:
         return options.run(options) or 0
     except UserError as error:
@@ -58,7 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line (default: of this process) as the options of its verb; ends the process with code 2 when it has none."""
     parser = argparse.ArgumentParser(
         prog="run.py",
         usage="run.py [-h] [-V] VERB ...",
@@ -66,13 +58,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog="run.py VERB --help explains a verb.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=20, width=120),
     )
-    parser.add_argument(
-        "-V", "--version", action="version", version=_versions(), help="of lumina_jax, jax, flax and Python"
-    )
+    parser.add_argument("-V", "--version", action="version", version=_versions(), help="print versions and exit")
+    parser.set_defaults(run=lambda options: parser.print_help())
     verbs = parser.add_subparsers(dest="verb", title="verbs", metavar="VERB", prog="run.py")
     for add in VERBS:
         add(verbs)
-    return parser
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one run only; changes may stand before and after --options.
+    if unknown := [word for word in rest if word.startswith("-") or "=" not in word or "changes" not in options]:
+        parser.error(f"unknown arguments: {' '.join(unknown)}; see run.py {options.verb or 'VERB'} --help")
+    if rest:
+        options.changes += rest
+    return options
 
 
 def _versions() -> str:

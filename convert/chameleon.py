@@ -1,42 +1,62 @@
-"""The decoder in and out of any layout, as a model in memory."""
+"""The decoder read from and written to any checkpoint layout, as a model in memory."""
 
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from convert.convert import Wish, dtypes_of, open_source, whole, write
+from convert.convert import atomic_folder, open_source, target_dtypes, write
+from convert.metadata import Target
 from convert.orbax_folder import stack
-from convert.sources import Memory
-from convert.table import ROWS
-from convert.tokenizer_files import Companions
+from convert.sources import VQ_PATH, dtype_examples, vq_rows, vq_sizes
+from convert.table import ROWS, Index, WeightRow, cut, sizes_of
+from convert.tokenizer_files import TokenizerFiles
+from convert.vqvae import encoder_shapes, to_torch
 from lumina_jax.config import MeshConfig, ModelConfig
 from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.model.params import is_param
 from lumina_jax.model.vqvae import VQVAE
 from lumina_jax.sharding import make_mesh
+from lumina_jax.train.checkpoint import flatten, unflatten
+
+
+class ModelSource:
+    """A model in memory behind the interface of a checkpoint, with the encoder of ``vqvae`` if one is passed."""
+
+    layout = "ours"
+
+    def __init__(self, model: Chameleon, cfg: ModelConfig, vqvae: VQVAE | None = None):
+        self.folder, self.cfg, self.settings = Path("the model"), cfg, {}
+        self.vq = vqvae.cfg if vqvae else None
+        encoder = encoder_shapes(vqvae.cfg) if vqvae else {}
+        vq_weights = to_torch(vqvae) if vqvae else {}
+        self._weights = flatten(model) | {VQ_PATH + name: array for name, array in vq_weights.items()}
+        self.rows = (*ROWS, *vq_rows(encoder))
+        self.sizes = {row.path: sizes_of(cfg, row) for row in ROWS} | vq_sizes(encoder)
+        self.dtypes = {row.path: np.dtype(self._weights[row.path].dtype) for row in self.rows}
+        self.dtype_examples = dtype_examples(self.dtypes)
+
+    def read(self, row: WeightRow, layer: int, index: Index) -> np.ndarray:
+        weight = self._weights[row.path]
+        array = np.asarray(weight[layer] if row.per_layer else weight)
+        return cut(array, row.axes, self.sizes[row.path], index)
 
 
 def load_model(path: str | Path, mesh: Mesh | None = None, dtype: str = "") -> tuple[Chameleon, ModelConfig]:
-    """The model at ``path``, of any layout: Hugging Face as Lumina-mGPT or transformers saves it, Meta's, or our own.
+    """The model at ``path``, in any layout: Hugging Face as Lumina-mGPT or transformers saves it, Meta's, or Orbax.
 
-    Weights keep their dtype unless ``dtype`` names one; they are placed on ``mesh`` (default: the first device), each process
-    reading its own parts only. Raises FileNotFoundError for what is absent, ValueError listing weights that are missing,
-    unknown, misshapen or of several dtypes.
+    Weights keep their dtype unless ``dtype`` names one. They are placed on ``mesh`` (default: the first device); each process
+    reads only the parts of its own devices. Raises MissingFileError for an absent file, StorageError for an unreadable one,
+    InputError listing weights that are missing, unknown, misshapen or of several dtypes.
     """
     source = open_source(path)
-    dtypes = dtypes_of(source, dtype)
+    dtypes = target_dtypes(source, dtype)
     mesh = mesh or make_mesh(MeshConfig(fsdp=1), jax.local_devices()[:1])
-    rows = {row.path: row for row in ROWS}
-
-    def value(path: tuple, param: nnx.Param) -> nnx.Param:
-        row = rows[jax.tree_util.keystr(path, simple=True, separator="/")]
-        return param.replace(stack(source, row, source.read, dtypes[row.path], mesh))
-
     shapes = jax.eval_shape(lambda: Chameleon(source.cfg, nnx.Rngs(0)))
-    return jax.tree_util.tree_map_with_path(value, shapes, is_leaf=is_param), source.cfg
+    arrays = {row.path: stack(source, row, source.read, dtypes[row.path], mesh) for row in ROWS}
+    return unflatten(shapes, arrays), source.cfg
 
 
 def save_model(
@@ -47,17 +67,17 @@ def save_model(
     shards: int | None = None,
     vqvae: VQVAE | None = None,
 ) -> None:
-    """Writes ``model`` into the folder ``path``; a checkpoint that lies there is replaced once the new one is whole.
+    """Writes ``model`` into the folder ``path``; a checkpoint in it is replaced once the new one is complete.
 
     ``layout`` is "hf" (QK-norm rows per head, as transformers reads them), "lumina" (per group, as Lumina-mGPT does) or
     "meta" (consolidated*.pth and params.json). ``shards`` is the number of files: by default one per 5 GB, or for Meta's
-    layout one per QK-norm group. A ``vqvae`` gives "hf" the VQ encoder that transformers expects in a checkpoint. Raises
-    ValueError for what the layout cannot hold.
+    layout one per QK-norm group. With ``vqvae``, "hf" contains the VQ encoder that transformers expects in a checkpoint. Raises
+    InputError for a model that the layout cannot represent, StorageError, MissingPackageError without torch ("meta" only).
     """
     if layout == "ours":
         raise InputError(
-            "layout='ours' is written by training, and by run.py convert import; choose hf, lumina or meta"
+            "layout='ours' (Orbax) is written by training, and by run.py convert import; choose hf, lumina or meta"
         )
-    source = Memory(model, cfg, vqvae if layout == "hf" else None)
-    with whole(Path(path), replace=True) as folder:
-        write(source, Companions(None, None), folder, Wish(layout, shards), show=False)
+    source = ModelSource(model, cfg, vqvae if layout == "hf" else None)
+    with atomic_folder(Path(path), replace=True) as folder:
+        write(source, TokenizerFiles(), folder, Target(layout, shards), show=False)

@@ -1,4 +1,4 @@
-"""What a folder holds, what is missing and where it belongs: told from headers alone, whatever state the folder is in."""
+"""A report on a folder: what it holds, what is missing and where that belongs. Only headers are read; the folder may be damaged."""
 
 import math
 from collections.abc import Iterator
@@ -7,21 +7,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convert import tokenizer_files
-from convert.convert import dtypes_of, open_source, run_of
-from convert.orbax_folder import Ours
-from convert.sources import VQ_PATH, Source
+from convert.convert import LAYOUTS, open_source, target_dtypes
+from convert.errors import read_errors
+from convert.metadata import experiment_of
+from convert.orbax_folder import OrbaxSource
+from convert.sources import VQ_PATH, Checkpoint
 from convert.table import ROWS, sizes_of
-from convert.tokenizer_files import Companions
+from convert.tokenizer_files import TokenizerFiles
 from lumina_jax.config import ModelConfig
+from lumina_jax.errors import MissingFileError, UserError
 from lumina_jax.train.checkpoint import COMMITTED, FOLDER
 
-LAYOUTS = {
-    "hf": "Hugging Face, as transformers saves it",
-    "lumina": "Hugging Face, as Lumina-mGPT saves it",
-    "meta": "Meta's Chameleon",
-    "ours": "lumina_jax (Orbax)",
-}
-QK_ROWS = {
+QK_NORM_ROWS = {
     "hf": "one per head ({heads} of queries, {kv_heads} of keys), {qk_groups} different",
     "lumina": "one per group of heads, {qk_groups}",
     "meta": "one per file, {qk_groups}",
@@ -34,204 +31,200 @@ PUBLISHED = {
     ),
 }
 PUBLISHED_CODES = 8192
-FREE = ("rope_base", "eps", "dropout", "qk_groups")
+VARYING = ("rope_base", "eps", "dropout", "qk_groups")
 """Fields in which checkpoints of one published model may differ."""
-SIGNS = {
+LAYOUT_FILES = {
     "Hugging Face (config.json)": ("config.json",),
     "Meta's Chameleon (params.json)": ("params.json", "consolidated*.pth", "models/*/params.json"),
     "lumina_jax (checkpoints)": (COMMITTED, f"{FOLDER}/*/{COMMITTED}"),
 }
-"""Layouts and the files that tell them."""
+"""Layouts and the files by which they are recognized."""
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "consolidated*.pth", "models/*/consolidated*.pth")
 CODEBOOK = f"{VQ_PATH}quantize.embedding.weight"
 
 
-class Entry(NamedTuple):
-    """One line of a report: ``what`` it is about, "note" and "problem" among that, and what is ``said``."""
+class Finding(NamedTuple):
+    """One line of a report: a ``topic``, which may be "note" or "problem", and a ``text``."""
 
-    what: str
-    said: str
+    topic: str
+    text: str
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was found at ``path``, and the command to go on with."""
+class FolderReport:
+    """What was found at ``path``, and the command to run next."""
 
     path: Path
-    entries: tuple[Entry, ...]
-    following: str
+    findings: tuple[Finding, ...]
+    next_command: str
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know and may leave as it is."""
-        return tuple(said for what, said in self.entries if what == "note")
+        return tuple(text for topic, text in self.findings if topic == "note")
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What must be mended before the checkpoint is of use."""
-        return tuple(said for what, said in self.entries if what == "problem")
-
-    @property
-    def whole(self) -> bool:
-        """Whether there are no problems."""
-        return not self.problems
+        """What must be mended before the checkpoint can be used."""
+        return tuple(text for topic, text in self.findings if topic == "problem")
 
     def text(self) -> str:
         """The report as lines for a terminal."""
-        facts = [entry for entry in self.entries if entry.what not in ("note", "problem")]
-        width = 2 + max((len(what) for what, _ in facts), default=0)
+        facts = [finding for finding in self.findings if finding.topic not in ("note", "problem")]
+        width = 2 + max((len(topic) for topic, _ in facts), default=0)
         lines = [str(self.path)]
-        for what, said in facts:
-            first, *more = said.splitlines()
-            lines += [f"{what:{width}}{first}", *(" " * width + line for line in more)]
+        for topic, text in facts:
+            first, *more = text.splitlines()
+            lines += [f"{topic:{width}}{first}", *(" " * width + line for line in more)]
         lines += [f"note: {note}" for note in self.notes]
-        lines += [f"problem: {problem}" for problem in self.problems] or ["whole"]
-        return "\n".join([*lines, f"next: {self.following}"])
+        lines += [f"problem: {problem}" for problem in self.problems] or ["no problems"]
+        return "\n".join([*lines, f"next: {self.next_command}"])
 
 
-def inspect(path: str | Path) -> Report:
-    """Reads headers, configs and the small files beside them. What is wrong is told in the report, never raised."""
+def describe(path: str | Path) -> FolderReport:
+    """Reads headers, configs and the small files beside them. What a user can mend is in the report, never raised."""
     path = Path(path)
-    folder = path.parent if path.is_file() else path
-    found: list[Source] = []
-    entries = [*_safely(_open(folder, found)), *_safely(_folder(folder, bool(found)))]
-    for source in found:
-        for survey in (_model, _origin, _weights, _companions):
-            entries += _safely(survey(source))
-    entries = tuple(dict.fromkeys(entries))
-    following = f"mend this, then: python run.py convert inspect {path}"
-    if not any(entry.what == "problem" for entry in entries):
-        ours = found[0].layout == "ours"
-        following = f"python run.py convert {'export' if ours else 'import'} {path} DST{' --layout hf' * ours}"
-    return Report(path, entries, following)
+    with read_errors(path):
+        folder = path.parent if path.is_file() else path
+    opened: list[Checkpoint] = []
+    findings = [*_with_problems(_open(folder, opened)), *_with_problems(_folder(folder, bool(opened)))]
+    for source in opened:
+        for survey in (_model, _origin, _weights, _tokenizer_files):
+            findings += _with_problems(survey(source))
+    findings = tuple(dict.fromkeys(findings))
+    next_command = f"mend this, then: python run.py convert inspect {path}"
+    if not any(finding.topic == "problem" for finding in findings):
+        is_orbax = opened[0].layout == "ours"
+        next_command = (
+            f"python run.py convert {'export' if is_orbax else 'import'} {path} DST{' --layout hf' * is_orbax}"
+        )
+    return FolderReport(path, findings, next_command)
 
 
 def parameters(cfg: ModelConfig) -> int:
-    """How many numbers the decoder has; each QK-norm row counts once."""
+    """The number of the decoder's parameters; each QK-norm row counts once."""
     return sum(math.prod(sizes_of(cfg, row).values()) * (cfg.layers if row.per_layer else 1) for row in ROWS)
 
 
-def dtype_names(source: Source) -> str:
+def dtype_names(source: Checkpoint) -> str:
     """The dtypes of the decoder's weights, the most frequent first."""
-    kinds = [source.dtypes[row.path].name for row in ROWS]
-    return ", ".join(sorted(set(kinds), key=lambda kind: (-kinds.count(kind), kind)))
+    names = [source.dtypes[row.path].name for row in ROWS]
+    return ", ".join(sorted(set(names), key=lambda name: (-names.count(name), name)))
 
 
-def readable(count: int) -> str:
-    """Bytes in words."""
-    unit, size = next(((unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6)) if count >= size), ("kB", 1e3))
-    return f"{count / size:,.1f} {unit}"
+def readable(nbytes: int) -> str:
+    """A number of bytes as text, such as "14.0 GB"."""
+    unit, size = next(((unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6)) if nbytes >= size), ("kB", 1e3))
+    return f"{nbytes / size:,.1f} {unit}"
 
 
-def _safely(survey: Iterator[Entry]) -> Iterator[Entry]:
-    """``survey``, with what it raises as its last entry: a broken folder is what a report is for."""
+def _with_problems(survey: Iterator[Finding]) -> Iterator[Finding]:
+    """``survey``; a UserError that it raises becomes the last finding, a problem."""
     try:
         yield from survey
-    except (ValueError, OSError, ImportError) as error:
-        yield Entry("problem", str(error))
-    except Exception as error:  # configs may hold anything, and so may the messages of the libraries that read them
-        yield Entry("problem", f"{type(error).__name__}: {error}")
+    except UserError as error:
+        yield Finding("problem", str(error))
 
 
-def _open(folder: Path, found: list[Source]) -> Iterator[Entry]:
-    found.append(open_source(folder))
-    yield Entry("layout", LAYOUTS[found[0].layout])
+def _open(folder: Path, opened: list[Checkpoint]) -> Iterator[Finding]:
+    opened.append(open_source(folder))
+    yield Finding("layout", LAYOUTS[opened[0].layout])
 
 
-def _folder(folder: Path, opened: bool) -> Iterator[Entry]:
-    """What can be told without opening anything."""
-    signs = [kind for kind, names in SIGNS.items() if any(any(folder.glob(name)) for name in names)]
-    if signs and not opened:
-        yield Entry("layout", f"{', '.join(signs)}, by its files")
-    if len(signs) > 1:
-        yield Entry("problem", f"{folder} holds several models: {', '.join(signs)}; give each a folder of its own")
-    files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern))
+def _folder(folder: Path, opened: bool) -> Iterator[Finding]:
+    """What the names and sizes of the files tell, without opening any."""
+    layouts = [kind for kind, names in LAYOUT_FILES.items() if any(any(folder.glob(name)) for name in names)]
+    if layouts and not opened:
+        yield Finding("layout", f"{', '.join(layouts)}, by its files")
+    if len(layouts) > 1:
+        yield Finding("problem", f"{folder} holds several models: {', '.join(layouts)}; give each a folder of its own")
+    files = sorted(file for pattern in WEIGHTS for file in folder.glob(pattern) if file.is_file())
     if files:
-        names = {str(file.relative_to(folder)): file.stat().st_size for file in files}
-        width = max(map(len, names))
-        lines = [f"{name:{width}}  {readable(size):>8}" for name, size in names.items()]
-        yield Entry("weights", "\n".join([*lines, f"{readable(sum(names.values()))} in all"]))
+        sizes = {str(file.relative_to(folder)): file.stat().st_size for file in files}
+        width = max(map(len, sizes))
+        lines = [f"{name:{width}}  {readable(size):>8}" for name, size in sizes.items()]
+        yield Finding("weights", "\n".join([*lines, f"{readable(sum(sizes.values()))} in all"]))
     if {".safetensors", ".bin"} <= {file.suffix for file in files}:
-        yield Entry("note", "weights as safetensors and as pytorch_model*.bin: the safetensors are read")
+        yield Finding("note", "weights as safetensors and as pytorch_model*.bin: the safetensors are read")
     for step in sorted(folder.glob(f"{FOLDER}/*")):
         if step.name.isdigit() and not (step / COMMITTED).is_file():
-            yield Entry("note", f"{step} is a write, or a copy, that never finished; it is left aside")
+            yield Finding("note", f"{step} is a write, or a copy, that never finished; it is ignored")
 
 
-def _model(source: Source) -> Iterator[Entry]:
+def _model(source: Checkpoint) -> Iterator[Finding]:
     cfg = source.cfg
-    yield Entry("model", _published(cfg))
-    yield Entry("parameters", f"{parameters(cfg):,}")
+    yield Finding("model", _published_name(cfg))
+    yield Finding("parameters", f"{parameters(cfg):,}")
     sizes = ("vocab", "width", "layers", "heads", "kv_heads", "head_dim", "mlp")
-    yield Entry("sizes", ", ".join(f"{name} {getattr(cfg, name)}" for name in sizes))
-    where = "behind attention and MLP (swin)" if cfg.post_norm else "before attention and MLP"
-    yield Entry("norms", f"{where}, eps {cfg.eps:g}")
-    yield Entry("QK-norm rows", QK_ROWS[source.layout].format_map(vars(cfg)))
-    yield Entry("RoPE base", f"{cfg.rope_base:g}")
+    yield Finding("sizes", ", ".join(f"{name} {getattr(cfg, name)}" for name in sizes))
+    position = "behind attention and MLP (swin)" if cfg.post_norm else "before attention and MLP"
+    yield Finding("norms", f"{position}, eps {cfg.eps:g}")
+    yield Finding("QK-norm rows", QK_NORM_ROWS[source.layout].format_map(vars(cfg)))
+    yield Finding("RoPE base", f"{cfg.rope_base:g}")
     if source.layout != "ours" and source.settings.get("mask_image_logits"):
-        yield Entry(
-            "note", "config.json says mask_image_logits: PyTorch would never paint with this model; ours masks nothing"
+        yield Finding(
+            "note", "config.json says mask_image_logits: PyTorch would draw no images; lumina_jax masks no logits"
         )
 
 
-def _published(cfg: ModelConfig) -> str:
-    """The published model that ``cfg`` looks like."""
+def _published_name(cfg: ModelConfig) -> str:
+    """The published model with the width and layers of ``cfg``, and the fields that differ from it."""
     for name, known in PUBLISHED.items():
         if (cfg.width, cfg.layers) == (known.width, known.layers):
-            pairs = [(f.name, getattr(cfg, f.name), getattr(known, f.name)) for f in fields(cfg) if f.name not in FREE]
-            other = [f"{field} {here} instead of {there}" for field, here, there in pairs if here != there]
-            return f"the numbers of {name}" + (f", but {', '.join(other)}" if other else "")
+            names = [field.name for field in fields(cfg) if field.name not in VARYING]
+            pairs = [(field, getattr(cfg, field), getattr(known, field)) for field in names]
+            different = [f"{field} {value} instead of {usual}" for field, value, usual in pairs if value != usual]
+            return f"the numbers of {name}" + (f", but {', '.join(different)}" if different else "")
     return "of its own: no published one has these numbers"
 
 
-def _origin(source: Source) -> Iterator[Entry]:
+def _origin(source: Checkpoint) -> Iterator[Finding]:
+    if experiment := experiment_of(source):
+        yield Finding("experiment", experiment.name)
     origin = source.settings
-    if run := run_of(source):
-        yield Entry("experiment", run.name)
-    if isinstance(source, Ours):
+    if isinstance(source, OrbaxSource):
         state = source.training_state
-        said = f"step {source.checkpoint.name}, with {len(state)} arrays of training state" if state else "weights only"
-        yield Entry("training", said)
+        step = f"step {source.checkpoint.name}, with {len(state)} arrays of training state"
+        yield Finding("training", step if state else "weights only")
         if layout := origin.get("layout"):
-            yield Entry("comes from", f"{origin['name']} ({LAYOUTS[layout]})")
+            yield Finding("comes from", f"{origin['name']} ({LAYOUTS[layout]})")
     if origin.get("zero_image_head"):
-        yield Entry("image head", "zeroed at the start (FP-SFT)")
+        yield Finding("image head", "zeroed at the start (FP-SFT)")
 
 
-def _weights(source: Source) -> Iterator[Entry]:
-    yield Entry("dtype", dtype_names(source))
-    if isinstance(source, Ours):
+def _weights(source: Checkpoint) -> Iterator[Finding]:
+    yield Finding("dtype", dtype_names(source))
+    if isinstance(source, OrbaxSource):
         sizes = [file.stat().st_size for file in source.checkpoint.rglob("*") if file.is_file()]
-        yield Entry("weights", f"{source.checkpoint}: {readable(sum(sizes))} in {len(sizes)} files")
-    carried = "none"
+        yield Finding("weights", f"{source.checkpoint}: {readable(sum(sizes))} in {len(sizes)} files")
+    encoder = "none"
     if CODEBOOK in source.sizes:
-        carried = f"carried, {source.sizes[CODEBOOK]['a']:,} codes, {source.dtypes[CODEBOOK].name}"
-    yield Entry("VQ encoder", carried)
-    dtypes_of(source)  # raises where there are several
+        encoder = f"carried, {source.sizes[CODEBOOK]['a']:,} codes, {source.dtypes[CODEBOOK].name}"
+    yield Finding("VQ encoder", encoder)
+    target_dtypes(source)  # raises where there are several
 
 
-def _companions(source: Source) -> Iterator[Entry]:
+def _tokenizer_files(source: Checkpoint) -> Iterator[Finding]:
     try:
-        found = tokenizer_files.find(source.folder, run_of(source))
-    except FileNotFoundError as error:
-        yield Entry("note", f"its experiment names {error}")
-        found = tokenizer_files.find(source.folder)
-    yield from (Entry("note", note) for note in tokenizer_files.notes(found, source.folder))
-    if found.tokenizer:
-        yield from _safely(_tokenizer(found, source))
-    if found.vq:
-        yield Entry("image tokenizer", f"{found.vq}: {tokenizer_files.vq_codes(found.vq):,} codes")
-    tokenizer_files.check(found, source.cfg)
+        files = tokenizer_files.find(source.folder, experiment_of(source))
+    except MissingFileError as error:
+        yield Finding("note", f"its experiment names {error}")
+        files = tokenizer_files.find(source.folder)
+    yield from (Finding("note", note) for note in tokenizer_files.notes(files, source.folder))
+    if files.tokenizer:
+        yield from _with_problems(_tokenizer(files, source))
+    if files.vq:
+        yield Finding("image tokenizer", f"{files.vq}: {tokenizer_files.vq_codes(files.vq):,} codes")
+    tokenizer_files.check(files, source.cfg)
 
 
-def _tokenizer(found: Companions, source: Source) -> Iterator[Entry]:
-    vocab = found.vocab()
+def _tokenizer(files: TokenizerFiles, source: Checkpoint) -> Iterator[Finding]:
+    vocab = files.vocab()
     codes, sizes = len(vocab.code_ids), int((vocab.size_of > 0).sum())
-    told = f"{len(vocab):,} names, {codes:,} image codes, {sizes:,} size tokens, all special names"
-    yield Entry("tokenizer", f"{found.tokenizer}: {told}")
-    known = [PUBLISHED_CODES] if any(source.cfg.vocab == c.vocab for c in PUBLISHED.values()) else []
+    counts = f"{len(vocab):,} names, {codes:,} image codes, {sizes:,} size tokens, all special names"
+    yield Finding("tokenizer", f"{files.tokenizer}: {counts}")
+    known = [PUBLISHED_CODES] if any(source.cfg.vocab == published.vocab for published in PUBLISHED.values()) else []
     known += [source.sizes[CODEBOOK]["a"]] if CODEBOOK in source.sizes else []
     if wrong := [count for count in known if count != codes]:
-        yield Entry(
-            "problem", f"{found.tokenizer} names {codes} image codes, the model has {wrong[0]}: not its tokenizer"
-        )
+        names = f"{files.tokenizer} names {codes} image codes"
+        yield Finding("problem", f"{names}, the model has {wrong[0]}: not its tokenizer")

@@ -1,7 +1,7 @@
-"""Chameleon's forward pass by two rules that share nothing with our model or our table of weights: Meta's and transformers'.
+"""Chameleon's forward pass in two independent implementations, Meta's and transformers', to verify lumina_jax against.
 
-Meta's is numpy on Meta's own files, as chameleon/inference/transformer.py runs them: every shard keeps its own weights, in
-their own order, and only activations cross between shards. The other is transformers itself.
+Neither uses lumina_jax's model or the conversion table. Meta's is numpy on Meta's own files, as chameleon/inference/transformer.py
+runs them: every shard keeps its own weights, in their own order, and only activations cross between shards.
 """
 
 import functools
@@ -12,92 +12,86 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.files import open_tensors
-from convert.settings import read_json
-from lumina_jax.errors import InputError, MissingFileError, MissingPackageError
+from convert.settings import NOT_WEIGHTS, VQ_PREFIX, meta_settings, read_json
+from convert.tensor_files import open_tensors, weight_files
+from lumina_jax.errors import InputError, MissingPackageError
 
 QK_NORM_EPS = 1e-5
-"""The originals fix it, whatever params.json says of norm_eps."""
-
-UNUSED = ("model.vqmodel.", "rope.freqs", "loss.", "model.rotary_emb.", "rotary_emb.")
-"""Beginnings of names in a Hugging Face file that no token passes through: the image encoder, tables that are computed."""
+"""A constant in the originals, independent of norm_eps in params.json."""
 
 Weights = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Trace:
-    """What one forward pass computed: ``layers`` f32[B T D], the embeddings and then what each layer gives, all before the
-    final norm; ``logits`` f32[B T V], never masked."""
+class ForwardPass:
+    """The activations of one forward pass. ``layers`` f32[B T D] are the embeddings and the output of each layer, before the
+    final norm; ``logits`` f32[B T V] are never masked."""
 
     layers: list[np.ndarray]
     logits: np.ndarray
 
 
 def read_meta(folder: Path) -> tuple[list[Weights], dict]:
-    """The first two arguments of :func:`meta` from a folder of Meta's, mapped."""
-    params, consolidate = read_json(folder / "params.json"), folder / "consolidate_params.json"
-    merged = {**params, **params.get("model", {}), **(read_json(consolidate) if consolidate.is_file() else {})}
-    return [open_tensors(file) for file in sorted(folder.glob("consolidated*.pth"))], merged
+    """The first two arguments of :func:`meta_forward` from a folder of Meta's; weights are mapped."""
+    return [open_tensors(file) for file in sorted(folder.glob("consolidated*.pth"))], meta_settings(folder)
 
 
 def read_hugging_face(folder: Path) -> tuple[Weights, dict]:
-    """The first two arguments of :func:`hugging_face` from a folder of Hugging Face's, mapped."""
-    settings = read_json(folder / "config.json")
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{single}.index.json"
-        if index.is_file():
-            names = sorted(set(read_json(index)["weight_map"].values()))
-        elif (folder / single).is_file():
-            names = [single]
-        else:
-            continue
-        return {name: array for file in names for name, array in open_tensors(folder / file).items()}, settings
-    raise MissingFileError(f"{folder} holds neither model.safetensors nor pytorch_model.bin, nor an index of several")
+    """The first two arguments of :func:`transformers_forward` from a Hugging Face folder; weights are mapped."""
+    files = sorted(set(weight_files(folder).values()))
+    return {name: array for file in files for name, array in open_tensors(file).items()}, read_json(
+        folder / "config.json"
+    )
 
 
-def meta(shards: list[Weights], params: dict, ids: np.ndarray) -> Trace:
+def meta_forward(shards: list[Weights], params: dict, ids: np.ndarray) -> ForwardPass:
     """Token ids i32[B T] through Meta's files in float32: ``shards`` are consolidated*.pth by their own names, in order.
 
-    ``params`` is params.json, its "model" part and consolidate_params.json merged; fields left out mean what they mean in
-    Meta's ModelArgs. One weight at a time is held in float32. Where replicated norms differ, ``layers`` are the first shard's.
-    Raises ValueError for another number of shards than ``params`` say, KeyError naming an absent weight.
+    ``params`` is what :func:`meta_settings` gives; absent fields have the defaults of Meta's ModelArgs. One weight at a time
+    is converted to float32. Where replicated norms differ, ``layers`` are the first shard's. Raises InputError for another number
+    of shards than model_parallel_size, KeyError naming an absent weight.
     """
     expected = params.get("model_parallel_size", len(shards))
     if len(shards) != expected:
         raise InputError(f"{len(shards)} shards, but model_parallel_size is {expected}; pass every consolidated file")
-    eps, turns = params.get("norm_eps", 1e-5), _turns(params, ids.shape[1])
+    eps, rotations = params.get("norm_eps", 1e-5), _rotations(params, ids.shape[1])
     embeddings = np.concatenate([_f32(shard["tok_embeddings.weight"][ids]) for shard in shards], axis=-1)
     streams = [embeddings for _ in shards]
     layers = [embeddings]
     for layer in range(params["n_layers"]):
-        attention = functools.partial(_attention, at=f"layers.{layer}.attention", params=params, turns=turns)
-        feed_forward = functools.partial(_feed_forward, at=f"layers.{layer}.feed_forward")
+        prefix = f"layers.{layer}"
+        attention = functools.partial(_attention, prefix=f"{prefix}.attention", params=params, rotations=rotations)
+        feed_forward = functools.partial(_feed_forward, prefix=f"{prefix}.feed_forward")
         for sublayer, name in ((attention, "attention_norm"), (feed_forward, "ffn_norm")):
-            norms = [shard[f"layers.{layer}.{name}.weight"] for shard in shards]
+            norms = [shard[f"{prefix}.{name}.weight"] for shard in shards]
             streams = _add(sublayer, shards, streams, norms, eps, params.get("swin_norm", False))
         layers.append(streams[0])
     normed = [_rms_norm(x, shard["norm.weight"], eps) for shard, x in zip(shards, streams, strict=True)]
-    parts = [x @ _f32(shard["output.weight"]).T for shard, x in zip(shards, normed, strict=True)]
-    return Trace(layers, np.concatenate(parts, axis=-1))
+    logits = [x @ _f32(shard["output.weight"]).T for shard, x in zip(shards, normed, strict=True)]
+    return ForwardPass(layers, np.concatenate(logits, axis=-1))
 
 
-def hugging_face(tensors: Weights, settings: dict, ids: np.ndarray) -> Trace:
+def transformers_forward(tensors: Weights, settings: dict, ids: np.ndarray) -> ForwardPass:
     """Token ids i32[B T] through transformers' ChameleonForConditionalGeneration in float32 on the CPU.
 
     ``tensors`` and ``settings`` (config.json) may be Lumina-mGPT's or transformers' own: QK-norm rows per shard [G K] or per
-    head [H K], rope_theta or rope_parameters. Weights of the image encoder are ignored. The whole model is held in float32.
-    Raises ImportError without torch and transformers 5, RuntimeError listing missing, unknown and misshapen weights.
+    head [H K], rope_theta or rope_parameters. Weights of the image encoder are ignored. The complete model is held in float32.
+    Raises MissingPackageError without torch and transformers 5, InputError for a config that transformers refuses, RuntimeError
+    listing missing, unknown and misshapen weights.
     """
-    torch, transformers = libraries()
-    unused = {"vq_config": None, "vocabulary_map": {}}  # both serve the image encoder, which never runs
-    config = transformers.ChameleonConfig.from_dict({**settings, **unused})
+    torch, transformers = need_transformers()
+    overrides = {"vq_config": None, "vocabulary_map": {}}  # both serve the image encoder, which never runs
+    try:
+        config = transformers.ChameleonConfig.from_dict({**settings, **overrides})
+    except Exception as error:  # transformers validates the fields with errors of its own
+        why = " ".join(str(error).split())
+        raise InputError(f"transformers refuses config.json ({why}); mend it, or compare with --by weights") from error
     with torch.device("meta"):
         network = transformers.ChameleonForConditionalGeneration(config).eval()
     del network.model.vqmodel
     network.model.rotary_emb = type(network.model.rotary_emb)(config)  # its table is computed, not loaded
     heads = {"q_norm": config.num_attention_heads, "k_norm": config.num_key_value_heads}
-    names = [name for name in tensors if not name.startswith(UNUSED)]
+    names = [name for name in tensors if not name.startswith((VQ_PREFIX, *NOT_WEIGHTS))]
     state = {name: torch.from_numpy(_for_transformers(name, tensors[name], heads)) for name in names}
     network.load_state_dict(state, assign=True)
     layers = []
@@ -109,7 +103,8 @@ def hugging_face(tensors: Weights, settings: dict, ids: np.ndarray) -> Trace:
         module.register_forward_hook(keep)
     with torch.no_grad():
         hidden = network.model(input_ids=torch.from_numpy(np.array(ids, np.int64)), use_cache=False).last_hidden_state
-        return Trace(layers, network.lm_head(hidden).numpy())  # calling the whole network would mask the image logits
+        logits = network.lm_head(hidden).numpy()  # calling the network itself would mask the image logits
+    return ForwardPass(layers, logits)
 
 
 def _add(
@@ -120,50 +115,50 @@ def _add(
     eps: float,
     post_norm: bool,
 ) -> list[np.ndarray]:
-    """The residual stream of each shard after ``sublayer``, whose parts are summed over the shards before a post-norm."""
+    """The residual stream of each shard after ``sublayer``, whose outputs are summed over the shards before a post-norm."""
     inputs = streams if post_norm else [_rms_norm(x, norm, eps) for x, norm in zip(streams, norms, strict=True)]
-    whole = sum(sublayer(shard, x) for shard, x in zip(shards, inputs, strict=True))
+    total = sum(sublayer(shard, x) for shard, x in zip(shards, inputs, strict=True))
     if post_norm:
-        return [x + _rms_norm(whole, norm, eps) for x, norm in zip(streams, norms, strict=True)]
-    return [x + whole for x in streams]
+        return [x + _rms_norm(total, norm, eps) for x, norm in zip(streams, norms, strict=True)]
+    return [x + total for x in streams]
 
 
-def _attention(shard: Weights, x: np.ndarray, at: str, params: dict, turns: np.ndarray) -> np.ndarray:
-    """[B T D] -> this shard's part of [B T D], from its own heads."""
+def _attention(shard: Weights, x: np.ndarray, prefix: str, params: dict, rotations: np.ndarray) -> np.ndarray:
+    """[B T D] -> this shard's summand of [B T D], from its own heads."""
     B, T, _ = x.shape
     K = params["dim"] // params["n_heads"]
-    q, k, v = ((x @ _f32(shard[f"{at}.{name}.weight"]).T).reshape(B, T, -1, K) for name in ("wq", "wk", "wv"))
+    q, k, v = ((x @ _f32(shard[f"{prefix}.{name}.weight"]).T).reshape(B, T, -1, K) for name in ("wq", "wk", "wv"))
     if params.get("qk_normalization", False):
-        q = _layer_norm(q, shard, f"{at}.q_normalization")
-        k = _layer_norm(k, shard, f"{at}.k_normalization")
-    q, k = _rotate(q, turns), _rotate(k, turns)
-    k, v = (np.repeat(part, q.shape[2] // part.shape[2], axis=2) for part in (k, v))
+        q = _layer_norm(q, shard, f"{prefix}.q_normalization")
+        k = _layer_norm(k, shard, f"{prefix}.k_normalization")
+    q, k = _rotate(q, rotations), _rotate(k, rotations)
+    k, v = (np.repeat(heads, q.shape[2] // heads.shape[2], axis=2) for heads in (k, v))
     scores = np.einsum("BTHK,BSHK->BHTS", q, k, optimize=True) / math.sqrt(K)
     scores = np.where(np.tri(T, dtype=bool), scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     mixed = np.einsum("BHTS,BSHK->BTHK", weights, v, optimize=True).reshape(B, T, -1)
-    return mixed @ _f32(shard[f"{at}.wo.weight"]).T
+    return mixed @ _f32(shard[f"{prefix}.wo.weight"]).T
 
 
-def _feed_forward(shard: Weights, x: np.ndarray, at: str) -> np.ndarray:
-    """[B T D] -> this shard's part of [B T D]: w2(silu(w1 x) * w3 x)."""
-    gate = x @ _f32(shard[f"{at}.w1.weight"]).T
+def _feed_forward(shard: Weights, x: np.ndarray, prefix: str) -> np.ndarray:
+    """[B T D] -> this shard's summand of [B T D]: w2(silu(w1 x) * w3 x)."""
+    gate = x @ _f32(shard[f"{prefix}.w1.weight"]).T
     gate *= np.exp(-np.logaddexp(0, -gate))
-    return (gate * (x @ _f32(shard[f"{at}.w3.weight"]).T)) @ _f32(shard[f"{at}.w2.weight"]).T
+    return (gate * (x @ _f32(shard[f"{prefix}.w3.weight"]).T)) @ _f32(shard[f"{prefix}.w2.weight"]).T
 
 
-def _turns(params: dict, T: int) -> np.ndarray:
-    """c64[T 1 K/2]: the unit complex number that turns each pair of a head at each position."""
+def _rotations(params: dict, T: int) -> np.ndarray:
+    """c64[T 1 K/2]: the unit complex number that rotates each pair of a head at each position."""
     K = params["dim"] // params["n_heads"]
     frequencies = 1 / params.get("rope_theta", 1e4) ** (np.arange(0, K, 2, dtype=np.float32) / K)
     angles = np.outer(np.arange(T, dtype=np.float32), frequencies)
     return (np.cos(angles) + 1j * np.sin(angles))[:, None]
 
 
-def _rotate(x: np.ndarray, turns: np.ndarray) -> np.ndarray:
+def _rotate(x: np.ndarray, rotations: np.ndarray) -> np.ndarray:
     """RoPE of f32[B T H K] on adjacent pairs, each read as one complex number."""
-    return (np.ascontiguousarray(x).view(np.complex64) * turns).view(np.float32)
+    return (np.ascontiguousarray(x).view(np.complex64) * rotations).view(np.float32)
 
 
 def _rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -186,8 +181,8 @@ def _for_transformers(name: str, array: np.ndarray, heads: dict[str, int]) -> np
     return np.repeat(copy, heads[norm] // len(copy), axis=0) if norm in heads else copy
 
 
-def libraries():
-    """torch and transformers; ImportError saying what to install where they are absent or too old."""
+def need_transformers():
+    """The modules torch and transformers. Raises MissingPackageError where they are absent or too old."""
     try:
         import torch
         import transformers
@@ -195,6 +190,6 @@ def libraries():
         raise MissingPackageError(
             "running transformers' Chameleon needs torch (CPU is enough) and transformers: pip install torch transformers"
         ) from None
-    if int(transformers.__version__.split(".")[0]) < 5:  # versions before ignore rope_parameters silently
+    if int(transformers.__version__.split(".")[0]) < 5:  # older versions ignore rope_parameters silently
         raise MissingPackageError(f"transformers {transformers.__version__} is too old: pip install 'transformers>=5'")
     return torch, transformers

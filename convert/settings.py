@@ -1,100 +1,143 @@
-"""What a checkpoint says about itself, in each world's words: config.json and params.json <-> ModelConfig."""
+"""The configs of PyTorch checkpoints, Hugging Face's config.json and Meta's params.json, to and from ModelConfig and VQConfig."""
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 
+from convert.errors import field_errors, read_errors
 from lumina_jax.config import ModelConfig, VQConfig
 from lumina_jax.errors import InputError, MissingFileError
 
+VQ_PREFIX = "model.vqmodel."
+"""Names of the VQ encoder's weights in Hugging Face files begin with this."""
+NOT_WEIGHTS = ("rope.freqs", "loss.", "model.rotary_emb.", "rotary_emb.")
+"""Beginnings of the names of tensors in PyTorch checkpoints that are computed, or serve training only, and are left out."""
+
 META_MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
-"""What Meta rounds the MLP width up to; 256 in the released models."""
-HF_NUMBERS = {
-    **dict.fromkeys(
-        ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"), int
-    ),
-    **dict.fromkeys(("head_dim", "intermediate_size", "model_parallel_size"), int),
-    **dict.fromkeys(("rope_theta", "rms_norm_eps", "dropout"), float),
+"""Units to which Meta may round the MLP width up; 256 in the released models."""
+HF_NAMES = {
+    **dict(vocab="vocab_size", width="hidden_size", layers="num_hidden_layers", heads="num_attention_heads"),
+    **dict(kv_heads="num_key_value_heads", mlp="intermediate_size", qk_groups="model_parallel_size"),
+    **dict(post_norm="swin_norm", rope_base="rope_theta", eps="rms_norm_eps", dropout="dropout"),
 }
-"""Fields of config.json that are read, and whether they are whole numbers."""
+"""ModelConfig's fields in config.json."""
 HF_FIXED = {"hidden_act": "silu", "rope_scaling": None, "rope_type": "default", "tie_word_embeddings": False}
-"""What Chameleon never varies, and ModelConfig therefore does not say."""
-META_NUMBERS = {
-    **dict.fromkeys(
-        ("vocab_size", "dim", "n_layers", "n_heads", "n_kv_heads", "multiple_of", "model_parallel_size"), int
-    ),
-    **dict.fromkeys(("ffn_dim_multiplier", "rope_theta", "norm_eps"), float),
+"""Fields with one value in all Chameleon models, which ModelConfig therefore does not have."""
+META_NAMES = {
+    **dict(width="dim", vocab="vocab_size", layers="n_layers", heads="n_heads", kv_heads="n_kv_heads"),
+    **dict(qk_groups="model_parallel_size", post_norm="swin_norm", rope_base="rope_theta", eps="norm_eps"),
+    **dict(multiple="multiple_of", multiplier="ffn_dim_multiplier"),
 }
-"""The same for params.json."""
+"""ModelConfig's fields in params.json, and the two that determine ``mlp`` there."""
+VQ_NAMES = {
+    **dict(codes="num_embeddings", embed="embed_dim", latent="latent_channels", base="base_channels"),
+    **dict(multipliers="channel_multiplier", res_blocks="num_res_blocks"),
+    **dict(attn_resolutions="attn_resolutions", resolution="resolution"),
+}
+"""VQConfig's fields in vq_config of config.json."""
+DEFAULTS = dict(kv_heads=None, head_dim=None, qk_groups=1, post_norm=False, rope_base=1e4, dropout=0.0, multiplier=None)
+"""Fields that a checkpoint of a Chameleon model may leave out."""
+TYPES = get_type_hints(ModelConfig) | get_type_hints(VQConfig) | {"multiple": int, "multiplier": float}
+EXPECTED = {int: "a whole number above 0", float: "a number", bool: "true or false"}
+"""Types of fields in words; any other is a list of whole numbers above 0."""
 LONG_CONTEXT_BASE = 10_000
-"""A RoPE base above this tells a model made for 16,384 positions instead of 4,096 (original: its weight converter)."""
+"""A RoPE base above this means a model made for 16,384 positions instead of 4,096 (original: its weight converter)."""
 
 
 def read_json(file: Path) -> dict:
-    """A JSON object. Raises FileNotFoundError, or ValueError for what is none."""
-    if not file.is_file():
-        raise MissingFileError(f"{file} is missing; a checkpoint folder of this layout holds it beside its weights")
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error}); fetch or write it again") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{file} holds a {type(found).__name__} where an object should be")
-    return found
+    """A JSON object. Raises MissingFileError, StorageError for an unreadable file, InputError for other content."""
+    with read_errors(file):
+        if not file.is_file():
+            raise MissingFileError(f"{file} is missing; a checkpoint folder of this layout holds it beside its weights")
+        try:
+            content = json.loads(file.read_text())
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{file} is not JSON ({error}); fetch or write it again") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{file} holds a {type(content).__name__}, but a JSON object is expected; fetch it again")
+    return content
+
+
+def meta_settings(folder: Path) -> dict:
+    """params.json, its "model" part and consolidate_params.json of a folder of Meta's, merged in this order."""
+    params, consolidate = read_json(folder / "params.json"), folder / "consolidate_params.json"
+    with field_errors(folder / "params.json"):
+        model = _json_object(params, "model")
+    return {**params, **model, **(read_json(consolidate) if consolidate.is_file() else {})}
+
+
+def read_fields(settings: dict, names: dict[str, str], defaults: dict[str, object]) -> dict[str, object]:
+    """{our name: value} of the fields ``names`` {our name: name in ``settings``}, with ``defaults`` by our name for absent or null.
+
+    Raises KeyError for an absent field without a default, InputError for a value of the wrong type.
+    """
+    fields = {}
+    for ours, name in names.items():
+        value = settings.get(name)
+        if value is None:
+            if ours not in defaults:
+                raise KeyError(name)
+            value = defaults[ours]
+        elif not _has_type(value, TYPES[ours]):
+            expected = EXPECTED.get(TYPES[ours], "a list of whole numbers above 0")
+            raise InputError(f"{name} is {value!r}, but {expected} is expected")
+        fields[ours] = tuple(value) if isinstance(value, list) else value
+    return fields
+
+
+def _has_type(value: object, kind: type) -> bool:
+    if kind is int:
+        return type(value) is int and value >= 1
+    if kind in EXPECTED:
+        return type(value) in ((int, float) if kind is float else (bool,))
+    return isinstance(value, list) and all(_has_type(item, int) for item in value)
+
+
+def _json_object(fields: dict, name: str) -> dict:
+    """The JSON object under ``name``, empty where the field is absent or null."""
+    value = fields.get(name) or {}
+    if not isinstance(value, dict):
+        raise InputError(f"{name} is {value!r}, but an object is expected")
+    return value
 
 
 def model_config(settings: dict, file: Path) -> ModelConfig:
-    """config.json of Chameleon, old and new field names -> ModelConfig.
+    """config.json of Chameleon, with old or new field names -> ModelConfig.
 
-    Raises ValueError that begins with ``file`` for a field that is missing, no number, or not as in any Chameleon.
+    Raises InputError that begins with ``file`` for a field that is absent, of the wrong type, or unlike all Chameleon models.
     """
-    with _blaming(file):
-        said = _numbers(settings | (settings.get("rope_parameters") or {}), HF_NUMBERS)
-        if wrong := [f"{name} is {said[name]!r}" for name, value in HF_FIXED.items() if said.get(name, value) != value]:
-            raise InputError(f"{', '.join(wrong)}; Chameleon's models have {HF_FIXED}, and so has ours")
-        heads = said["num_attention_heads"]
-        return ModelConfig(
-            vocab=said["vocab_size"],
-            width=said["hidden_size"],
-            layers=said["num_hidden_layers"],
-            heads=heads,
-            kv_heads=said.get("num_key_value_heads", heads),
-            head_dim=said.get("head_dim", said["hidden_size"] // heads),
-            mlp=said["intermediate_size"],
-            qk_groups=said.get("model_parallel_size", 1),
-            post_norm=said.get("swin_norm", False),
-            rope_base=said.get("rope_theta", 1e4),
-            eps=said["rms_norm_eps"],
-            dropout=said.get("dropout", 0.0),
-        )
+    with field_errors(file):
+        settings = settings | _json_object(settings, "rope_parameters")
+        if wrong := [
+            f"{n} is {settings[n]!r}" for n, value in HF_FIXED.items() if settings.get(n) not in (None, value)
+        ]:
+            raise InputError(f"{', '.join(wrong)}; only Chameleon's {HF_FIXED} is supported")
+        return _with_heads(read_fields(settings, HF_NAMES | {"head_dim": "head_dim"}, DEFAULTS))
+
+
+def _with_heads(fields: dict) -> ModelConfig:
+    """The ModelConfig of ``fields``; absent (None) kv_heads are as many as heads, an absent head_dim is width / heads."""
+    kv_heads, head_dim = fields["kv_heads"], fields["head_dim"]
+    fields["kv_heads"] = fields["heads"] if kv_heads is None else kv_heads
+    fields["head_dim"] = fields["width"] // fields["heads"] if head_dim is None else head_dim
+    return ModelConfig(**fields)
 
 
 def hugging_face_settings(cfg: ModelConfig, dtype: np.dtype, layout: str, base: dict) -> dict:
     """ModelConfig -> config.json as transformers ("hf") or Lumina-mGPT ("lumina") reads it.
 
-    ``base`` gives the fields that are no business of the model's own numbers (token ids, vocabulary, VQ encoder).
+    ``base`` holds the fields that ModelConfig does not determine (token ids, vocabulary, VQ encoder). Raises InputError for a head
+    size that is not width / heads.
     """
-    check_square(cfg, layout)
+    check_head_size(cfg, layout)
     settings = {name: value for name, value in base.items() if name not in ("rope_parameters", "rope_scaling", "dtype")}
     settings |= {
         "architectures": ["ChameleonForConditionalGeneration"],
         "model_type": "chameleon",
-        "vocab_size": cfg.vocab,
-        "hidden_size": cfg.width,
-        "num_hidden_layers": cfg.layers,
-        "num_attention_heads": cfg.heads,
-        "num_key_value_heads": cfg.kv_heads,
-        "intermediate_size": cfg.mlp,
-        "model_parallel_size": cfg.qk_groups,
-        "swin_norm": cfg.post_norm,
-        "rope_theta": cfg.rope_base,
-        "rms_norm_eps": cfg.eps,
-        "dropout": cfg.dropout,
+        **{name: getattr(cfg, ours) for ours, name in HF_NAMES.items()},
         "mask_image_logits": False,
         "tie_word_embeddings": False,
         "torch_dtype": dtype.name,
@@ -107,71 +150,34 @@ def hugging_face_settings(cfg: ModelConfig, dtype: np.dtype, layout: str, base: 
 
 
 def meta_config(params: dict, file: Path) -> tuple[ModelConfig, int]:
-    """Meta's params.json and consolidate_params.json, merged -> (ModelConfig, number of model-parallel files).
+    """:func:`meta_settings` -> (ModelConfig, number of model-parallel files).
 
-    Raises ValueError that begins with ``file`` for a field that is missing, no number, or not as in any Chameleon.
+    Raises InputError that begins with ``file`` for a field that is absent, of the wrong type, or unlike all Chameleon models.
     """
-    with _blaming(file):
-        said = _numbers(params, META_NUMBERS)
-        if not said.get("qk_normalization", True):
-            raise InputError("qk_normalization is false; Chameleon's models all have it, and so does ours")
-        shards = said.get("model_parallel_size", 1)
-        dim, heads = said["dim"], said["n_heads"]
-        return ModelConfig(
-            vocab=said["vocab_size"],
-            width=dim,
-            layers=said["n_layers"],
-            heads=heads,
-            kv_heads=said.get("n_kv_heads", heads),
-            head_dim=dim // heads,
-            mlp=meta_mlp(dim, said.get("ffn_dim_multiplier"), said["multiple_of"]),
-            qk_groups=shards,
-            post_norm=said.get("swin_norm", False),
-            rope_base=said.get("rope_theta", 1e4),
-            eps=said["norm_eps"],
-            dropout=0.0,
-        ), shards
+    with field_errors(file):
+        fields = read_fields(params, META_NAMES, DEFAULTS)
+        if params.get("qk_normalization") not in (None, True):
+            raise InputError(
+                "qk_normalization is false; only models with QK-norm, as all of Chameleon's, are supported"
+            )
+        mlp = meta_mlp_width(fields["width"], fields.pop("multiplier"), fields.pop("multiple"))
+        cfg = _with_heads({**fields, "head_dim": None, "mlp": mlp, "dropout": 0.0})
+        return cfg, cfg.qk_groups
 
 
-@contextmanager
-def _blaming(file: Path) -> Iterator[None]:
-    """Errors inside begin with ``file``."""
-    try:
-        yield
-    except KeyError as missing:
-        raise InputError(f"{file} says nothing of {missing}; it is not a Chameleon model's {file.name}") from None
-    except TypeError as error:
-        raise InputError(f"{file} has a field of the wrong kind ({error}); fetch or write it again") from None
-    except ValueError as error:
-        raise InputError(f"{file}: {error}") from None
-
-
-def _numbers(settings: dict, kinds: dict[str, type]) -> dict:
-    """The fields that are not null. Raises ValueError where one of ``kinds`` is no number, or no whole one of at least 1."""
-    said = {name: value for name, value in settings.items() if value is not None}
-    wrong = []
-    for name, kind in kinds.items():
-        value = said.get(name, 1)
-        ok = type(value) is int and value >= 1 if kind is int else type(value) in (int, float)
-        if not ok:
-            wrong.append(f"{name} is {value!r} where a {'whole number above 0' if kind is int else 'number'} belongs")
-    if wrong:
-        raise InputError("; ".join(wrong))
-    return said
-
-
-def meta_mlp(dim: int, multiplier: float | None, multiple: int) -> int:
-    """The MLP width that Meta's numbers stand for."""
-    wanted = int(8 * dim / 3)
-    return multiple * math.ceil((wanted if multiplier is None else int(multiplier * wanted)) / multiple)
+def meta_mlp_width(width: int, multiplier: float | None, multiple: int) -> int:
+    """The MLP width in Meta's code: 8/3 ``width``, times ffn_dim_multiplier, rounded up to a multiple of multiple_of."""
+    mlp = int(8 * width / 3)
+    return multiple * math.ceil((mlp if multiplier is None else int(multiplier * mlp)) / multiple)
 
 
 def meta_params(cfg: ModelConfig, shards: int) -> tuple[dict, dict]:
-    """ModelConfig -> the contents of (params.json, consolidate_params.json)."""
-    check_square(cfg, "meta")
-    multiplier, multiple = None, next((m for m in META_MULTIPLES if meta_mlp(cfg.width, None, m) == cfg.mlp), None)
+    """ModelConfig -> the contents of (params.json, consolidate_params.json). Raises InputError as hugging_face_settings does."""
+    check_head_size(cfg, "meta")
+    multiplier = None
+    multiple = next((m for m in META_MULTIPLES if meta_mlp_width(cfg.width, None, m) == cfg.mlp), None)
     if multiple is None:
-        # Half a unit more keeps the truncation to whole numbers from falling one short.
+        # The extra half keeps the truncation to whole numbers from ending one short.
         multiplier, multiple = (cfg.mlp + 0.5) / int(8 * cfg.width / 3), 1
     model = {
         "dim": cfg.width,
@@ -189,42 +195,24 @@ def meta_params(cfg: ModelConfig, shards: int) -> tuple[dict, dict]:
     return {"model": model}, {"model_parallel_size": shards}
 
 
-def check_square(cfg: ModelConfig, layout: str) -> None:
-    """Raises ValueError for a head size that the layout cannot say: it is always width / heads there."""
+def check_head_size(cfg: ModelConfig, layout: str) -> None:
+    """Raises InputError unless the head size is width / heads, the only one that PyTorch layouts have fields for."""
     if cfg.head_dim * cfg.heads != cfg.width:
         raise InputError(
             f"model.heads={cfg.heads} x head_dim={cfg.head_dim} is not model.width={cfg.width}; layout {layout!r} has no "
-            "field for that: keep such a model in our own layout"
+            "field for that: keep such a model as an Orbax checkpoint (run.py convert import)"
         )
 
 
-def vq_config(settings: dict) -> VQConfig:
-    """The VQ encoder's part of config.json -> VQConfig."""
-    said = settings.get("vq_config") or {}
-    default = VQConfig()
-    return replace(
-        default,
-        codes=said.get("num_embeddings", default.codes),
-        embed=said.get("embed_dim", default.embed),
-        latent=said.get("latent_channels", default.latent),
-        base=said.get("base_channels", default.base),
-        multipliers=tuple(said.get("channel_multiplier", default.multipliers)),
-        res_blocks=said.get("num_res_blocks", default.res_blocks),
-        attn_resolutions=tuple(said.get("attn_resolutions") or ()),
-        resolution=said.get("resolution", default.resolution),
-    )
+def vq_config(settings: dict, file: Path) -> VQConfig:
+    """vq_config of config.json, the VQ encoder's sizes -> VQConfig. Raises InputError that begins with ``file``."""
+    with field_errors(file):
+        defaults = vars(VQConfig()) | {"attn_resolutions": ()}
+        return VQConfig(**read_fields(_json_object(settings, "vq_config"), VQ_NAMES, defaults))
 
 
 def vq_settings(cfg: VQConfig) -> dict:
-    """VQConfig -> the VQ encoder's part of config.json."""
-    return {
-        "model_type": "chameleon_vqgan",
-        "num_embeddings": cfg.codes,
-        "embed_dim": cfg.embed,
-        "latent_channels": cfg.latent,
-        "base_channels": cfg.base,
-        "channel_multiplier": list(cfg.multipliers),
-        "num_res_blocks": cfg.res_blocks,
-        "attn_resolutions": list(cfg.attn_resolutions) or None,
-        "resolution": cfg.resolution,
-    }
+    """VQConfig -> vq_config of config.json."""
+    values = {name: getattr(cfg, ours) for ours, name in VQ_NAMES.items()}
+    lists = {"channel_multiplier": list(cfg.multipliers), "attn_resolutions": list(cfg.attn_resolutions) or None}
+    return {"model_type": "chameleon_vqgan", **values, **lists}

@@ -20,3 +20,7 @@ class Batch(NamedTuple):
     learn: Array
     positions: Array
     segments: Array
+
+
+DTYPES = (np.int32, np.int32, np.bool_, np.int32, np.int32)
+"""The dtypes of a Batch's fields, in their order."""

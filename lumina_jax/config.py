@@ -87,18 +87,18 @@ class VQConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the tokens come from and how they are batched.
+    """The folders of tokens and how they are batched.
 
-    ``path`` is a folder written by ``run.py pretokenize``, or several with commas between; ``weights`` their shares, of the
-    records or of the tokens as ``mix_by`` says, without which each record comes once an epoch. ``size`` is the edge of the
-    square whose area the crops have; ``patch`` is the unit of a size token in pixels.
+    ``path`` is a folder written by ``run.py pretokenize``, or several with commas between. ``weights`` are the folders' shares
+    of an epoch's records or tokens (``mix_by``); without them each record comes once an epoch. ``size`` is the edge of the
+    square, in px, whose area the crops have at most; ``patch`` is the unit of a size token in px.
 
-    ``buckets`` are the lengths that rows of tokens have, shortest first. Each batch has rows of one of them: ``batch`` of the
-    longest, and of shorter ones as many more as keep the number of tokens, in multiples of ``row_multiple`` (0: of ``batch``).
-    With ``packing`` short samples share a row.
+    ``buckets`` are the row lengths in tokens, shortest first. All rows of a batch have one of them: ``batch`` rows of the
+    longest, and of a shorter one as many as hold about the same number of tokens, in multiples of ``row_multiple`` (0: of
+    ``batch``). With ``packing`` short samples share a row.
 
     ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.1).
-    ``threads`` read ahead, two batches each; none reads when asked.
+    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for.
     """
 
     path: str = ""
@@ -121,7 +121,7 @@ class DataConfig:
         _require(self.max_ratio >= 1, f"data.max_ratio={self.max_ratio} must be at least 1")
         _require(
             len(self.buckets) > 0 and tuple(sorted(set(self.buckets))) == self.buckets and self.buckets[0] > 0,
-            f"data.buckets={self.buckets} must be positive token lengths in rising order, at least one",
+            f"data.buckets={self.buckets} must be one or more positive row lengths in rising order",
         )
         _require(self.batch >= 1, f"data.batch={self.batch}; it must be at least 1")
         _require(
@@ -139,10 +139,10 @@ class DataConfig:
     @property
     def paths(self) -> tuple[str, ...]:
         """The folders of ``path``."""
-        return tuple(part.strip() for part in self.path.split(","))
+        return tuple(path.strip() for path in self.path.split(","))
 
     def rows(self, length: int) -> int:
-        """How many rows a batch of rows of ``length`` has."""
+        """The number of rows of a batch whose rows have ``length`` tokens."""
         multiple = self.row_multiple or self.batch
         return self.batch * self.buckets[-1] // length // multiple * multiple
 
@@ -229,28 +229,28 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class PodConfig:
-    """How long the processes of one run wait for each other, in seconds; past it the run ends and says for whom.
+    """How many seconds the processes of one run wait for each other; then the run ends and names the missing ones.
 
-    ``wait`` to join, to agree and to meet before a save, and to say who is where when nothing moves; ``patience`` to load,
-    to compile the first step, for the last save, and when nothing moves; ``silence`` without a sign of life (a process that
-    dies is noticed at once, a machine that vanishes after this).
+    ``join_timeout``: to join, to be compared, to come to a save; without progress for so long, what each process does is printed.
+    ``stall_timeout``: to load, to compile the first step, for the last save, and without progress. ``heartbeat_timeout``: without
+    a sign of life (the death of a process is noticed at once, that of its machine after so long).
     """
 
-    wait: float = 300
-    patience: float = 1800
-    silence: float = 60
+    join_timeout: float = 300
+    stall_timeout: float = 1800
+    heartbeat_timeout: float = 60
 
     def __post_init__(self):
-        for name, least in (("wait", 1), ("patience", 1), ("silence", 5)):
+        for name, minimum in (("join_timeout", 1), ("stall_timeout", 1), ("heartbeat_timeout", 5)):
             seconds = getattr(self, name)
-            _require(seconds >= least, f"pod.{name}={seconds}; it must be at least {least} seconds")
+            _require(seconds >= minimum, f"pod.{name}={seconds}; it must be at least {minimum} seconds")
 
 
 @dataclass(frozen=True)
 class ProfileConfig:
-    """A trace of some steps, written to ``out``/profile by process 0, or by ``all`` processes.
+    """Which steps are traced, into ``out``/profile, by process 0 or by ``all`` processes.
 
-    ``steps`` is "first:end", without the end as in Python: "10:13" traces steps 10, 11 and 12. Empty: none.
+    ``steps`` is "FIRST:END", END excluded: "10:13" traces steps 10, 11 and 12. Empty: none.
     """
 
     steps: str = ""
@@ -258,12 +258,12 @@ class ProfileConfig:
 
     def __post_init__(self):
         first, colon, end = self.steps.partition(":")
-        right = not self.steps or (colon and first.isdigit() and end.isdigit() and 1 <= int(first) < int(end))
-        _require(right, f"profile.steps={self.steps!r}; expected FIRST:END, such as 10:13 for steps 10, 11 and 12")
+        valid = not self.steps or (colon and first.isdigit() and end.isdigit() and 1 <= int(first) < int(end))
+        _require(valid, f"profile.steps={self.steps!r}; expected FIRST:END, such as 10:13 for steps 10, 11 and 12")
 
     @property
     def span(self) -> range:
-        """The steps to trace."""
+        """The numbers of the steps to trace, from 1."""
         first, _, end = self.steps.partition(":")
         return range(int(first), int(end)) if self.steps else range(0)
 
@@ -316,10 +316,11 @@ class SampleConfig:
 class Experiment:
     """One training run: everything ``run.py train`` needs.
 
-    ``start`` names a checkpoint folder of an earlier stage whose weights begin this one (empty: random weights).
-    ``save_every`` and ``keep`` rule the checkpoints under ``out``; ``log_every`` the lines of metrics.jsonl.
-    ``compile_cache`` is a folder that keeps compiled programs for the next start (empty: JAX_COMPILATION_CACHE_DIR, or none);
-    ``compile_ahead`` compiles the step for all of ``data.buckets`` before the first, not each when it first comes.
+    ``out`` is the folder of its checkpoints and metrics. ``start`` is the folder of an earlier stage, or one of its checkpoints,
+    whose weights this run starts from (empty: random weights). A checkpoint is written every ``save_every`` steps, and the newest
+    ``keep`` are kept; metrics.jsonl gets a line every ``log_every`` steps. ``compile_cache`` is a folder that keeps compiled
+    programs for the next start (empty: JAX_COMPILATION_CACHE_DIR, or none). ``compile_ahead`` compiles the step for all of
+    ``data.buckets`` before the first step; else each is compiled when its first batch comes.
     """
 
     name: str = "experiment"
@@ -354,9 +355,9 @@ class Experiment:
 
 
 def override(config, assignments: typing.Sequence[str]):
-    """Returns ``config`` with each ``"a.b=value"`` applied.
+    """Returns ``config`` with each assignment ``"a.b=value"`` applied; of equal names the last one wins.
 
-    Raises ValueError naming the field and its choices when a name is unknown or a value has the wrong type.
+    Raises InputError naming the field and its choices when a name is unknown or a value has the wrong type.
     """
     changes: dict[str, str] = {}
     for assignment in assignments:
@@ -375,9 +376,9 @@ def _nest(flat: dict[str, str]) -> dict:
         for parent in parents:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
-                raise InputError(f"{name}={value}: {parent} is given a value of its own as well; drop one of the two")
+                raise InputError(f"{name}={value}: {parent} is set to a value as well; drop one of the two")
         if isinstance(node.get(leaf), dict):
-            raise InputError(f"{name}={value}: single fields of {name} are given as well; drop one of the two")
+            raise InputError(f"{name}={value}: single fields of {name} are set as well; drop one of the two")
         node[leaf] = value
     return tree
 
@@ -402,10 +403,10 @@ def _apply(config, tree: dict, prefix: str):
 
 
 def _parse(text: str, kind, name: str):
-    """One value from the command line, as the type its field declares."""
+    """A value from the command line, converted to the type that its field declares."""
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
-        return tuple(_parse(part.strip(), item, name) for part in text.strip("()").split(",") if part.strip())
+        return tuple(_parse(entry.strip(), item, name) for entry in text.strip("()").split(",") if entry.strip())
     if kind is bool:
         if text.lower() not in ("true", "false"):
             raise InputError(f"{name}={text!r}: expected true or false")
@@ -422,7 +423,7 @@ def to_dict(config) -> dict:
 
 
 def from_dict(kind: type, values: dict):
-    """The inverse of :func:`to_dict`; an unknown field is an error, a missing one takes its default."""
+    """The inverse of :func:`to_dict`; a missing field takes its default. Raises InputError naming an unknown field."""
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(values) - set(hints))
     if unknown:

@@ -21,6 +21,17 @@ TEMPORARY = ".tmp"
 
 
 @contextmanager
+def storage_errors(path: Path | str) -> Iterator[None]:
+    """Turns the refusal of a disk or store into an error naming ``path`` and the cure; a FileNotFoundError passes unchanged."""
+    try:
+        yield
+    except (UserError, FileNotFoundError):
+        raise
+    except OSError as error:
+        raise StorageError(f"{path}: {error}; check its permissions, the free space and the connection") from error
+
+
+@contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; the file written there is renamed to ``path`` at the end of the with-block.
 
@@ -28,7 +39,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     StorageError when the disk refuses, MissingFileError when the temporary file is gone.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
-    with _storage_errors(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -71,7 +82,7 @@ class StorageFolder:
 
     def file_names(self) -> set[str]:
         """The names of all files, by one request; empty where there is no folder."""
-        with _storage_errors(self.url):
+        with storage_errors(self.url):
             self._system.invalidate_cache(self._root)
             if not self._system.exists(self._root):
                 return set()
@@ -79,13 +90,13 @@ class StorageFolder:
 
     def exists(self, name: str) -> bool:
         """Whether the file ``name`` is there."""
-        with _storage_errors(self.url):
+        with storage_errors(self.url):
             self._system.invalidate_cache(self._root)
             return self._system.exists(self._path(name))
 
     def read_bytes(self, name: str) -> bytes:
         """The content of a file; MissingFileError when it is not there."""
-        with _storage_errors(f"{self.url}/{name}"):
+        with storage_errors(f"{self.url}/{name}"):
             try:
                 return self._system.cat_file(self._path(name))
             except FileNotFoundError as error:
@@ -99,7 +110,7 @@ class StorageFolder:
             with atomic_write(Path(self._path(name))) as temporary:
                 write(temporary)
             return
-        with _storage_errors(f"{self.url}/{name}"), tempfile.TemporaryDirectory() as scratch:
+        with storage_errors(f"{self.url}/{name}"), tempfile.TemporaryDirectory() as scratch:
             write(Path(scratch, name))
             self._system.makedirs(self._root, exist_ok=True)
             self._system.put_file(str(Path(scratch, name)), self._path(name))
@@ -116,14 +127,3 @@ class StorageFolder:
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
-
-
-@contextmanager
-def _storage_errors(path: Path | str) -> Iterator[None]:
-    """Turns the refusal of a disk or store into an error naming ``path`` and the cure; a FileNotFoundError passes unchanged."""
-    try:
-        yield
-    except (UserError, FileNotFoundError):
-        raise
-    except OSError as error:
-        raise StorageError(f"{path}: {error}; check its permissions, the free space and the connection") from error

@@ -1,7 +1,7 @@
-"""Where the golden vectors lie: numbers recorded from the original PyTorch code, compared with ours.
+"""Where the golden vectors are: numbers recorded from the original PyTorch code, to compare lumina_jax's with.
 
-tests/goldens carries the smallest set that covers every group, so that a bare clone can run it; the whole collection runs as
-well where a folder ``shared/goldens`` lies beside the checkout. tests/goldens/README.md describes the files.
+tests/goldens holds the smallest set that covers every group, so that the tests run in a bare clone; the complete collection is
+tested as well where a folder ``shared/goldens`` exists beside the checkout. tests/goldens/README.md describes the files.
 """
 
 import atexit
@@ -25,7 +25,7 @@ SMALL_VQ_EMBEDDING_SCALE = 0.6
 
 
 def golden_roots(group: str) -> list[Path]:
-    """The folders in which a complete folder ``group`` lies, the carried one first."""
+    """The folders that contain a complete folder ``group``; the one from the repository is first."""
     if group not in GROUPS:
         raise ValueError(f"no golden group {group!r}; choose one of {', '.join(GROUPS)}")
     groups = (group, *NEEDS.get(group, ()))
@@ -35,14 +35,14 @@ def golden_roots(group: str) -> list[Path]:
 
 
 def on_goldens(group: str) -> pytest.MarkDecorator:
-    """Runs a test once in each of :func:`golden_roots`, given as its parameter ``goldens``."""
+    """Runs a test once for each of :func:`golden_roots`, passed as its parameter ``goldens``."""
     roots = golden_roots(group)
     return pytest.mark.parametrize("goldens", roots, ids=["carried" if r != BESIDE else "beside" for r in roots])
 
 
 @functools.cache
 def _unpacked() -> Path:
-    """A folder of this process for the carried vectors, removed at its end."""
+    """A temporary folder for the repository's vectors, removed when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="lumina-goldens-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -50,7 +50,7 @@ def _unpacked() -> Path:
 
 @functools.cache
 def _unpack(group: str) -> None:
-    """Copies a carried group, writes x.xz as x, and draws the weights that are carried as a recipe."""
+    """Copies a group from the repository, decompresses x.xz to x, and draws the weights of which it holds only the seed."""
     for source in sorted(path for path in (CARRIED / group).rglob("*") if path.is_file()):
         target = _unpacked() / source.relative_to(CARRIED)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def _unpack(group: str) -> None:
         else:
             shutil.copyfile(source, target)
     small = _unpacked() / "vq" / "small"
-    # Without torch nothing reads the weights either, and the rest of the group is of use.
+    # Without torch nothing can read the weights either; the rest of the group is still useful.
     if group == "vq" and not (small / "vqgan.ckpt").is_file() and importlib.util.find_spec("torch"):
         _draw_vqgan(small)
 

@@ -22,7 +22,10 @@ def project_sources(*roots: str) -> dict[str, str]:
 
 
 def imports(source: str, top_level_only: bool = False) -> list[str]:
-    """The dotted names a source imports; ``from a import b`` gives "a.b"."""
+    """The dotted names a source imports; ``from a import b`` gives "a.b".
+
+    ``top_level_only`` leaves out what a plain import of the file does not run: functions, and blocks under TYPE_CHECKING.
+    """
     names = []
     for node in _nodes(ast.parse(source), into_functions=not top_level_only):
         if isinstance(node, ast.Import):
@@ -46,10 +49,12 @@ def module_bindings(source: str) -> set[str]:
 
 
 def _nodes(tree: ast.AST, into_functions: bool) -> Iterator[ast.AST]:
-    """Every node below ``tree``. Without ``into_functions`` the bodies of functions are left out."""
+    """Every node below ``tree``. Without ``into_functions`` those of functions and of TYPE_CHECKING blocks are left out."""
     nodes = [tree]
     while nodes:
         node = nodes.pop()
         yield node
-        if into_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        is_typing = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        if into_functions or not (is_function or is_typing):
             nodes += ast.iter_child_nodes(node)

@@ -9,7 +9,7 @@ from PIL import Image
 
 import run
 from convert import load_model
-from convert.convert import EXPERIMENT_FILE
+from convert.metadata import EXPERIMENT_FILE
 from lumina_jax.config import Experiment, from_dict
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.toyworld.captions import parse

@@ -1,4 +1,4 @@
-"""Configs: what may be set, what is refused and how the refusal reads."""
+"""Configs: which values may be set, which are refused, and what the error says."""
 
 import json
 from dataclasses import replace
@@ -11,6 +11,8 @@ from lumina_jax.config import (
     MeshConfig,
     ModelConfig,
     OptimConfig,
+    PodConfig,
+    ProfileConfig,
     SampleConfig,
     VQConfig,
     from_dict,
@@ -53,7 +55,7 @@ def test_override_changes_fields_that_are_only_valid_together():
 
 
 @pytest.mark.parametrize(
-    ("assignment", "parts"),
+    ("assignment", "words"),
     [
         ("model.widht=64", ["model.widht", "width"]),
         ("modle.width=64", ["modle", "model"]),
@@ -67,10 +69,10 @@ def test_override_changes_fields_that_are_only_valid_together():
         ("data.buckets=64,x", ["data.buckets", "'x'", "int"]),
     ],
 )
-def test_override_refuses_by_field_value_and_cure(assignment, parts):
+def test_override_refuses_by_field_value_and_cure(assignment, words):
     with pytest.raises(ValueError) as error:
         override(Experiment(), [assignment])
-    assert all(part in str(error.value) for part in parts), str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -80,7 +82,7 @@ def test_override_refuses_a_value_and_a_field_of_it_in_either_order(order):
 
 
 @pytest.mark.parametrize(
-    ("kind", "values", "parts"),
+    ("kind", "values", "words"),
     [
         (ModelConfig, {"width": 0}, ["model.width", "0", "at least 1"]),
         (ModelConfig, {"heads": 6, "kv_heads": 4}, ["model.heads=6", "model.kv_heads=4", "change"]),
@@ -94,7 +96,7 @@ def test_override_refuses_a_value_and_a_field_of_it_in_either_order(order):
         (DataConfig, {"patch": 1}, ["data.patch=1", "at least 2"]),
         (DataConfig, {"max_ratio": 0.5}, ["data.max_ratio=0.5", "at least 1"]),
         (DataConfig, {"buckets": (256, 128)}, ["data.buckets=(256, 128)", "rising"]),
-        (DataConfig, {"buckets": ()}, ["data.buckets=()", "at least one"]),
+        (DataConfig, {"buckets": ()}, ["data.buckets=()", "one or more"]),
         (DataConfig, {"batch": 0}, ["data.batch=0", "at least 1"]),
         (DataConfig, {"batch": 6, "row_multiple": 4}, ["data.row_multiple=4", "data.batch=6", "divisor"]),
         (DataConfig, {"path": "a,b", "weights": (1.0,)}, ["data.weights=(1.0,)", "a,b", "one for each folder"]),
@@ -122,6 +124,8 @@ def test_override_refuses_a_value_and_a_field_of_it_in_either_order(order):
         (SampleConfig, {"image_top_k": 0}, ["sample.image_top_k", "0", "at least 1"]),
         (SampleConfig, {"min_p": 2.0}, ["sample.min_p=2.0", "[0, 1]"]),
         (SampleConfig, {"parallel": "magic"}, ["sample.parallel='magic'", "off, sjd, coupled"]),
+        (PodConfig, {"stall_timeout": 0}, ["pod.stall_timeout=0", "at least 1 second"]),
+        (ProfileConfig, {"steps": "13:10"}, ["profile.steps='13:10'", "FIRST:END"]),
         (Experiment, {"keep": 0}, ["keep", "0", "at least 1"]),
         (Experiment, {"data": DataConfig(batch=6), "optim": OptimConfig(accumulate=4)}, ["=6", "=4", "multiple"]),
         (
@@ -131,10 +135,10 @@ def test_override_refuses_a_value_and_a_field_of_it_in_either_order(order):
         ),
     ],
 )
-def test_a_bad_value_is_refused_by_field_value_and_cure(kind, values, parts):
+def test_a_bad_value_is_refused_by_field_value_and_cure(kind, values, words):
     with pytest.raises(ValueError) as error:
         kind(**values)
-    assert all(part in str(error.value) for part in parts), str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
 
 
 def test_a_config_survives_json():

@@ -1,4 +1,4 @@
-"""Conversations as the original packs them, and what is refused."""
+"""Conversations are packed as the original does, and wrong ones are refused."""
 
 import functools
 import json
@@ -22,8 +22,8 @@ def grid(vocab, seed=0, rows=2, cols=4):
 
 
 def turns_of(item):
-    says = [message["value"] for message in item["conversations"]]
-    return list(zip(says[::2], says[1::2], strict=True))
+    messages = [message["value"] for message in item["conversations"]]
+    return list(zip(messages[::2], messages[1::2], strict=True))
 
 
 def share(draw):
@@ -33,7 +33,7 @@ def share(draw):
 
 
 def encoder(vqvae, folder: Path):
-    """picture name, target size and the recorded draws of left and upper -> codes i32[R C]; each is encoded once."""
+    """A cached function (picture name, target size, recorded draws of left and upper) -> codes i32[R C]."""
 
     @functools.cache
     def encode(name, target, left, upper):
@@ -54,11 +54,11 @@ def test_packing_equals_the_originals(goldens):
     encode = encoder(load_vqvae(goldens / "vq" / "small"), folder)
     for case in json.loads((folder / "cases.json").read_text()):
         names, turns = case["item"].get("image", []), turns_of(case["item"])
-        for use in {"train", "infer"} & set(case):
-            recorded = case[use]
+        for mode in {"train", "infer"} & set(case):
+            recorded = case[mode]
             draws = [tuple(draw) for draw in recorded.get("randint_low_high_value", [])] or [(0, 0, 0)] * 2 * len(names)
-            places = zip(names, draws[::2], draws[1::2], strict=True)
-            grids = [encode(name, case["target_size"], left, upper) for name, left, upper in places]
+            crops = zip(names, draws[::2], draws[1::2], strict=True)
+            grids = [encode(name, case["target_size"], left, upper) for name, left, upper in crops]
             if recorded.get("error") == "AssertionError":
                 with pytest.raises(ValueError, match=r"2 <\|image\|>, but 1 image"):
                     tokenize(turns, grids, vocab)
@@ -68,7 +68,7 @@ def test_packing_equals_the_originals(goldens):
                 assert not learn.any()
                 continue
             assert tokens.tolist() == recorded["tokens"], case["name"]
-            if use == "train":
+            if mode == "train":
                 assert np.where(learn, tokens, -100).tolist() == recorded["labels"], case["name"]
 
 
@@ -80,21 +80,21 @@ def test_unpacking_equals_the_originals(goldens):
     vocab, vqvae = Vocab.load(goldens / "tokenizer" / "hf_tokenizer"), load_vqvae(goldens / "vq" / "small")
     for case in json.loads((goldens / "packing" / "decode_ids.json").read_text()):
         ids = np.array(case["tokens"], np.int32)
-        found = layout.images_in(ids, vocab)
-        assert len(found) == len(case["images"])
-        for place, name in zip(found, case["images"], strict=True):
-            codes = layout.decode_grid(ids[place], vocab)
-            mine = np.asarray(pixels.to_image(np.asarray(vqvae.decode(codes[None]))[0])).astype(int)
+        images = layout.images_in(ids, vocab)
+        assert len(images) == len(case["images"])
+        for image, name in zip(images, case["images"], strict=True):
+            codes = layout.decode_grid(ids[image], vocab)
+            decoded = np.asarray(pixels.to_image(np.asarray(vqvae.decode(codes[None]))[0])).astype(int)
             expected = np.asarray(Image.open(goldens / "packing" / name).convert("RGB"))
-            assert np.abs(mine - expected).max() <= 1
-        edges = [0, *(edge for place in found for edge in (place.start, place.stop)), len(ids)]
+            assert np.abs(decoded - expected).max() <= 1
+        edges = [0, *(edge for image in images for edge in (image.start, image.stop)), len(ids)]
         texts = [vocab.decode(ids[start:stop]) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
         if vocab.boi not in ids[edges[-2] :]:
             assert "<|image|>".join(texts) == case["text"]
 
 
 @pytest.mark.smoke
-def test_what_is_learned_is_the_answers_with_their_images_and_ends(vocab):
+def test_answers_with_their_images_and_ends_of_turn_are_learned(vocab):
     codes = grid(vocab)
     turns = [("What?", "That."), ("Draw <|image|> so", "Here: <|image|>!")]
     tokens, learn = tokenize(turns, [codes, codes + 1], vocab)
@@ -123,18 +123,18 @@ def test_images_without_a_symbol_go_before_the_first_human_message(vocab):
         ([(literal("the letters <|image|> in <s>"), "Yes.")], 0),
     ],
 )
-def test_texts_are_all_that_is_encoded(turns, images, vocab):
+def test_texts_are_exactly_what_tokenize_encodes(turns, images, vocab):
     grids = [grid(vocab, seed) for seed in range(images)]
-    known = vocab.encode_all(texts(turns, images))
-    alone, together = tokenize(turns, grids, vocab), tokenize(turns, grids, vocab, known.__getitem__)
-    assert all((a == b).all() for a, b in zip(alone, together, strict=True))
-    assert all(ids == vocab.encode_literally(text) for text, ids in known.items())
+    ids_by_text = vocab.encode_all(texts(turns, images))
+    plain, cached = tokenize(turns, grids, vocab), tokenize(turns, grids, vocab, ids_by_text.__getitem__)
+    assert all((a == b).all() for a, b in zip(plain, cached, strict=True))
+    assert all(ids == vocab.encode_literally(text) for text, ids in ids_by_text.items())
 
 
 def test_without_an_answer_the_sequence_is_a_prompt(vocab):
     tokens, learn = tokenize([("Hi", "Hello"), ("Draw", None)], [], vocab)
-    whole, _ = tokenize([("Hi", "Hello"), ("Draw", "no")], [], vocab)
-    assert tokens[-1] == vocab.end_of_turn and (whole[: len(tokens)] == tokens).all() and not learn[-2:].any()
+    answered, _ = tokenize([("Hi", "Hello"), ("Draw", "no")], [], vocab)
+    assert tokens[-1] == vocab.end_of_turn and (answered[: len(tokens)] == tokens).all() and not learn[-2:].any()
     assert tokenize([("", "")], [], vocab)[0].tolist() == [vocab.bos, vocab.end_of_turn, vocab.end_of_turn]
 
 
@@ -193,7 +193,7 @@ def test_questions_and_edits_take_any_number_of_images():
     assert task_prompt("edit", "Now blue.", images=0) == "Now blue."
 
 
-def test_what_a_user_says_is_no_image(vocab):
+def test_the_image_symbol_in_user_text_is_no_image(vocab):
     message = task_prompt("detect", "the letters <|image|>")
     tokens, _ = tokenize([(message, None)], [grid(vocab)], vocab)
     assert len(layout.images_in(tokens, vocab)) == 1
@@ -213,7 +213,7 @@ def test_a_wrong_task_prompt_is_refused(task, text, message):
         task_prompt(task, text)
 
 
-def test_tasks_are_sampled_as_they_were_served():
+def test_tasks_have_their_served_sampling_settings():
     cfg = SampleConfig(temperature=0.5)
     for task in ("segmentation", "depth", "normal", "pose"):
         assert served(task, cfg) == replace(cfg, guidance=1.0, image_top_k=200)

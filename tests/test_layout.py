@@ -18,7 +18,7 @@ def random_codes(rows, cols, vocab, seed=0):
 
 
 def allowed(token, rule, vocab):
-    """Whether forced()'s answer ``rule`` lets ``token`` stand."""
+    """Whether ``rule``, a result of forced(), allows ``token``."""
     if rule == CODE:
         return vocab.code_of[token] >= 0
     if rule == SIZE:
@@ -53,7 +53,7 @@ def test_crop_sizes_stay_under_area_and_ratio_and_cannot_grow(target, patch, max
         assert max(width, height) <= max_ratio * min(width, height)
 
 
-def test_best_crop_gives_equal_shares_to_the_larger_tuple():
+def test_best_crop_breaks_ties_by_the_larger_tuple():
     assert layout.best_crop((100, 100), [(32, 64), (64, 32)]) == (64, 32)
     assert layout.best_crop((100, 100), [(64, 64), (96, 96), (32, 32)]) == (96, 96)
 
@@ -103,21 +103,21 @@ def test_forced_accepts_what_encode_writes_and_refuses_every_corruption(rows, co
     rules = np.asarray(layout.forced(np.arange(len(ids) - 1), rows, cols, vocab))
     assert all(allowed(token, rule, vocab) for token, rule in zip(ids[1:], rules, strict=True))
     kinds = [vocab.code_ids[7], vocab.newline, vocab.eoi, vocab.boi, vocab.size_id(1), vocab.size_id(9), vocab.bos]
-    for place, wrong in itertools.product(range(1, len(ids)), kinds):
-        right = wrong == ids[place] or (vocab.code_of[wrong] >= 0 and vocab.code_of[ids[place]] >= 0)
-        assert allowed(wrong, rules[place - 1], vocab) == right
+    for index, wrong in itertools.product(range(1, len(ids)), kinds):
+        right = wrong == ids[index] or (vocab.code_of[wrong] >= 0 and vocab.code_of[ids[index]] >= 0)
+        assert allowed(wrong, rules[index - 1], vocab) == right
         if not right:
             corrupt = ids.copy()
-            corrupt[place] = wrong
-            # Another size is legal in itself; it changes which length is right.
-            message = f"token {place} of the image is {wrong}," if place > 2 else rf"token {wrong},|takes \d+ tokens"
+            corrupt[index] = wrong
+            # Another size token is allowed by itself; it changes the expected length.
+            message = f"token {index} of the image is {wrong}," if index > 2 else rf"token {wrong},|takes \d+ tokens"
             with pytest.raises(ValueError, match=message):
                 layout.decode_grid(corrupt, vocab)
     with pytest.raises(ValueError, match="not an image"):
         layout.decode_grid(np.concatenate([[vocab.eoi], ids[1:]]), vocab)
 
 
-def test_forced_says_nothing_outside_an_image(vocab):
+def test_forced_allows_any_token_outside_an_image(vocab):
     outside = layout.forced(np.array([-5, -1, layout.grid_tokens(2, 4) - 1, 1000]), 2, 4, vocab)
     assert (np.asarray(outside) == ANY).all()
 
@@ -130,8 +130,8 @@ def test_forced_treats_every_row_of_a_batch_by_its_own_size(vocab):
     n, rows, cols = np.array([-1, 0, 1, 4, 7, 2, 0]), np.array([2, 4, 4, 2, 2, 4, 0]), np.array([2, 6, 6, 2, 2, 6, 0])
     together = np.asarray(layout.forced(n, rows, cols, vocab))
     assert list(together) == [ANY, vocab.size_id(2), vocab.size_id(3), vocab.newline, vocab.newline, CODE, SIZE]
-    alone = [int(layout.forced(*one, vocab)) for one in zip(n, rows, cols, strict=True)]
-    assert list(together) == alone
+    single = [int(layout.forced(*row, vocab)) for row in zip(n, rows, cols, strict=True)]
+    assert list(together) == single
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3, 10])
@@ -146,9 +146,9 @@ def test_decode_refuses_a_shortened_image(cut, vocab):
 @pytest.mark.parametrize("alien", [-1, 10**6])
 def test_decode_refuses_ids_the_tokenizer_does_not_know(alien, vocab):
     ids = layout.encode_grid(random_codes(2, 2, vocab), vocab)
-    for place in range(1, len(ids)):
+    for index in range(1, len(ids)):
         corrupt = ids.copy()
-        corrupt[place] = alien
+        corrupt[index] = alien
         with pytest.raises(ValueError, match=str(alien)):
             layout.decode_grid(corrupt, vocab)
 
@@ -157,11 +157,11 @@ def test_images_in_finds_whole_images_in_order_and_always_ends(vocab):
     image, text = layout.encode_grid(random_codes(2, 4, vocab), vocab), np.array([20000, 20001])
     n, boi, eoi = len(image), [vocab.boi], [vocab.eoi]
 
-    def found(*parts):
-        return [(s.start, s.stop) for s in layout.images_in(np.concatenate([*parts, []]).astype(np.int32), vocab)]
+    def spans(*pieces):
+        return [(s.start, s.stop) for s in layout.images_in(np.concatenate([*pieces, []]).astype(np.int32), vocab)]
 
-    assert found() == found(text) == found(text, boi) == found(eoi, text) == found(boi) == found(boi, boi) == []
-    assert found(image, text, image) == [(0, n), (n + 2, 2 * n + 2)]
-    assert found(image, text, boi) == found(image, eoi) == found(image, image[:-1]) == [(0, n)]
-    assert found(boi, text, image) == [(3, 3 + n)]
-    assert found(boi, eoi) == [(0, 2)]
+    assert spans() == spans(text) == spans(text, boi) == spans(eoi, text) == spans(boi) == spans(boi, boi) == []
+    assert spans(image, text, image) == [(0, n), (n + 2, 2 * n + 2)]
+    assert spans(image, text, boi) == spans(image, eoi) == spans(image, image[:-1]) == [(0, n)]
+    assert spans(boi, text, image) == [(3, 3 + n)]
+    assert spans(boi, eoi) == [(0, 2)]

@@ -1,17 +1,22 @@
 """The command line as a stranger meets it: help for every verb, and errors that come at once and say what to do."""
 
+import os
+import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import lumina_jax
 import run
 from lumina_jax.config import Experiment
+from lumina_jax.errors import UserError
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(str(path) for path in (REPO / "configs").glob("[a-z]*.py") if path.stem != "pods")
-VERBS = ("quickstart", "pretokenize", "train", "grow", "compile", "sample", "refine", "evaluate")
+VERBS = ("quickstart", "pretokenize", "grow", "train", "data", "compile", "sample", "convert", "refine", "evaluate")
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +35,7 @@ def test_help(verb, capsys):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
         (["train", "configs/nothing.py"], ["configs/nothing.py", "configs/toy_stage1.py"]),
         (
@@ -54,21 +59,121 @@ def test_help(verb, capsys):
         (["compile", "configs/toy_stage1.py", "--topology", "v5e:2x2", "--what", "all"], ["'all'", "prefill"]),
         (["sample"], ["--prompt"]),
         (["sample", "--prompt", "x", "--model", "/nowhere"], ["/nowhere"]),
+        (["sample", "--task", "depth", "--image", "/nowhere.png"], ["/nowhere.png", "picture"]),
+        (["pretokenize", "configs/toy_stage1.py", "--source", "webdataset:/nowhere.tar"], ["/nowhere.tar"]),
+        (["pretokenize", "configs/toy_stage1.py", "--source", "toy:9", "vq.path=/nowhere.npz"], ["/nowhere.npz"]),
+        (
+            ["pretokenize", "configs/toy_stage1.py", "--source", "toy:9", "--fit", "vq.path=run.py/v.npz"],
+            ["run.py is a file"],
+        ),
+        (["convert", "verify", "/nowhere", "/nowhere"], ["/nowhere", "config.json"]),
         (["evaluate"], ["--data"]),
+        (["evaluate", "--data", "configs"], ["configs", "run.py pretokenize"]),
+        (["evaluate", "--data", "run.py"], ["run.py", "pretokenize"]),
+        (["evaluate", "--pictures", "run.py"], ["run.py", "picture"]),
     ],
 )
-def test_what_is_wrong_is_said(arguments, said, capsys):
+def test_an_error_names_value_limit_and_cure(arguments, words, capsys):
     assert run.main(arguments) == 2
     message = capsys.readouterr().err
-    assert all(word in message for word in said), message
+    assert all(word in message for word in words), message
     assert "Traceback" not in message
 
 
-def test_a_size_that_is_none_is_refused_before_the_model_is_read(capsys):
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sample", "--prompt", "x", "--size", "wide"], "'wide' is not WIDTHxHEIGHT"),
+        (["sample", "--prompt", "x", "--seed", "-1"], "-1 is not a seed; give a whole number from 0"),
+        (["sample", "--prompt", "x", "--seed", "9" * 20], "is not a seed"),
+        (["sample", "--prompt", "x", "--out", "run.py/samples"], "run.py is a file; give another"),
+        (["evaluate", "--toy", "0"], "0 is not a whole number of at least 1"),
+        (["evaluate", "--tasks", "many"], "many is not a whole number"),
+        (["evaluate", "--toy", "2", "--sizes", "7"], "7 is not a whole number of at least 32"),
+        (["quickstart", "--minutes", "nan"], "nan is not a positive number of minutes"),
+        (["quickstart", "--minutes", "soon"], "soon is not a positive number of minutes"),
+        (["quickstart", "--out", "run.py"], "run.py is a file; give another"),
+        (["convert", "import", "assets/toy", "run.py/model"], "run.py is a file; give another"),
+        (["data", "export", "--source", "toy:3", "--out", "run.py"], "run.py is a file; give another"),
+        (["pretokenize", "configs/toy_stage1.py", "--source", "toy:9", "--shard-records", "0"], "at least 1"),
+        (["trane"], "invalid choice: 'trane'"),
+        (["--gone"], "unknown arguments: --gone; see run.py VERB --help"),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_is_read(arguments, words, capsys):
     with pytest.raises(SystemExit) as ended:
-        run.main(["sample", "--prompt", "x", "--size", "wide", "--model", "/nowhere"])
+        run.main(arguments)
     assert ended.value.code == 2
-    assert "'wide' is not WIDTHxHEIGHT" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_refused(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    with pytest.raises(SystemExit):
+        run.main(["sample", "--prompt", "x", "--out", str(tmp_path / "out")])
+    assert "read-only for this user; give another" in capsys.readouterr().err
+
+
+def test_without_a_verb_the_verbs_are_listed_one_a_line(capsys):
+    assert run.main([]) == 0
+    listed = capsys.readouterr().out.partition("verbs:")[2].splitlines()
+    assert [line.split()[0] for line in listed if line.startswith("    ")] == list(VERBS)
+    assert all(len(line.split()) > 3 for line in listed if line.startswith("    "))
+
+
+def test_the_version_names_what_results_depend_on(capsys):
+    with pytest.raises(SystemExit) as ended:
+        run.main(["--version"])
+    assert ended.value.code == 0
+    names = (
+        f"lumina_jax {lumina_jax.__version__}",
+        f"jax {metadata.version('jax')}",
+        f"flax {metadata.version('flax')}",
+    )
+    assert capsys.readouterr().out == f"{', '.join(names)}, Python {platform.python_version()}\n"
+
+
+@pytest.fixture
+def verb_that_raises(monkeypatch):
+    """``verb_that_raises(error)`` plants a verb "plant" that raises ``error``."""
+
+    def plant(error: BaseException) -> None:
+        def raises(options):
+            raise error
+
+        monkeypatch.setattr(run, "VERBS", (lambda verbs: verbs.add_parser("plant").set_defaults(run=raises),))
+
+    return plant
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("kind", [KeyError, ValueError, OSError, FileNotFoundError, ImportError, RuntimeError])
+def test_an_error_that_is_not_the_user_s_keeps_its_traceback(kind, verb_that_raises):
+    verb_that_raises(kind("a bug"))
+    with pytest.raises(kind, match="a bug"):
+        run.main(["plant"])
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("kind", [UserError, *UserError.__subclasses__()])
+def test_an_error_that_a_user_can_mend_is_one_line(kind, verb_that_raises, capsys):
+    verb_that_raises(kind("9 is more than 8; give less"))
+    assert run.main(["plant"]) == 2
+    assert capsys.readouterr() == ("", "run.py plant: 9 is more than 8; give less\n")
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(verb_that_raises, capsys):
+    verb_that_raises(KeyboardInterrupt())
+    assert run.main(["plant"]) == 130
+    assert capsys.readouterr() == ("", "run.py plant: interrupted\n")
+
+
+def test_a_chat_without_stdin_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run.main(["sample", "--chat"]) == 2
+    assert "stdin, which is closed" in capsys.readouterr().err
 
 
 def test_a_wrong_word_is_refused_before_anything_heavy_is_imported():

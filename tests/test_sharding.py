@@ -34,7 +34,7 @@ def mesh_of(replica: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
 
 
 @pytest.mark.smoke
-def test_an_axis_of_minus_one_takes_what_is_left():
+def test_an_axis_of_minus_one_takes_the_devices_that_are_left():
     assert dict(mesh_of(2, -1, 2).shape) == {"replica": 2, "fsdp": 2, "tensor": 2}
     assert dict(mesh_of(-1, 1, 1).shape) == {"replica": 8, "fsdp": 1, "tensor": 1}
 
@@ -45,7 +45,7 @@ def test_axes_that_do_not_multiply_to_the_devices_are_refused(sizes):
         mesh_of(*sizes)
 
 
-def test_tables_place_weights_and_activations():
+def test_the_tables_split_weights_and_activations():
     mesh = mesh_of(2, 2, 2)
     assert spec("DHK", (16, 8, 4), STORE, mesh) == P("fsdp", "tensor", None)
     assert spec("DF", (2, 16, 24), STORE, mesh) == P(None, "fsdp", "tensor")
@@ -63,8 +63,8 @@ def test_two_letters_on_one_mesh_axis_are_refused():
         spec("HF", (8, 24), STORE, mesh_of(2, 2, 2))
 
 
-def test_a_letter_that_wants_two_mesh_axes_collides_on_either():
-    """D lies over fsdp and replica in a train state; another letter may have neither."""
+def test_a_letter_on_two_mesh_axes_collides_on_either():
+    """A train state splits D over fsdp and replica; no other letter may be on one of them."""
     rules = {**ZERO, "F": "replica"}
     with pytest.raises(ValueError, match="axes D and F of DF both claim mesh axis 'replica'"):
         spec("DF", (16, 24), rules, mesh_of(2, 2, 2))
@@ -72,7 +72,7 @@ def test_a_letter_that_wants_two_mesh_axes_collides_on_either():
     assert spec("DF", (16, 24), ZERO, mesh_of(8, 1, 1)) == P("replica", None)
 
 
-def test_a_state_that_the_replicas_cannot_share_is_refused_with_both_cures():
+def test_a_state_that_does_not_split_over_the_replicas_is_refused_with_both_cures():
     with pytest.raises(ValueError, match=r"size 20, which 8 parts \(mesh fsdp x replica\).*mesh\.zero1=false"):
         spec("DF", (20, 24), ZERO, mesh_of(2, 4, 1))
 
@@ -86,15 +86,15 @@ def test_sizes_that_do_not_divide_are_refused():
         spec("VD", (32, 18), STORE, mesh_of(1, 4, 2))
 
 
-def test_every_array_of_a_tree_gets_a_place():
+def test_every_array_of_a_tree_gets_a_sharding():
     tree = {"model": jax.eval_shape(lambda: Chameleon(TINY, nnx.Rngs(0))), "count": jax.ShapeDtypeStruct((), jnp.int32)}
-    placed = shardings(tree, mesh_of(1, 4, 2))
-    assert len(jax.tree.leaves(placed)) == len(jax.tree.leaves(tree))
-    assert placed["count"].spec == P()
-    assert placed["model"].blocks.attention.wk.get_value().spec == P(None, "fsdp", "tensor", None)
+    placements = shardings(tree, mesh_of(1, 4, 2))
+    assert len(jax.tree.leaves(placements)) == len(jax.tree.leaves(tree))
+    assert placements["count"].spec == P()
+    assert placements["model"].blocks.attention.wk.get_value().spec == P(None, "fsdp", "tensor", None)
 
 
-def test_the_block_at_work_is_whole_over_fsdp_and_split_over_tensor():
+def test_weights_for_compute_are_gathered_over_fsdp_and_split_over_tensor():
     mesh = mesh_of(1, 4, 2)
     up = nnx.Param(np.arange(16 * 24, dtype=np.float32).reshape(16, 24), letters="DF")
     stored = jax.device_put({"up": up}, shardings({"up": up}, mesh))
@@ -125,14 +125,14 @@ def test_a_global_batch_is_the_local_rows_split_by_row():
 
 
 def shares(tensor: int, processes: list[int]) -> list[tuple[int, int]]:
-    """What each process reads, for a mesh without replicas whose devices belong to ``processes``, in its order."""
+    """data_share of each process, for a mesh without replicas whose devices, in its order, belong to ``processes``."""
     devices = np.array([SimpleNamespace(process_index=process) for process in processes], object)
     shape = {"replica": 1, "fsdp": len(processes) // tensor, "tensor": tensor}
     mesh = SimpleNamespace(devices=devices.reshape(*shape.values()), shape=shape)
     return [data_share(mesh, process) for process in range(max(processes) + 1)]
 
 
-def test_processes_that_hold_the_same_rows_read_the_same():
+def test_processes_whose_devices_hold_the_same_rows_read_the_same():
     assert shares(2, [0, 0, 0, 0, 1, 1, 1, 1]) == [(0, 2), (1, 2)]
     assert shares(4, [0, 0, 1, 1, 2, 2, 3, 3]) == [(0, 2), (0, 2), (1, 2), (1, 2)]
     # As a TPU slice lays it out: each process has two devices on two rows, and shares both rows with another process.

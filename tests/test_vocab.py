@@ -1,4 +1,4 @@
-"""The vocabulary against the original's tokenizer, and its laws."""
+"""The vocabulary equals the original's tokenizer; and its laws."""
 
 import json
 import shutil
@@ -59,19 +59,19 @@ def test_load_finds_the_file_in_a_checkpoint_folder(vocab, tokenizer_path, tmp_p
         assert Vocab.load(path).fingerprint == vocab.fingerprint
 
 
-def test_fingerprints_tell_tokenizers_apart(vocab, tokenizer_path):
+def test_fingerprints_of_different_tokenizers_differ(vocab, tokenizer_path):
     other = Tokenizer.from_file(str(tokenizer_path / "tokenizer.json"))
     other.add_tokens(["one more"])
     assert Vocab(other).fingerprint != vocab.fingerprint and len(vocab.fingerprint) == 16
 
 
-def test_load_says_where_it_looked(tmp_path):
+def test_load_names_the_paths_it_tried(tmp_path):
     with pytest.raises(FileNotFoundError) as error:
         Vocab.load(tmp_path)
     assert str(tmp_path / "original_tokenizers" / "text_tokenizer.json") in str(error.value)
 
 
-def test_load_refuses_what_is_no_tokenizer(tmp_path):
+def test_load_refuses_other_files(tmp_path):
     broken, foreign = tmp_path / "broken.json", tmp_path / "foreign.json"
     broken.write_text("{}")
     Tokenizer(models.WordLevel({"<s>": 0}, unk_token="<s>")).save(str(foreign))

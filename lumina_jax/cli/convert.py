@@ -1,8 +1,9 @@
-"""run.py convert: checkpoints in and out, looked at and compared."""
+"""run.py convert: checkpoints imported, exported, inspected and compared."""
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
+from lumina_jax.cli.arguments import output_path, seed
 from lumina_jax.cli.processes import join, process_arguments
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -10,59 +11,59 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 def add_convert(verbs: _SubParsersAction) -> None:
     convert = verbs.add_parser("convert", help="checkpoints of Chameleon and Lumina-mGPT in and out, any layout to any")
-    what = convert.add_subparsers(dest="what", required=True, metavar="WHAT")
+    actions = convert.add_subparsers(dest="what", required=True, metavar="WHAT")
 
-    bring = what.add_parser("import", help="any checkpoint into our own layout (Orbax)")
-    _path_arguments(bring)
-    process_arguments(bring)
-    bring.set_defaults(run=_import)
+    importer = actions.add_parser("import", help="any checkpoint into lumina_jax's own layout (Orbax)")
+    _path_arguments(importer)
+    process_arguments(importer)
+    importer.set_defaults(run=_import)
 
-    send = what.add_parser("export", help="any checkpoint, a run's among them, into a layout for PyTorch")
-    _path_arguments(send)
-    send.add_argument(
+    exporter = actions.add_parser("export", help="any checkpoint, a run's among them, into a layout for PyTorch")
+    _path_arguments(exporter)
+    exporter.add_argument(
         "--layout",
         choices=("hf", "lumina", "meta"),
         required=True,
         help="transformers, Lumina-mGPT or Meta's Chameleon",
     )
-    send.add_argument("--shards", type=int, help="number of files (default: 5 GB each; Meta: one per QK-norm group)")
-    send.add_argument("--bin", action="store_true", help="torch's .bin files instead of safetensors")
-    process_arguments(send)
-    send.set_defaults(run=_export)
+    exporter.add_argument(
+        "--shards", type=int, help="number of files (default: 5 GB each; Meta: one per QK-norm group)"
+    )
+    exporter.add_argument("--bin", action="store_true", help="torch's .bin files instead of safetensors")
+    process_arguments(exporter)
+    exporter.set_defaults(run=_export)
 
-    look = what.add_parser("inspect", help="what a folder holds, what is missing, and where to put it")
-    look.add_argument("path", help="a checkpoint's folder, of any layout")
-    look.set_defaults(run=_inspect)
+    inspector = actions.add_parser("inspect", help="what a folder holds, what is missing, and where to put it")
+    inspector.add_argument("path", help="a checkpoint's folder, of any layout")
+    inspector.set_defaults(run=_inspect)
 
-    compare = what.add_parser("verify", help="whether two checkpoints are the same model; exit code 1 if not")
-    compare.add_argument("a", metavar="A", help="a checkpoint's folder, of any layout")
-    compare.add_argument("b", metavar="B", help="another")
-    compare.add_argument(
+    verifier = actions.add_parser("verify", help="whether two checkpoints are the same model; exit code 1 if not")
+    verifier.add_argument("a", metavar="A", help="a checkpoint's folder, of any layout")
+    verifier.add_argument("b", metavar="B", help="another")
+    verifier.add_argument(
         "--by",
         choices=("auto", "logits", "weights"),
         default="auto",
-        help="logits: the same tokens through both, each by the rule of its own layout; weights: number by number, for models "
+        help="logits: the same tokens through both, each by the code of its own layout; weights: number by number, for models "
         "too large for that (auto: logits where they fit)",
     )
-    compare.add_argument("--tokens", type=int, default=32, help="with logits: length of the two random prompts (32)")
-    compare.add_argument("--seed", type=int, default=0, help="with logits: draws the prompts (0)")
-    compare.add_argument("--tolerance", type=float, help="largest difference allowed (logits 5e-4, weights 0)")
-    compare.set_defaults(run=_verify)
+    verifier.add_argument("--tokens", type=int, default=32, help="with logits: length of the two random prompts (32)")
+    verifier.add_argument("--seed", type=seed, default=0, help="with logits: draws the prompts (0)")
+    verifier.add_argument("--tolerance", type=float, help="largest difference allowed (logits 5e-4, weights 0)")
+    verifier.set_defaults(run=_verify)
 
 
 def _path_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a checkpoint's folder: Hugging Face, Meta's, or a run's")
-    parser.add_argument("target", metavar="DST", help="the folder to write; it must not exist")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the weights (default: as they are)")
+    parser.add_argument("target", type=output_path, metavar="DST", help="the folder to write; it must not exist")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the weights (default: as they are)")
     parser.add_argument(
         "--zero-image-head",
         action="store_true",
         help="zero the image tokens' rows of the output head: where FP-SFT starts from Chameleon",
     )
-    parser.add_argument("--tokenizer", default="", help="a tokenizer that does not lie with the weights")
-    parser.add_argument(
-        "--vq", default="", help="a vqgan.ckpt (its .yaml beside it) that does not lie with the weights"
-    )
+    parser.add_argument("--tokenizer", default="", help="a tokenizer that is not near the weights")
+    parser.add_argument("--vq", default="", help="a vqgan.ckpt (its .yaml beside it) that is not near the weights")
 
 
 def _import(options: Namespace) -> None:
@@ -80,26 +81,26 @@ def _convert(options: Namespace, layout: str, shards: int | None = None, binary:
     with join(options, PodConfig()):
         import jax
 
-        from convert.convert import Wish, convert
+        from convert.convert import Target, convert
 
-        wish = Wish(layout, shards, dtype, binary, options.zero_image_head, options.tokenizer, options.vq)
-        notes = convert(options.source, options.target, wish)
+        target = Target(layout, shards, dtype, binary, options.zero_image_head, options.tokenizer, options.vq)
+        notes = convert(options.source, options.target, target)
         first = jax.process_index() == 0
     if first:
         print("\n".join([str(Path(options.target)), *(f"note: {note}" for note in notes)]))
 
 
 def _inspect(options: Namespace) -> int:
-    from convert.describe import inspect
+    from convert.describe import describe
 
-    report = inspect(options.path)
+    report = describe(options.path)
     print(report.text())
-    return 0 if report.whole else 1
+    return 1 if report.problems else 0
 
 
 def _verify(options: Namespace) -> int:
     from convert.verify import verify
 
-    verdict = verify(options.a, options.b, options.by, options.tokens, options.seed, options.tolerance)
-    print(verdict.text())
-    return 0 if verdict.same else 1
+    comparison = verify(options.a, options.b, options.by, options.tokens, options.seed, options.tolerance)
+    print(comparison.text())
+    return 0 if comparison.same else 1

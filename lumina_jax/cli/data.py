@@ -1,56 +1,57 @@
-"""run.py data: tokens looked at before training, and sources prepared to be shared."""
+"""run.py data: inspects tokens before training, prepares sources to share them, exports sources to read and edit."""
 
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
+from lumina_jax.cli.arguments import output_path, seed
 from lumina_jax.cli.experiments import load_experiment
 from lumina_jax.errors import InputError
 
 
 def add_data(verbs: _SubParsersAction) -> None:
-    data = verbs.add_parser("data", help="look at tokens before training, and prepare sources to share them")
+    data = verbs.add_parser("data", help="inspect tokens before training; prepare and export sources")
     what = data.add_subparsers(dest="what", required=True, metavar="WHAT")
 
-    look = what.add_parser("inspect", help="counts, lengths, batches, mixture, and samples to read")
-    look.add_argument("path", help="a folder of run.py pretokenize, or several with commas between")
-    look.add_argument("--config", help="a config: its buckets, mixture, tokenizer and VQ model")
-    look.add_argument("changes", nargs="*", metavar="a.b=value", help="with --config: fields to change")
-    look.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the config's)")
-    look.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: the config's)")
-    look.add_argument("--samples", type=int, default=24, help="records on the sheet (24)")
-    look.add_argument("--seed", type=int, default=0, help="draws the samples (0)")
-    look.add_argument("--out", default="out/data.html", help="the sheet (out/data.html)")
-    look.set_defaults(run=_data_inspect)
+    inspect = what.add_parser("inspect", help="counts, lengths, batches, mixture, and samples to read")
+    inspect.add_argument("path", help="a folder written by run.py pretokenize, or several with commas between")
+    inspect.add_argument("--config", help="a config: its buckets, mixture, tokenizer and VQ model")
+    inspect.add_argument("changes", nargs="*", metavar="a.b=value", help="with --config: fields to change")
+    inspect.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the config's)")
+    inspect.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: the config's)")
+    inspect.add_argument("--samples", type=int, default=24, help="records on the sheet (24)")
+    inspect.add_argument("--seed", type=seed, default=0, help="of the draw of samples (0)")
+    inspect.add_argument("--out", default="out/data.html", help="the HTML file to write (out/data.html)")
+    inspect.set_defaults(run=_data_inspect)
 
-    prepare = what.add_parser("prepare", help="any source to a TFDS data set, made once and shared")
-    prepare.add_argument("--source", required=True, help="as of run.py pretokenize")
-    prepare.add_argument("--name", required=True, help="of the data set")
-    prepare.add_argument("--out", required=True, help="the TFDS data_dir; read it as tfds:NAME@OUT")
+    prepare = what.add_parser("prepare", help="write any source as a TFDS data set, to share it")
+    prepare.add_argument("--source", required=True, help="as for run.py pretokenize")
+    prepare.add_argument("--name", required=True, help="the name of the data set")
+    prepare.add_argument("--out", type=output_path, required=True, help="the TFDS data_dir; read it as tfds:NAME@OUT")
     prepare.set_defaults(run=_data_prepare)
 
-    export = what.add_parser("export", help="any source to JSON lines and pictures, to read and to edit")
-    export.add_argument("--source", required=True, help="as of run.py pretokenize")
-    export.add_argument("--out", required=True, help="the folder; read it as OUT/records.jsonl")
+    export = what.add_parser("export", help="write any source as JSON lines and pictures, to read and edit")
+    export.add_argument("--source", required=True, help="as for run.py pretokenize")
+    export.add_argument("--out", type=output_path, required=True, help="the folder; read it as OUT/records.jsonl")
     export.set_defaults(run=_data_export)
 
 
 def _data_inspect(options: Namespace) -> None:
     cfg = load_experiment(options.config, [*options.changes, f"data.path={options.path}"]) if options.config else None
     if options.changes and not cfg:
-        raise InputError(f"{options.changes[0]} changes a config; name it with --config")
+        raise InputError(f"{options.changes[0]} changes a config, but none is given; give it with --config")
     if options.samples < 1:
         raise InputError(f"--samples {options.samples}; give at least 1")
     from convert import load_image_tokenizer
-    from lumina_jax.data.inspect import printed, sheet, tables
+    from lumina_jax.data.inspect import as_text, sheet, tables
     from lumina_jax.data.shards import Shards, check_made_with
     from lumina_jax.vocab import Vocab
 
     folders = [Shards(path.strip()) for path in options.path.split(",")]
-    found = list(tables(folders, cfg and cfg.data, options.seed))
-    print(printed(found))
+    report = list(tables(folders, cfg and cfg.data, options.seed))
+    print(as_text(report))
     tokenizer, vq = options.tokenizer or (cfg and cfg.data.tokenizer), options.vq or (cfg and cfg.vq.path)
     if not tokenizer or not vq:
-        print("no samples without a tokenizer and a VQ model: name them with --tokenizer and --vq, or with --config")
+        print("no samples without a tokenizer and a VQ model: give them with --tokenizer and --vq, or with --config")
         return
     vocab = Vocab.load(tokenizer)
     for folder in folders:
@@ -58,7 +59,7 @@ def _data_inspect(options: Namespace) -> None:
     out = Path(options.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
-        sheet(folders, found, vocab, load_image_tokenizer(vq), options.samples, options.seed), encoding="utf-8"
+        sheet(folders, report, vocab, load_image_tokenizer(vq), options.samples, options.seed), encoding="utf-8"
     )
     print(out)
 

@@ -4,6 +4,7 @@ import json
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
+from lumina_jax.cli.arguments import at_least, output_path, seed
 from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of, size
 from lumina_jax.errors import InputError
 
@@ -14,10 +15,11 @@ def add_refine(verbs: _SubParsersAction) -> None:
     refine = verbs.add_parser("refine", help='pictures through the model\'s "No edit.", measured against the originals')
     model_arguments(refine)
     refine.add_argument("images", nargs="+", metavar="IMAGE", help="pictures")
-    refine.add_argument("--seed", type=int, default=0, help="same seed, same pictures (0)")
-    refine.add_argument("--top-k", type=int, default=1, help="image tokens to draw from; 1 is greedy (1)")
+    refine.add_argument("--seed", type=seed, default=0, help="same seed, same pictures (0)")
+    refine.add_argument("--top-k", type=at_least(1), default=1, help="image tokens to draw from; 1 is greedy (1)")
     refine.add_argument(
         "--out",
+        type=output_path,
         default="out/refined",
         help="folder for the pictures and for original, decoded and refined side by side",
     )
@@ -37,11 +39,11 @@ def add_evaluate(verbs: _SubParsersAction) -> None:
         "--greedy", action="store_true", help="with --data: also the share of each answer that greedy decoding returns"
     )
     evaluate.add_argument(
-        "--toy", type=int, metavar="N", help="paint N fresh prompts of the embedded world and judge them"
+        "--toy", type=at_least(1), metavar="N", help="paint N fresh prompts of the embedded world and judge them"
     )
     evaluate.add_argument(
         "--tasks",
-        type=int,
+        type=at_least(1),
         nargs="?",
         const=TASK_EXERCISES,
         metavar="N",
@@ -49,7 +51,7 @@ def add_evaluate(verbs: _SubParsersAction) -> None:
     )
     evaluate.add_argument(
         "--sizes",
-        type=int,
+        type=at_least(32),
         metavar="PX",
         help="with --toy and --tasks: canvases of about PX x PX (--toy 128; --tasks 64, as most of its training records)",
     )
@@ -57,13 +59,14 @@ def add_evaluate(verbs: _SubParsersAction) -> None:
     evaluate.add_argument("--size", type=size, help="with --attention: WIDTHxHEIGHT in pixels")
     evaluate.add_argument(
         "--out",
+        type=output_path,
         default="out/evaluation",
         help="folder of the sheet of --tasks and the picture of --attention (out/evaluation)",
     )
     evaluate.add_argument(
         "--pictures", nargs="+", metavar="FILE", help="PSNR of these pictures through the image tokenizer"
     )
-    evaluate.add_argument("--seed", type=int, default=0, help="with --toy and --tasks: other seed, other prompts (0)")
+    evaluate.add_argument("--seed", type=seed, default=0, help="with --toy and --tasks: other seed, other prompts (0)")
     evaluate.set_defaults(run=_evaluate)
 
 

@@ -1,4 +1,4 @@
-"""What the command line says of a model to sample from: its folder, its companions, and how it is held."""
+"""Command-line options of a model to sample from, and how it is loaded: folder, tokenizer files, dtype."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
@@ -18,7 +18,7 @@ def model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the one the model names or holds)")
     parser.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
     parser.add_argument(
-        "--int8", action="store_true", help="hold the blocks' matrices in int8: half the memory to read"
+        "--int8", action="store_true", help="store the blocks' matrices in int8, which halves the memory to read"
     )
 
 
@@ -31,25 +31,29 @@ def size(text: str) -> tuple[int, int]:
 
 
 def load_for_sampling(options: Namespace, mesh=None):
-    """(model, vocab, VQ, experiment or None) that --model, --tokenizer and --vq name; the model on ``mesh``."""
+    """(Chameleon, Vocab, image tokenizer, Experiment or None) of --model, --tokenizer and --vq; the model is on ``mesh``.
+
+    Without ``mesh`` it is on the first device. Raises UserErrors naming what is missing or damaged.
+    """
     from convert import load_image_tokenizer, load_model, tokenizer_files
-    from convert.convert import open_source, run_of
+    from convert.convert import open_source
+    from convert.metadata import experiment_of
 
     folder = Path(options.model)
     if not folder.is_dir():
         raise MissingFileError(f"--model {folder}: no such folder; give a run's folder or a checkpoint of any layout")
     source = open_source(folder)
-    experiment = run_of(source)
-    found = tokenizer_files.find(source.folder, experiment, options.tokenizer or "", options.vq or "")
-    if missing := tokenizer_files.notes(found, source.folder):
+    experiment = experiment_of(source)
+    files = tokenizer_files.find(source.folder, experiment, options.tokenizer or "", options.vq or "")
+    if missing := tokenizer_files.notes(files, source.folder):
         raise MissingFileError("; ".join(missing))
-    tokenizer_files.check(found, source.cfg)
-    model, vocab = _for_this_device(load_model(folder, mesh)[0]), found.vocab()
-    return _as_int8(model, vocab) if options.int8 else model, vocab, load_image_tokenizer(str(found.vq)), experiment
+    tokenizer_files.check(files, source.cfg)
+    model, vocab = _for_this_device(load_model(folder, mesh)[0]), files.vocab()
+    return _as_int8(model, vocab) if options.int8 else model, vocab, load_image_tokenizer(files.vq), experiment
 
 
 def _for_this_device(model):
-    """float32 on CPU, where bfloat16 is slow; as stored elsewhere."""
+    """The model in float32 on CPU, where bfloat16 is slow; elsewhere with its stored dtype."""
     import jax
     import jax.numpy as jnp
 
@@ -59,7 +63,7 @@ def _for_this_device(model):
 
 
 def _as_int8(model, vocab):
-    """The model with int8 matrices; says what that does to the logits of a prompt."""
+    """The model with int8 matrices; prints how much that changes the logits of a prompt."""
     import numpy as np
 
     from lumina_jax.conversation import image_prompt, tokenize
@@ -74,7 +78,7 @@ def _as_int8(model, vocab):
 
 
 def settings_of(experiment):
-    """How a model is sampled unless the command line says otherwise: as its experiment says, if it has one."""
+    """The default SampleConfig of a model: its experiment's, if it has one."""
     from lumina_jax.config import SampleConfig
 
     return experiment.sample if experiment else SampleConfig()

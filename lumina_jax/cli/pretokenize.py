@@ -1,8 +1,9 @@
-"""run.py pretokenize: pictures and text to token shards, by one process, one of many, or a Beam pipeline."""
+"""run.py pretokenize: pictures and text to token shards, by one process, by one of many, or by a Beam pipeline."""
 
 import json
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 
+from lumina_jax.cli.arguments import at_least, check_output, seed
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import worker
 from lumina_jax.errors import InputError
@@ -16,41 +17,44 @@ def add_pretokenize(verbs: _SubParsersAction) -> None:
         required=True,
         help="toy:COUNT, omni:COUNT, omni_slow:COUNT, or any of lumina_jax.data.sources.open_source",
     )
-    pretokenize.add_argument("--fit", action="store_true", help="first fit codebook and tokenizer to these records")
+    pretokenize.add_argument("--fit", action="store_true", help="first fit a codebook and a tokenizer to these records")
     pretokenize.add_argument("--base", help="with --fit and omni: the PatchVQ .npz whose codes keep their numbers")
-    pretokenize.add_argument("--seed", type=int, default=0, help="draws the crops, and the toy world's scenes (0)")
+    pretokenize.add_argument("--seed", type=seed, default=0, help="of the crops and of the embedded world's scenes (0)")
     pretokenize.add_argument(
-        "--sizes", type=_numbers, metavar="S,S", help="read once for several stages: data.size S into data.path/S, each"
+        "--sizes",
+        type=_numbers,
+        metavar="S,S",
+        help="read once for several stages: data.size S into data.path/S, each",
     )
     pretokenize.add_argument(
         "--max-tokens",
         type=_numbers,
         metavar="N",
-        help="reject what takes more tokens; 0 for no limit; with --sizes one for all or one for each (what data.buckets hold)",
+        help="reject longer samples; 0: no limit; with --sizes one for all or one for each (what data.buckets hold)",
     )
-    pretokenize.add_argument("--shard-records", type=int, default=8192, help="source records of a shard (8192)")
+    pretokenize.add_argument("--shard-records", type=at_least(1), default=8192, help="source records per shard (8192)")
     share = pretokenize.add_mutually_exclusive_group()
     share.add_argument(
-        "--worker", metavar="I/N", help="the share of process I of N, from 0; auto on a TPU pod, Slurm or MPI"
+        "--worker", metavar="I/N", help="the shards of process I of N, counted from 0; auto on a TPU pod, Slurm or MPI"
     )
-    share.add_argument("--shards", metavar="A:B", help="only the shards from A up to but not with B")
+    share.add_argument("--shards", metavar="A:B", help="only the shards from A up to, not including, B")
     share.add_argument("--runner", help="run as an Apache Beam pipeline on this runner: DirectRunner, DataflowRunner")
     pretokenize.add_argument(
-        "--beam", default="", metavar="OPTIONS", help="with --runner: Beam's own options, as one text"
+        "--beam", default="", metavar="OPTIONS", help="with --runner: Beam's own options, as one string"
     )
     pretokenize.set_defaults(run=_pretokenize)
 
 
 def _numbers(text: str) -> list[int]:
-    if not all(part.isdigit() for part in text.split(",")):
+    if not all(number.isdigit() for number in text.split(",")):
         raise ArgumentTypeError(f"{text!r} is not one or more whole numbers with commas, such as 512,768,1024")
-    return [int(part) for part in text.split(",")]
+    return [int(number) for number in text.split(",")]
 
 
 def _pretokenize(options: Namespace) -> None:
     cfg = load_experiment(options.config, options.changes)
     if not cfg.data.path or len(cfg.data.paths) > 1:
-        raise InputError(f"data.path={cfg.data.path!r}; say where the tokens go, one folder: data.path=FOLDER")
+        raise InputError(f"data.path={cfg.data.path!r}; give the one folder to write the tokens to: data.path=FOLDER")
     from functools import partial
     from shlex import split
 
@@ -59,23 +63,23 @@ def _pretokenize(options: Namespace) -> None:
     source, sizes = _source(options.source, options.seed, cfg)
     if options.fit:
         _fit(cfg, source, options, sizes)
-    stages, own = _stages(options, cfg, sizes), _own(options)
+    stages, shard_slice = _stages(options, cfg, sizes), _shard_slice(options)
     arguments = dict(shard_records=options.shard_records, threads=cfg.data.threads, name=options.source)
     if options.runner:
         from lumina_jax.data.beam import pretokenize_with_beam
 
         beam = [f"--runner={options.runner}", *split(options.beam)]
-        parts = partial(_parts, options.source, options.seed, cfg)
-        manifests = pretokenize_with_beam(parts, stages, options.seed, beam, **arguments)
+        open_inputs = partial(_open_inputs, options.source, options.seed, cfg)
+        manifests = pretokenize_with_beam(open_inputs, stages, options.seed, beam, **arguments)
     else:
-        parts = _parts(options.source, options.seed, cfg)
-        manifests = pretokenize_stages(*parts, stages, options.seed, shard_slice=own, **arguments)
+        inputs = _open_inputs(options.source, options.seed, cfg)
+        manifests = pretokenize_stages(*inputs, stages, options.seed, shard_slice=shard_slice, **arguments)
     for stage, manifest in zip(stages, manifests, strict=False):
         print(f"{stage.out}: {manifest.kept:,} records, {manifest.tokens:,} tokens, {manifest.rejected:,} rejected")
 
 
-def _parts(spec: str, seed: int, cfg):
-    """(source, VQ model, tokenizer), opened here: a Beam worker calls this too."""
+def _open_inputs(spec: str, seed: int, cfg):
+    """Source, image tokenizer and text tokenizer, opened in this process; Beam workers call this too."""
     from convert import load_image_tokenizer
     from lumina_jax.vocab import Vocab
 
@@ -83,21 +87,23 @@ def _parts(spec: str, seed: int, cfg):
 
 
 def _stages(options: Namespace, cfg, sizes) -> list:
-    """The folders to write: data.path, or one in it for each of --sizes."""
+    """The folders to write: data.path, or a subfolder for each of --sizes."""
     from lumina_jax.data.shard_maker import PretokenizeStage
     from lumina_jax.layout import crop_sizes
 
     if options.sizes and sizes:
-        raise InputError(f"--sizes goes with pictures to crop; {options.source} draws its own, for data.size")
+        raise InputError(
+            f"--sizes needs pictures to crop, but {options.source} draws its pictures for data.size; leave it out"
+        )
     edges = options.sizes or [cfg.data.size]
     limits = options.max_tokens or [0 if options.sizes else cfg.data.buckets[-1] + 1]
     if len(limits) not in (1, len(edges)):
         raise InputError(f"--max-tokens has {len(limits)} numbers for {len(edges)} sizes; give one, or one for each")
     limits = limits * len(edges) if len(limits) == 1 else limits
-    place = cfg.data.path.rstrip("/")
+    path = cfg.data.path.rstrip("/")
     return [
         PretokenizeStage(
-            f"{place}/{edge}" if options.sizes else place,
+            f"{path}/{edge}" if options.sizes else path,
             tuple(sizes or crop_sizes(edge, cfg.data.patch, cfg.data.max_ratio)),
             limit or None,
         )
@@ -105,19 +111,19 @@ def _stages(options: Namespace, cfg, sizes) -> list:
     ]
 
 
-def _own(options: Namespace) -> slice:
-    """The shards that --worker or --shards give to this process."""
+def _shard_slice(options: Namespace) -> slice:
+    """The shards that --worker or --shards assigns to this process."""
     if options.worker:
         index, workers = worker(options.worker)
         return slice(index, None, workers)
     first, sign, last = (options.shards or "0:").partition(":")
     if not sign or not first.isdigit() or (last and not last.isdigit()):
-        raise InputError(f"--shards {options.shards}: expected A:B, the shards from A up to but not with B")
+        raise InputError(f"--shards {options.shards}: expected A:B, the shards from A up to, not including, B")
     return slice(int(first), int(last) if last else None)
 
 
 def _source(spec: str, seed: int, cfg):
-    """(records, canvas sizes or None for the config's crops) of --source."""
+    """The records of --source, and their canvas sizes (width, height), or None for the config's crop sizes."""
     kind, _, count = spec.partition(":")
     if kind == "toy":
         from lumina_jax.toyworld.scenes import MINI
@@ -146,6 +152,8 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
     """Writes vq.path and data.tokenizer, fitted to the pictures and words of ``source``."""
     if cfg.vq.kind != "patch" or not cfg.vq.path or not cfg.data.tokenizer:
         raise InputError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
+    for file in (cfg.vq.path, f"{cfg.data.tokenizer}/tokenizer.json"):
+        check_output(file.rpartition("/")[0] or ".")
     from lumina_jax.data.fit import fit
     from lumina_jax.toyworld.fit import fit_world
 

@@ -4,6 +4,7 @@ import math
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 from pathlib import Path
 
+from lumina_jax.cli.arguments import output_path
 from lumina_jax.cli.experiments import REPOSITORY, config_arguments, load_experiment
 from lumina_jax.cli.models import load_for_sampling, model_arguments
 
@@ -15,7 +16,9 @@ def add_quickstart(verbs: _SubParsersAction) -> None:
     quickstart.add_argument(
         "--minutes", type=_minutes, default=10, help="budget on two cores, compilation included (10)"
     )
-    quickstart.add_argument("--out", default="out/quickstart", help="folder of everything it makes (out/quickstart)")
+    quickstart.add_argument(
+        "--out", type=output_path, default="out/quickstart", help="folder of everything it makes (out/quickstart)"
+    )
     quickstart.add_argument(
         "--omni",
         type=_minutes,
@@ -61,8 +64,8 @@ def _quickstart(options: Namespace) -> None:
 
 def _grow(options: Namespace) -> None:
     cfg = load_experiment(options.config, options.changes)
-    from lumina_jax.train.grow_vocabulary import write_start
+    from lumina_jax.train.grow_vocabulary import write_start_checkpoint
     from lumina_jax.vocab import Vocab
 
     model, old, _, _ = load_for_sampling(options)
-    print(write_start(model, old, Vocab.load(cfg.data.tokenizer), cfg))
+    print(write_start_checkpoint(model, old, Vocab.load(cfg.data.tokenizer), cfg))

@@ -4,6 +4,7 @@ import sys
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
+from lumina_jax.cli.arguments import output_path, seed
 from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of, size
 from lumina_jax.cli.processes import worker
 from lumina_jax.errors import InputError
@@ -32,7 +33,7 @@ def add_sample(verbs: _SubParsersAction) -> None:
         "--resume", action="store_true", help="continue in the folder of a stopped run of the same command"
     )
     sample.add_argument("--worker", metavar="I/N", help="process I (from 0) of N; auto on a TPU pod, Slurm or MPI")
-    sample.add_argument("--seed", type=int, default=0, help="same seed, same pictures (0)")
+    sample.add_argument("--seed", type=seed, default=0, help="same seed, same pictures (0)")
     sample.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is off")
     sample.add_argument("--temperature", type=float, help="below 1 safer, above 1 wilder")
     sample.add_argument(
@@ -41,7 +42,7 @@ def add_sample(verbs: _SubParsersAction) -> None:
     sample.add_argument("--min-p", type=float, help="drop tokens less likely than this share of the likeliest")
     sample.add_argument("--max-new-tokens", type=int, help="longest answer")
     sample.add_argument("--grid", action="store_true", help="also write all pictures on one sheet")
-    sample.add_argument("--out", default="out/samples", help="folder for the PNGs (out/samples)")
+    sample.add_argument("--out", type=output_path, default="out/samples", help="folder for the PNGs (out/samples)")
     sample.set_defaults(run=_sample)
 
 
@@ -160,6 +161,8 @@ def _chat(model, builder, options: Namespace, cfg) -> None:
     from lumina_jax.sample.prompt import open_image
 
     chat, turn = Chat(model, builder, jax.random.key(options.seed), cfg), 0
+    if sys.stdin is None:
+        raise InputError("--chat reads its lines from stdin, which is closed")
     print("a line is a turn; @file.png in it is a picture; an empty line ends", file=sys.stderr)
     while line := (input("> ") if sys.stdin.isatty() else sys.stdin.readline()).strip():
         try:

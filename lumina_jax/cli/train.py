@@ -1,4 +1,4 @@
-"""run.py train and compile: an experiment on the devices that are here, or checked for a pod that is not."""
+"""run.py train: trains a config on the devices of this machine or run. run.py compile: checks it for a pod that is absent."""
 
 import os
 from argparse import Namespace, _SubParsersAction
@@ -10,7 +10,7 @@ from lumina_jax.errors import MissingFileError
 
 
 def add_train(verbs: _SubParsersAction) -> None:
-    train = verbs.add_parser("train", help="train a config, or go on where it stopped")
+    train = verbs.add_parser("train", help="train a config, or continue it from its newest checkpoint")
     config_arguments(train)
     process_arguments(train)
     train.set_defaults(run=_train)
@@ -40,7 +40,7 @@ def _train(options: Namespace) -> None:
 
 
 def _train_in(group, cfg, config: str) -> None:
-    """Trains as one process of ``group``."""
+    """Trains as one process of the Group ``group``."""
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
         if not value or not Path(value).exists():
             raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {config}")
@@ -48,7 +48,7 @@ def _train_in(group, cfg, config: str) -> None:
 
     if cfg.compile_cache:
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
-    from lumina_jax.cluster.consistency import agree
+    from lumina_jax.cluster.consistency import check_consistency
     from lumina_jax.config import to_dict
     from lumina_jax.data.pipeline import batches
     from lumina_jax.data.shards import Shards
@@ -60,36 +60,37 @@ def _train_in(group, cfg, config: str) -> None:
     vocab.check_fits(cfg.model.vocab)
     manifests = {path: Shards(path).manifest for path in cfg.data.paths}
     _check_vq(cfg, vocab, manifests)
-    agree(cfg, group, {"tokenizer": vocab.fingerprint, "manifests": [to_dict(part) for part in manifests.values()]})
+    contents = {"tokenizer": vocab.fingerprint, "manifests": [to_dict(manifest) for manifest in manifests.values()]}
+    check_consistency(cfg, group, contents)
 
     host, hosts = data_share(make_mesh(cfg.mesh), jax.process_index())
 
-    def local(start: int):
+    def host_batches(start: int):
         return batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps, host, hosts)
 
-    train(cfg, local, group=group)
+    train(cfg, host_batches, group=group)
     if jax.process_index() == 0:
         print(f"{cfg.name}: {cfg.optim.steps} steps done; weights and metrics in {cfg.out}")
 
 
 def _check_vq(cfg, vocab, manifests) -> None:
-    """Refuses tokens of pictures that another VQ model than that of vq.path has made."""
+    """Raises InputError when the image tokens were made by another VQ model than that of vq.path."""
     if not cfg.vq.path or not any(manifest.crops for manifest in manifests.values()):
         return
     if not Path(cfg.vq.path).exists():
-        print(f"vq.path={cfg.vq.path} is not here: whether it made the tokens of the pictures is not known")
+        print(f"vq.path={cfg.vq.path} is not there, so it is not checked that it made the image tokens")
         return
     from convert import load_image_tokenizer
     from lumina_jax.data.shards import check_made_with
     from lumina_jax.model.image_tokenizer import fingerprint
 
-    own = fingerprint(load_image_tokenizer(cfg.vq.path))
+    vq = fingerprint(load_image_tokenizer(cfg.vq.path))
     for path, manifest in manifests.items():
-        check_made_with(manifest, vocab, own, path)
+        check_made_with(manifest, vocab, vq, path)
 
 
 def _compile(options: Namespace) -> int:
-    """Exit code 1 when a program does not fit."""
+    """Compiles for the pod and prints what it costs; exit code 1 when a program does not fit."""
     from lumina_jax.pods import topology
 
     cfg = load_experiment(options.config, options.changes)

@@ -1,4 +1,4 @@
-"""That all processes of a run do the same: one with older code, or another folder, would spoil it without a word."""
+"""Checks that all processes of a run do the same: one with older code or another folder would spoil the run silently."""
 
 import hashlib
 import importlib.metadata
@@ -13,53 +13,63 @@ import jax
 
 from lumina_jax.cluster.processes import Group
 from lumina_jax.config import Experiment, to_dict
+from lumina_jax.storage import storage_errors
 
-MARK = ".shared-"
+MARKER = ".shared-"
+"""How the names of the files begin that process 0 writes to see whether all hosts share a folder."""
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
-SETTINGS = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
+COMPILER_VARIABLES = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
 """Environment variables that change what is compiled."""
-OWN = ("data.path", "data.tokenizer", "vq.path", "compile_cache")
-"""Fields that may differ between hosts: paths to what is compared by its content, or changes no result."""
+HOST_FIELDS = ("data.path", "data.tokenizer", "vq.path", "compile_cache")
+"""Config fields that may differ between hosts: paths of files that are compared by content, or that change no result."""
 
 
-def agree(cfg: Experiment, group: Group, facts: Mapping[str, object]) -> None:
-    """Ends the run, naming process, field and both values, when processes differ in ``facts`` or in what a run depends on."""
-    group.meet("comparing the processes", cfg.pod.wait, facts_of(cfg) | _facts(facts))
-    check_shared(Path(cfg.out), group, cfg.pod.wait)
+def check_consistency(cfg: Experiment, group: Group, values: Mapping[str, object]) -> None:
+    """Ends the run when processes differ in ``values`` or :func:`run_values`, naming process, field and both values.
+
+    Then checks that ``cfg.out`` is one folder for all of them.
+    """
+    group.barrier("comparing the processes", cfg.pod.join_timeout, run_values(cfg) | _flatten(values))
+    check_shared_folder(Path(cfg.out), group, cfg.pod.join_timeout)
 
 
-def facts_of(cfg: Experiment) -> dict[str, str]:
-    """The code, the packages, the settings of the compiler and the config without :data:`OWN`, by name."""
-    found = {"the code of lumina_jax": _code(), "python": ".".join(platform.python_version_tuple()[:2])}
-    found |= {name: _version(name) for name in PACKAGES}
-    found |= {name: os.environ.get(name, "") for name in SETTINGS}
-    return found | {name: value for name, value in _facts(to_dict(cfg)).items() if name not in OWN}
+def run_values(cfg: Experiment) -> dict[str, str]:
+    """Code, packages, compiler variables and config fields, but for :data:`HOST_FIELDS`, by name."""
+    values = {"the code of lumina_jax": _code_hash(), "python": ".".join(platform.python_version_tuple()[:2])}
+    values |= {package: _version(package) for package in PACKAGES}
+    values |= {variable: os.environ.get(variable, "") for variable in COMPILER_VARIABLES}
+    return values | {name: value for name, value in _flatten(to_dict(cfg)).items() if name not in HOST_FIELDS}
 
 
-def check_shared(folder: Path, group: Group, limit: float) -> None:
-    """Ends the run when a process does not see the ``folder`` of process 0: all write their parts of a checkpoint into one."""
+def check_shared_folder(folder: Path, group: Group, timeout: float) -> None:
+    """Ends the run when a process does not see the ``folder`` of process 0: all write their shards of a checkpoint there.
+
+    Raises StorageError when process 0 cannot write to ``folder``.
+    """
     first = jax.process_index() == 0
     if first:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_marks(folder)
-        # A new name each time: mounted buckets remember for a while what a file held.
-        (folder / f"{MARK}{secrets.token_hex(4)}").touch()
-    group.meet(f"writing to {folder}", limit)
-    seen = " ".join(sorted(path.name for path in folder.glob(f"{MARK}*"))) or "empty"
-    group.meet(f"looking into {folder}", limit, {f"out={folder}, which all hosts must share,": seen})
+        with storage_errors(f"out={folder}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            _remove_markers(folder)
+            # A new name each time: a mounted bucket may serve an old listing, or old content, of a known name for a while.
+            (folder / f"{MARKER}{secrets.token_hex(4)}").touch()
+    group.barrier(f"writing to {folder}", timeout)
+    markers = " ".join(sorted(path.name for path in folder.glob(f"{MARKER}*"))) or "empty"
+    group.barrier(f"looking into {folder}", timeout, {f"out={folder}, which all hosts must share,": markers})
     if first:
-        _remove_marks(folder)
+        _remove_markers(folder)
 
 
-def _remove_marks(folder: Path) -> None:
-    for path in folder.glob(f"{MARK}*"):
+def _remove_markers(folder: Path) -> None:
+    for path in folder.glob(f"{MARKER}*"):
         path.unlink()
 
 
-def _code() -> str:
-    home = Path(__file__).parents[1]
-    parts = (f"{file.relative_to(home)}\0".encode() + file.read_bytes() for file in sorted(home.rglob("*.py")))
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+def _code_hash() -> str:
+    """12 hex digits of all Python files of lumina_jax."""
+    root = Path(__file__).parents[1]
+    files = (f"{path.relative_to(root)}\0".encode() + path.read_bytes() for path in sorted(root.rglob("*.py")))
+    return hashlib.sha256(b"\0".join(files)).hexdigest()[:12]
 
 
 def _version(package: str) -> str:
@@ -69,10 +79,10 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _facts(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+def _flatten(tree: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """Nested values -> {dotted name: value as JSON}."""
     flat = {}
     for name, value in tree.items():
         nested = isinstance(value, Mapping)
-        flat |= _facts(value, f"{prefix}{name}.") if nested else {prefix + name: json.dumps(value)}
+        flat |= _flatten(value, f"{prefix}{name}.") if nested else {prefix + name: json.dumps(value)}
     return flat

@@ -1,8 +1,8 @@
-"""Where process 0 keeps the roll of the run, and the lines over TCP that lead there.
+"""The coordinator of a run: process 0 tracks all processes over TCP.
 
-A process that dies closes its line, so that all others hear of it at once and by name, whatever their devices are waiting
-for. JAX's own service would be of less use: before everyone has come it answers nobody, and what it knows of the dead it says
-by aborting the living.
+When a process dies its connection closes, so all others learn at once which one it was, whatever their devices are waiting
+for. JAX's own coordination service does less: it answers nobody before all processes have joined, and it reports a death by
+aborting the others.
 """
 
 import json
@@ -11,110 +11,111 @@ import socket
 import threading
 import time
 
-from lumina_jax.cluster.membership import Roll, Word
+from lumina_jax.cluster.membership import Membership, Message
 from lumina_jax.config import PodConfig
 from lumina_jax.errors import StorageError
 
-PULSE = 1.0
-"""Seconds between two signs of life."""
+HEARTBEAT_SECONDS = 1.0
+"""Between two signs of life, in either direction."""
 
 
-class Desk:
-    """Keeps the roll in a thread of process 0, for all processes, its own among them, that connect to ``port``."""
+class Coordinator:
+    """Runs the :class:`Membership` of a run in a thread of process 0; every process, 0 included, connects to ``port``."""
 
     def __init__(self, port: int, processes: int, limits: PodConfig):
-        self._roll, self._processes = Roll(processes, limits), processes
+        self._membership, self._processes = Membership(processes, limits), processes
         self._selector = selectors.DefaultSelector()
         dual = socket.has_dualstack_ipv6()
         family = socket.AF_INET6 if dual else socket.AF_INET
         try:
-            self._door = socket.create_server(("", port), family=family, backlog=processes, dualstack_ipv6=dual)
+            self._server = socket.create_server(("", port), family=family, backlog=processes, dualstack_ipv6=dual)
         except OSError as error:
             raise StorageError(
                 f"port {port} cannot be opened ({error}); end the process of an earlier run that still holds it, "
                 "or give another --coordinator"
             ) from error
-        self._selector.register(self._door, selectors.EVENT_READ)
-        self._lines: dict[socket.socket, Lines] = {}
+        self._selector.register(self._server, selectors.EVENT_READ)
+        self._connections: dict[socket.socket, Connection] = {}
         self._index: dict[socket.socket, int] = {}
-        self.alone = threading.Event()
-        """Set while no other process is connected."""
-        self.alone.set()
-        threading.Thread(target=self._serve, name="roll", daemon=True).start()
+        self.others_gone = threading.Event()
+        """Set while no process but this one is connected."""
+        self.others_gone.set()
+        threading.Thread(target=self._serve, name="coordinator", daemon=True).start()
 
     def _serve(self) -> None:
-        beat = 0.0
+        last_heartbeat = 0.0
         while True:
-            for key, _ in self._selector.select(PULSE):
-                if key.fileobj is self._door:
-                    self._welcome()
+            for key, _ in self._selector.select(HEARTBEAT_SECONDS):
+                if key.fileobj is self._server:
+                    self._accept()
                 else:
-                    self._read(key.fileobj)
+                    self._receive(key.fileobj)
             now = time.monotonic()
-            if not self._roll.ended:
-                self._tell(self._roll.tick(now))
-            if now - beat > PULSE:
-                beat = now
-                self._tell([{"kind": "beat"}])
+            if not self._membership.ended:
+                self._broadcast(self._membership.tick(now))
+            if now - last_heartbeat > HEARTBEAT_SECONDS:
+                last_heartbeat = now
+                self._broadcast([{"kind": "heartbeat"}])
 
-    def _welcome(self) -> None:
-        line, _ = self._door.accept()
-        self._lines[line] = Lines(line)
-        self._selector.register(line, selectors.EVENT_READ)
+    def _accept(self) -> None:
+        client, _ = self._server.accept()
+        self._connections[client] = Connection(client)
+        self._selector.register(client, selectors.EVENT_READ)
 
-    def _read(self, line: socket.socket) -> None:
-        words = self._lines[line].read()
-        for word in words or ():
-            if line not in self._index:
-                if not (word.get("kind") == "hello" and word.get("index") in range(self._processes)):
-                    # Whoever looks through the open ports of a network is no process of the run.
-                    words = None
+    def _receive(self, client: socket.socket) -> None:
+        messages = self._connections[client].receive()
+        for message in messages or ():
+            if client not in self._index:
+                if not (message.get("kind") == "hello" and message.get("index") in range(self._processes)):
+                    # A port scanner, for example: not a process of the run.
+                    messages = None
                     break
-                self._index[line] = word["index"]
-                if word["index"] > 0:
-                    self.alone.clear()
-            if not self._roll.ended:
-                self._tell(self._roll.hear(self._index[line], word, time.monotonic()))
-        if words is None:
-            self._close(line)
+                self._index[client] = message["index"]
+                if message["index"] > 0:
+                    self.others_gone.clear()
+            if not self._membership.ended:
+                self._broadcast(self._membership.receive(self._index[client], message, time.monotonic()))
+        if messages is None:
+            self._close(client)
 
-    def _close(self, line: socket.socket) -> None:
-        self._selector.unregister(line)
-        line.close()
-        del self._lines[line]
-        index = self._index.pop(line, None)
-        if index is not None and not self._roll.ended:
-            self._tell(self._roll.gone(index))
+    def _close(self, client: socket.socket) -> None:
+        self._selector.unregister(client)
+        client.close()
+        del self._connections[client]
+        index = self._index.pop(client, None)
+        if index is not None and not self._membership.ended:
+            self._broadcast(self._membership.disconnected(index))
         if set(self._index.values()) <= {0}:
-            self.alone.set()
+            self.others_gone.set()
 
-    def _tell(self, words: list[Word]) -> None:
-        for word in words:
-            for line, index in self._index.items():
-                if word["kind"] != "say" or index == 0:
-                    self._lines[line].send(word)
+    def _broadcast(self, messages: list[Message]) -> None:
+        """Sends to all processes; notices are printed by process 0 alone."""
+        for message in messages:
+            for client, index in self._index.items():
+                if message["kind"] != "notice" or index == 0:
+                    self._connections[client].send(message)
 
 
-class Lines:
-    """JSON lines over a socket. One thread reads; any may send."""
+class Connection:
+    """Messages over a socket, one line of JSON each. One thread receives; any may send."""
 
-    def __init__(self, line: socket.socket):
-        self._line, self._rest, self._lock = line, b"", threading.Lock()
+    def __init__(self, peer: socket.socket):
+        self._socket, self._incomplete, self._lock = peer, b"", threading.Lock()
 
-    def read(self) -> list[Word] | None:
-        """What has come, waiting for something; None when the other side is gone or speaks no JSON."""
+    def receive(self) -> list[Message] | None:
+        """Waits for data and returns the complete messages; None when the other side is gone or sends no JSON."""
         try:
-            data = self._line.recv(1 << 16)
-            *whole, self._rest = (self._rest + data).split(b"\n")
-            words = [json.loads(text) for text in whole]
+            data = self._socket.recv(1 << 16)
+            *lines, self._incomplete = (self._incomplete + data).split(b"\n")
+            messages = [json.loads(line) for line in lines]
         except (OSError, ValueError):
             return None
-        return words if data and all(isinstance(word, dict) for word in words) else None
+        return messages if data and all(isinstance(message, dict) for message in messages) else None
 
-    def send(self, word: Word) -> None:
-        """Sends, or does nothing when the other side is gone: that is for the reader to notice."""
+    def send(self, message: Message) -> None:
+        """Sends, or does nothing when the other side is gone: :meth:`receive` reports that."""
         with self._lock:
             try:
-                self._line.sendall(json.dumps(word).encode() + b"\n")
+                self._socket.sendall(json.dumps(message).encode() + b"\n")
             except OSError:
                 return

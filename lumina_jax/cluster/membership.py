@@ -1,148 +1,155 @@
-"""The roll of a run's processes: who came, who waits where, who fell silent, who died, and what follows. No sockets here."""
+"""Which processes of a run have joined, what each is doing, and when the run must end. Pure bookkeeping, without sockets."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lumina_jax.config import PodConfig
 
-GRACE = 5.0
-"""Seconds that processes have to leave by themselves once one has left with an error: often all of them meet the same one."""
-NAMED = 8
-"""Processes named in one line."""
-RETRY, MEND = 75, 2
-"""Exit codes: another start goes on from the newest checkpoint; something has to be mended first."""
+GRACE_SECONDS = 5.0
+"""How long the others may leave by themselves after one process left with an error: often all of them meet the same one."""
+MAX_NAMED = 8
+"""Processes named in one message; of the rest only the number is given."""
+EXIT_RESTART, EXIT_ERROR = 75, 2
+"""Exit codes: a restart continues from the newest checkpoint; something must be mended before a restart."""
 
-Word = Mapping[str, object]
-"""A line on the wire, as JSON: {"kind": ..., ...}, and from a process {"doing": ...} as well."""
+Message = Mapping[str, object]
+"""What coordinator and processes send each other, as JSON: {"kind": ..., ...}; a process also sends its "doing"."""
 
 
 @dataclass
 class _Member:
+    """A process that has joined; times are clock readings in seconds."""
+
     host: str
-    seen: float
-    since: float
+    last_heard: float
+    doing_since: float
     doing: str = "its start"
     left: bool = False
 
 
 @dataclass
-class _Point:
-    """A place where all wait for all: since when, how long, and what each that came says must be equal."""
+class _Barrier:
+    """A point where all processes wait for each other, and the ``values`` that each one brought, which must be equal."""
 
-    begin: float
-    limit: float
-    facts: dict[int, Mapping[str, str]] = field(default_factory=dict)
+    start: float
+    timeout: float
+    values: dict[int, Mapping[str, str]] = field(default_factory=dict)
 
 
-class Roll:
-    """What is known of ``processes`` processes, and what follows from it.
+class Membership:
+    """The state of a run of ``processes`` processes.
 
-    ``hear``, ``gone`` and ``tick`` are told what happens, with a clock in seconds; they return what everyone is to be told.
-    After ``ended`` nothing follows any more.
+    ``receive``, ``disconnected`` and ``tick`` report an event and return the messages that all processes must get; ``now`` is the
+    reading of one clock in seconds. Once ``ended`` is true there are no more messages.
     """
 
     def __init__(self, processes: int, limits: PodConfig):
         self._processes, self._limits = processes, limits
         self._members: dict[int, _Member] = {}
-        self._points: dict[str, _Point] = {}
+        self._barriers: dict[str, _Barrier] = {}
         self._error: tuple[float, str] | None = None
-        self._noticed = 0.0
+        self._last_notice = 0.0
         self.ended = False
 
-    def hear(self, index: int, word: Word, now: float) -> list[Word]:
-        """A process said something; its first word is "hello"."""
-        if word["kind"] == "hello":
+    def receive(self, index: int, message: Message, now: float) -> list[Message]:
+        """Process ``index`` sent ``message``; its first one is of kind "hello"."""
+        if message["kind"] == "hello":
             if index in self._members:
-                first, second = self._members[index].host, word["host"]
-                return self._end(f"two processes, on {first} and on {second}, both say they are process {index}", MEND)
-            self._members[index] = _Member(str(word["host"]), now, now)
+                hosts = f"on {self._members[index].host} and on {message['host']}"
+                return self._end(f"two processes, {hosts}, both say they are process {index}", EXIT_ERROR)
+            self._members[index] = _Member(str(message["host"]), now, now)
             return []
         member = self._members[index]
-        member.seen = now
-        if word["doing"] != member.doing:
-            member.doing, member.since = str(word["doing"]), now
-        if word["kind"] == "reach":
-            return self._reach(index, word, now)
-        elif word["kind"] == "left":
+        member.last_heard = now
+        if message["doing"] != member.doing:
+            member.doing, member.doing_since = str(message["doing"]), now
+        if message["kind"] == "barrier":
+            return self._enter_barrier(index, message, now)
+        if message["kind"] == "leave":
             member.left = True
-            if word["why"] and self._error is None:
-                self._error = (now, f"{self._name(index)} ended with {word['why']}")
+            if message["error"] and self._error is None:
+                self._error = (now, f"{self._name(index)} ended with {message['error']}")
             if len(self._members) == self._processes and all(other.left for other in self._members.values()):
                 self.ended = True
-                return [{"kind": "over"}]
+                return [{"kind": "all_left"}]
         return []
 
-    def gone(self, index: int) -> list[Word]:
-        """The connection of a process closed."""
+    def disconnected(self, index: int) -> list[Message]:
+        """The connection of process ``index`` closed."""
         if self._members[index].left:
             return []
-        return self._end(f"{self._name(index)} died; it was last at {self._members[index].doing}", RETRY)
+        return self._end(f"{self._name(index)} died; it was last at {self._members[index].doing}", EXIT_RESTART)
 
-    def tick(self, now: float) -> list[Word]:
-        """Time passed."""
-        if self._error and now - self._error[0] > GRACE:
-            return self._end(self._error[1], MEND)
+    def tick(self, now: float) -> list[Message]:
+        """Time has passed: checks every time limit."""
+        if self._error and now - self._error[0] > GRACE_SECONDS:
+            return self._end(self._error[1], EXIT_ERROR)
         for index, member in self._members.items():
-            if not member.left and now - member.seen > self._limits.silence:
-                quiet = f"{self._name(index)} has not been heard of for {now - member.seen:.0f} s"
-                return self._end(f"{quiet}; it was last at {member.doing}", RETRY)
-        for name, point in self._points.items():
-            if now - point.begin > point.limit:
-                missing = [index for index in range(self._processes) if index not in point.facts]
-                who = self._list(missing, now)
-                return self._end(f"{name}: waited {point.limit:.0f} s for {who}", RETRY)
-        return self._watch(now)
+            silence = now - member.last_heard
+            if not member.left and silence > self._limits.heartbeat_timeout:
+                silent = f"{self._name(index)} has not been heard of for {silence:.0f} s"
+                return self._end(f"{silent}; it was last at {member.doing}", EXIT_RESTART)
+        for name, barrier in self._barriers.items():
+            if now - barrier.start > barrier.timeout:
+                missing = [index for index in range(self._processes) if index not in barrier.values]
+                names = self._describe_missing(missing, now)
+                return self._end(f"{name}: waited {barrier.timeout:.0f} s for {names}", EXIT_RESTART)
+        return self._check_stall(now)
 
-    def _reach(self, index: int, word: Word, now: float) -> list[Word]:
-        name = str(word["point"])
-        point = self._points.setdefault(name, _Point(now, float(word["limit"])))
-        point.facts[index] = word["facts"]
-        if len(point.facts) < self._processes:
+    def _enter_barrier(self, index: int, message: Message, now: float) -> list[Message]:
+        name = str(message["barrier"])
+        barrier = self._barriers.setdefault(name, _Barrier(now, float(message["timeout"])))
+        barrier.values[index] = message["values"]
+        if len(barrier.values) < self._processes:
             return []
-        del self._points[name]
+        del self._barriers[name]
+        first = barrier.values[0]
         for other in range(1, self._processes):
-            ours, theirs = point.facts[0], point.facts[other]
-            for fact in sorted({*ours, *theirs}):
-                if (here := ours.get(fact)) != (there := theirs.get(fact)):
-                    return self._end(f"{fact} is {here} in {self._name(0)} but {there} in {self._name(other)}", MEND)
-        return [{"kind": "go", "point": name}]
+            values = barrier.values[other]
+            for key in sorted({*first, *values}):
+                if (value := first.get(key)) != (other_value := values.get(key)):
+                    difference = f"{value} in {self._name(0)} but {other_value} in {self._name(other)}"
+                    return self._end(f"{key} is {difference}", EXIT_ERROR)
+        return [{"kind": "release", "barrier": name}]
 
-    def _watch(self, now: float) -> list[Word]:
-        moved = max((member.since for member in self._members.values()), default=now)
-        if now - moved > self._limits.patience:
-            return self._end(f"nothing new for {now - moved:.0f} s: {self._where_all()}", RETRY)
-        if now - max(moved, self._noticed) > self._limits.wait:
-            self._noticed = now
-            return [{"kind": "say", "text": f"nothing new for {now - moved:.0f} s: {self._where_all()}"}]
+    def _check_stall(self, now: float) -> list[Message]:
+        last_change = max((member.doing_since for member in self._members.values()), default=now)
+        text = f"nothing new for {now - last_change:.0f} s: {self._describe_all()}"
+        if now - last_change > self._limits.stall_timeout:
+            return self._end(text, EXIT_RESTART)
+        if now - max(last_change, self._last_notice) > self._limits.join_timeout:
+            self._last_notice = now
+            return [{"kind": "notice", "text": text}]
         return []
 
-    def _where_all(self) -> str:
-        where: dict[str, list[int]] = {}
+    def _describe_all(self) -> str:
+        by_doing: dict[str, list[int]] = {}
         for index, member in sorted(self._members.items()):
-            where.setdefault(member.doing, []).append(index)
-        # The fewest first: it is the straggler that one looks for.
-        return "; ".join(map(self._group, sorted(where.values(), key=len)))
+            by_doing.setdefault(member.doing, []).append(index)
+        # The smallest group first: it is the straggler that a reader looks for.
+        return "; ".join(map(self._describe_group, sorted(by_doing.values(), key=len)))
 
-    def _group(self, indices: list[int]) -> str:
-        names = ", ".join(map(self._name, indices[:NAMED]))
-        return f"{names}{_more(indices)} at {self._members[indices[0]].doing}"
+    def _describe_group(self, indices: list[int]) -> str:
+        names = ", ".join(map(self._name, indices[:MAX_NAMED])) + _and_more(indices)
+        return f"{names} at {self._members[indices[0]].doing}"
 
-    def _list(self, missing: list[int], now: float) -> str:
-        return "; ".join(self._where(index, now) for index in missing[:NAMED]) + _more(missing)
+    def _describe_missing(self, missing: list[int], now: float) -> str:
+        return "; ".join(self._last_sign(index, now) for index in missing[:MAX_NAMED]) + _and_more(missing)
 
-    def _where(self, index: int, now: float) -> str:
+    def _last_sign(self, index: int, now: float) -> str:
         member = self._members.get(index)
         if member is None:
             return f"process {index}, which never came"
-        return f"{self._name(index)}, last heard of {now - member.seen:.0f} s ago, at {member.doing} for {now - member.since:.0f} s"
+        heard = f"last heard of {now - member.last_heard:.0f} s ago"
+        return f"{self._name(index)}, {heard}, at {member.doing} for {now - member.doing_since:.0f} s"
 
     def _name(self, index: int) -> str:
         return f"process {index} on {self._members[index].host}"
 
-    def _end(self, why: str, code: int) -> list[Word]:
+    def _end(self, reason: str, exit_code: int) -> list[Message]:
         self.ended = True
-        return [{"kind": "end", "why": why, "code": code}]
+        return [{"kind": "end", "reason": reason, "exit_code": exit_code}]
 
 
-def _more(indices: list[int]) -> str:
-    return f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
+def _and_more(indices: list[int]) -> str:
+    return f" and {len(indices) - MAX_NAMED} more" if len(indices) > MAX_NAMED else ""

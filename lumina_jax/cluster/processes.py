@@ -1,4 +1,4 @@
-"""The processes of one run: they join, meet within time limits, and end together."""
+"""The processes of one run: they join, wait for each other within time limits, and end together."""
 
 import os
 import select
@@ -7,216 +7,205 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import Protocol
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import jax
 
-from lumina_jax.cluster.coordinator import PULSE, Desk, Lines
-from lumina_jax.cluster.membership import GRACE, RETRY, Word
+from lumina_jax.cluster.coordinator import HEARTBEAT_SECONDS, Connection, Coordinator
+from lumina_jax.cluster.membership import EXIT_RESTART, GRACE_SECONDS, Message
 from lumina_jax.config import PodConfig
 from lumina_jax.errors import InputError
 
 
-class Group(Protocol):
-    """The processes of a run, as its loop sees them."""
+class SingleProcess:
+    """A run of one process, with the methods of :class:`ProcessGroup`; there is no other process to wait for or to inform."""
 
-    def at(self, doing: str) -> None:
-        """What this process does now, for others to read when it hangs."""
+    def doing(self, activity: str) -> None:
+        """Does nothing."""
 
-    def meet(self, point: str, limit: float, facts: Mapping[str, str] | None = None) -> None:
-        """Waits until all processes have come to ``point`` and say the same ``facts``; ends all after ``limit`` seconds."""
-
-    def guard(self) -> AbstractContextManager[None]:
-        """A with-block whose error the others hear of at once."""
-
-
-class Alone:
-    """A run of one process."""
-
-    def at(self, doing: str) -> None:
-        pass
-
-    def meet(self, point: str, limit: float, facts: Mapping[str, str] | None = None) -> None:
-        pass
+    def barrier(self, name: str, timeout: float, values: Mapping[str, str] | None = None) -> None:
+        """Does nothing."""
 
     @contextmanager
     def guard(self) -> Iterator[None]:
+        """Does nothing."""
         yield
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a process stands: process ``index`` of ``processes``, whose process 0 listens at ``coordinator`` (host:port)."""
+class Address(NamedTuple):
+    """Process ``index`` of ``processes``; JAX's service in process 0 listens at ``coordinator`` (host:port)."""
 
     coordinator: str
     processes: int
     index: int
 
-    def roll(self) -> tuple[str, int]:
-        """(host, port) of the roll: the port after that of JAX."""
+    def of_coordinator(self) -> tuple[str, int]:
+        """(host, port) of our own :class:`Coordinator`: one port above JAX's service."""
         host, _, port = self.coordinator.rpartition(":")
         return host.strip("[]"), int(port) + 1
 
 
-def find_place(coordinator: str | None, processes: int | None, index: int | None, limit: float) -> Place:
-    """Completes what is None from what the machine knows: Cloud TPU (GCE and GKE, all slices), Slurm, Open MPI.
+def find_address(coordinator: str | None, processes: int | None, index: int | None, timeout: float) -> Address:
+    """Completes what is None from the environment: Cloud TPU (GCE and GKE, all slices), Slurm or Open MPI.
 
-    Raises ValueError when it knows nothing.
+    Raises InputError when there is none of them.
     """
     if None in (coordinator, processes, index):
-        # JAX finds this out itself while it connects, but answers nobody before all have come; nothing public asks it earlier.
+        # jax.distributed.initialize detects this too, but only while it connects, and there is no public way to ask earlier.
         from jax._src.clusters import ClusterEnv
 
         coordinator, processes, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
-            coordinator, processes, index, None, None, int(limit)
+            coordinator, processes, index, None, None, int(timeout)
         )
     if None in (coordinator, processes, index):
         raise InputError(
-            "no TPU pod, Slurm or MPI job is to be found here; say where this process stands: "
+            "no TPU pod, Slurm or MPI job was found here; say which process this is: "
             "--coordinator HOST:PORT (of process 0) --processes N --process I"
         )
-    if ":" not in coordinator or not 0 <= index < processes:
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdigit() and 0 <= index < processes):
         raise InputError(
             f"--coordinator {coordinator} --processes {processes} --process {index}: "
             "expected HOST:PORT, and a process from 0 to one less than their number"
         )
-    return Place(coordinator, processes, index)
+    return Address(coordinator, processes, index)
 
 
-class Together:
-    """A run of several processes; see :class:`Group`. Joins the roll that process 0 keeps, within ``limits.wait`` seconds.
+class ProcessGroup:
+    """A run of several processes, of which this is one. Connects to the coordinator within ``limits.join_timeout`` seconds.
 
-    A thread sends signs of life and listens. When the roll says that the run is at an end, it writes why, in one line, and
-    ends this process with exit code 75 (start again) or 2 (mend something first), wherever the main thread hangs.
+    A thread sends heartbeats and listens. When the coordinator ends the run, or is silent for ``limits.heartbeat_timeout`` seconds,
+    the thread prints the reason as one line and ends this process with exit code 75 (restart) or 2 (mend something first),
+    wherever the main thread hangs.
     """
 
-    def __init__(self, place: Place, limits: PodConfig):
-        self._place, self._limits = place, limits
-        self._doing = "its start"
+    def __init__(self, address: Address, limits: PodConfig):
+        self._address, self._limits = address, limits
+        self._activity = "its start"
         self._error: BaseException | None = None
-        self._passed: dict[str, threading.Event] = {}
-        self._over = threading.Event()
-        self._desk = Desk(place.roll()[1], place.processes, limits) if place.index == 0 else None
-        self._line = self._connect()
-        self._lines = Lines(self._line)
-        self._send({"kind": "hello", "index": place.index, "host": socket.gethostname()})
-        threading.Thread(target=self._listen, name="roll of the run", daemon=True).start()
-        self.meet("joining", limits.wait)
+        self._barriers: dict[str, threading.Event] = {}
+        self._all_left = threading.Event()
+        port = address.of_coordinator()[1]
+        self._coordinator = Coordinator(port, address.processes, limits) if address.index == 0 else None
+        self._socket = self._connect()
+        self._connection = Connection(self._socket)
+        self._send({"kind": "hello", "index": address.index, "host": socket.gethostname()})
+        threading.Thread(target=self._listen, name="process group", daemon=True).start()
+        self.barrier("joining", limits.join_timeout)
 
-    def at(self, doing: str) -> None:
-        self._doing = doing
+    def doing(self, activity: str) -> None:
+        """Says what this process does from now on; the messages about missing processes and hangs show it."""
+        self._activity = activity
 
-    def meet(self, point: str, limit: float, facts: Mapping[str, str] | None = None) -> None:
-        passed = self._passed[point] = threading.Event()
-        self._send({"kind": "reach", "point": point, "limit": limit, "facts": dict(facts or {})})
-        passed.wait()
-        del self._passed[point]
+    def barrier(self, name: str, timeout: float, values: Mapping[str, str] | None = None) -> None:
+        """Waits until all processes are at the barrier ``name`` with equal ``values``.
+
+        Ends all processes after ``timeout`` seconds, naming the missing ones, or when values differ, naming both.
+        """
+        released = self._barriers[name] = threading.Event()
+        self._send({"kind": "barrier", "barrier": name, "timeout": timeout, "values": dict(values or {})})
+        released.wait()
+        del self._barriers[name]
 
     @contextmanager
     def guard(self) -> Iterator[None]:
+        """A with-block whose error is sent to the other processes, which then end too."""
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
             if self._error is None:
                 if isinstance(error, jax.errors.JaxRuntimeError):
-                    # A collective breaks when another process dies: the roll is about to name that one.
-                    self._over.wait(GRACE)
+                    # A collective fails when another process dies: the coordinator is about to name that process.
+                    self._all_left.wait(GRACE_SECONDS)
                 self._error = error
                 self._leave(f"{type(error).__name__}: {error}")
             raise
 
     def close(self) -> None:
-        """Leaves, and waits until all have: nothing may end before the roll is through, least of all process 0, which keeps it."""
+        """Leaves and waits until all processes have left: process 0 must outlive the others, who need its coordinator."""
         if self._error is None:
             self._leave("")
-        self._over.wait(2 * GRACE if self._error else self._limits.patience)
+        self._all_left.wait(2 * GRACE_SECONDS if self._error else self._limits.stall_timeout)
 
     def _connect(self) -> socket.socket:
-        begin, (host, port) = time.monotonic(), self._place.roll()
+        start, (host, port) = time.monotonic(), self._address.of_coordinator()
         while True:
             try:
-                line = socket.create_connection((host, port), timeout=GRACE)
-                line.settimeout(None)
-                return line
+                connected = socket.create_connection((host, port), timeout=GRACE_SECONDS)
+                connected.settimeout(None)
+                return connected
             except OSError as error:
-                if time.monotonic() - begin > self._limits.wait:
-                    absent = (
-                        f"joining: process 0 was not at {host}, port {port}, for {self._limits.wait:.0f} s ({error})"
-                    )
-                    self._end(f"{absent}; see that it was started and that hosts may reach each other there", RETRY)
+                if time.monotonic() - start > self._limits.join_timeout:
+                    waited = f"for {self._limits.join_timeout:.0f} s ({error})"
+                    cure = "see that it was started and that hosts may reach each other there"
+                    self._end(f"joining: process 0 was not at {host}, port {port}, {waited}; {cure}", EXIT_RESTART)
             time.sleep(0.2)
 
-    def _leave(self, why: str) -> None:
-        self._send({"kind": "left", "why": " ".join(why.split())})
+    def _leave(self, error: str) -> None:
+        self._send({"kind": "leave", "error": " ".join(error.split())})
 
-    def _send(self, word: Word) -> None:
-        self._lines.send({**word, "doing": self._doing})
+    def _send(self, message: Message) -> None:
+        self._connection.send({**message, "doing": self._activity})
 
     def _listen(self) -> None:
-        silence = self._limits.silence
-        heard, said = time.monotonic(), 0.0
-        while not self._over.is_set():
+        last_received, last_sent = time.monotonic(), 0.0
+        while not self._all_left.is_set():
             now = time.monotonic()
-            if now - said > PULSE:
-                said = now
-                self._send({"kind": "here"})
-            if select.select([self._line], [], [], PULSE)[0]:
-                heard, words = now, self._lines.read()
-                if words is None:
-                    self._end(f"process 0 at {self._place.coordinator} died", RETRY)
-                for word in words:
-                    self._obey(word)
-            elif now - heard > silence:
-                where = self._place.coordinator
-                self._end(f"process 0 at {where} has not been heard of for {now - heard:.0f} s", RETRY)
+            if now - last_sent > HEARTBEAT_SECONDS:
+                last_sent = now
+                self._send({"kind": "heartbeat"})
+            if select.select([self._socket], [], [], HEARTBEAT_SECONDS)[0]:
+                last_received, messages = now, self._connection.receive()
+                if messages is None:
+                    self._end(f"process 0 at {self._address.coordinator} died", EXIT_RESTART)
+                for message in messages:
+                    self._handle(message)
+            elif now - last_received > self._limits.heartbeat_timeout:
+                silence = f"has not been heard of for {now - last_received:.0f} s"
+                self._end(f"process 0 at {self._address.coordinator} {silence}", EXIT_RESTART)
 
-    def _obey(self, word: Word) -> None:
-        if word["kind"] == "go":
-            self._passed[word["point"]].set()
-        elif word["kind"] == "say":
-            self._write(str(word["text"]))
-        elif word["kind"] == "over":
-            self._over.set()
-        elif word["kind"] == "end":
-            self._end(str(word["why"]), int(word["code"]))
+    def _handle(self, message: Message) -> None:
+        if message["kind"] == "release":
+            self._barriers[message["barrier"]].set()
+        elif message["kind"] == "notice":
+            self._print(str(message["text"]))
+        elif message["kind"] == "all_left":
+            self._all_left.set()
+        elif message["kind"] == "end":
+            self._end(str(message["reason"]), int(message["exit_code"]))
 
-    def _end(self, why: str, code: int) -> None:
+    def _end(self, reason: str, exit_code: int) -> None:
         if self._error is not None:
             traceback.print_exception(self._error)
-        again = (
-            "start all again to go on from the newest checkpoint" if code == RETRY else "mend that, then start again"
-        )
-        self._write(f"the run ends: {why}; {again}")
-        if self._desk is not None:
-            # JAX aborts whoever still lives when process 0 is gone.
-            self._desk.alone.wait(GRACE)
-        os._exit(code)
+        restart = exit_code == EXIT_RESTART
+        cure = "start all again to go on from the newest checkpoint" if restart else "mend that, then start again"
+        self._print(f"the run ends: {reason}; {cure}")
+        if self._coordinator is not None:
+            # JAX aborts the processes that still live when process 0 ends.
+            self._coordinator.others_gone.wait(GRACE_SECONDS)
+        os._exit(exit_code)
 
-    def _write(self, text: str) -> None:
-        # Straight to the file: the main thread may hang while it holds the stream.
-        os.write(2, f"process {self._place.index} of {self._place.processes}: {text}\n".encode())
+    def _print(self, text: str) -> None:
+        # Not through sys.stderr: the main thread may hang while it holds the lock of that stream.
+        os.write(2, f"process {self._address.index} of {self._address.processes}: {text}\n".encode())
+
+
+Group = SingleProcess | ProcessGroup
 
 
 @contextmanager
-def joined(
+def join(
     limits: PodConfig, coordinator: str | None = None, processes: int | None = None, index: int | None = None
-) -> Iterator[Group]:
-    """The group of this process and all others of the run, with JAX's own connections made; see :func:`find_place`."""
-    place = find_place(coordinator, processes, index, limits.wait)
-    group = Together(place, limits)
+) -> Iterator[ProcessGroup]:
+    """Joins the other processes of the run, and initializes jax.distributed; arguments as in :func:`find_address`."""
+    address = find_address(coordinator, processes, index, limits.join_timeout)
+    group = ProcessGroup(address, limits)
     try:
         with group.guard():
-            # Longer than the roll's own limit, which names who is missing where JAX aborts with a stack trace.
-            heartbeat = 2 * int(limits.silence) + 1
-            jax.distributed.initialize(
-                place.coordinator,
-                place.processes,
-                place.index,
-                initialization_timeout=int(limits.wait) + 1,
-                heartbeat_timeout_seconds=heartbeat,
-            )
+            # JAX's own limits are longer than ours, which name the missing process where JAX aborts with a stack trace.
+            start, heartbeat = int(limits.join_timeout) + 1, 2 * int(limits.heartbeat_timeout) + 1
+            jax.distributed.initialize(*address, initialization_timeout=start, heartbeat_timeout_seconds=heartbeat)
             yield group
     finally:
         group.close()

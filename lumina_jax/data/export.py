@@ -7,11 +7,12 @@ from pathlib import Path
 from PIL import Image
 
 from lumina_jax.data.items.items_dataset_builder import RECORD, to_example
-from lumina_jax.data.prepare import REJECTS, good_records
+from lumina_jax.data.prepare import good_records, write_rejects
 from lumina_jax.data.sources.images import ImageFile
 from lumina_jax.data.sources.record import Source
 from lumina_jax.errors import ExistingFileError
 from lumina_jax.progress import ProgressDisplay
+from lumina_jax.storage import atomic_write
 
 RECORDS = "records.jsonl"
 PER_FOLDER = 1000
@@ -30,19 +31,15 @@ def export(source: Source, out: str | Path, threads: int = 4, progress: bool = T
     out = Path(out)
     if (out / RECORDS).exists():
         raise ExistingFileError(f"{out / RECORDS} exists already; choose another folder, or delete it to make it anew")
-    out.mkdir(parents=True, exist_ok=True)
     rejects: list[dict[str, object]] = []
-    unfinished, good = out / f"{RECORDS}.tmp", 0
-    with ProgressDisplay("export", len(source), progress) as meter, open(unfinished, "w", encoding="utf-8") as lines:
-        for number, record in good_records(source, threads, meter, rejects):
-            paths = [_path_of(file, out, f"{number:09d}_{image}") for image, file in enumerate(record.files)]
-            item = json.loads(to_example(record)[RECORD])
-            lines.write(json.dumps({"image": paths} | item if paths else item, ensure_ascii=False) + "\n")
-            good += 1
-    reject_lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
-    (out / REJECTS).write_text(reject_lines, encoding="utf-8")
-    unfinished.replace(out / RECORDS)
-    return out / RECORDS, good, len(rejects)
+    with ProgressDisplay("export", len(source), progress) as meter, atomic_write(out / RECORDS) as temporary:
+        with open(temporary, "w", encoding="utf-8") as lines:
+            for number, record in good_records(source, threads, meter, rejects):
+                paths = [_path_of(file, out, f"{number:09d}_{image}") for image, file in enumerate(record.files)]
+                item = json.loads(to_example(record)[RECORD])
+                lines.write(json.dumps({"image": paths} | item if paths else item, ensure_ascii=False) + "\n")
+        write_rejects(out, rejects)
+    return out / RECORDS, len(source) - len(rejects), len(rejects)
 
 
 def _path_of(file: ImageFile, out: Path, name: str) -> str:

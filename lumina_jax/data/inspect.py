@@ -1,4 +1,4 @@
-"""What training will see of folders of tokens: counts, lengths, batches and their padding, the mixture, and samples to read."""
+"""What training will see of folders of tokens: counts, lengths, batches and their padding, the mixture, samples."""
 
 import io
 import itertools
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.table import Table as Printed
+from rich.table import Table as RichTable
 
 from lumina_jax.config import DataConfig
 from lumina_jax.data.batch_plan import BatchPlan, quotas
@@ -23,99 +23,102 @@ from lumina_jax.progress import ProgressDisplay
 from lumina_jax.vocab import Vocab
 
 BAR = 20
-"""Letters of a share of 1 on a terminal."""
+"""Letters of the bar of a share of 1, on a terminal."""
 WIDTH = 132
-MOST_ROWS = 16
+MAX_ROWS = 16
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table for people; a cell that is a float is a share 0..1, drawn as a bar."""
+    """A table of the report, with a ``caption``. A float cell is a share from 0 to 1, drawn as a bar."""
 
     title: str
-    words: str
+    caption: str
     heads: tuple[str, ...]
     rows: tuple[tuple[str | float, ...], ...]
 
 
 def tables(folders: Sequence[Shards], cfg: DataConfig | None, seed: int = 0) -> Iterator[Table]:
-    """What ``folders`` hold and, with ``cfg``, what batches it makes of them."""
+    """What ``folders`` hold and, with ``cfg``, the batches that it makes of them."""
     yield _folders(folders)
-    yield _made_with(folders)
+    yield _settings(folders)
     yield _kinds(folders)
     yield _lengths(folders)
-    if crops := sum((Counter(part.manifest.crops) for part in folders), Counter()):
-        total = sum(crops.values())
-        rows = tuple((size, f"{count:,}", count / total) for size, count in crops.most_common(MOST_ROWS))
-        words = f"{total:,} images in {len(crops)} sizes, width x height in pixels" + _the_first(len(crops))
-        yield Table("Images", words, ("size", "images", "share"), rows)
+    if crops := sum((Counter(folder.manifest.crops) for folder in folders), Counter()):
+        caption = f"{crops.total():,} images in {len(crops)} sizes, width x height in pixels" + _the_first(len(crops))
+        yield Table("Images", caption, ("size", "images", "share"), _shares(crops))
     if cfg:
         yield _batches(folders, cfg, seed)
         if len(folders) > 1:
             yield _mixture(folders, cfg)
-    if any(part.manifest.rejected for part in folders):
+    if any(folder.manifest.rejected for folder in folders):
         yield _rejected(folders)
 
 
-def printed(tables: Sequence[Table]) -> str:
-    """The tables for a terminal."""
+def as_text(tables: Sequence[Table]) -> str:
+    """The tables as text for a terminal."""
     out = io.StringIO()
     console = Console(file=out, width=WIDTH)
     for table in tables:
-        console.print(table.title, table.words, sep="\n" if table.words else "", highlight=False)
-        shown = Printed(box=box.SIMPLE)
-        for place, head in enumerate(table.heads):
-            shown.add_column(head, justify="left" if place == 0 else "right")
+        console.print(table.title, table.caption, sep="\n" if table.caption else "", highlight=False)
+        rich_table = RichTable(box=box.SIMPLE)
+        for column, head in enumerate(table.heads):
+            rich_table.add_column(head, justify="right" if column else "left")
         for row in table.rows:
-            shown.add_row(*(cell if isinstance(cell, str) else _bar(cell) for cell in row))
-        console.print(shown)
+            rich_table.add_row(*(cell if isinstance(cell, str) else _bar(cell) for cell in row))
+        console.print(rich_table)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 
 def sheet(
     folders: Sequence[Shards], tables: Sequence[Table], vocab: Vocab, vq: ImageTokenizer, samples: int, seed: int = 0
 ) -> str:
-    """One HTML file: the tables, and ``samples`` records drawn at random with their pictures decoded."""
-    chosen = _draw(folders, samples, seed)
+    """One HTML file: the tables, and ``samples`` records drawn at random, with their pictures decoded."""
+    drawn = _draw(folders, samples, seed)
     cards = []
-    with ProgressDisplay("samples", len(chosen)) as progress:
-        for folder, index in chosen:
+    with ProgressDisplay("samples", len(drawn)) as progress:
+        for folder, index in drawn:
             cards.append(_card(folders[folder], index, vocab, vq))
             progress.advance(1)
-    names = ", ".join(part.path.name for part in folders)
-    words = "Drawn at random, as training reads them. Green is learned: text on green, pictures in a green frame."
-    shown = section("Samples", words, tag("div", *cards, class_="sheet"))
-    counted = tag("div", *(section(table.title, table.words, _grid(table)) for table in tables), class_="tables")
-    return page(names, STYLE.read_text(encoding="utf-8"), tag("h1", names), shown, counted)
+    names = ", ".join(folder.path.name for folder in folders)
+    caption = "Drawn at random, as training reads them. Green is learned: text on green, pictures in a green frame."
+    sample_html = section("Samples", caption, tag("div", *cards, class_="sheet"))
+    table_html = tag("div", *(section(table.title, table.caption, _grid(table)) for table in tables), class_="tables")
+    return page(names, STYLE.read_text(encoding="utf-8"), tag("h1", names), sample_html, table_html)
 
 
 def _folders(folders: Sequence[Shards]) -> Table:
     rows = []
-    for part in folders:
-        made, quantiles = part.manifest, np.quantile(part.lengths, (0, 0.5, 1)).astype(int)
-        counts = (made.kept, made.rejected, made.tokens, *quantiles)
-        rows.append((str(part.path), *(f"{count:,}" for count in counts), made.learned / made.tokens))
+    for folder in folders:
+        manifest, quantiles = folder.manifest, np.quantile(folder.lengths, (0, 0.5, 1)).astype(int)
+        counts = (manifest.kept, manifest.rejected, manifest.tokens, *quantiles)
+        rows.append((str(folder.path), *(f"{count:,}" for count in counts), manifest.learned / manifest.tokens))
     heads = ("folder", "records", "rejected", "tokens", "shortest", "median", "longest", "learned")
-    return Table("Folders", "Lengths are in tokens; what is learned is a share of them.", heads, tuple(rows))
+    return Table(
+        "Folders", "Lengths are in tokens; the last column is the share of tokens that are learned.", heads, tuple(rows)
+    )
 
 
-def _made_with(folders: Sequence[Shards]) -> Table:
-    made = [(str(part.path), part.manifest.settings) for part in folders]
-    rows = tuple((path, by.name, by.tokenizer, by.vq, f"{by.seed}") for path, by in made)
-    words = "Training refuses tokens whose fingerprints are not those of its own tokenizer and VQ model."
-    return Table("Made with", words, ("folder", "source", "tokenizer", "VQ model", "seed"), rows)
+def _settings(folders: Sequence[Shards]) -> Table:
+    settings = [(str(folder.path), folder.manifest.settings) for folder in folders]
+    rows = tuple((path, s.name, s.tokenizer, s.vq, f"{s.seed}") for path, s in settings)
+    caption = "Training refuses tokens whose fingerprints differ from those of its tokenizer and VQ model."
+    return Table("Made with", caption, ("folder", "source", "tokenizer", "VQ model", "seed"), rows)
 
 
 def _kinds(folders: Sequence[Shards]) -> Table:
-    kinds = sum((Counter(part.manifest.kinds) for part in folders), Counter())
-    total = sum(kinds.values())
-    rows = tuple((kind, f"{count:,}", count / total) for kind, count in kinds.most_common())
-    return Table("What is learned", "From what is shown.", ("kind", "records", "share"), rows)
+    kinds = sum((Counter(folder.manifest.kinds) for folder in folders), Counter())
+    return Table("What is learned", "By what the record shows.", ("kind", "records", "share"), _shares(kinds))
+
+
+def _shares(counts: Counter[str]) -> tuple[tuple[str, str, float], ...]:
+    """Name, count and share of the MAX_ROWS most frequent names."""
+    return tuple((name, f"{count:,}", count / counts.total()) for name, count in counts.most_common(MAX_ROWS))
 
 
 def _lengths(folders: Sequence[Shards]) -> Table:
     counts = _counts(folders).sum(0)
-    edges = np.unique(np.linspace(np.flatnonzero(counts)[0], len(counts), MOST_ROWS + 1).astype(int))
+    edges = np.unique(np.linspace(np.flatnonzero(counts)[0], len(counts), MAX_ROWS + 1).astype(int))
     rows = tuple(
         (f"{low:,} to {high - 1:,}", f"{int(number):,}", float(number / counts.sum()))
         for low, high in itertools.pairwise(edges)
@@ -132,38 +135,39 @@ def _batches(folders: Sequence[Shards], cfg: DataConfig, seed: int) -> Table:
         (f"{b.length:,}", f"{b.rows:,}", f"{b.steps:,}", f"{b.samples / (b.steps * b.rows):.2f}", b.padding)
         for b in plan.buckets
     )
-    words = f"An epoch takes {plan.steps:,} steps; {percent(plan.padding)} of its positions are padding or come twice."
-    return Table("Batches", words, ("row length", "rows", "steps an epoch", "samples a row", "padding"), rows)
+    caption = (
+        f"An epoch takes {plan.steps:,} steps; {percent(plan.padding)} of its positions are padding or come twice."
+    )
+    return Table("Batches", caption, ("row length", "rows", "steps an epoch", "samples a row", "padding"), rows)
 
 
 def _mixture(folders: Sequence[Shards], cfg: DataConfig) -> Table:
     counts = _counts(folders)
-    taken = quotas(counts, cfg.weights, cfg.mix_by)
-    positions = taken @ np.arange(counts.shape[1])
+    quota = quotas(counts, cfg.weights, cfg.mix_by)
+    positions = quota @ np.arange(counts.shape[1])
     weights = cfg.weights or ("",) * len(folders)
     rows = tuple(
         (
-            str(part.path),
+            str(folder.path),
             f"{weight}",
-            float(own.sum() / taken.sum()),
-            float(size / positions.sum()),
-            f"{own.sum() / len(part):.2f}",
+            float(folder_quota.sum() / quota.sum()),
+            float(folder_positions / positions.sum()),
+            f"{folder_quota.sum() / len(folder):.2f}",
         )
-        for part, weight, own, size in zip(folders, weights, taken, positions, strict=True)
+        for folder, weight, folder_quota, folder_positions in zip(folders, weights, quota, positions, strict=True)
     )
-    words = f"Weights are shares of {cfg.mix_by}." if cfg.weights else "No weights: every record once an epoch."
+    caption = f"Weights are shares of {cfg.mix_by}." if cfg.weights else "No weights: every record once an epoch."
     heads = ("folder", "weight", "share of records", "share of positions", "times an epoch")
-    return Table("Mixture", words, heads, rows)
+    return Table("Mixture", caption, heads, rows)
 
 
 def _rejected(folders: Sequence[Shards]) -> Table:
-    lines = (line for part in folders for line in _lines(part.path / REJECTS))
-    rows = tuple(
-        (f"{found['index']:,}", found["reason"]) for found in map(json.loads, itertools.islice(lines, MOST_ROWS))
-    )
-    count = sum(part.manifest.rejected for part in folders)
-    words = f"{count:,} records were not kept{_the_first(count)}; {REJECTS} in each folder has all."
-    return Table("Rejected", words, ("record of the source", "why"), rows)
+    lines = (line for folder in folders for line in _lines(folder.path / REJECTS))
+    rejects = map(json.loads, itertools.islice(lines, MAX_ROWS))
+    rows = tuple((f"{reject['index']:,}", reject["reason"]) for reject in rejects)
+    count = sum(folder.manifest.rejected for folder in folders)
+    caption = f"{count:,} records were not kept{_the_first(count)}; {REJECTS} in each folder lists all."
+    return Table("Rejected", caption, ("record of the source", "why"), rows)
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -173,24 +177,24 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _counts(folders: Sequence[Shards]) -> np.ndarray:
     """Records of each folder by the positions they take, i64[F L]."""
-    longest = max(int(part.lengths.max()) for part in folders)
-    return np.stack([np.bincount(part.lengths - 1, minlength=longest) for part in folders])
+    longest = max(int(folder.lengths.max()) for folder in folders)
+    return np.stack([np.bincount(folder.lengths - 1, minlength=longest) for folder in folders])
 
 
 def _draw(folders: Sequence[Shards], samples: int, seed: int) -> list[tuple[int, int]]:
-    """(folder, record) of the samples: as many of each folder, as far as it has them, in the order they lie."""
+    """(folder, record) of the samples, sorted: equally many of each folder, or all of a smaller one."""
     rng, each = np.random.default_rng(seed), -(-samples // len(folders))
     drawn = [
         (number, int(index))
-        for number, part in enumerate(folders)
-        for index in np.sort(rng.choice(len(part), min(each, len(part)), replace=False))
+        for number, folder in enumerate(folders)
+        for index in np.sort(rng.choice(len(folder), min(each, len(folder)), replace=False))
     ]
     return drawn[:samples]
 
 
-def _card(part: Shards, index: int, vocab: Vocab, vq: ImageTokenizer) -> Html:
-    tokens, learn = part[index]
-    title = f"{part.path.name}, record {index:,}: {len(tokens):,} tokens, {int(learn.sum()):,} learned"
+def _card(folder: Shards, index: int, vocab: Vocab, vq: ImageTokenizer) -> Html:
+    tokens, learn = folder[index]
+    title = f"{folder.path.name}, record {index:,}: {len(tokens):,} tokens, {int(learn.sum()):,} learned"
     return card(title, tuple(pieces(tokens, learn, vocab)), vq)
 
 
@@ -207,4 +211,4 @@ def _bar(share: float) -> str:
 
 
 def _the_first(count: int) -> str:
-    return f", here the first {MOST_ROWS}" if count > MOST_ROWS else ""
+    return f", here the first {MAX_ROWS}" if count > MAX_ROWS else ""

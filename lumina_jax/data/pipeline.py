@@ -8,7 +8,7 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from lumina_jax.batch import Batch
+from lumina_jax.batch import DTYPES, Batch
 from lumina_jax.config import DataConfig
 from lumina_jax.conversation import drop_context
 from lumina_jax.data.batch_plan import BatchPlan, BatchRecords
@@ -117,7 +117,7 @@ def collate(samples: Sequence[Sample], rows: Sequence[int], shape: tuple[int, in
     Inputs and targets are the tokens shifted by one, so a sample takes n - 1 positions. Samples of a row stand one after
     another, and must fit.
     """
-    batch = Batch(*(np.zeros(shape, dtype) for dtype in (np.int32, np.int32, bool, np.int32, np.int32)))
+    batch = Batch(*(np.zeros(shape, dtype) for dtype in DTYPES))
     end, segment = np.zeros(shape[0], int), np.zeros(shape[0], int)
     count = np.arange(shape[1], dtype=np.int32)
     for (tokens, learn), row in zip(samples, rows, strict=True):

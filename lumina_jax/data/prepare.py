@@ -42,9 +42,14 @@ def prepare(source: Source, data_dir: str | Path, name: str, threads: int = 4, p
         if folder.exists():
             raise ExistingFileError(f"{folder} exists already; choose another name, or delete it to make it anew")
         builder.download_and_prepare()
+    write_rejects(folder, rejects)
+    return folder
+
+
+def write_rejects(folder: Path, rejects: list[dict[str, object]]) -> None:
+    """Writes rejects.jsonl into ``folder``."""
     lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
     (folder / REJECTS).write_text(lines, encoding="utf-8")
-    return folder
 
 
 def good_records(

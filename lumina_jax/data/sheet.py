@@ -1,4 +1,4 @@
-"""Samples as a person reads them: text and pictures in their order, with what is learned marked."""
+"""Samples as people read them: text and pictures in order, with what is learned marked."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,15 +14,15 @@ from lumina_jax.vocab import Vocab
 
 STYLE = Path(__file__).with_name("sheet.css")
 EDGE = 320
-"""Pictures are shown with no edge longer than this, in pixels."""
-MOST_LETTERS = 3000
-"""Of one stretch of text; what is longer is cut, and says by how much."""
+"""The longest edge of a picture on the sheet, in pixels."""
+MAX_LETTERS = 3000
+"""Of one stretch of text; longer text is cut, with a note of how many letters follow."""
 
 
 class Piece(NamedTuple):
-    """A stretch of a sample: ``text``, or image ``codes`` i32[R C]; ``learned`` says whether its tokens are.
+    """A stretch of a sample: ``text``, or image ``codes`` i32[R C]; ``learned`` if its tokens are learned.
 
-    Where an image cannot be read, ``codes`` is None, ``text`` says why, and ``broken`` is True.
+    An image that cannot be read is ``broken``; its ``text`` is the reason.
     """
 
     learned: bool
@@ -32,25 +32,25 @@ class Piece(NamedTuple):
 
 
 def pieces(tokens: np.ndarray, learn: np.ndarray, vocab: Vocab) -> Iterator[Piece]:
-    """Tokens i32[n] and learn bool[n] -> their pieces in order; text is cut where learning begins or ends."""
-    at = 0
+    """Tokens i32[n] and learn bool[n] -> their pieces in order; text is split where learning begins or ends."""
+    end = 0
     for image in images_in(tokens, vocab):
-        yield from _texts(tokens[at : image.start], learn[at : image.start], vocab)
+        yield from _texts(tokens[end : image.start], learn[end : image.start], vocab)
         yield _image(tokens[image], bool(learn[image].all()), vocab)
-        at = image.stop
-    yield from _texts(tokens[at:], learn[at:], vocab)
+        end = image.stop
+    yield from _texts(tokens[end:], learn[end:], vocab)
 
 
 def card(title: str, sample: Sequence[Piece], vq: ImageTokenizer) -> Html:
-    """One sample as a figure."""
-    return tag("figure", tag("figcaption", title), *(_shown(piece, vq) for piece in sample), class_="sample")
+    """One sample as an HTML figure, its pictures decoded by ``vq``."""
+    return tag("figure", tag("figcaption", title), *(_html(piece, vq) for piece in sample), class_="sample")
 
 
 def _texts(tokens: np.ndarray, learn: np.ndarray, vocab: Vocab) -> Iterator[Piece]:
-    turns = np.flatnonzero(learn[1:] != learn[:-1]) + 1
-    for part, learned in zip(np.split(tokens, turns), np.split(learn, turns), strict=True):
-        if len(part):
-            yield Piece(bool(learned[0]), vocab.decode(part))
+    changes = np.flatnonzero(learn[1:] != learn[:-1]) + 1
+    for stretch, learned in zip(np.split(tokens, changes), np.split(learn, changes), strict=True):
+        if len(stretch):
+            yield Piece(bool(learned[0]), vocab.decode(stretch))
 
 
 def _image(tokens: np.ndarray, learned: bool, vocab: Vocab) -> Piece:
@@ -60,13 +60,13 @@ def _image(tokens: np.ndarray, learned: bool, vocab: Vocab) -> Piece:
         return Piece(learned, str(error), broken=True)
 
 
-def _shown(piece: Piece, vq: ImageTokenizer) -> Html:
+def _html(piece: Piece, vq: ImageTokenizer) -> Html:
     class_ = "learned" if piece.learned else "given"
     if piece.broken:
         return tag("p", f"an image that cannot be read: {piece.text}", class_="broken")
     if piece.codes is None:
-        more = len(piece.text) - MOST_LETTERS
-        text = piece.text if more <= 0 else f"{piece.text[:MOST_LETTERS]} … and {more:,} more letters"
+        more = len(piece.text) - MAX_LETTERS
+        text = piece.text if more <= 0 else f"{piece.text[:MAX_LETTERS]} … and {more:,} more letters"
         return tag("span", text, class_=class_)
     image = decode_image(vq, piece.codes)
     width, height = image.size

@@ -4,10 +4,16 @@ cpu.py and splash.py hold forms of these functions that are faster on one kind o
 """
 
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+KeyValue = tuple[jax.Array, jax.Array]
+"""Key and value of some tokens, [B N T K] each."""
+Reaches = Sequence[int] | None
+"""Candidate cache lengths, descending: attention uses the smallest that covers the filled slots. None: it uses all slots."""
 
 
 class KVCache(NamedTuple):
@@ -57,9 +63,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) 
     return jnp.einsum("BNhTS,BNSK->BTNhK", shares, value).reshape(B, T, H, K)
 
 
-def attend_past(
-    query: jax.Array, past: KVCache, new: tuple[jax.Array, jax.Array], layer: jax.Array | None, reach: int
-) -> jax.Array:
+def attend_past(query: jax.Array, past: KVCache, new: KeyValue, layer: jax.Array | None, reach: int) -> jax.Array:
     """:func:`attend` to a layer of the cache and, behind it, to the key and value [B N T K] of the T new tokens: -> [B T H K].
 
     Arguments as of :func:`past_shares`.
@@ -72,7 +76,7 @@ def attend_past(
 
 
 def past_shares(
-    query: jax.Array, past: KVCache, new: tuple[jax.Array, jax.Array], layer: jax.Array | None, reach: int
+    query: jax.Array, past: KVCache, new: KeyValue, layer: jax.Array | None, reach: int
 ) -> list[tuple[jax.Array, jax.Array]]:
     """Pairs of (softmax weights [B N h T S], values [B N S K]), of the new tokens and of the cache; S is T, then ``reach``.
 

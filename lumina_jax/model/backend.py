@@ -17,7 +17,7 @@ class Backend(NamedTuple):
     einsum: Callable[[str, jax.Array, jax.Array], jax.Array] = jnp.einsum
     """Of activations and a weight whose first axes are the last ones of the activations."""
     swiglu: Callable[[jax.Array, jax.Array], jax.Array] = parts.swiglu
-    rotary: Callable[[jax.Array, int, float, jnp.dtype], tuple[jax.Array, jax.Array]] = parts.rotary
+    rotary: Callable[[jax.Array, int, float, jnp.dtype], parts.Angles] = parts.rotary
     attend_causal: Callable[..., jax.Array] = attention.attend
     attend_past: Callable[..., jax.Array] = attention.attend_past
     write_slots: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = attention.write_slots

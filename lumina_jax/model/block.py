@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lumina_jax.config import ModelConfig
 from lumina_jax.model.backend import backend
 from lumina_jax.model.params import Scaled, weight
-from lumina_jax.model.parts import QKNorm, RMSNorm, dropout, rotate
+from lumina_jax.model.parts import Angles, QKNorm, RMSNorm, dropout, rotate
 from lumina_jax.sharding import constrain
 
 REMAT = {
@@ -31,7 +31,7 @@ norms, rotations, elementwise products and dropout masks, which are cheaper to c
 """
 
 Mix = Callable[["Attention", jax.Array], tuple[jax.Array, object]]
-"""(attention, its input [B T D]) -> (what each token gathers from others [B T H K], a result besides)."""
+"""(attention, its input [B T D]) -> (weighted sums of values [B T H K], a second result such as new keys and values)."""
 
 
 def product(letters: str, x: jax.Array, w: jax.Array | Scaled) -> jax.Array:
@@ -66,8 +66,8 @@ class Attention(nnx.Module):
         value = product("BTD,DNK->BNTK", x, self.wv[...])
         return checkpoint_name(query, "query"), checkpoint_name(key, "key"), checkpoint_name(value, "value")
 
-    def project(self, x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """[B T D] -> query [B T H K], key and value [B N T K], query and key normed and rotated by ``angles`` (parts.rotary)."""
+    def project(self, x: jax.Array, angles: Angles) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B T D] -> query [B T H K], key and value [B N T K], query and key normed and rotated."""
         query, key, value = self.heads(x)
         query, key = query.swapaxes(1, 2), key.swapaxes(1, 2)
         return rotate(self.q_norm(query), *angles), rotate(self.k_norm(key), *angles).swapaxes(1, 2), value
@@ -105,7 +105,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: jax.Array, mix: Mix, key: jax.Array | None = None, rng: str = "global"
     ) -> tuple[jax.Array, object]:
-        """[B T D] -> ([B T D], what ``mix`` gives besides). ``key`` and ``rng`` are those of parts.dropout."""
+        """x [B T D] -> ([B T D], the second result of ``mix``). ``key`` and ``rng`` are those of parts.dropout."""
         keys = (None, None) if key is None else jax.random.split(key)
         mixed, aux = mix(self.attention, self._normed(x, self.attention_norm))
         x = self._add(x, self.attention.output(mixed), self.attention_norm, "attended", keys[0], rng)

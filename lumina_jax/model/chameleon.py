@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,17 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.model.attention import KVCache, causal_mask
+from lumina_jax.model.attention import KVCache, Reaches, causal_mask
 from lumina_jax.model.backend import backend
 from lumina_jax.model.block import REMAT, Attention, Block
 from lumina_jax.model.params import weight
-from lumina_jax.model.parts import RMSNorm
+from lumina_jax.model.parts import Angles, RMSNorm
 from lumina_jax.model.splash import LANES, splash_attend
 from lumina_jax.sharding import STORE, all_gather, axis_size, for_compute, per_device, psum
 
-CachedLayers = Callable[
-    [jax.Array, tuple[jax.Array, jax.Array], KVCache, Sequence[int] | None], tuple[jax.Array, KVCache]
-]
-"""All layers over a cache: (x [B T D], angles of parts.rotary, cache, reaches of :meth:`Chameleon.cached`) -> (x behind the last
-layer, the cache with the new keys and values; its length is still the old one)."""
+CachedLayers = Callable[[jax.Array, Angles, KVCache, Reaches], tuple[jax.Array, KVCache]]
+"""All layers over a cache: (x [B T D], angles, cache, reaches) -> (x behind the last layer, the cache with the new keys and values;
+its length is still the old one)."""
 
 
 class Chameleon(nnx.Module):
@@ -95,11 +93,7 @@ class Chameleon(nnx.Module):
         return KVCache(zeros(), zeros(), jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
 
     def cached(
-        self,
-        ids: jax.Array,
-        cache: KVCache,
-        reaches: Sequence[int] | None = None,
-        layers: CachedLayers | None = None,
+        self, ids: jax.Array, cache: KVCache, reaches: Reaches = None, layers: CachedLayers | None = None
     ) -> tuple[jax.Array, KVCache]:
         """Token ids i32[B T] that follow the tokens in ``cache`` -> (hidden [B T D], the cache with them in it).
 
@@ -115,9 +109,9 @@ class Chameleon(nnx.Module):
         return self.norm(x), cache._replace(length=cache.length + T)
 
     def unstack(self, cache: KVCache) -> tuple[CachedLayers, KVCache]:
-        """The layers and the cache as a loop of many calls of :meth:`cached` passes them, in this backend's fastest form.
+        """(layers, cache) for a loop that calls :meth:`cached` with them, in the form that this backend decodes fastest.
 
-        To be called before the loop, and KVCache.stack behind it. The layers may ignore ``reaches`` and read all slots.
+        Call it before the loop, and KVCache.stack on the cache behind it. Unstacked layers ignore ``reaches`` and use all slots.
         """
         run_unstacked = backend().run_unstacked
         if run_unstacked is None:
@@ -125,10 +119,8 @@ class Chameleon(nnx.Module):
         blocks = [jax.tree.map(operator.itemgetter(layer), self.blocks) for layer in range(self.cfg.layers)]
         return functools.partial(run_unstacked, blocks), cache.unstack()
 
-    def scan_cached(
-        self, x: jax.Array, angles: tuple[jax.Array, jax.Array], cache: KVCache, reaches: Sequence[int] | None
-    ) -> tuple[jax.Array, KVCache]:
-        """:data:`CachedLayers` as a scan. New keys and values are written behind it, so that the cache is read in place."""
+    def scan_cached(self, x: jax.Array, angles: Angles, cache: KVCache, reaches: Reaches) -> tuple[jax.Array, KVCache]:
+        """:data:`CachedLayers` as a scan. It only reads the cache; the new keys and values are written when it is done."""
         reaches = (cache.keys.shape[3],) if reaches is None else reaches
         branch = sum((jnp.max(cache.length) <= reach).astype(jnp.int32) for reach in reaches[1:])
         branches = [functools.partial(backend().attend_past, reach=reach) for reach in reaches]
@@ -147,7 +139,7 @@ class Chameleon(nnx.Module):
         return x, cache._replace(keys=write(cache.keys, keys), values=write(cache.values, values))
 
     def _mix(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None, attention: str):
-        """How the tokens of whole sequences like ``x`` gather from each other, for :class:`Block`; nothing is given besides."""
+        """The ``mix`` of Block for whole sequences x [B T D]: causal attention within segments. Its second result is None."""
         angles = backend().rotary(positions, self.cfg.head_dim, self.cfg.rope_base, x.dtype)
         if attention == "auto":
             attention = backend().attention_kernel if self.cfg.head_dim % LANES == 0 else "plain"

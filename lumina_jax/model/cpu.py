@@ -1,6 +1,6 @@
-"""Forms of the model's functions that XLA compiles to faster programs on a CPU. Each equals its plain definition, but for rounding.
+"""Forms of the model's functions that run faster on a CPU. Each equals its plain definition, but for rounding.
 
-:mod:`.backend` chooses between the two.
+backend.py chooses between the two.
 """
 
 import math
@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lumina_jax.model import attention, parts
-from lumina_jax.model.attention import KVCache
+from lumina_jax.model.attention import KeyValue, KVCache, Reaches
+from lumina_jax.model.parts import Angles
 
 MIN_BLOCK, MAX_BLOCKS = 64, 8
 """The fewest queries in a block of attention, and the most blocks of a sequence: each block takes time to compile."""
@@ -49,7 +50,7 @@ def _swiglu_gradient(saved, change):
 swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_gradient)
 
 
-def rotary(positions: jax.Array, K: int, base: float, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+def rotary(positions: jax.Array, K: int, base: float, dtype: jnp.dtype) -> Angles:
     """:func:`parts.rotary` in a loop over T, or XLA would compute an angle's sine and cosine again wherever it is used."""
     if positions.shape[1] == 1:
         return parts.rotary(positions, K, base, dtype)
@@ -72,9 +73,7 @@ def attend_causal(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.
     return jnp.concatenate(blocks, axis=1)
 
 
-def attend_past(
-    query: jax.Array, past: KVCache, new: tuple[jax.Array, jax.Array], layer: jax.Array | None, reach: int
-) -> jax.Array:
+def attend_past(query: jax.Array, past: KVCache, new: KeyValue, layer: jax.Array | None, reach: int) -> jax.Array:
     """:func:`attention.attend_past`; the sum over slots keeps its own order of axes: another one takes four times as long."""
     mixed = sum(
         jnp.einsum("BNhTS,BNSK->BNhTK", shares, value, preferred_element_type=jnp.float32)
@@ -97,11 +96,7 @@ def write_slots(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array
 
 
 def run_unstacked(
-    blocks: Sequence[nnx.Module],
-    x: jax.Array,
-    angles: tuple[jax.Array, jax.Array],
-    cache: KVCache,
-    reaches: Sequence[int] | None,
+    blocks: Sequence[nnx.Module], x: jax.Array, angles: Angles, cache: KVCache, reaches: Reaches
 ) -> tuple[jax.Array, KVCache]:
     """:meth:`Chameleon.scan_cached` over an unstacked cache and ``blocks`` that are arrays of their own; attends to all slots.
 

@@ -7,6 +7,9 @@ from flax import nnx
 from lumina_jax.model.params import ones, zeros
 from lumina_jax.sharding import ROWS, axis_size, per_device
 
+Angles = tuple[jax.Array, jax.Array]
+"""Cosine and sine [B T 1 K/2] by which each pair of a head's numbers is rotated."""
+
 
 class RMSNorm(nnx.Module):
     """Root-mean-square norm over D: normalised in float32, scaled in the dtype of the input."""
@@ -49,8 +52,8 @@ def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     return jax.nn.silu(gate) * up
 
 
-def rotary(positions: jax.Array, K: int, base: float, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine [B T 1 K/2] of positions i32[B T], computed in float32 and cast to ``dtype`` as the original does."""
+def rotary(positions: jax.Array, K: int, base: float, dtype: jnp.dtype) -> Angles:
+    """The angles of positions i32[B T], computed in float32 and cast to ``dtype`` as the original does."""
     return cos_sin(positions, frequencies(K, base), dtype)
 
 
@@ -59,7 +62,7 @@ def frequencies(K: int, base: float) -> jax.Array:
     return base ** (-jnp.arange(0, K, 2, dtype=jnp.float32) / K)
 
 
-def cos_sin(positions: jax.Array, frequencies: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+def cos_sin(positions: jax.Array, frequencies: jax.Array, dtype: jnp.dtype) -> Angles:
     """Cosine and sine [... 1 K/2] of positions i32[...] times frequencies f32[K/2]."""
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)

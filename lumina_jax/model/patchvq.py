@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.model.vqvae import check_pixels, check_size
 from lumina_jax.pictures.metrics import psnr_of_error
 
@@ -101,7 +101,11 @@ class PatchVQ:
 
     @classmethod
     def load(cls, path: str | Path) -> "PatchVQ":
-        """Reads a file of :meth:`save`; InputError for any other file."""
+        """Reads a file of :meth:`save`; MissingFileError where there is none, InputError for any other file."""
+        if not Path(path).is_file():
+            raise MissingFileError(
+                f"no codebook {path}; PatchVQ.fit(...).save(path) or run.py pretokenize --fit writes one"
+            )
         with open(path, "rb") as file:
             if zipfile.is_zipfile(file):
                 file.seek(0)

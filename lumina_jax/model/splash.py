@@ -12,7 +12,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from lumina_jax.model.block import Attention
-from lumina_jax.model.parts import QKNorm
+from lumina_jax.model.parts import Angles, QKNorm
 from lumina_jax.model.rotation import norm_rotate, whole_angles
 from lumina_jax.sharding import axis_size, per_device, platform
 
@@ -22,12 +22,10 @@ BLOCK_OVERHEAD = 86_000
 """Cost of a block besides its scores, in units of one score: from the compiled kernels of blocks 512, 640 and 768 on v5p."""
 
 
-def splash_attend(
-    attention: Attention, x: jax.Array, angles: tuple[jax.Array, jax.Array], segments: jax.Array | None
-) -> jax.Array:
+def splash_attend(attention: Attention, x: jax.Array, angles: Angles, segments: jax.Array | None) -> jax.Array:
     """[B T D] -> [B T H K]: causal attention within segments, from the input of ``attention`` up to its output matrix.
 
-    ``angles`` are those of parts.rotary, ``segments`` i32[B T] (None: one segment a row). Off TPU the kernels are interpreted.
+    ``segments`` are i32[B T] (None: one segment a row). Off TPU the kernels are interpreted.
     """
     query, key, value = attention.heads(x)
     B, _, T, K = query.shape

@@ -14,12 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment, MeshConfig, ModelConfig
 from lumina_jax.errors import InputError
 from lumina_jax.model.backend import backend
@@ -33,7 +30,8 @@ from lumina_jax.pods.flags import compiler_options
 from lumina_jax.pods.topology import Topology
 from lumina_jax.sample import decode
 from lumina_jax.sample.loop import KNOWN
-from lumina_jax.sharding import ROWS, check_rows, make_mesh, shardings
+from lumina_jax.sharding import check_rows, make_mesh, shardings
+from lumina_jax.train.compiled_steps import batch_shapes
 from lumina_jax.train.step import jitted_step, state_shapes
 from lumina_jax.vocab import BEGIN, BEGIN_IMAGE, END_IMAGE, END_OF_LINE, END_OF_TURN, Vocab, image_code_name, size_name
 
@@ -138,10 +136,8 @@ def compile_train_step(cfg: Experiment, topology: Topology, devices: list[jax.De
     start = time.monotonic()
     state = state_shapes(cfg, mesh)
     rows, length = cfg.data.batch, max(cfg.data.buckets)
-    ids = jax.ShapeDtypeStruct((rows, length), jnp.int32, sharding=NamedSharding(mesh, P(ROWS)))
-    batch = Batch(**dict.fromkeys(Batch._fields, ids) | {"learn": ids.update(dtype=jnp.bool_)})
     with jax.set_mesh(mesh):
-        lowered = jitted_step(cfg, mesh).lower(state, batch)
+        lowered = jitted_step(cfg, mesh).lower(state, batch_shapes((rows, length), mesh))
     flops = train_flops(cfg, count(state.model), rows, length) / topology.chips
     work = Workload(rows, length, flops, _bytes_per_chip(state.model), _bytes_per_chip(state.opt))
     compilation = _compile(lowered, topology, start)

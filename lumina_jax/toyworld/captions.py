@@ -1,4 +1,4 @@
-"""Captions: the words for a scene, the claims they make, and whether those claims are true of a scene."""
+"""Captions: the text for a scene, the claims it makes, and whether those claims are true of a scene."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from itertools import permutations
 
 import numpy as np
 
+from lumina_jax.errors import InputError
 from lumina_jax.toyworld.scenes import (
     ALL_SHAPES,
     BACKGROUNDS,
@@ -19,13 +20,13 @@ from lumina_jax.toyworld.scenes import (
     relation,
 )
 
-SAY_SIZE, SAY_REGION, SAY_BACKGROUND = 0.5, 0.6, 0.6
-"""How often a caption mentions what it may leave out."""
+SIZE_SHARE, REGION_SHARE, BACKGROUND_SHARE = 0.5, 0.6, 0.6
+"""Probabilities that a caption mentions each optional fact."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """There is such an object; ``size`` None leaves its size open."""
+    """Claim: the scene has such an object, of any size if ``size`` is None. Also the phrase that names an object."""
 
     colour: str
     shape: str
@@ -34,14 +35,14 @@ class Thing:
     def __str__(self) -> str:
         return " ".join(filter(None, ("a", self.size, self.colour, self.shape)))
 
-    def fits(self, thing: Object) -> bool:
-        """Whether an object is of this kind."""
+    def matches(self, thing: Object) -> bool:
+        """Whether an object has this colour, shape and size."""
         return (thing.colour, thing.shape) == (self.colour, self.shape) and self.size in (None, thing.size)
 
 
 @dataclass(frozen=True)
 class Relation:
-    """The first thing lies so as seen from the second."""
+    """Claim: the first thing stands in this relation to the second."""
 
     word: str
 
@@ -51,7 +52,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Region:
-    """The only thing lies in this ninth of the canvas."""
+    """Claim: the only thing lies in this ninth of the canvas."""
 
     word: str
 
@@ -61,7 +62,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Background:
-    """The background has this colour."""
+    """Claim: the background has this colour."""
 
     colour: str
 
@@ -71,7 +72,7 @@ class Background:
 
 @dataclass(frozen=True)
 class Count:
-    """There are no more objects than this, nor anything else."""
+    """Claim: the picture shows at most this many objects, and nothing else."""
 
     number: int
 
@@ -90,50 +91,50 @@ REGION_PHRASES = {
 
 @dataclass(frozen=True)
 class Caption:
-    """A text and what it claims: things in the order named, where they are, the background if said, the count."""
+    """A text and its claims in order: the things and their relation or region, the background if mentioned, the count."""
 
     text: str
     claims: tuple[Claim, ...]
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> Caption:
-    """Words for a scene of one or two objects, such as "a small red circle left of a blue square on white".
+def random_caption(scene: Scene, rng: np.random.Generator) -> Caption:
+    """A caption for a scene of one or two objects, such as "a small red circle left of a blue square on white".
 
-    The first object is the subject; ``rng`` decides whether sizes, region and background are said.
+    The first object is the subject; ``rng`` decides whether sizes, region and background are mentioned.
     """
-    things = [Thing(one.colour, one.shape, one.size if rng.random() < SAY_SIZE else None) for one in scene.objects]
+    things = [Thing(o.colour, o.shape, o.size if rng.random() < SIZE_SHARE else None) for o in scene.objects]
     claims: list[Claim] = [things[0]]
     if len(things) == 2:
         claims += [Relation(relation(*scene.objects)), things[1]]
-    elif rng.random() < SAY_REGION:
+    elif rng.random() < REGION_SHARE:
         claims.append(Region(region(scene.objects[0], scene.canvas)))
-    if rng.random() < SAY_BACKGROUND:
+    if rng.random() < BACKGROUND_SHARE:
         claims.append(Background(scene.background))
     return Caption(" ".join(str(claim) for claim in claims), (*claims, Count(len(things))))
 
 
 def describe(scene: Scene) -> Caption:
-    """Everything there is to say about a scene, in one wording only: the object further left or up comes first."""
+    """The complete caption of a scene, the same for either order of its objects: the one further left or up comes first."""
     first, *rest = scene.objects
     if rest and relation(first, rest[0]) not in ("left of", "above"):
         first, rest = rest[0], [first]
-    things = [Thing(one.colour, one.shape, one.size) for one in (first, *rest)]
-    where = Relation(relation(first, rest[0])) if rest else Region(region(first, scene.canvas))
-    claims = (things[0], where, *things[1:], Background(scene.background))
+    things = [Thing(o.colour, o.shape, o.size) for o in (first, *rest)]
+    location = Relation(relation(first, rest[0])) if rest else Region(region(first, scene.canvas))
+    claims = (things[0], location, *things[1:], Background(scene.background))
     return Caption(" ".join(str(claim) for claim in claims), (*claims, Count(len(things))))
 
 
 def parse(text: str) -> Caption:
-    """What a prompt in the words of :func:`caption` claims; also takes "on a white background".
+    """The claims of a prompt in the wording of :func:`random_caption`; "on a white background" is understood as well.
 
-    Raises ValueError naming the first word that is not understood and what may stand in its place.
+    Raises InputError naming the first word that is not understood and the phrases expected in its place.
     """
-    words = _Words(text)
-    claims: list[Claim] = [_thing(words)]
-    things = 1
-    if word := words.take(_each(RELATIONS)):
-        claims += [Relation(word), _thing(words)]
-        things = 2
+    words = _PhraseReader(text)
+    claims: list[Claim] = [_read_thing(words)]
+    count = 1
+    if word := words.take(_identity(RELATIONS)):
+        claims += [Relation(word), _read_thing(words)]
+        count = 2
     elif word := words.take({phrase: word for word, phrase in REGION_PHRASES.items()}):
         claims.append(Region(word))
     backgrounds = {f"on {name}": name for name in BACKGROUNDS} | {
@@ -141,86 +142,86 @@ def parse(text: str) -> Caption:
     }
     if name := words.take(backgrounds):
         claims.append(Background(name))
-    words.end()
-    return Caption(text, (*claims, Count(things)))
+    words.expect_end()
+    return Caption(text, (*claims, Count(count)))
 
 
 def facts_true(scene: Scene, claims: tuple[Claim, ...]) -> bool:
-    """Whether everything claimed is true of a scene."""
+    """Whether all claims are true of a scene."""
     return all(grade(scene, claims))
 
 
 def grade(scene: Scene, claims: tuple[Claim, ...]) -> tuple[bool, ...]:
-    """One truth value per claim, for the reading of the scene that makes most of them true.
+    """One truth value per claim, under the assignment of objects to things that makes most claims true.
 
-    A reading says which object each :class:`Thing` means; an object stands for one thing at most.
+    Each :class:`Thing` is assigned a different object, or None when there are too few.
     """
-    wanted = sum(isinstance(claim, Thing) for claim in claims)
-    candidates = (*scene.objects, *[None] * (wanted - len(scene.objects)))
-    return max((_read(scene, claims, meant) for meant in permutations(candidates, wanted)), key=sum)
+    count = sum(isinstance(claim, Thing) for claim in claims)
+    candidates = (*scene.objects, *[None] * (count - len(scene.objects)))
+    return max((_truth(scene, claims, assigned) for assigned in permutations(candidates, count)), key=sum)
 
 
-def _read(scene: Scene, claims: tuple[Claim, ...], meant: tuple[Object | None, ...]) -> tuple[bool, ...]:
-    """The truth values when the things named mean these objects; None stands for a thing that is not there."""
-    unread = iter(meant)
-    right = []
+def _truth(scene: Scene, claims: tuple[Claim, ...], assigned: tuple[Object | None, ...]) -> tuple[bool, ...]:
+    """The truth value of each claim when the things, in order, are these objects; None is a missing one."""
+    objects = iter(assigned)
+    truth = []
     for claim in claims:
         match claim:
             case Thing():
-                thing = next(unread)
-                right.append(thing is not None and claim.fits(thing))
+                thing = next(objects)
+                truth.append(thing is not None and claim.matches(thing))
             case Relation(word):
-                right.append(None not in meant and relation(*meant) == word)
+                truth.append(None not in assigned and relation(*assigned) == word)
             case Region(word):
-                right.append(meant[0] is not None and region(meant[0], scene.canvas) == word)
+                truth.append(assigned[0] is not None and region(assigned[0], scene.canvas) == word)
             case Background(colour):
-                right.append(scene.background == colour)
+                truth.append(scene.background == colour)
             case Count(number):
-                right.append(len(scene.objects) <= number)
-    return tuple(right)
+                truth.append(len(scene.objects) <= number)
+    return tuple(truth)
 
 
-class _Words:
-    """The words of a prompt, taken from the front."""
+class _PhraseReader:
+    """Consumes a prompt phrase by phrase from its beginning."""
 
     def __init__(self, text: str):
         self.text = text
-        self.left = text.lower().strip(" .\n").split()
+        self.remaining = text.lower().strip(" .\n").split()
         self.expected: list[str] = []
 
     def take(self, options: dict[str, str]) -> str | None:
-        """The value of the phrase the prompt goes on with, which is taken off; None where it goes on otherwise."""
+        """Consumes the next phrase if it is one of ``options`` and returns its value; None otherwise."""
         for phrase, value in options.items():
             words = phrase.split()
-            if self.left[: len(words)] == words:
-                del self.left[: len(words)]
+            if self.remaining[: len(words)] == words:
+                del self.remaining[: len(words)]
                 self.expected = []
                 return value
         self.expected += options
         return None
 
-    def need(self, options: dict[str, str]) -> str:
-        found = self.take(options)
-        if found is None:
-            raise self.not_understood()
-        return found
+    def require(self, options: dict[str, str]) -> str:
+        value = self.take(options)
+        if value is None:
+            raise self.error()
+        return value
 
-    def end(self) -> None:
-        if self.left:
-            raise self.not_understood()
+    def expect_end(self) -> None:
+        if self.remaining:
+            raise self.error()
 
-    def not_understood(self) -> ValueError:
-        at = repr(self.left[0]) if self.left else "the end"
-        return ValueError(f"in the prompt {self.text!r}: expected one of {self.expected}, not {at}")
-
-
-def _thing(words: _Words) -> Thing:
-    words.need(_each("a"))
-    size = words.take(_each(SIZES))
-    colour = words.need(_each(COLOURS))
-    return Thing(colour, words.need(_each(ALL_SHAPES)), size)
+    def error(self) -> InputError:
+        word = repr(self.remaining[0]) if self.remaining else "the end"
+        return InputError(f"in the prompt {self.text!r}: expected one of {self.expected}, not {word}")
 
 
-def _each(words: Iterable[str]) -> dict[str, str]:
-    """Phrases that stand for themselves."""
+def _read_thing(words: _PhraseReader) -> Thing:
+    words.require(_identity("a"))
+    size = words.take(_identity(SIZES))
+    colour = words.require(_identity(COLOURS))
+    return Thing(colour, words.require(_identity(ALL_SHAPES)), size)
+
+
+def _identity(words: Iterable[str]) -> dict[str, str]:
+    """Phrases whose value is the phrase itself."""
     return {word: word for word in words}

@@ -1,4 +1,4 @@
-"""The drawings of the report: canvases, pairs of pictures, curves of losses."""
+"""The figures of the report: canvas sizes, pairs of pictures, loss curves."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -7,56 +7,56 @@ import numpy as np
 from scipy import ndimage
 
 from lumina_jax.pictures.html import Html, join, picture, tag
+from lumina_jax.pictures.metrics import psnr
 
 Pixels = tuple[int, int]
 Points = Sequence[tuple[int, float]]
 
 HUES = 4
-"""Stages wear the classes hue0, hue1, ... of report.css in turn."""
+"""Stages cycle through the CSS classes hue0, hue1, ... of report.css."""
 WIDTH, HEIGHT = 1120, 380
 LEFT, TOP, RIGHT, BOTTOM = 68, 40, 1104, 324
-"""The chart and its frame, in units of its view box."""
-MOST_POINTS = 400
-LEAST_LOSS = 1e-4
-"""A logarithmic axis has no place for zero."""
+"""Size of the chart and edges of its plot area, in units of the view box."""
+MAX_POINTS = 400
+MIN_LOSS = 1e-4
+"""Losses are clipped from below, since the axis is logarithmic."""
 
 
 def hue(stage: int) -> str:
-    """The class that colours what belongs to a stage."""
+    """The CSS class with the colour of a stage."""
     return f"hue{stage % HUES}"
 
 
 def pair(original: np.ndarray, rebuilt: np.ndarray, scale: float) -> Html:
-    """Two pictures u8[Y X 3] side by side, and how close the second comes to the first."""
-    error = np.mean(np.square(original.astype(np.float64) - rebuilt))
-    kept = f"PSNR {10 * np.log10(255**2 / error):.1f} dB" if error else "exact"
+    """Two pictures u8[Y X 3] side by side, with the PSNR of the second."""
+    caption = "exact" if np.array_equal(original, rebuilt) else f"PSNR {psnr(original, rebuilt):.1f} dB"
     sides = picture(original, "original", scale), picture(rebuilt, "encoded and decoded", scale)
-    return tag("figure", tag("div", *sides), tag("figcaption", kept))
+    return tag("figure", tag("div", *sides), tag("figcaption", caption))
 
 
 def gap(size: Pixels, scale: float) -> Html:
-    """What stands where a picture of ``size`` (width, height) should have come."""
+    """The placeholder for a missing picture of ``size`` (width, height)."""
     style = f"width:{round(size[0] * scale)}px;aspect-ratio:{size[0]}/{size[1]}"
     return tag("div", "no whole picture", class_="gap", style=style)
 
 
 def canvases(groups: Sequence[Sequence[Pixels]], stage: int = 0) -> Html:
-    """Canvases (width, height) around one centre as SVG, a hue for each group from ``stage`` on, the first in front."""
-    reach = max(max(size) for group in groups for size in group) / 2 + 2
+    """Concentric outlines of canvas sizes (width, height) as SVG, one hue per group from ``stage`` on, the first group in front."""
+    extent = max(max(size) for group in groups for size in group) / 2 + 2
     rects = [
         tag("rect", x=-width / 2, y=-height / 2, width=width, height=height, class_=class_)
         for number, group in reversed(list(enumerate(groups, stage)))
         for class_ in (hue(number), "outline")
         for width, height in group
     ]
-    view = f"{-reach:g} {-reach:g} {2 * reach:g} {2 * reach:g}"
+    view = f"{-extent:g} {-extent:g} {2 * extent:g} {2 * extent:g}"
     return tag("svg", *rects, viewBox=view, class_="canvases", role="img", aria_label="canvas sizes, centred")
 
 
 def curves(lines: Sequence[tuple[str, str, Points]]) -> Html:
-    """Losses as (name, class, (step, nats)...) on a logarithmic axis as SVG, each from where the one before ended."""
+    """Loss curves (name, CSS class, (step, nats)...) as SVG, one after another on the x axis; the y axis is logarithmic."""
     starts = list(accumulate((points[-1][0] for *_, points in lines), initial=0))
-    logs = [np.log10(np.maximum([value for _, value in points], LEAST_LOSS)) for *_, points in lines]
+    logs = [np.log10(np.maximum([value for _, value in points], MIN_LOSS)) for *_, points in lines]
     low, high = (float(edge([edge(log) for log in logs])) for edge in (min, max))
     pad = 0.04 * (high - low) or 0.1
 
@@ -66,48 +66,49 @@ def curves(lines: Sequence[tuple[str, str, Points]]) -> Html:
     def y(log: float) -> float:
         return TOP + (BOTTOM - TOP) * (high + pad - log) / (high - low + 2 * pad)
 
-    drawn = [_rule(LEFT, y(np.log10(tick)), RIGHT, f"{tick:g}") for tick in _log_ticks(low - pad, high + pad)]
-    drawn += [
+    elements = [_gridline(LEFT, y(np.log10(tick)), RIGHT, f"{tick:g}") for tick in _log_ticks(low - pad, high + pad)]
+    elements += [
         tag("text", f"{tick:,}", x=f"{x(tick):.1f}", y=BOTTOM + 20, class_="middle") for tick in _ticks(starts[-1])
     ]
     for start, (name, class_, points), log in zip(starts[:-1], lines, logs, strict=True):
         smooth = ndimage.uniform_filter1d(log, max(1, len(log) // 30))
-        some = np.unique(np.linspace(0, len(log) - 1, MOST_POINTS).astype(int))
-        across = [x(start + points[index][0]) for index in some]
-        band = f"{x(start):.1f}"
-        drawn += [
-            tag("line", x1=band, x2=band, y1=TOP - 26, y2=BOTTOM, class_="band"),
-            _path(across, [y(log[index]) for index in some], f"raw {class_}"),
-            _path(across, [y(smooth[index]) for index in some], class_),
-            tag("text", f"{name}: {10 ** smooth[-1]:.3g} nats", x=float(band) + 8, y=TOP - 14, class_=class_),
+        indices = np.unique(np.linspace(0, len(log) - 1, MAX_POINTS).astype(int))
+        xs = [x(start + points[index][0]) for index in indices]
+        left = f"{x(start):.1f}"
+        elements += [
+            tag("line", x1=left, x2=left, y1=TOP - 26, y2=BOTTOM, class_="band"),
+            _polyline(xs, [y(log[index]) for index in indices], f"raw {class_}"),
+            _polyline(xs, [y(smooth[index]) for index in indices], class_),
+            tag("text", f"{name}: {10 ** smooth[-1]:.3g} nats", x=float(left) + 8, y=TOP - 14, class_=class_),
         ]
     middle = (TOP + BOTTOM) / 2
-    turned = f"rotate(-90 16 {middle})"
-    drawn += [
+    rotation = f"rotate(-90 16 {middle})"
+    elements += [
         tag("text", "training steps, one stage after another", x=(LEFT + RIGHT) / 2, y=HEIGHT - 10, class_="middle"),
-        tag("text", "cross-entropy, nats per token", x=16, y=middle, transform=turned, class_="middle"),
+        tag("text", "cross-entropy, nats per token", x=16, y=middle, transform=rotation, class_="middle"),
     ]
-    return tag("svg", *drawn, viewBox=f"0 0 {WIDTH} {HEIGHT}", class_="chart", role="img", aria_label="training loss")
+    view = f"0 0 {WIDTH} {HEIGHT}"
+    return tag("svg", *elements, viewBox=view, class_="chart", role="img", aria_label="training loss")
 
 
-def _path(across: Sequence[float], down: Sequence[float], class_: str) -> Html:
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, down, strict=True))
+def _polyline(xs: Sequence[float], ys: Sequence[float], class_: str) -> Html:
+    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
     return tag("polyline", points=points, class_=class_)
 
 
-def _rule(left: float, y: float, right: float, text: str) -> Html:
+def _gridline(left: float, y: float, right: float, label: str) -> Html:
     line = tag("line", x1=left, x2=right, y1=f"{y:.1f}", y2=f"{y:.1f}")
-    return join(line, tag("text", text, x=left - 8, y=f"{y + 4:.1f}", class_="end"))
+    return join(line, tag("text", label, x=left - 8, y=f"{y + 4:.1f}", class_="end"))
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers whose logarithms lie from ``low`` to ``high``: 1, 2, 5, 10 ..., and all digits where those are few."""
+    """Round numbers with log10 from ``low`` to ``high``: 1, 2, 5, 10, ...; all digits when those give fewer than three."""
     decades = range(int(np.floor(low)), int(np.ceil(high)) + 1)
     for digits in ((1, 2, 5), range(1, 10)):
-        found = [d * 10.0**decade for decade in decades for d in digits if low <= np.log10(d) + decade <= high]
-        if len(found) > 2:
+        ticks = [d * 10.0**decade for decade in decades for d in digits if low <= np.log10(d) + decade <= high]
+        if len(ticks) > 2:
             break
-    return found
+    return ticks
 
 
 def _ticks(end: int) -> range:

@@ -1,4 +1,4 @@
-"""Edits of scenes in words: add, remove, recolour and move an object; and whether one scene is such an edit of another."""
+"""Edits of scenes in words: add, remove, recolour or move an object; and whether a scene is such an edit of another."""
 
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -10,19 +10,19 @@ from lumina_jax.toyworld.scenes import Object, Scene, World, clear, pick, region
 
 KINDS = ("add", "remove", "recolour", "move")
 LATER_KINDS = ("remove", "recolour", "move")
-"""What may follow an edit."""
+"""The kinds that are possible after an earlier edit, when the scene may hold one object only."""
 
 
 class Difference(NamedTuple):
-    """The object an edit is about, before and after it; None where there is none."""
+    """The edited object before and after the edit; None before it is added and after it is removed."""
 
     old: Object | None
     new: Object | None
 
 
 @dataclass(frozen=True)
-class Edit:
-    """One wish about ``subject``; ``goal`` is its new colour, its new region, or its relation to ``other``."""
+class SceneEdit:
+    """A requested edit of ``subject``. ``goal`` is its new colour, its new region or, to add, its relation to ``other``."""
 
     kind: str
     subject: Thing
@@ -31,36 +31,35 @@ class Edit:
 
     @property
     def text(self) -> str:
-        """The wish in words, such as "Move the red circle to the top left."."""
+        """The instruction, such as "Move the red circle to the top left."."""
         if self.kind == "add":
-            return f"Add {self.subject} {self.goal} {called(self.other)}."
+            return f"Add {self.subject} {self.goal} {definite(self.other)}."
         if self.kind == "move":
-            place = REGION_PHRASES[self.goal].split(" ", 1)[1]
-            return f"Move {called(self.subject)} to {place}."
+            target = REGION_PHRASES[self.goal].split(" ", 1)[1]
+            return f"Move {definite(self.subject)} to {target}."
         if self.kind == "recolour":
-            return f"Recolour {called(self.subject)} {self.goal}."
-        return f"Remove {called(self.subject)}."
+            return f"Recolour {definite(self.subject)} {self.goal}."
+        return f"Remove {definite(self.subject)}."
 
     def difference(self, before: Scene, after: Scene) -> Difference | None:
-        """What is different, where ``after`` is ``before`` with this wish fulfilled and nothing else changed; None elsewhere."""
-        old = None if self.kind == "add" else _found(self.subject, before)
-        left = list(after.objects)
+        """The object that changed, if ``after`` is ``before`` with this edit done and nothing else changed; otherwise None."""
+        old = None if self.kind == "add" else _match(self.subject, before)
+        changed = list(after.objects)
         for thing in before.objects:
-            if thing is not old and thing in left:
-                left.remove(thing)
-        kept = len(before.objects) - (old is not None)
-        wanted = self.kind != "remove"
+            if thing is not old and thing in changed:
+                changed.remove(thing)
+        unchanged_count = len(before.objects) - (old is not None)
+        new_count = int(self.kind != "remove")
         same = (before.canvas, before.background) == (after.canvas, after.background)
-        if not same or len(after.objects) != kept + wanted or len(left) != wanted:
+        if not same or len(after.objects) != unchanged_count + new_count or len(changed) != new_count:
             return None
-        found = Difference(old, left[0] if wanted else None)
-        return found if self._fulfilled(found, before) else None
+        new = changed[0] if new_count else None
+        return Difference(old, new) if self._is_done(old, new, before) else None
 
-    def _fulfilled(self, found: Difference, before: Scene) -> bool:
-        old, new = found
+    def _is_done(self, old: Object | None, new: Object | None, before: Scene) -> bool:
         if self.kind == "add":
-            other = _found(self.other, before)
-            return other is not None and self.subject.fits(new) and relation(new, other) == self.goal
+            other = _match(self.other, before)
+            return other is not None and self.subject.matches(new) and relation(new, other) == self.goal
         if old is None or self.kind == "remove":
             return old is not None
         if self.kind == "recolour":
@@ -68,55 +67,55 @@ class Edit:
         return replace(new, x=old.x, y=old.y) == old and region(new, before.canvas) == self.goal
 
 
-def called(thing: Thing) -> str:
-    """A thing one can point at, such as "the red circle"."""
-    return f"the {bare(thing)}"
+def definite(phrase: Thing) -> str:
+    """The phrase with the definite article, such as "the red circle"."""
+    return f"the {without_article(phrase)}"
 
 
-def bare(thing: Thing) -> str:
-    """The words of a thing without an article."""
-    return str(thing).removeprefix("a ")
+def without_article(phrase: Thing) -> str:
+    """The phrase without an article, such as "red circle"."""
+    return str(phrase).removeprefix("a ")
 
 
-def name(thing: Object, scene: Scene) -> Thing | None:
-    """The fewest words that mean this object and no other of its scene; None where all of them do not do."""
+def unique_phrase(thing: Object, scene: Scene) -> Thing | None:
+    """The shortest phrase that matches this object and no other of its scene; None if there is none."""
     short, full = Thing(thing.colour, thing.shape), Thing(thing.colour, thing.shape, thing.size)
-    return next((said for said in (short, full) if sum(map(said.fits, scene.objects)) == 1), None)
+    return next((phrase for phrase in (short, full) if sum(map(phrase.matches, scene.objects)) == 1), None)
 
 
-def draw(
+def draw_edit(
     kind: str, scene: Scene, world: World, rng: np.random.Generator, held_out: bool = False
-) -> tuple[Scene, Edit, Scene] | None:
-    """A scene, an edit of some kind, and the scene it leads to; None where the draw came to nothing: draw again.
+) -> tuple[Scene, SceneEdit, Scene] | None:
+    """A random edit as (scene before, edit, scene after), or None when the draw is no valid edit and must be repeated.
 
-    To remove and to add, ``scene`` has two objects: to add, it is where the edit leads to. Held-out compositions come up
-    in what is made only where ``held_out`` allows them.
+    ``scene`` is the one before, except for "add", where it is the one after; "add" and "remove" need two objects. Unless
+    ``held_out``, the edit creates no held-out composition.
     """
     subject = pick(rng, scene.objects)
     others = tuple(thing for thing in scene.objects if thing is not subject)
-    said, rest = name(subject, scene), replace(scene, objects=others)
-    if said is None or (kind in ("add", "remove") and not others):
+    phrase, rest = unique_phrase(subject, scene), replace(scene, objects=others)
+    if phrase is None or (kind in ("add", "remove") and not others):
         return None
     if kind == "remove":
-        return scene, Edit(kind, said), rest
+        return scene, SceneEdit(kind, phrase), rest
     if kind == "add":
-        thing = Thing(subject.colour, subject.shape, subject.size)
-        return rest, Edit(kind, thing, relation(subject, others[0]), name(others[0], rest)), scene
+        full = Thing(subject.colour, subject.shape, subject.size)
+        return rest, SceneEdit(kind, full, relation(subject, others[0]), unique_phrase(others[0], rest)), scene
     if kind == "recolour":
         new = replace(subject, colour=pick(rng, world.colours))
-        edit = Edit(kind, said, new.colour)
+        edit = SceneEdit(kind, phrase, new.colour)
     else:
         x, y = pick(rng, world.centres(subject.size, scene.canvas))
         new = replace(subject, x=x, y=y)
-        edit = Edit(kind, said, region(new, scene.canvas))
+        edit = SceneEdit(kind, phrase, region(new, scene.canvas))
         if edit.goal == region(subject, scene.canvas):
             return None
-    fits = all(clear(new, thing, scene.canvas) for thing in others)
-    known = held_out or not any(world.is_held_out(new, thing) for thing in others)
-    if new == subject or not fits or not known:
+    is_clear = all(clear(new, thing, scene.canvas) for thing in others)
+    allowed = held_out or not any(world.is_held_out(new, thing) for thing in others)
+    if new == subject or not is_clear or not allowed:
         return None
     return scene, edit, replace(scene, objects=tuple(new if thing is subject else thing for thing in scene.objects))
 
 
-def _found(said: Thing, scene: Scene) -> Object | None:
-    return next((thing for thing in scene.objects if said.fits(thing)), None)
+def _match(phrase: Thing, scene: Scene) -> Object | None:
+    return next((thing for thing in scene.objects if phrase.matches(thing)), None)

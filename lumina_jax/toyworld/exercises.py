@@ -1,4 +1,4 @@
-"""Exercises: one for each capability, each with its words, its pictures and the truth about them."""
+"""Exercises: one class per capability, each with its turns, its pictures and the scenes they come from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ import numpy as np
 
 from lumina_jax.conversation import Turn, image_prompt, task_prompt
 from lumina_jax.toyworld.captions import Caption, Thing, describe
-from lumina_jax.toyworld.edits import Edit, bare
-from lumina_jax.toyworld.questions import Asked
+from lumina_jax.toyworld.edits import SceneEdit, without_article
+from lumina_jax.toyworld.questions import QuestionAnswer
 from lumina_jax.toyworld.scenes import Object, Scene
 from lumina_jax.toyworld.views import VIEWS, boxed
 from lumina_jax.vocab import IMAGE_SYMBOL
@@ -18,14 +18,14 @@ REFINE = "refine"
 
 @dataclass(frozen=True)
 class Paint:
-    """Paint what a caption says."""
+    """Paint the picture of a caption."""
 
     scene: Scene
-    said: Caption
+    caption: Caption
 
     @property
     def turns(self) -> list[Turn]:
-        return [(image_prompt(*self.scene.canvas, self.said.text), IMAGE_SYMBOL)]
+        return [(image_prompt(*self.scene.canvas, self.caption.text), IMAGE_SYMBOL)]
 
     @property
     def pictures(self) -> list[np.ndarray]:
@@ -33,8 +33,8 @@ class Paint:
 
 
 @dataclass(frozen=True)
-class Look:
-    """Show a picture as one of VIEWS does, or, to refine it, as it is."""
+class PredictView:
+    """Turn a picture into one of VIEWS or, to refine it, repeat it."""
 
     scene: Scene
     view: str
@@ -45,21 +45,21 @@ class Look:
 
     @property
     def pictures(self) -> list[np.ndarray]:
-        shown = self.scene.render() if self.view == REFINE else VIEWS[self.view](self.scene)
-        return [self.scene.render(), shown]
+        picture = self.scene.render()
+        return [picture, picture if self.view == REFINE else VIEWS[self.view](self.scene)]
 
 
 @dataclass(frozen=True)
 class Detect:
-    """Draw the box of the object that ``said`` means."""
+    """Draw the box of the object that ``phrase`` refers to."""
 
     scene: Scene
     thing: Object
-    said: Thing
+    phrase: Thing
 
     @property
     def turns(self) -> list[Turn]:
-        return [(task_prompt("detect", bare(self.said)), IMAGE_SYMBOL)]
+        return [(task_prompt("detect", without_article(self.phrase)), IMAGE_SYMBOL)]
 
     @property
     def pictures(self) -> list[np.ndarray]:
@@ -67,19 +67,19 @@ class Detect:
 
 
 @dataclass(frozen=True)
-class Condition:
+class PaintFromView:
     """Paint the scene that one of VIEWS and a caption describe."""
 
     scene: Scene
     view: str
 
     @property
-    def said(self) -> Caption:
+    def caption(self) -> Caption:
         return describe(self.scene)
 
     @property
     def turns(self) -> list[Turn]:
-        return [(task_prompt("condition", self.said.text), IMAGE_SYMBOL)]
+        return [(task_prompt("condition", self.caption.text), IMAGE_SYMBOL)]
 
     @property
     def pictures(self) -> list[np.ndarray]:
@@ -87,11 +87,11 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Change:
-    """Edit a picture, once or several times in one dialog; ``scenes`` are those before, between and after."""
+class ApplyEdits:
+    """Edit a picture once or several times in one dialog; ``scenes`` are the first one and the result of each edit."""
 
     scenes: tuple[Scene, ...]
-    edits: tuple[Edit, ...]
+    edits: tuple[SceneEdit, ...]
 
     @property
     def turns(self) -> list[Turn]:
@@ -107,7 +107,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Describe:
-    """Say everything about a picture."""
+    """Describe a picture completely."""
 
     scene: Scene
 
@@ -121,17 +121,17 @@ class Describe:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Answer questions about any number of pictures, none among them, in one dialog."""
+class AnswerQuestions:
+    """Answer questions about any number of pictures, possibly none, in one dialog."""
 
     scenes: tuple[Scene, ...]
-    asked: tuple[Asked, ...]
+    questions: tuple[QuestionAnswer, ...]
 
     @property
     def turns(self) -> list[Turn]:
         return [
             (task_prompt("question", question, images=0 if number else len(self.scenes)), answer)
-            for number, (question, answer) in enumerate(self.asked)
+            for number, (question, answer) in enumerate(self.questions)
         ]
 
     @property
@@ -139,23 +139,23 @@ class Answer:
         return [scene.render() for scene in self.scenes]
 
 
-Exercise = Paint | Look | Detect | Condition | Change | Describe | Answer
+Exercise = Paint | PredictView | Detect | PaintFromView | ApplyEdits | Describe | AnswerQuestions
 Reply = np.ndarray | str | None
-"""What a model gives in one turn: a picture u8[Y X 3], a text, or None where a whole picture was asked for and none came."""
+"""A model's answer in one turn: a picture u8[Y X 3], a text, or None if a picture was due and the answer holds no complete one."""
 
 
-def replies(exercise: Exercise) -> list[Reply]:
-    """The true answers, one for each turn."""
-    shown = len(exercise.pictures) - sum(answer == IMAGE_SYMBOL for _, answer in exercise.turns)
-    painted = iter(exercise.pictures[shown:])
-    return [next(painted) if answer == IMAGE_SYMBOL else answer for _, answer in exercise.turns]
+def true_replies(exercise: Exercise) -> list[Reply]:
+    """The true answer of each turn."""
+    outputs = sum(answer == IMAGE_SYMBOL for _, answer in exercise.turns)
+    pictures = iter(exercise.pictures[len(exercise.pictures) - outputs :])
+    return [next(pictures) if answer == IMAGE_SYMBOL else answer for _, answer in exercise.turns]
 
 
-def dialog(exercise: Exercise, given: Sequence[Reply]) -> tuple[list[Turn], list[np.ndarray]]:
-    """The turns and pictures of the next prompt, once replies have been ``given`` to the turns before it."""
-    turns, pictures = exercise.turns[: len(given) + 1], exercise.pictures
-    shown = sum(human.count(IMAGE_SYMBOL) for human, _ in turns)
-    painted = [reply for reply in given if isinstance(reply, np.ndarray)]
-    said = [reply if isinstance(reply, str) else IMAGE_SYMBOL for reply in given]
-    asked = [(human, answer) for (human, _), answer in zip(turns, [*said, None], strict=True)]
-    return asked, [*pictures[:shown], *painted]
+def next_prompt(exercise: Exercise, replies: Sequence[Reply]) -> tuple[list[Turn], list[np.ndarray]]:
+    """The turns and pictures of the prompt for the next turn, after the model gave ``replies`` in the earlier ones."""
+    turns, pictures = exercise.turns[: len(replies) + 1], exercise.pictures
+    inputs = sum(human.count(IMAGE_SYMBOL) for human, _ in turns)
+    painted = [reply for reply in replies if isinstance(reply, np.ndarray)]
+    answers = [reply if isinstance(reply, str) else IMAGE_SYMBOL for reply in replies]
+    prompt = [(human, answer) for (human, _), answer in zip(turns, [*answers, None], strict=True)]
+    return prompt, [*pictures[:inputs], *painted]

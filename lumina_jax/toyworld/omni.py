@@ -1,10 +1,11 @@
-"""Every capability as a stream of exercises, and all of them mixed as records to pretokenize."""
+"""Exercises of every task, drawn by (seed, index), and a weighted mix of them as records to pretokenize."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -12,21 +13,21 @@ from PIL import Image
 from lumina_jax.data.sources import Record
 from lumina_jax.errors import InputError
 from lumina_jax.toyworld import edits, questions
-from lumina_jax.toyworld.captions import caption
+from lumina_jax.toyworld.captions import random_caption
 from lumina_jax.toyworld.exercises import (
     REFINE,
-    Answer,
-    Change,
-    Condition,
+    AnswerQuestions,
+    ApplyEdits,
     Describe,
     Detect,
     Exercise,
-    Look,
     Paint,
+    PaintFromView,
+    PredictView,
 )
 from lumina_jax.toyworld.figures import PERSON
 from lumina_jax.toyworld.scenes import OMNI, Pixels, Scene, World, pick
-from lumina_jax.toyworld.source import EVALUATION, STAGES, stage_sizes
+from lumina_jax.toyworld.source import EVALUATION, STAGES, check_stream, stage_sizes
 from lumina_jax.toyworld.views import VIEWS
 
 MIX: Mapping[str, float] = MappingProxyType(
@@ -48,10 +49,10 @@ MIX: Mapping[str, float] = MappingProxyType(
         "chain": 2.0,
     }
 )
-"""Every task, and how often it comes: weights, of which only the proportions count.
+"""All tasks with their relative frequencies.
 
-An answer in words is a few tokens among the dozens of a picture: a dialog asks of one picture again and again, and so teaches
-in as many tokens a multiple of what single questions do.
+Dialogs are frequent because a text answer is a few tokens and a picture dozens: several questions about one picture teach
+several times as much per token as single ones.
 """
 
 SLOW_MIX: Mapping[str, float] = MappingProxyType(
@@ -75,23 +76,23 @@ SLOW_MIX: Mapping[str, float] = MappingProxyType(
         "chain": 4.0,
     }
 )
-"""The same for a second part of training: what was slow to learn comes more often."""
+"""The frequencies in the second part of training: tasks that are slow to learn come more often."""
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A part of training: the weights of tasks, and how often a canvas of each of STAGES comes.
+    """The mix of one part of training: the weights of tasks, and the weights of canvases by STAGES.
 
-    What small canvases teach in few tokens is true of all.
+    Small canvases come more often: they teach the same in fewer tokens.
     """
 
     mix: Mapping[str, float]
-    often: tuple[int, ...]
+    repeats: tuple[int, ...]
 
     def sizes(self, target: int) -> list[Pixels]:
-        """The canvases up to those of about ``target``² px, each as many times as ``often`` says."""
-        often = zip(STAGES, self.often, strict=True)
-        return [size for stage, times in often if stage <= target for size in times * stage_sizes(stage)]
+        """The canvas sizes of all stages up to ``target``, each repeated as ``repeats`` says for its stage."""
+        stages = zip(STAGES, self.repeats, strict=True)
+        return [size for stage, repeats in stages if stage <= target for size in repeats * stage_sizes(stage)]
 
 
 LESSONS: Mapping[str, Lesson] = MappingProxyType(
@@ -102,56 +103,59 @@ LESSONS: Mapping[str, Lesson] = MappingProxyType(
 )
 
 QUESTIONS = 5
-"""In one dialog."""
-ABOUT_TWO = 0.35
-"""How often such a dialog is about two pictures."""
+"""Questions in one dialog."""
+TWO_PICTURES_SHARE = 0.35
+"""Share of these dialogs that are about two pictures."""
 
 DRAWS = 8
-"""How often a later edit is drawn for one scene before the next scene's turn comes."""
+"""Attempts to draw a later edit of one scene before the next scene is tried."""
 
-MOST_SCENES = 256
-"""A canvas has no room for a task when none of so many scenes will do."""
+MAX_SCENES = 256
+"""Scenes that one exercise may try; if none of them suits the task, the canvas is too small for it."""
 
-Maker = Callable[[Iterator[Scene], World, np.random.Generator, bool], Exercise | None]
-"""Makes an exercise of the next scenes that will do; None when they run out."""
+
+class DrawContext(NamedTuple):
+    """What one exercise is drawn from: candidate scenes, their world, a generator, and whether compositions are held out."""
+
+    scenes: Iterator[Scene]
+    world: World
+    rng: np.random.Generator
+    held_out: bool
 
 
 def exercise(world: World, task: str, size: Pixels, seed: int, index: int, held_out: bool = False) -> Exercise:
     """Exercise ``index`` of stream ``seed`` of a task of MIX, on a canvas of ``size``: a pure function of its arguments.
 
-    With ``held_out`` it comes from a scene with a held-out composition; without, no such composition is anywhere in it.
-    Raises ValueError for an unknown task, and for a canvas without room for it.
+    With ``held_out`` its first scene has a held-out composition; without, none of its scenes has. Raises InputError for an
+    unknown task, and for a canvas that is too small for the task.
     """
     if task not in MAKERS:
         raise InputError(f"no task {task!r}; the tasks of the embedded world are {', '.join(MAKERS)}")
-    first = index * MOST_SCENES
-    scenes = (world.scene(size, seed, number, held_out) for number in range(first, first + MOST_SCENES))
+    first = index * MAX_SCENES
+    scenes = (world.scene(size, seed, number, held_out) for number in range(first, first + MAX_SCENES))
     rng = np.random.default_rng((seed, index, list(MIX).index(task), int(held_out)))
-    if (made := MAKERS[task](scenes, world, rng, held_out)) is None:
+    if (drawn := MAKERS[task](DrawContext(scenes, world, rng, held_out))) is None:
         raise InputError(f"a canvas of {size[0]}x{size[1]} px has no room for the task {task!r}")
-    return made
+    return drawn
 
 
-def exercises(
+def evaluation_exercises(
     task: str, sizes: Sequence[Pixels], count: int, seed: int, held_out: bool = False, world: World = OMNI
 ) -> list[Exercise]:
-    """``count`` exercises of a task to evaluate with, from streams no training record comes from."""
+    """``count`` exercises of a task for evaluation, from streams that training never uses; ``sizes`` are taken in turn."""
     return [
         exercise(world, task, sizes[index % len(sizes)], EVALUATION + seed, index, held_out) for index in range(count)
     ]
 
 
 class OmniSource:
-    """``count`` records of all tasks by the weights of ``mix``, made when asked for; a data source for pretokenizing.
+    """``count`` records of all tasks, drawn by the weights ``mix`` and made on access; a data source for pretokenizing.
 
-    Canvases are drawn; one listed twice comes twice as often. ``sizes`` holds each of them once.
+    Canvas sizes are drawn from ``sizes``: one listed twice comes twice as often. The attribute ``sizes`` has no duplicates.
     """
 
     def __init__(self, world: World, sizes: Sequence[Pixels], count: int, seed: int, mix: Mapping[str, float] = MIX):
-        if not sizes or count < 1 or not 0 <= seed < EVALUATION:
-            raise InputError(
-                f"{len(sizes)} sizes, count={count}, seed={seed}: need at least 1, 1, and 0 <= seed < 2**32"
-            )
+        check_stream(sizes, count, seed)
         if unknown := sorted(set(mix) - set(MAKERS)):
             raise InputError(f"no task {unknown[0]!r}; the tasks of the embedded world are {', '.join(MAKERS)}")
         if min(mix.values(), default=0) < 0 or not sum(mix.values()) > 0:
@@ -159,125 +163,111 @@ class OmniSource:
                 f"the weights of the tasks are {dict(mix)}; none may be negative, and one must be positive"
             )
         self.sizes = sorted(set(sizes))
-        self._made_from = (world, tuple(sizes), count, seed, tuple(mix.items()))
+        self._settings = (world, tuple(sizes), count, seed, tuple(mix.items()))
         self._tasks, weights = zip(*mix.items(), strict=True)
-        self._upto = np.cumsum(weights) / sum(weights)
+        self._cumulative = np.cumsum(weights) / sum(weights)
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change when the records do."""
-        return hashlib.sha256(repr(self._made_from).encode()).hexdigest()[:16]
+        """Hash of all settings, 16 hex digits: it changes when the records do."""
+        return hashlib.sha256(repr(self._settings).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
-        return self._made_from[2]
+        return self._settings[2]
 
     def __getitem__(self, index: int) -> Record:
-        made = self.exercise(index)
-        return Record(made.turns, [Image.fromarray(picture) for picture in made.pictures])
+        drawn = self.exercise(index)
+        return Record(drawn.turns, [Image.fromarray(picture) for picture in drawn.pictures])
 
     def task(self, index: int) -> str:
-        """Which task record ``index`` is of."""
-        return self._tasks[int(np.searchsorted(self._upto, self._rng(index).random(), side="right"))]
+        """The task of record ``index``."""
+        return self._tasks[int(np.searchsorted(self._cumulative, self._rng(index).random(), side="right"))]
 
     def exercise(self, index: int) -> Exercise:
-        """What record ``index`` is made of."""
-        world, sizes, count, seed, _ = self._made_from
+        """The exercise of record ``index``. Raises IndexError outside 0 to len(self) - 1."""
+        world, sizes, count, seed, _ = self._settings
         if not 0 <= index < count:
             raise IndexError(f"record {index} of {count}")
-        _, place = self._rng(index).random(2)
-        return exercise(world, self.task(index), sizes[int(place * len(sizes))], seed, index)
+        _, share = self._rng(index).random(2)
+        return exercise(world, self.task(index), sizes[int(share * len(sizes))], seed, index)
 
     def _rng(self, index: int) -> np.random.Generator:
-        return np.random.default_rng((self._made_from[3], index))
+        return np.random.default_rng((self._settings[3], index))
 
 
-def _paint(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
-    scene = next(scenes)
-    return Paint(scene, caption(scene, rng))
+def _paint(ctx: DrawContext) -> Exercise:
+    scene = next(ctx.scenes)
+    return Paint(scene, random_caption(scene, ctx.rng))
 
 
-def _look(
-    scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool, view: str
-) -> Exercise | None:
-    return next((Look(scene, view) for scene in scenes if _serves(scene, view)), None)
+def _view(ctx: DrawContext, make: type[PredictView | PaintFromView], view: str) -> Exercise | None:
+    suitable = (scene for scene in ctx.scenes if view != "pose" or any(o.shape == PERSON for o in scene.objects))
+    return next((make(scene, view) for scene in suitable), None)
 
 
-def _condition(
-    scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool, view: str
-) -> Exercise | None:
-    return next((Condition(scene, view) for scene in scenes if _serves(scene, view)), None)
-
-
-def _serves(scene: Scene, view: str) -> bool:
-    """A pose needs somebody who takes it."""
-    return view != "pose" or any(thing.shape == PERSON for thing in scene.objects)
-
-
-def _detect(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise | None:
-    for scene in scenes:
-        thing = pick(rng, scene.objects)
-        if (said := edits.name(thing, scene)) is not None:
-            return Detect(scene, thing, said)
+def _detect(ctx: DrawContext) -> Exercise | None:
+    for scene in ctx.scenes:
+        thing = pick(ctx.rng, scene.objects)
+        if (phrase := edits.unique_phrase(thing, scene)) is not None:
+            return Detect(scene, thing, phrase)
     return None
 
 
-def _edit(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool, kind: str) -> Change | None:
-    for scene in scenes:
-        if (drawn := edits.draw(kind, scene, world, rng, held_out)) is not None:
+def _edit(ctx: DrawContext, kind: str) -> ApplyEdits | None:
+    for scene in ctx.scenes:
+        if (drawn := edits.draw_edit(kind, scene, ctx.world, ctx.rng, ctx.held_out)) is not None:
             before, edit, after = drawn
-            return Change((before, after), (edit,))
+            return ApplyEdits((before, after), (edit,))
     return None
 
 
-def _edits(
-    scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool, later: int
-) -> Change | None:
-    kinds = pick(rng, edits.KINDS), *(pick(rng, edits.LATER_KINDS) for _ in range(later))
-    # After one object has gone, the other stays.
-    gone = [number for number, kind in enumerate(kinds) if kind == "remove"][1:]
-    kinds = tuple("move" if number in gone else kind for number, kind in enumerate(kinds))
-    while (made := _edit(scenes, world, rng, held_out, kinds[0])) is not None:
+def _edits(ctx: DrawContext, later: int) -> ApplyEdits | None:
+    kinds = pick(ctx.rng, edits.KINDS), *(pick(ctx.rng, edits.LATER_KINDS) for _ in range(later))
+    # A scene has two objects at most: only one may be removed, so further removals become moves.
+    removals = [number for number, kind in enumerate(kinds) if kind == "remove"][1:]
+    kinds = tuple("move" if number in removals else kind for number, kind in enumerate(kinds))
+    while (chain := _edit(ctx, kinds[0])) is not None:
         for kind in kinds[1:]:
-            draws = (edits.draw(kind, made.scenes[-1], world, rng, held_out) for _ in range(DRAWS))
+            draws = (edits.draw_edit(kind, chain.scenes[-1], ctx.world, ctx.rng, ctx.held_out) for _ in range(DRAWS))
             if (drawn := next(filter(None, draws), None)) is None:
                 break
             _, edit, after = drawn
-            made = Change((*made.scenes, after), (*made.edits, edit))
+            chain = ApplyEdits((*chain.scenes, after), (*chain.edits, edit))
         else:
-            return made
+            return chain
     return None
 
 
-def _describe(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
-    return Describe(next(scenes))
+def _describe(ctx: DrawContext) -> Exercise:
+    return Describe(next(ctx.scenes))
 
 
-def _question(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
-    scene = next(scenes)
-    return Answer((scene,), (questions.ask(scene, world, rng),))
+def _question(ctx: DrawContext) -> Exercise:
+    scene = next(ctx.scenes)
+    return AnswerQuestions((scene,), (questions.ask(scene, ctx.world, ctx.rng),))
 
 
-def _compare(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
-    first, second = next(scenes), next(scenes)
-    return Answer((first, second), (questions.compare(first, second, world, rng),))
+def _compare(ctx: DrawContext) -> Exercise:
+    first, second = next(ctx.scenes), next(ctx.scenes)
+    return AnswerQuestions((first, second), (questions.compare(first, second, ctx.world, ctx.rng),))
 
 
-def _dialog(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
-    shown = tuple(next(scenes) for _ in range(1 + int(rng.random() < ABOUT_TWO)))
-    ask = questions.ask if len(shown) == 1 else questions.compare
-    return Answer(shown, questions.several(lambda: ask(*shown, world, rng), QUESTIONS))
+def _dialog(ctx: DrawContext) -> Exercise:
+    subjects = tuple(next(ctx.scenes) for _ in range(1 + int(ctx.rng.random() < TWO_PICTURES_SHARE)))
+    ask = questions.ask if len(subjects) == 1 else questions.compare
+    return AnswerQuestions(subjects, questions.distinct(lambda: ask(*subjects, ctx.world, ctx.rng), QUESTIONS))
 
 
-def _text(scenes: Iterator[Scene], world: World, rng: np.random.Generator, held_out: bool) -> Exercise:
-    return Answer((), (questions.text_task(world, rng),))
+def _text(ctx: DrawContext) -> Exercise:
+    return AnswerQuestions((), (questions.text_task(ctx.world, ctx.rng),))
 
 
-MAKERS: Mapping[str, Maker] = MappingProxyType(
+MAKERS: Mapping[str, Callable[[DrawContext], Exercise | None]] = MappingProxyType(
     {
         "generate": _paint,
-        **{view: partial(_look, view=view) for view in (*VIEWS, REFINE)},
+        **{view: partial(_view, make=PredictView, view=view) for view in (*VIEWS, REFINE)},
         "detect": _detect,
-        **{f"{view}_to_image": partial(_condition, view=view) for view in VIEWS},
+        **{f"{view}_to_image": partial(_view, make=PaintFromView, view=view) for view in VIEWS},
         **{kind: partial(_edit, kind=kind) for kind in edits.KINDS},
         "edits": partial(_edits, later=1),
         "describe": _describe,
@@ -288,3 +278,4 @@ MAKERS: Mapping[str, Maker] = MappingProxyType(
         "chain": partial(_edits, later=3),
     }
 )
+"""Task -> function that draws an exercise from the first candidate scenes that suit it; None when no scene does."""

@@ -1,4 +1,4 @@
-"""Codebook and tokenizer of the embedded world with all its tasks, enumerated: no patch and no word is left to chance."""
+"""Codebook and tokenizer for all tasks of the embedded world. Patches are enumerated, so that the codebook misses none."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,19 +19,19 @@ from lumina_jax.toyworld.words import world_words
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 STRIDE = 16
-MOST_CODES = 2**16
+MAX_CODES = 2**16
 TEXT_SEED = 98
 TEXTS = 60
-"""Exercises of each task whose words the tokenizer knows, besides the words of the world."""
+"""Exercises per task whose texts the tokenizer is built from, besides the words of the world."""
 
 
 def fit_omni(vq: VQConfig, data: DataConfig, base: PatchVQ | None = None, world: World = OMNI) -> None:
-    """Writes ``vq.path``, a codebook of every picture of every task, and tokenizer.json into ``data.tokenizer``.
+    """Writes ``vq.path``, a codebook with every patch of every task, and tokenizer.json into ``data.tokenizer``.
 
-    With ``base``, the codebook a model knows already, its codes keep their numbers and new ones follow. When ``vq.codes``
-    are fewer than there are patches, the codebook is that coarse, by k-means; ValueError if there is a ``base`` as well.
+    The codes of ``base``, the codebook of an already trained model, keep their numbers, and new ones are appended. Without a
+    base, ``vq.codes`` below the number of patches gives a coarse codebook (k-means); with one it raises InputError.
     """
-    codebook = PatchVQ.fit(alphabet(world), vq.codes if base is None else MOST_CODES, STRIDE)
+    codebook = PatchVQ.fit(patch_pictures(world), vq.codes if base is None else MAX_CODES, STRIDE)
     if base is not None:
         codebook = extended(base, codebook)
         if codebook.codes > vq.codes:
@@ -43,17 +43,17 @@ def fit_omni(vq: VQConfig, data: DataConfig, base: PatchVQ | None = None, world:
 
 
 def extended(base: PatchVQ, more: PatchVQ) -> PatchVQ:
-    """The patches of ``base`` under their numbers, then those of ``more`` that it lacks."""
+    """A codebook of the patches of ``base``, followed by those of ``more`` that it lacks."""
     known = {patch.tobytes() for patch in base.codebook}
     new = [patch for patch in more.codebook if patch.tobytes() not in known]
     return PatchVQ(np.concatenate([base.codebook, *(patch[None] for patch in new)]))
 
 
-def alphabet(world: World = OMNI) -> Iterator[np.ndarray]:
-    """Pictures u8[Y X 3] that hold every patch of every task.
+def patch_pictures(world: World = OMNI) -> Iterator[np.ndarray]:
+    """Pictures u8[Y X 3] that together contain every patch of every task.
 
-    A patch never shows two objects, so one object at a time is enough: each kind, colour and size on each background, in
-    each of the places that differ by more than whole patches, or in depth.
+    A patch never shows two objects, so pictures of one object suffice: every kind, colour and size on every background, at
+    every position that differs modulo the patch size, or in depth.
     """
     for canvas in _canvases():
         for thing in _things(world, canvas):
@@ -66,30 +66,29 @@ def alphabet(world: World = OMNI) -> Iterator[np.ndarray]:
 
 
 def texts(world: World = OMNI) -> Iterator[str]:
-    """What is said in exercises of all tasks; the words of the world also as they begin an answer."""
+    """The texts of exercises of all tasks, and the words of the world on their own, as at the beginning of an answer."""
     yield from (*world.shapes, *world.colours, *world.backgrounds, *RELATIONS)
     yield from (f"the {shape}s" for shape in world.shapes)
     for task in MIX:
         for index in range(TEXTS):
             turns = exercise(world, task, (STAGES[0], STAGES[0]), TEXT_SEED, index).turns
-            yield from (part for turn in turns for message in turn for part in message.split(IMAGE_SYMBOL))
+            yield from (text for turn in turns for message in turn for text in message.split(IMAGE_SYMBOL))
 
 
 def _canvases() -> list[Pixels]:
-    """One canvas for each pair of radii, the roomiest."""
-    found = {tuple(radii(size).values()): size for area in STAGES for size in sorted(stage_sizes(area), key=min)}
-    return list(found.values())
+    """One canvas for each pair of radii, the one with the longest short side."""
+    by_radii = {tuple(radii(size).values()): size for area in STAGES for size in sorted(stage_sizes(area), key=min)}
+    return list(by_radii.values())
 
 
 def _things(world: World, canvas: Pixels) -> Iterator[Object]:
     for size in radii(canvas):
-        some = Object("", "", size, 0, 0)
-        places = [replace(some, x=x, y=y) for x, y in world.centres(size, canvas)]
+        blanks = [Object("", "", size, x, y) for x, y in world.centres(size, canvas)]
         empty = Scene(*canvas, world.backgrounds[0], ())
-        distinct = {(at.x % STRIDE, at.y % STRIDE, distance(at, empty)): at for at in places}
-        for at in distinct.values():
+        distinct = {(blank.x % STRIDE, blank.y % STRIDE, distance(blank, empty)): blank for blank in blanks}
+        for blank in distinct.values():
             for shape, pose in ALL_KINDS:
                 for colour in world.colours:
-                    thing = replace(at, shape=shape, colour=colour, pose=pose)
+                    thing = replace(blank, shape=shape, colour=colour, pose=pose)
                     if shape in world.shapes and is_of_size(thing, canvas):
                         yield thing

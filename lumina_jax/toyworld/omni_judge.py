@@ -1,23 +1,24 @@
-"""Scores of replies to exercises: every capability in the measure of its field, against exact ground truth."""
+"""Scores of replies to exercises: every task in its field's metrics, against exact ground truth."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
 
+from lumina_jax.errors import InputError
 from lumina_jax.pictures import annotations, dense_maps, metrics
 from lumina_jax.toyworld import views
 from lumina_jax.toyworld.captions import Caption, Count, Thing, describe, facts_true, parse
 from lumina_jax.toyworld.exercises import (
     REFINE,
-    Answer,
-    Change,
-    Condition,
+    AnswerQuestions,
+    ApplyEdits,
     Describe,
     Detect,
     Exercise,
-    Look,
     Paint,
+    PaintFromView,
+    PredictView,
     Reply,
 )
 from lumina_jax.toyworld.figures import JOINTS, PERSON, RADIUS
@@ -28,109 +29,101 @@ Scores = dict[str, float]
 
 WORST: Mapping[str, float] = MappingProxyType(
     {"abs_rel": 1.0, "degrees": 90.0, "miou": 0.0, "accuracy": 0.0, "delta": 0.0, "delta_objects": 0.0, "pck": 0.0}
-    | {
-        "iou": 0.0,
-        "kept": 0.0,
-        "psnr_db": 0.0,
-        "exact": 0.0,
-        "inside": 0.0,
-        "outside": 0.0,
-        "right": 0.0,
-        "answers": 0.0,
-    }
+    | {"iou": 0.0, "kept": 0.0, "psnr_db": 0.0, "exact": 0.0}
+    | {"inside": 0.0, "outside": 0.0, "right": 0.0, "answers": 0.0}
 )
-"""What counts where there is no picture, or one of another size."""
+"""Scores by name, with the values that a missing picture or one of another size gets."""
 
-REACH = 0.1
-"""A joint is found within this share of a person's height."""
-SLACK = 2
-"""How far in px an object may lie from where a condition shows it."""
-BEST_PSNR = 100.0
+JOINT_TOLERANCE = 0.1
+"""A predicted joint is correct within this share of a person's height."""
+POSITION_TOLERANCE = 2
+"""An object may lie this many px, along each axis, from its position in the condition."""
 
 
-def score(exercise: Exercise, given: Sequence[Reply]) -> Scores:
-    """Scores of the replies, one for each turn. ``right`` is 1 where all is as it should be; the others are WORST's keys."""
-    reply = given[0]
+def score(exercise: Exercise, replies: Sequence[Reply]) -> Scores:
+    """Scores of the replies, one per turn, by names of WORST. ``right`` is 1 if everything is as it should be, otherwise 0."""
+    reply = replies[0]
     match exercise:
-        case Answer():
-            return _answered(exercise, given)
+        case AnswerQuestions():
+            return _score_answers(exercise, replies)
         case Describe():
-            return {"right": float(isinstance(reply, str) and _says_all(reply, exercise.scene))}
-        case Change():
-            return _changed(exercise, given)
+            return {"right": float(isinstance(reply, str) and _describes(reply, exercise.scene))}
+        case ApplyEdits():
+            return _score_edits(exercise, replies)
     scene = exercise.scene
-    names = _measured(exercise)
+    names = _score_names(exercise)
     if not isinstance(reply, np.ndarray) or reply.shape != (scene.height, scene.width, 3):
         return {name: WORST[name] for name in names}
     match exercise:
         case Paint():
-            values = (_painted(reply, scene, exercise.said),)
-        case Condition():
-            values = (_painted(reply, scene, exercise.said) and _laid_out(reply, scene, exercise.view == "pose"),)
+            values = (_shows(reply, scene, exercise.caption),)
+        case PaintFromView():
+            values = (_shows(reply, scene, exercise.caption) and _same_layout(reply, scene, exercise.view == "pose"),)
         case Detect():
-            values = _boxed(reply, scene, exercise.thing)
-        case Look():
-            values = LOOKS[exercise.view](reply, scene)
+            values = _score_box(reply, scene, exercise.thing)
+        case PredictView():
+            values = VIEW_SCORES[exercise.view](reply, scene)
     return dict(zip(names, map(float, values), strict=True))
 
 
-def _answered(exercise: Answer, given: Sequence[Reply]) -> Scores:
-    """Whether every answer is right, and of a dialog how many are."""
-    told = zip(given, exercise.asked, strict=True)
-    right = [isinstance(reply, str) and reply.strip() == answer for reply, (_, answer) in told]
+def _score_answers(exercise: AnswerQuestions, replies: Sequence[Reply]) -> Scores:
+    """Whether all answers are right, and for several questions also the share of right ones."""
+    pairs = zip(replies, exercise.questions, strict=True)
+    right = [isinstance(reply, str) and reply.strip() == answer for reply, (_, answer) in pairs]
     return {"right": float(all(right))} | ({"answers": float(np.mean(right))} if len(right) > 1 else {})
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """Their averages."""
-    return {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
+    """The mean of each score."""
+    return {name: float(np.mean([single[name] for single in scores])) for name in scores[0]}
 
 
-def _measured(exercise: Exercise) -> tuple[str, ...]:
-    """The names of what is measured, in order."""
+def _score_names(exercise: Exercise) -> tuple[str, ...]:
     match exercise:
         case Detect():
             return "iou", "kept"
-        case Look():
-            return MEASURES[exercise.view]
+        case PredictView():
+            return VIEW_SCORE_NAMES[exercise.view]
     return ("right",)
 
 
-def _segmented(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
-    found = dense_maps.decode_classes(picture, views.CLASS_COLOURS)
-    counts = metrics.confusion(views.classes(scene), found, len(views.CLASSES))
+def _score_segmentation(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
+    predicted = dense_maps.decode_classes(picture, views.CLASS_COLOURS)
+    counts = metrics.confusion(views.classes(scene), predicted, len(views.CLASSES))
     return metrics.mean_iou(counts), metrics.pixel_accuracy(counts)
 
 
-def _deep(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
-    truth, found = views.depth(scene), dense_maps.decode_depth(picture, views.NEAR, views.FAR)
+def _score_depth(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
+    truth, predicted = views.depth(scene), dense_maps.decode_depth(picture, views.NEAR, views.FAR)
     things = views.classes(scene) > 0
-    return metrics.abs_rel(truth, found), metrics.delta(truth, found), metrics.delta(truth[things], found[things])
+    within = metrics.delta(truth, predicted), metrics.delta(truth[things], predicted[things])
+    return metrics.abs_rel(truth, predicted), *within
 
 
-def _facing(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
+def _score_normals(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
     return (metrics.angular_error(views.normals(scene), dense_maps.decode_normals(picture)),)
 
 
-def _posed(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
-    """The share of joints that are found; dots that are no joint of anybody count as joints that are not."""
+def _score_pose(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
+    """The share of correct joints; a dot beyond the number of persons counts like a missed joint."""
     truth = np.stack([joints for _, joints in views.people(scene)])
-    found = annotations.read_joints(picture, len(JOINTS))
-    reach = np.full(len(truth), REACH * 2 * RADIUS)
-    right = sum(metrics.correct_keypoints(truth[:, joint], reach, found[joint]) for joint in range(len(JOINTS)))
-    return (right / sum(max(len(truth), len(dots)) for dots in found),)
+    predicted = annotations.read_joints(picture, len(JOINTS))
+    radius = np.full(len(truth), JOINT_TOLERANCE * 2 * RADIUS)
+    right = sum(metrics.correct_keypoints(truth[:, joint], radius, predicted[joint]) for joint in range(len(JOINTS)))
+    return (right / sum(max(len(truth), len(dots)) for dots in predicted),)
 
 
-def _kept(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
-    """PSNR to the true picture, and the share of pixels that are exactly its."""
+def _score_refined(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
+    """PSNR against the true picture, and the share of pixels that are equal to it."""
     truth = scene.render()
-    error = np.mean(np.square(picture.astype(np.float64) - truth))
-    psnr = min(BEST_PSNR, 10 * np.log10(255**2 / error)) if error else BEST_PSNR
-    return psnr, np.mean((picture == truth).all(axis=-1))
+    return metrics.psnr(truth, picture), np.mean((picture == truth).all(axis=-1))
 
 
-LOOKS = MappingProxyType({"segmentation": _segmented, "depth": _deep, "normal": _facing, "pose": _posed, REFINE: _kept})
-MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+VIEW_SCORES = MappingProxyType(
+    {"segmentation": _score_segmentation, "depth": _score_depth, "normal": _score_normals, "pose": _score_pose}
+    | {REFINE: _score_refined}
+)
+VIEW_SCORE_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "segmentation": ("miou", "accuracy"),
         "depth": ("abs_rel", "delta", "delta_objects"),
@@ -139,70 +132,69 @@ MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         REFINE: ("psnr_db", "exact"),
     }
 )
-"""What LOOKS measure; ``delta_objects`` leaves the wall out, which is everywhere the same."""
+"""The names of the values that VIEW_SCORES return; ``delta_objects`` leaves out the wall, whose depth is constant."""
 
 
-def _boxed(picture: np.ndarray, scene: Scene, thing: Object) -> tuple[float, ...]:
-    """IoU of the drawn box, and the share of pixels outside of both frames that are the picture's own."""
-    box, found = views.bounds(thing, scene), annotations.read_box(picture)
+def _score_box(picture: np.ndarray, scene: Scene, thing: Object) -> tuple[float, ...]:
+    """IoU of the drawn box, and the share of unchanged pixels outside the true and the drawn frame."""
+    truth, predicted = views.bounds(thing, scene), annotations.read_box(picture)
     framed = np.zeros((scene.height, scene.width), bool)
-    for one in (box, found or box):
+    for box in (truth, predicted or truth):
         blank = np.zeros((*framed.shape, 3), np.uint8)
-        framed |= annotations.draw_box(blank, one, views.thickness(thing, scene), (1, 1, 1)).any(axis=-1)
+        framed |= annotations.draw_box(blank, box, views.thickness(thing, scene), (1, 1, 1)).any(axis=-1)
     kept = (picture == scene.render()).all(axis=-1)[~framed].mean()
-    return (metrics.box_iou(box, found) if found else 0.0), kept
+    return (metrics.box_iou(truth, predicted) if predicted else 0.0), kept
 
 
-def _painted(picture: np.ndarray, scene: Scene, said: Caption) -> bool:
-    return judge(picture, said, scene.canvas, ALL_KINDS).all_right
+def _shows(picture: np.ndarray, scene: Scene, caption: Caption) -> bool:
+    return judge(picture, caption, scene.canvas, ALL_KINDS).all_right
 
 
-def _laid_out(picture: np.ndarray, scene: Scene, persons_only: bool) -> bool:
-    """Whether every object that a condition shows is there: its shape, size and pose, at its place."""
-    left = list(perceive(picture, ALL_KINDS).scene.objects)
+def _same_layout(picture: np.ndarray, scene: Scene, persons_only: bool) -> bool:
+    """Whether the picture has every object that a condition shows, with the same shape, size, pose and position."""
+    unmatched = list(perceive(picture, ALL_KINDS).scene.objects)
     for thing in scene.objects:
         if persons_only and thing.shape != PERSON:
             continue
-        found = next((other for other in left if _same_place(thing, other)), None)
-        if found is None:
+        match = next((other for other in unmatched if _same_outline(thing, other)), None)
+        if match is None:
             return False
-        left.remove(found)
+        unmatched.remove(match)
     return True
 
 
-def _same_place(one: Object, other: Object) -> bool:
-    same = (one.shape, one.size, one.pose) == (other.shape, other.size, other.pose)
-    return same and max(abs(one.x - other.x), abs(one.y - other.y)) <= SLACK
+def _same_outline(first: Object, second: Object) -> bool:
+    same = (first.shape, first.size, first.pose) == (second.shape, second.size, second.pose)
+    return same and max(abs(first.x - second.x), abs(first.y - second.y)) <= POSITION_TOLERANCE
 
 
-def _changed(exercise: Change, given: Sequence[Reply]) -> Scores:
-    """Whether each edit is done to the picture before it, and all else is the same to the last pixel."""
+def _score_edits(exercise: ApplyEdits, replies: Sequence[Reply]) -> Scores:
+    """Whether each edit is done to the model's own previous picture, and all pixels outside the edited object are equal."""
     before, picture = exercise.scenes[0], exercise.scenes[0].render()
     inside = outside = True
     for edit, true_before, true_after, reply in zip(
-        exercise.edits, exercise.scenes[:-1], exercise.scenes[1:], given, strict=True
+        exercise.edits, exercise.scenes[:-1], exercise.scenes[1:], replies, strict=True
     ):
         if not isinstance(reply, np.ndarray) or reply.shape != picture.shape:
             return {name: WORST[name] for name in ("inside", "outside", "right")}
-        seen = perceive(reply, ALL_KINDS)
-        found = edit.difference(before, seen.scene) if seen.clean else None
-        inside = inside and found is not None
-        touched = found or edit.difference(true_before, true_after)
+        perception = perceive(reply, ALL_KINDS)
+        difference = edit.difference(before, perception.scene) if perception.clean else None
+        inside = inside and difference is not None
         same = (reply == picture).all(axis=-1)
-        for thing in touched:
+        for thing in difference or edit.difference(true_before, true_after):
             if thing is not None:
                 same[thing.box(before.canvas)] = True
         outside = outside and bool(same.all())
-        before, picture = seen.scene, reply
+        before, picture = perception.scene, reply
     return {"inside": float(inside), "outside": float(outside), "right": float(inside and outside)}
 
 
-def _says_all(text: str, scene: Scene) -> bool:
-    """Whether a description is true, and says as much as there is to say."""
+def _describes(text: str, scene: Scene) -> bool:
+    """Whether a description is true and complete."""
     try:
-        said = parse(text)
-    except ValueError:
+        claims = parse(text).claims
+    except InputError:
         return False
-    sizes = all(claim.size for claim in said.claims if isinstance(claim, Thing))
-    whole = len(said.claims) == len(describe(scene).claims) and isinstance(said.claims[-1], Count)
-    return sizes and whole and facts_true(scene, said.claims)
+    sizes = all(claim.size for claim in claims if isinstance(claim, Thing))
+    complete = len(claims) == len(describe(scene).claims) and isinstance(claims[-1], Count)
+    return sizes and complete and facts_true(scene, claims)

@@ -1,4 +1,4 @@
-"""The quickstart's report: one HTML file that needs no other, with every score, picture, curve and timing of the run."""
+"""The quickstart's report: one self-contained HTML file with the scores, pictures, loss curves and timings of the run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,16 @@ from lumina_jax.toyworld.drawings import Pixels
 
 STYLE = Path(__file__).with_name("report.css")
 SCALE = 1.5
-"""CSS px per pixel wherever pictures are compared; the same everywhere, so that their areas are."""
+"""CSS px per pixel of all pictures that are compared, so that their areas are comparable too."""
 SMALL = 1.0
-"""The same where many pictures share a cell."""
+"""The same for cells with several pictures."""
 
 
 @dataclass(frozen=True)
-class Painted:
-    """What came of one prompt: ``size`` (width, height) was asked for, ``facts`` are claims in words and their truth.
+class JudgedSample:
+    """The sample of one prompt: ``size`` (width, height) was requested, ``facts`` are claims in words and their truth.
 
-    ``image`` is u8[Y X 3], or None where no whole picture came.
+    ``image`` is u8[Y X 3], or None if the answer holds no complete picture.
     """
 
     prompt: str
@@ -38,7 +38,7 @@ class Painted:
 
 @dataclass(frozen=True)
 class Score:
-    """Shares 0..1 of ``count`` pictures: with every fact right, and of the size that was asked for."""
+    """Shares 0..1 of ``count`` samples: with every fact right, and of the requested size."""
 
     count: int
     all_right: float
@@ -46,8 +46,8 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One stage of training: canvases of about ``size``² px, tokens trained on, ``losses`` as (step, nats)."""
+class StageResult:
+    """Scores and losses of one training stage, on canvases of about ``size``² px; ``losses`` are (step, nats)."""
 
     name: str
     size: int
@@ -61,29 +61,29 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Knob:
-    """Settings of sampling, and what the same prompts gave under them."""
+class SweepCell:
+    """One combination of sampling settings, and the samples of the sweep's prompts under it."""
 
     guidance: float
     temperature: float
     top_k: int
-    painted: tuple[Painted, ...]
+    samples: tuple[JudgedSample, ...]
 
 
 @dataclass(frozen=True)
-class Report:
-    """Everything the report shows.
+class QuickstartReport:
+    """All data of the report.
 
-    ``samples`` are of the last stage; ``progress`` has a row for each prompt and a column for each stage; ``rebuilt`` are
-    the ``originals`` u8[Y X 3] encoded and decoded; ``codebook`` is PatchVQ.report's; ``timings`` are (what, seconds).
+    ``samples`` are of the last stage; ``progress`` has a row per prompt and a column per stage; ``rebuilt`` are the
+    ``originals`` u8[Y X 3] encoded and decoded; ``codebook`` is the result of PatchVQ.report; ``timings`` are (name, seconds).
     """
 
     title: str
     minutes: float
-    stages: tuple[Stage, ...]
-    samples: tuple[Painted, ...]
-    progress: tuple[tuple[Painted, ...], ...]
-    knobs: tuple[Knob, ...]
+    stages: tuple[StageResult, ...]
+    samples: tuple[JudgedSample, ...]
+    progress: tuple[tuple[JudgedSample, ...], ...]
+    sweep: tuple[SweepCell, ...]
     originals: tuple[np.ndarray, ...]
     rebuilt: tuple[np.ndarray, ...]
     codebook: dict[str, float]
@@ -92,21 +92,21 @@ class Report:
     machine: str
 
 
-def write_report(report: Report, path: Path) -> Path:
-    """Writes the page whole or not at all, and returns its path. Raises ValueError for a report without stages."""
+def write_report(report: QuickstartReport, path: Path) -> Path:
+    """Writes the page atomically and returns its path. Raises InputError for a report without stages."""
     if not report.stages:
         raise InputError("a report of 0 stages; it needs at least 1 to have a score")
     atomic_write_text(path, _page(report))
     return path
 
 
-def _page(report: Report) -> str:
-    sections = (_scores, _samples, _progress, _knobs, _rebuilt, _losses, _timings, _again)
-    content = (_top(report), *(show(report) for show in sections))
+def _page(report: QuickstartReport) -> str:
+    sections = (_scores, _samples, _progress, _sweep, _rebuilt, _losses, _timings, _command)
+    content = (_header(report), *(section_of(report) for section_of in sections))
     return html.page(report.title, STYLE.read_text(encoding="utf-8"), *content)
 
 
-def _top(report: Report) -> Html:
+def _header(report: QuickstartReport) -> Html:
     last = report.stages[-1]
     right = round(last.fresh.all_right * last.fresh.count)
     claim = tag("strong", f"{right} of {last.fresh.count} fresh prompts")
@@ -118,7 +118,7 @@ def _top(report: Report) -> Html:
     return tag("header", tag("div", tag("h1", report.title), tag("p", claim, rest)), drawing)
 
 
-def _scores(report: Report) -> Html:
+def _scores(report: QuickstartReport) -> Html:
     words = (
         "Training is progressive, as the paper's FP-SFT: each stage starts from the weights of the one before and paints "
         "larger canvases, drawn here around one centre. A judge that sees only pixels checks every claim of a prompt. "
@@ -130,7 +130,7 @@ def _scores(report: Report) -> Html:
     return section("Score", words, tag("div", tag("table", head, *bodies, class_="scores"), class_="wide"))
 
 
-def _score_rows(number: int, stage: Stage) -> Html:
+def _score_rows(number: int, stage: StageResult) -> Html:
     drawing = drawings.canvases([stage.canvases], number)
     about = f"{len(stage.canvases)} of about {stage.size} × {stage.size} px"
     cells = [tag("th", stage.name, rowspan=2, scope="rowgroup"), tag("td", drawing, about, rowspan=2, class_="shapes")]
@@ -145,7 +145,7 @@ def _score_cells(name: str, score: Score) -> Html:
     return join(tag("td", f"{score.count} {name}"), *shares)
 
 
-def _samples(report: Report) -> Html:
+def _samples(report: QuickstartReport) -> Html:
     if not report.samples:
         return Html()
     words = (
@@ -155,31 +155,31 @@ def _samples(report: Report) -> Html:
     return section("Painted by the last stage", words, tag("div", *map(_sample, report.samples), class_="wall"))
 
 
-def _sample(painted: Painted) -> Html:
-    size = f"{painted.size[0]} × {painted.size[1]}"
-    words = tag("figcaption", tag("b", painted.prompt), tag("small", size), _facts(painted))
-    return tag("figure", _framed(painted, SCALE), words)
+def _sample(sample: JudgedSample) -> Html:
+    size = f"{sample.size[0]} × {sample.size[1]}"
+    caption = tag("figcaption", tag("b", sample.prompt), tag("small", size), _facts(sample))
+    return tag("figure", _framed(sample, SCALE), caption)
 
 
-def _facts(painted: Painted, wrong_only: bool = False) -> Html:
-    if painted.image is None:
-        shown = (("no whole picture", False),)
+def _facts(sample: JudgedSample, wrong_only: bool = False) -> Html:
+    if sample.image is None:
+        facts = (("no whole picture", False),)
     elif wrong_only:
-        shown = [fact for fact in painted.facts if not fact[1]] or (("every fact", True),)
+        facts = [fact for fact in sample.facts if not fact[1]] or (("every fact", True),)
     else:
-        shown = painted.facts
-    return tag("ul", *(tag("li", name, class_="right" if right else "wrong") for name, right in shown), class_="facts")
+        facts = sample.facts
+    return tag("ul", *(tag("li", name, class_="right" if right else "wrong") for name, right in facts), class_="facts")
 
 
-def _framed(painted: Painted, scale: float) -> Html:
-    """A picture in the colour of its verdict, or the gap it left."""
-    if painted.image is None:
-        return drawings.gap(painted.size, scale)
-    verdict = "right" if painted.all_right else "wrong"
-    return tag("div", html.picture(painted.image, f"{painted.prompt} ({verdict})", scale), class_=f"frame {verdict}")
+def _framed(sample: JudgedSample, scale: float) -> Html:
+    """A picture in a frame coloured by its verdict, or the placeholder of a missing one."""
+    if sample.image is None:
+        return drawings.gap(sample.size, scale)
+    verdict = "right" if sample.all_right else "wrong"
+    return tag("div", html.picture(sample.image, f"{sample.prompt} ({verdict})", scale), class_=f"frame {verdict}")
 
 
-def _progress(report: Report) -> Html:
+def _progress(report: QuickstartReport) -> Html:
     if not report.progress:
         return Html()
     words = "The same prompts after each stage, as in the paper's Figure 4. A picture with a fact wrong says which."
@@ -190,41 +190,41 @@ def _progress(report: Report) -> Html:
         for n, stage in enumerate(report.stages)
     )
     rows = (
-        (row[0].prompt, (tag("td", _framed(painted, SCALE), _facts(painted, True)) for painted in row))
+        (row[0].prompt, (tag("td", _framed(sample, SCALE), _facts(sample, True)) for sample in row))
         for row in report.progress
     )
     return section("After each stage", words, html.grid(heads, rows, "grid"))
 
 
-def _knobs(report: Report) -> Html:
-    if not report.knobs:
+def _sweep(report: QuickstartReport) -> Html:
+    if not report.sweep:
         return Html()
     words = (
         "The same prompts decoded with other settings, as in the paper's Figure 8. Guidance 1 is none at all; a top-k of 1 "
         "always takes the likeliest code. Below each cell stands its share of pictures with every fact right."
     )
-    asked = dict.fromkeys(painted.prompt for knob in report.knobs for painted in knob.painted)
-    columns = sorted({(knob.temperature, knob.top_k) for knob in report.knobs})
+    prompts = dict.fromkeys(sample.prompt for cell in report.sweep for sample in cell.samples)
+    columns = sorted({(cell.temperature, cell.top_k) for cell in report.sweep})
     heads = (tag("th", f"temperature {t:g}", tag("small", f"top-k {k:,}"), scope="col") for t, k in columns)
-    cells = {(knob.guidance, knob.temperature, knob.top_k): _knob(knob) for knob in report.knobs}
+    cells = {(cell.guidance, cell.temperature, cell.top_k): _sweep_cell(cell) for cell in report.sweep}
     rows = (
         (f"guidance {g:g}", [cells.get((g, *column), tag("td")) for column in columns])
-        for g in sorted({knob.guidance for knob in report.knobs})
+        for g in sorted({cell.guidance for cell in report.sweep})
     )
-    prompts = tag("ol", *(tag("li", prompt) for prompt in asked), class_="prompts")
-    return section("Guidance, temperature and top-k", words, prompts, html.grid(heads, rows, "grid knobs"))
+    prompt_list = tag("ol", *(tag("li", prompt) for prompt in prompts), class_="prompts")
+    return section("Guidance, temperature and top-k", words, prompt_list, html.grid(heads, rows, "grid knobs"))
 
 
-def _knob(knob: Knob) -> Html:
-    if not knob.painted:
+def _sweep_cell(cell: SweepCell) -> Html:
+    if not cell.samples:
         return tag("td")
-    share = float(np.mean([painted.all_right for painted in knob.painted]))
-    scale = SCALE if len(knob.painted) == 1 else SMALL
-    pictures = tag("div", *(_framed(painted, scale) for painted in knob.painted), class_="few")
+    share = float(np.mean([sample.all_right for sample in cell.samples]))
+    scale = SCALE if len(cell.samples) == 1 else SMALL
+    pictures = tag("div", *(_framed(sample, scale) for sample in cell.samples), class_="few")
     return tag("td", pictures, html.meter(share))
 
 
-def _rebuilt(report: Report) -> Html:
+def _rebuilt(report: QuickstartReport) -> Html:
     if not report.originals:
         return Html()
     book = report.codebook
@@ -238,7 +238,7 @@ def _rebuilt(report: Report) -> Html:
     return section("Pictures through the codebook", words, tag("div", *pairs, class_="pairs"))
 
 
-def _losses(report: Report) -> Html:
+def _losses(report: QuickstartReport) -> Html:
     lines = [(s.name, drawings.hue(n), s.losses) for n, s in enumerate(report.stages) if s.losses]
     if not lines:
         return Html()
@@ -249,13 +249,13 @@ def _losses(report: Report) -> Html:
     return section("Training loss", words, tag("div", drawings.curves(lines), class_="wide"))
 
 
-def _timings(report: Report) -> Html:
+def _timings(report: QuickstartReport) -> Html:
     if not report.timings:
         return Html()
     total = html.duration(sum(seconds for _, seconds in report.timings))
     return section("Time", f"{total} in all, compilation included. {report.machine}.", html.bars(report.timings))
 
 
-def _again(report: Report) -> Html:
+def _command(report: QuickstartReport) -> Html:
     words = "On such a machine this command paints the same pictures again."
     return section("Run it again", words, tag("pre", tag("code", report.command)))

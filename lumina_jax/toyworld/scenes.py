@@ -1,10 +1,10 @@
 """Scenes of coloured shapes: a seeded, infinite data set with exact ground truth.
 
-A :class:`Scene` is the whole truth about a picture. Pixels are rendered from it, and every other map (segmentation, boxes,
-keypoints, edits) can be, because the geometry has one home here: :func:`radii`, :func:`mask` and :meth:`Object.box`.
+A :class:`Scene` is the complete description of a picture. The pixels and every other map (segmentation, boxes, keypoints)
+are rendered from it with the same geometry: :func:`radii`, :func:`mask` and :meth:`Object.box`.
 
-Radii and centres are multiples of 8 px and objects keep 8 px apart, so a 16 px patch never shows two objects and the
-patches of all scenes form a small dictionary that a patch quantiser holds exactly.
+Radii and centres are multiples of 8 px and objects are at least 8 px apart, so a 16 px patch never shows two objects and the
+distinct patches of all scenes are few enough for an exact codebook.
 """
 
 from collections.abc import Sequence
@@ -38,25 +38,25 @@ REGIONS = (
 )
 
 GAP = 4
-"""Least distance in px between the boxes of two objects."""
+"""Minimum distance in px between the boxes of two objects."""
 CLEAR = 8
-"""Least difference in px between the distances across and down, so that a relation is never ambiguous."""
-SHORTEST = 32
-"""Least side of a canvas in px: the largest object of the smallest canvas just fits."""
-COARSEST = 16
-"""Coarsest grid of centres in px on which every object fits every canvas."""
+"""Minimum difference in px between the horizontal and the vertical distance of two objects: it makes relations unambiguous."""
+MIN_SIDE = 32
+"""Minimum side of a canvas in px: its large objects just fit."""
+MAX_SNAP = 16
+"""Coarsest grid of centres, in px, on which every object fits every canvas."""
 
 Pixels = tuple[int, int]
 Triple = tuple[str, str, str]
-Places = tuple[str, str, np.ndarray]
-"""Sizes of two objects and their possible centres, i32[n 4] as (x, y, x, y)."""
-Pairs = dict[str, tuple[Places, ...]]
-"""Relation -> the places of two objects that stand in it."""
+PairCentres = tuple[str, str, np.ndarray]
+"""The sizes of two objects and their possible centres, i32[n 4] as (x, y, x, y)."""
+Pairs = dict[str, tuple[PairCentres, ...]]
+"""Relation -> the possible centres of two objects in that relation, for each pair of sizes."""
 T = TypeVar("T")
 
 
 def radii(canvas: Pixels) -> dict[str, int]:
-    """Size word -> radius in px (half the side of the box) on a canvas of (width, height)."""
+    """Size word -> radius in px, half the side of an object's box, on a canvas of (width, height)."""
     short = min(canvas)
     small = 8 * max(1, (short + 32) // 64)
     return {"small": small, "large": small + 8 * max(1, (short + 64) // 128)}
@@ -64,7 +64,10 @@ def radii(canvas: Pixels) -> dict[str, int]:
 
 @lru_cache(maxsize=256)
 def mask(shape: str, radius: int, pose: Pose = ()) -> np.ndarray:
-    """The pixels of a shape in its box: bool[2r 2r], read-only. It touches all four sides of the box."""
+    """The pixels of a shape in its box: bool[2r 2r], read-only. The shape touches all four sides of the box.
+
+    Raises InputError for an unknown shape.
+    """
     if shape == PERSON:
         return person(radius, pose)
     steps = np.arange(2 * radius) + 0.5 - radius
@@ -83,7 +86,7 @@ def mask(shape: str, radius: int, pose: Pose = ()) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Object:
-    """One shape: its words, its centre in px from the left and upper edge, and what its limbs do if it has any."""
+    """One shape: its attributes in words, its centre in px from the upper left corner, and its pose if it has limbs."""
 
     shape: str
     colour: str
@@ -93,13 +96,13 @@ class Object:
     pose: Pose = ()
 
     def box(self, canvas: Pixels) -> tuple[slice, slice]:
-        """The (rows, columns) it spans on a canvas of (width, height)."""
+        """The (rows, columns) of its box on a canvas of (width, height)."""
         radius = radii(canvas)[self.size]
         return slice(self.y - radius, self.y + radius), slice(self.x - radius, self.x + radius)
 
 
 def relation(subject: Object, other: Object) -> str:
-    """Where ``subject`` lies as seen from ``other``: the word for the longer of the two distances."""
+    """The relation of ``subject`` to ``other``, along the axis of their larger distance."""
     dx, dy = subject.x - other.x, subject.y - other.y
     if abs(dx) > abs(dy):
         return "left of" if dx < 0 else "right of"
@@ -107,33 +110,32 @@ def relation(subject: Object, other: Object) -> str:
 
 
 def is_of_size(thing: Object, canvas: Pixels) -> bool:
-    """Whether an object is as large as such a shape may be; only persons know but one size."""
+    """Whether the shape may have this size on the canvas: persons have only one radius, other shapes any."""
     return thing.shape != PERSON or radii(canvas)[thing.size] == RADIUS
 
 
 def posed(thing: Object, rng: np.random.Generator) -> Object:
-    """The same object with limbs drawn at random, where it has any."""
+    """A person in a random pose; any other object unchanged."""
     return replace(thing, pose=pick(rng, POSES)) if thing.shape == PERSON else thing
 
 
 def clear(first: Object, second: Object, canvas: Pixels) -> bool:
-    """Whether two objects may stand together: apart, and with no doubt about their relation."""
-    reach = radii(canvas)[first.size] + radii(canvas)[second.size]
+    """Whether two objects may be in one scene: at least GAP apart, and in an unambiguous relation."""
+    touching = radii(canvas)[first.size] + radii(canvas)[second.size]
     dx, dy = abs(first.x - second.x), abs(first.y - second.y)
-    return max(dx, dy) >= reach + GAP and abs(dx - dy) >= CLEAR
+    return max(dx, dy) >= touching + GAP and abs(dx - dy) >= CLEAR
 
 
 def region(thing: Object, canvas: Pixels) -> str:
-    """In which ninth of the canvas the centre lies; the cuts are at 42% and 58%."""
-    column, row = (
-        int(at > 0.42 * side) + int(at > 0.58 * side) for at, side in zip((thing.x, thing.y), canvas, strict=True)
-    )
+    """The ninth of the canvas that holds the object's centre; the borders are at 42% and 58% of each side."""
+    axes = zip((thing.x, thing.y), canvas, strict=True)
+    column, row = (int(centre > 0.42 * side) + int(centre > 0.58 * side) for centre, side in axes)
     return REGIONS[row][column]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's truth: canvas in px, background word, objects that do not touch."""
+    """The ground truth of a picture: canvas in px, background colour, and objects that do not touch."""
 
     width: int
     height: int
@@ -146,10 +148,10 @@ class Scene:
 
     def render(self) -> np.ndarray:
         """The picture, u8[Y X 3]."""
-        radius = radii(self.canvas)
+        sizes = radii(self.canvas)
         pixels = _blank(self.canvas, self.background).copy()
         for thing in self.objects:
-            stamp = _stamp(thing.shape, thing.pose, thing.colour, self.background, radius[thing.size])
+            stamp = _stamp(thing.shape, thing.pose, thing.colour, self.background, sizes[thing.size])
             pixels[thing.box(self.canvas)] = stamp
         return pixels
 
@@ -161,18 +163,18 @@ def _blank(canvas: Pixels, background: str) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _stamp(shape: str, pose: Pose, colour: str, background: str, radius: int) -> np.ndarray:
-    """A shape in its box, u8[2r 2r 3]: boxes never overlap, so a scene is drawn by copying whole stamps."""
+    """The picture of a shape in its box, u8[2r 2r 3]. Boxes never overlap, so a scene is drawn by copying stamps."""
     pixels = np.where(mask(shape, radius, pose)[..., None], COLOURS[colour], BACKGROUNDS[background])
     return pixels.astype(np.uint8)
 
 
 @dataclass(frozen=True)
 class World:
-    """What scenes may hold. The default is the mini world.
+    """The distribution of scenes. The default is the mini world.
 
-    ``snap`` is the grid of the centres in px; ``single_share`` the share of scenes with one object, the others have two.
-    ``held_out`` lists (colour, shape, relation) of a subject that no training scene shows, read from either object.
-    Persons are of one size in px and come in all poses.
+    ``snap`` is the grid of object centres in px; ``single_share`` the share of scenes with one object, all others have two.
+    ``held_out`` lists triples (colour and shape of a subject, its relation) that no training scene shows, whichever of its
+    objects is taken as the subject.
     """
 
     shapes: tuple[str, ...] = SHAPES
@@ -191,8 +193,8 @@ class World:
             chosen = getattr(self, name)
             if not chosen or not set(chosen) <= set(known):
                 raise InputError(f"world.{name}={chosen}; choose at least one of {', '.join(known)}")
-        if not 1 <= self.snap <= COARSEST:
-            raise InputError(f"world.snap={self.snap} px; choose 1 to {COARSEST}")
+        if not 1 <= self.snap <= MAX_SNAP:
+            raise InputError(f"world.snap={self.snap} px; choose 1 to {MAX_SNAP}")
         if not 0 <= self.single_share <= 1:
             raise InputError(f"world.single_share={self.single_share} is not in [0, 1]")
         for colour, shape, word in self.held_out:
@@ -205,11 +207,11 @@ class World:
         """Scene ``index`` of stream ``seed`` on a canvas of ``size`` (width, height): a pure function of its arguments.
 
         With ``held_out`` every scene is a pair whose first object is the subject of a held-out triple; without, none is.
-        Raises ValueError when the canvas is too small, or has no room for any held-out triple.
+        Raises InputError when the canvas is too small, too large for persons, or has no room for any held-out triple.
         """
         canvas = int(size[0]), int(size[1])
-        if min(canvas) < SHORTEST:
-            raise InputError(f"a canvas of {canvas[0]}x{canvas[1]} px; each side must be at least {SHORTEST}")
+        if min(canvas) < MIN_SIDE:
+            raise InputError(f"a canvas of {canvas[0]}x{canvas[1]} px; each side must be at least {MIN_SIDE}")
         if PERSON in self.shapes and RADIUS not in radii(canvas).values():
             raise InputError(f"no size of a {canvas[0]}x{canvas[1]} px canvas is that of persons; choose a smaller one")
         rng = np.random.default_rng((seed, index, *canvas, int(held_out)))
@@ -224,7 +226,7 @@ class World:
         return Scene(*canvas, background, tuple(posed(thing, rng) for thing in objects))
 
     def is_held_out(self, subject: Object, other: Object) -> bool:
-        """Whether the pair shows a held-out triple, read from either object."""
+        """Whether the pair shows a held-out triple, with either object as the subject."""
         word = relation(subject, other)
         return (subject.colour, subject.shape, word) in self.held_out or (
             (other.colour, other.shape, INVERSE[word]) in self.held_out
@@ -256,16 +258,16 @@ class World:
                 return objects
 
     def _placed(
-        self, rng: np.random.Generator, places: tuple[Places, ...], colour: str, shape: str
+        self, rng: np.random.Generator, pairs: tuple[PairCentres, ...], colour: str, shape: str
     ) -> tuple[Object, ...]:
         """A subject of this colour and shape, and another object of any kind."""
-        first, second, centres = pick(rng, places)
+        first, second, centres = pick(rng, pairs)
         ax, ay, bx, by = pick(rng, centres).tolist()
         other = Object(pick(rng, self.shapes), pick(rng, self.colours), second, bx, by)
         return Object(shape, colour, first, ax, ay), other
 
     def centres(self, size: str, canvas: Pixels) -> list[Pixels]:
-        """Where (x, y) the centre of an object of ``size`` may lie on a canvas."""
+        """The possible centres (x, y) of an object of ``size`` on a canvas, row by row."""
         xs, ys = (_centres(side, radii(canvas)[size], self.snap) for side in canvas)
         return [(x, y) for y in ys for x in xs]
 
@@ -273,41 +275,41 @@ class World:
 MINI = World()
 FULL = World(colours=tuple(COLOURS), backgrounds=tuple(BACKGROUNDS))
 OMNI = World(shapes=ALL_SHAPES)
-"""The mini world and persons in it."""
+"""The mini world with persons."""
 
 
 @lru_cache(maxsize=256)
 def _pairs(canvas: Pixels, snap: int) -> Pairs:
-    """Every way to lay two objects on a canvas, clear of each other and unambiguous; empty where two do not fit."""
-    found: dict[str, list[Places]] = {}
+    """All placements of two clear objects on a canvas; empty when two objects do not fit."""
+    pairs: dict[str, list[PairCentres]] = {}
     for first in SIZES:
         for second in SIZES:
             for word, centres in _pair_centres(canvas, radii(canvas)[first], radii(canvas)[second], snap).items():
-                found.setdefault(word, []).append((first, second, centres))
-    return {word: tuple(places) for word, places in found.items()}
+                pairs.setdefault(word, []).append((first, second, centres))
+    return {word: tuple(placements) for word, placements in pairs.items()}
 
 
 def _pair_centres(canvas: Pixels, first: int, second: int, snap: int) -> dict[str, np.ndarray]:
-    """Relation -> the centres i32[n 4] where objects of two radii may stand so, for each relation that fits."""
+    """Relation -> the centres i32[n 4] of objects of two radii in that relation, for each relation that fits the canvas."""
     spans = [_centres(side, radius, snap) for radius in (first, second) for side in canvas]
     centres = np.stack(np.meshgrid(*spans, indexing="ij"), axis=-1).reshape(-1, 4)
     dx, dy = (centres[:, :2] - centres[:, 2:]).T
     apart = np.maximum(abs(dx), abs(dy)) >= first + second + GAP
     across, clear = abs(dx) > abs(dy), apart & (abs(abs(dx) - abs(dy)) >= CLEAR)
-    which = {
+    masks = {
         "left of": clear & across & (dx < 0),
         "right of": clear & across & (dx > 0),
         "above": clear & ~across & (dy < 0),
         "below": clear & ~across & (dy > 0),
     }
-    return {word: centres[keep].astype(np.int32) for word, keep in which.items() if keep.any()}
+    return {word: centres[keep].astype(np.int32) for word, keep in masks.items() if keep.any()}
 
 
 def _centres(side: int, radius: int, snap: int) -> range:
-    """Where on an axis of ``side`` px the centre of an object may lie."""
+    """The possible centres of an object along an axis of ``side`` px."""
     return range(-(-radius // snap) * snap, side - radius + 1, snap)
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """One of the options, each as likely."""
+    """One of the options, with equal probabilities."""
     return options[int(rng.integers(len(options)))]

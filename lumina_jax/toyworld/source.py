@@ -1,4 +1,4 @@
-"""The embedded world as records to pretokenize, and as prompts to evaluate with."""
+"""The embedded world as records to pretokenize and as prompts for evaluation."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,20 +9,20 @@ from PIL import Image
 from lumina_jax.data.sources import Record
 from lumina_jax.errors import InputError
 from lumina_jax.layout import crop_sizes
-from lumina_jax.toyworld.captions import Caption, caption
+from lumina_jax.toyworld.captions import Caption, random_caption
 from lumina_jax.toyworld.scenes import Pixels, Scene, World
 
 STAGES = (64, 96, 128)
-"""Edges in px of the areas of the three stages."""
+"""Square roots in px of the canvas areas of the three stages."""
 
 REVIEW = 3
-"""A canvas of the stage at hand is this many times as frequent as one of an earlier stage."""
+"""How many times as frequent a stage's own canvases are in its training as those of earlier stages."""
 
 LEAST_SHARE = 0.65
-"""Canvases of a stage have at least this share of the area aimed at."""
+"""Minimum area of a stage's canvases, as a share of its target area."""
 
 EVALUATION = 2**32
-"""Added to the seed of prompts, so that their stream is never one of training, whose seeds are smaller."""
+"""Offset of evaluation seeds. Training seeds are smaller, so the streams are disjoint."""
 
 
 def stage_sizes(target: int) -> list[Pixels]:
@@ -31,41 +31,44 @@ def stage_sizes(target: int) -> list[Pixels]:
 
 
 def training_sizes(target: int) -> list[Pixels]:
-    """The canvases a stage trains on: its own, and now and then those of earlier stages.
+    """The canvases that a stage trains on: its own REVIEW times, those of earlier stages once.
 
-    The published stages see one area each. A model this small forgets the others at once, and every size should be had.
+    The published stages train on one area each. A model as small as this one would soon forget the earlier areas.
     """
     earlier = [size for stage in STAGES if stage < target for size in stage_sizes(stage)]
     return REVIEW * stage_sizes(target) + earlier
 
 
-def captioned(
+def captioned_scene(
     world: World, sizes: Sequence[Pixels], seed: int, index: int, held_out: bool = False
 ) -> tuple[Scene, Caption]:
-    """Scene ``index`` of a stream, on each of ``sizes`` in turn, and its caption: a pure function of its arguments."""
+    """Scene ``index`` of stream ``seed`` and its caption; ``sizes`` take turns. A pure function of its arguments."""
     scene = world.scene(sizes[index % len(sizes)], seed, index, held_out)
-    return scene, caption(scene, np.random.default_rng((seed, index)))
+    return scene, random_caption(scene, np.random.default_rng((seed, index)))
+
+
+def check_stream(sizes: Sequence[Pixels], count: int, seed: int) -> None:
+    """Raises InputError unless a training stream has canvas sizes, records, and a seed below those of evaluation."""
+    if not sizes or count < 1 or not 0 <= seed < EVALUATION:
+        raise InputError(f"{len(sizes)} sizes, count={count}, seed={seed}: need at least 1, 1, and 0 <= seed < 2**32")
 
 
 class ToySource:
-    """``count`` captioned scenes of ``world``, made when asked for; a data source for pretokenizing.
+    """``count`` captioned scenes of ``world``, made on access; a data source for pretokenizing.
 
-    Canvases take turns; one listed twice comes twice as often. ``sizes`` holds each of them once.
+    Canvases ``sizes`` take turns: one listed twice comes twice as often. The attribute ``sizes`` has no duplicates.
     """
 
     def __init__(self, world: World, sizes: Sequence[Pixels], count: int, seed: int, held_out: bool = False):
-        if not sizes or count < 1 or not 0 <= seed < EVALUATION:
-            raise InputError(
-                f"{len(sizes)} sizes, count={count}, seed={seed}: need at least 1, 1, and 0 <= seed < 2**32"
-            )
+        check_stream(sizes, count, seed)
         self.sizes = sorted(set(sizes))
         self._world, self._sizes, self._count, self._seed, self._held_out = world, tuple(sizes), count, seed, held_out
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change when the records do."""
-        made_from = (self._world, self._sizes, self._count, self._seed, self._held_out)
-        return hashlib.sha256(repr(made_from).encode()).hexdigest()[:16]
+        """Hash of all settings, 16 hex digits: it changes when the records do."""
+        settings = (self._world, self._sizes, self._count, self._seed, self._held_out)
+        return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return self._count
@@ -73,13 +76,13 @@ class ToySource:
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < self._count:
             raise IndexError(f"record {index} of {self._count}")
-        scene, said = captioned(self._world, self._sizes, self._seed, index, self._held_out)
-        return Record([], [Image.fromarray(scene.render())], said.text)
+        scene, caption = captioned_scene(self._world, self._sizes, self._seed, index, self._held_out)
+        return Record([], [Image.fromarray(scene.render())], caption.text)
 
 
 def prompts(
     world: World, sizes: Sequence[Pixels], count: int, seed: int, held_out: bool = False
 ) -> list[tuple[Caption, Pixels]]:
-    """``count`` captions with the canvas each is for, from streams no training record comes from."""
-    drawn = [captioned(world, sizes, EVALUATION + seed, index, held_out) for index in range(count)]
-    return [(said, scene.canvas) for scene, said in drawn]
+    """``count`` captions and the canvas (width, height) of each, from streams that training never uses."""
+    pairs = [captioned_scene(world, sizes, EVALUATION + seed, index, held_out) for index in range(count)]
+    return [(caption, scene.canvas) for scene, caption in pairs]

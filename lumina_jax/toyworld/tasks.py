@@ -1,4 +1,4 @@
-"""Put a model through the exercises of every task, as it would serve them, and score what it replies."""
+"""Samples a model's replies to exercises of every task, with the settings each task is served with, and scores them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,25 +9,25 @@ from PIL import Image
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.conversation import served, tokenize
-from lumina_jax.layout import TOKENS_AROUND, grid_tokens
+from lumina_jax.layout import answer_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import encode_image
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import generate
 from lumina_jax.sample.picture import pictures, text
 from lumina_jax.toyworld.exercises import (
-    Answer,
-    Change,
-    Condition,
+    AnswerQuestions,
+    ApplyEdits,
     Describe,
     Detect,
     Exercise,
-    Look,
     Paint,
+    PaintFromView,
+    PredictView,
     Reply,
-    dialog,
+    next_prompt,
 )
-from lumina_jax.toyworld.omni import MIX, exercises
+from lumina_jax.toyworld.omni import MIX, evaluation_exercises
 from lumina_jax.toyworld.omni_judge import Scores, mean_scores, score
 from lumina_jax.toyworld.scenes import Pixels
 from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
@@ -35,21 +35,21 @@ from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 SERVED_AS = {
     Paint: "generate",
     Detect: "detect",
-    Condition: "condition",
-    Change: "edit",
+    PaintFromView: "condition",
+    ApplyEdits: "edit",
     Describe: "describe",
-    Answer: "question",
+    AnswerQuestions: "question",
 }
-"""Which of conversation.TASKS an exercise is; to look is named by what is shown."""
+"""The name in conversation.TASKS of each kind of exercise; that of PredictView is its view."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a task came to: exercises, the replies to each, one for a turn, and their scores."""
+class TaskResult:
+    """The exercises of a task, the replies to each, one per turn, and the scores of each."""
 
     task: str
-    made: tuple[Exercise, ...]
-    given: tuple[tuple[Reply, ...], ...]
+    exercises: tuple[Exercise, ...]
+    replies: tuple[tuple[Reply, ...], ...]
     scores: tuple[Scores, ...]
 
     @property
@@ -66,61 +66,58 @@ def evaluate_tasks(
     count: int,
     seed: int,
     tasks: Sequence[str] = tuple(MIX),
-) -> Iterator[Result]:
-    """Each task in turn, on ``count`` exercises that no training record comes from, on canvases of ``sizes`` in turn."""
+) -> Iterator[TaskResult]:
+    """Evaluates task after task on ``count`` exercises that training never uses; canvases of ``sizes`` take turns."""
     for number, task in enumerate(tasks):
-        made = exercises(task, sizes, count, seed)
+        exercises = evaluation_exercises(task, sizes, count, seed)
         key = jax.random.fold_in(jax.random.key(seed), number)
-        given = reply(model, vq, vocab, made, cfg, key)
-        scores = tuple(score(*pair) for pair in zip(made, given, strict=True))
-        yield Result(task, tuple(made), tuple(map(tuple, given)), scores)
+        replies = sample_replies(model, vq, vocab, exercises, cfg, key)
+        scores = tuple(score(*pair) for pair in zip(exercises, replies, strict=True))
+        yield TaskResult(task, tuple(exercises), tuple(map(tuple, replies)), scores)
 
 
-def reply(
-    model: Chameleon, vq: PatchVQ, vocab: Vocab, made: Sequence[Exercise], cfg: SampleConfig, key: jax.Array
+def sample_replies(
+    model: Chameleon, vq: PatchVQ, vocab: Vocab, exercises: Sequence[Exercise], cfg: SampleConfig, key: jax.Array
 ) -> list[list[Reply]]:
-    """The model's replies to each exercise of one task, a turn at a time: a later one is asked about its own earlier ones.
+    """The model's replies to exercises of one task, turn by turn; later prompts contain the model's own earlier replies.
 
-    ``cfg`` takes the guidance and the image top-k that the task is served with. Where a picture should have come and did not,
-    the dialog ends, and the rest of its replies are None.
+    ``cfg`` is used with the guidance and image top-k of the task. A dialog stops at a reply that lacks its picture, and all
+    later replies are None.
     """
-    cfg = served(_served_as(made[0]), cfg)
-    given: list[list[Reply]] = [[] for _ in made]
-    for turn in range(max(len(one.turns) for one in made)):
-        asked = [i for i, one in enumerate(made) if turn < len(one.turns) and _is_whole(given[i])]
-        if asked:
-            parts = [dialog(made[i], given[i]) for i in asked]
-            prompts = [tokenize(turns, _grids(shown, vq), vocab)[0] for turns, shown in parts]
-            room = replace(cfg, max_new_tokens=min(cfg.max_new_tokens, _longest([made[i] for i in asked], vq.stride)))
-            answers = generate(model, prompts, jax.random.fold_in(key, turn), room, vocab)
-            for i, answer in zip(asked, answers, strict=True):
-                given[i].append(_read(answer, made[i].turns[turn][1], vq, vocab))
-    return [one + [None] * (len(ex.turns) - len(one)) for one, ex in zip(given, made, strict=True)]
+    cfg = served(_task_name(exercises[0]), cfg)
+    replies: list[list[Reply]] = [[] for _ in exercises]
+    for turn in range(max(len(exercise.turns) for exercise in exercises)):
+        complete = [all(reply is not None for reply in row) for row in replies]
+        active = [i for i, exercise in enumerate(exercises) if turn < len(exercise.turns) and complete[i]]
+        if active:
+            contents = [next_prompt(exercises[i], replies[i]) for i in active]
+            prompts = [tokenize(turns, _grids(images, vq), vocab)[0] for turns, images in contents]
+            max_tokens = _max_answer_tokens([exercises[i] for i in active], vq.stride)
+            limited = replace(cfg, max_new_tokens=min(cfg.max_new_tokens, max_tokens))
+            answers = generate(model, prompts, jax.random.fold_in(key, turn), limited, vocab)
+            for i, answer in zip(active, answers, strict=True):
+                replies[i].append(_to_reply(answer, exercises[i].turns[turn][1], vq, vocab))
+    return [row + [None] * (len(exercise.turns) - len(row)) for row, exercise in zip(replies, exercises, strict=True)]
 
 
-def _is_whole(given: Sequence[Reply]) -> bool:
-    return all(one is not None for one in given)
+def _task_name(exercise: Exercise) -> str:
+    return exercise.view if isinstance(exercise, PredictView) else SERVED_AS[type(exercise)]
 
 
-def _served_as(made: Exercise) -> str:
-    return made.view if isinstance(made, Look) else SERVED_AS[type(made)]
+def _max_answer_tokens(exercises: Sequence[Exercise], stride: int) -> int:
+    """The limit for the answers of these exercises: room for their largest picture; a text is shorter than TOKENS_AROUND."""
+    shapes = (image.shape for exercise in exercises for image in exercise.pictures)
+    return answer_tokens((height // stride, width // stride) for height, width, _ in shapes)
 
 
-def _longest(made: Sequence[Exercise], stride: int) -> int:
-    """Tokens of the longest picture among the true answers, and some: those are all that a text has."""
-    painted = [shown for one in made for shown in one.pictures]
-    grids = (grid_tokens(shown.shape[0] // stride, shown.shape[1] // stride) for shown in painted)
-    return max(grids, default=0) + TOKENS_AROUND
+def _grids(images: Sequence[np.ndarray], vq: PatchVQ) -> list[np.ndarray]:
+    """Pictures u8[Y X 3] -> codes i32[R C] of each."""
+    return [encode_image(vq, Image.fromarray(image)) for image in images]
 
 
-def _grids(shown: Sequence[np.ndarray], vq: PatchVQ) -> list[np.ndarray]:
-    """Pictures u8[Y X 3] -> codes i32[R C], each."""
-    return [encode_image(vq, Image.fromarray(picture)) for picture in shown]
-
-
-def _read(answer: np.ndarray, wanted: str, vq: PatchVQ, vocab: Vocab) -> Reply:
-    """An answer i32[n] as what the turn asks for: one picture, or text."""
-    if wanted != IMAGE_SYMBOL:
+def _to_reply(answer: np.ndarray, expected: str, vq: PatchVQ, vocab: Vocab) -> Reply:
+    """An answer i32[n] -> the kind of reply that is ``expected``: one picture for the image symbol, otherwise text."""
+    if expected != IMAGE_SYMBOL:
         return text(answer, vocab)
-    painted = pictures(answer, vq, vocab)
-    return np.asarray(painted[0]) if len(painted) == 1 else None
+    images = pictures(answer, vq, vocab)
+    return np.asarray(images[0]) if len(images) == 1 else None

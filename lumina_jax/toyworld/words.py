@@ -8,10 +8,10 @@ WORDS = (
     *("Semantic", "segmentation", "Depth", "Surface", "normal", "pose", "estimation", "Detect", "Describe", "Edit"),
     *("Add", "Remove", "Move", "Recolour", "How", "many", "What", "colour", "is", "are", "there", "Yes", "No"),
 )
-"""Words besides the scenes' own: those of captions, and of tasks, questions and answers about scenes."""
+"""Words of captions, requests, questions and answers besides those that the scenes' attributes have."""
 
 
 def world_words() -> list[str]:
-    """Every word as prompts have it: the first of a sentence bare, any other behind its space."""
+    """All words as tokens: capitalised ones, which begin a sentence, as they are; all others with a leading space."""
     phrases = (*COLOURS, *BACKGROUNDS, *SHAPES, *SIZES, *RELATIONS, *WORDS)
     return [word if word[0].isupper() else f" {word}" for phrase in phrases for word in phrase.split()]

@@ -1,6 +1,6 @@
-"""Checkpoints: ``{path: array}`` in Orbax, no framework objects, restored onto any mesh.
+"""Checkpoints: ``{path: array}`` in Orbax, without framework objects, restored onto any mesh.
 
-The data order is a pure function of (seed, step), so the step is all that resuming needs besides the state.
+Besides the state, resuming needs the step alone: the data order is a pure function of (seed, step).
 """
 
 from pathlib import Path
@@ -21,18 +21,18 @@ FOLDER = "checkpoints"
 STATE = "state"
 WEIGHTS = "model/"
 EXPERIMENT = "experiment"
-"""Under this key of a checkpoint's metadata stands the experiment that wrote it."""
+"""Key in a checkpoint's metadata of the experiment that wrote it."""
 COMMITTED = "commit_success.txt"
-"""What Orbax writes last into a checkpoint; without it the folder is a write, or a copy, that never finished."""
+"""The file that Orbax writes last; a folder without it is a write or a copy that never finished."""
 
 
 def flatten(tree) -> dict[str, jax.Array]:
-    """A tree -> {path: array}; paths as ``model/blocks/mlp/up``."""
+    """A tree -> {path: array}, with paths such as ``model/blocks/mlp/up``."""
     return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def unflatten(like, arrays: dict[str, jax.Array]):
-    """The inverse of :func:`flatten` for a tree shaped as ``like``."""
+    """The inverse of :func:`flatten`; ``like`` is a tree of the same structure."""
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[_name(path)], like)
 
 
@@ -41,16 +41,16 @@ def _name(path) -> str:
 
 
 class Saver:
-    """Writes and finds the checkpoints of one run in ``cfg.out``/checkpoints, without stopping the loop.
+    """Saves and restores the checkpoints of one run, ``cfg.out``/checkpoints/<step>; saving does not block the training loop.
 
-    Interrupted writes never count: Orbax renames a checkpoint only when it is whole, and a numbered folder without its
-    mark is renamed to <step>.unfinished, since Orbax would take it for a checkpoint.
+    Interrupted writes never count: Orbax renames a checkpoint when it is complete, and a numbered folder without
+    :data:`COMMITTED` is renamed to <step>.unfinished, since Orbax would take it for a checkpoint.
     """
 
     def __init__(self, cfg: Experiment):
         self._cfg = cfg
         self._folder = Path(cfg.out).absolute() / FOLDER
-        _set_unfinished_aside(self._folder)
+        _rename_unfinished(self._folder)
         with _uncompressed():
             self._checkpointer = ocp.training.Checkpointer(
                 self._folder,
@@ -59,52 +59,56 @@ class Saver:
             )
 
     def save(self, step: int, state: TrainState) -> None:
-        """Saves ``state`` after ``step`` steps, in the background."""
+        """Saves ``state``, which is that after ``step`` steps, in the background."""
         with _uncompressed():
             self._checkpointer.save_checkpointables_async(
                 step, {STATE: flatten(state)}, force=True, custom_metadata={EXPERIMENT: to_dict(self._cfg)}
             )
 
     def restore(self, shapes: TrainState) -> tuple[int, TrainState] | None:
-        """(steps done, state on the placement of ``shapes``) of the newest whole checkpoint, or None when there is none.
+        """(steps done, state) of the newest complete checkpoint, or None when there is none.
 
-        Raises ValueError when it belongs to another experiment, naming the fields that differ.
+        ``shapes`` gives the dtype and sharding of every array. Raises InputError when the checkpoint belongs to another experiment,
+        naming the fields that differ.
         """
-        whole = [folder for folder in _numbered(self._folder) if _is_whole(folder)]
-        if not whole:
+        checkpoint = next(filter(_is_complete, _step_folders(self._folder)), None)
+        if checkpoint is None:
             return None
-        self._check_same(read_experiment(whole[0]))
-        arrays = ocp.load_checkpointables(whole[0], {STATE: flatten(shapes)})[STATE]
-        return int(whole[0].name), unflatten(shapes, arrays)
+        self._check_same(read_experiment(checkpoint))
+        arrays = ocp.load_checkpointables(checkpoint, {STATE: flatten(shapes)})[STATE]
+        return int(checkpoint.name), unflatten(shapes, arrays)
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Waits until all checkpoints are on disk."""
         self._checkpointer.close()
 
     def _check_same(self, saved: Experiment) -> None:
-        """Where things lie and how they are placed may change on resuming; what is computed may not."""
-        old, new = _computed(saved), _computed(self._cfg)
+        """On resuming, paths and placement may differ; fields that change what is computed may not."""
+        old, new = _result_fields(saved), _result_fields(self._cfg)
         changed = ", ".join(f"{name} ({old[name]} there, {new[name]} here)" for name in new if old[name] != new[name])
         if changed:
             raise InputError(
                 f"{self._folder} holds a run with another {changed}; give this run its own out=FOLDER, "
-                "or delete that one to start again"
+                "or delete that folder to start again"
             )
 
 
 def newest(folder: Path | str) -> Path:
-    """The newest whole checkpoint under a run's folder, or ``folder`` itself when it is one; else FileNotFoundError."""
+    """The newest complete checkpoint of the run folder ``folder``, or ``folder`` itself when it is a checkpoint.
+
+    Raises MissingFileError when there is none.
+    """
     folder = Path(folder).absolute()
-    for found in (folder, *_numbered(folder / FOLDER)):
-        if _is_whole(found):
-            return found
+    for checkpoint in (folder, *_step_folders(folder / FOLDER)):
+        if _is_complete(checkpoint):
+            return checkpoint
     raise MissingFileError(
         f"{folder} holds no checkpoint; expected {folder / FOLDER}/<step>, as run.py train writes it"
     )
 
 
 def read_experiment(checkpoint: Path) -> Experiment:
-    """The experiment that wrote ``checkpoint``. Raises ValueError where it does not say."""
+    """The experiment that wrote ``checkpoint``. Raises InputError when its metadata has none."""
     metadata = ocp.checkpointables_metadata(checkpoint).custom_metadata or {}
     if EXPERIMENT not in metadata:
         raise InputError(f"{checkpoint} does not say which experiment wrote it; it is not a checkpoint of run.py")
@@ -112,52 +116,53 @@ def read_experiment(checkpoint: Path) -> Experiment:
 
 
 def load_weights(checkpoint: Path, shapes: Chameleon) -> Chameleon:
-    """Weights alone of a checkpoint, on the dtype and placement of ``shapes``; nothing else is read.
+    """Reads the weights alone of a checkpoint, with the dtypes and shardings of ``shapes``.
 
-    Raises ValueError listing weights whose shape differs.
+    Raises InputError listing the weights whose shape differs or that are absent.
     """
     stored = ocp.checkpointables_metadata(checkpoint).metadata[STATE]
-    wanted = {WEIGHTS + name: shape for name, shape in flatten(shapes).items()}
-    wrong = [
+    expected = {WEIGHTS + name: shape for name, shape in flatten(shapes).items()}
+    mismatches = [
         f"{name.removeprefix(WEIGHTS)} {tuple(stored[name].shape) if name in stored else 'absent'} (here {shape.shape})"
-        for name, shape in wanted.items()
+        for name, shape in expected.items()
         if name not in stored or tuple(stored[name].shape) != shape.shape
     ]
-    if wrong:
-        raise InputError(f"{checkpoint} holds another model: {'; '.join(wrong[:5])}; make model.* agree with it")
+    if mismatches:
+        raise InputError(f"{checkpoint} holds another model: {'; '.join(mismatches[:5])}; make model.* agree with it")
     with _partial():
-        arrays = ocp.load_checkpointables(checkpoint, {STATE: wanted})[STATE]
+        arrays = ocp.load_checkpointables(checkpoint, {STATE: expected})[STATE]
     return unflatten(shapes, {name.removeprefix(WEIGHTS): array for name, array in arrays.items()})
 
 
 def restore_model(checkpoint: Path, cfg: ModelConfig, mesh: Mesh | None = None) -> Chameleon:
-    """The model of ``checkpoint`` alone, on ``mesh`` (default: all of it on the first device)."""
+    """The model of ``checkpoint``, without optimizer state, sharded over ``mesh`` (default: the first device alone)."""
     mesh = mesh or make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     shapes = jax.eval_shape(lambda: Chameleon(cfg, nnx.Rngs(0)))
-    places = shardings(shapes, mesh)
-    placed = jax.tree.map(lambda w, s: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=s), shapes, places)
-    return load_weights(checkpoint, placed)
+    sharded = jax.tree.map(
+        lambda w, s: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=s), shapes, shardings(shapes, mesh)
+    )
+    return load_weights(checkpoint, sharded)
 
 
-def _numbered(folder: Path) -> list[Path]:
-    """The folders of ``folder`` named by a step, latest first."""
+def _step_folders(folder: Path) -> list[Path]:
+    """The folders in ``folder`` whose name is a step, newest first."""
     return sorted((path for path in folder.glob("*") if path.name.isdigit()), key=lambda p: int(p.name), reverse=True)
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     return (folder / COMMITTED).is_file()
 
 
-def _set_unfinished_aside(folder: Path) -> None:
+def _rename_unfinished(folder: Path) -> None:
     if jax.process_index() == 0:
-        for path in _numbered(folder):
-            if not _is_whole(path):
+        for path in _step_folders(folder):
+            if not _is_complete(path):
                 path.rename(path.with_name(f"{path.name}.unfinished"))
-    multihost_utils.sync_global_devices(f"unfinished writes in {folder} set aside")
+    multihost_utils.sync_global_devices(f"unfinished writes in {folder} renamed")
 
 
-def _computed(cfg: Experiment) -> dict[str, object]:
-    """The fields that decide what a run computes, by dotted name."""
+def _result_fields(cfg: Experiment) -> dict[str, object]:
+    """The fields that change the numbers a run computes, by dotted name."""
     fields = {"seed": cfg.seed, "mesh.compute": cfg.mesh.compute, "mesh.dropout_rng": cfg.mesh.dropout_rng}
     for group in ("model", "optim", "data"):
         fields |= {f"{group}.{name}": value for name, value in vars(getattr(cfg, group)).items()}
@@ -167,14 +172,14 @@ def _computed(cfg: Experiment) -> dict[str, object]:
 
 
 def _uncompressed() -> ocp.Context:
-    """Compression saves 8% of float32 weights and triples the time."""
+    """Without compression, which saves 8% of the size of float32 weights and triples the time."""
     context = ocp.Context()
     context.array.saving.use_compression = False
     return context
 
 
 def _partial() -> ocp.Context:
-    """Reading some of a checkpoint's arrays."""
+    """For reading some of a checkpoint's arrays."""
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     return context

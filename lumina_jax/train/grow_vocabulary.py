@@ -1,4 +1,4 @@
-"""A model for a larger tokenizer: what it knows about a token goes with the token's name, not with its number."""
+"""Grows a model's vocabulary for a larger tokenizer: rows of embedding and head move with a token's name, not with its id."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,43 +16,45 @@ from lumina_jax.train.step import init_state
 from lumina_jax.vocab import Vocab
 
 
-def grown(model: Chameleon, old: Vocab, new: Vocab, rows: int, key: jax.Array) -> Chameleon:
-    """``model``, which was trained with the tokenizer ``old``, with ``rows`` rows of vocabulary for the tokenizer ``new``.
+def grow_vocabulary(model: Chameleon, old: Vocab, new: Vocab, size: int, key: jax.Array) -> Chameleon:
+    """``model``, which was trained with the tokenizer ``old``, with ``size`` tokens for the tokenizer ``new``.
 
-    Tokens that both know by name keep their rows, and so their logits, to the last bit. The embeddings of the others are drawn
-    from ``key`` with the spread of the known ones; their columns of the head are zero and prefer nothing.
+    Tokens in both keep their embedding and head column, and so their logits, bit for bit. The embeddings of new tokens are drawn
+    from ``key`` with the standard deviation of the old ones; their head columns are zero, so that none is preferred.
 
-    Raises ValueError when ``new`` lacks a token that ``model`` knows, or has ids beyond ``rows``.
+    Raises InputError when ``new`` lacks a token of ``old``, or has ids of ``size`` and above.
     """
-    new.check_fits(rows)
-    names, places = old.names(model.cfg.vocab), new.names(rows)
-    if lost := [name for name in names if name not in places]:
+    new.check_fits(size)
+    old_ids, new_ids = old.names(model.cfg.vocab), new.names(size)
+    if missing := [name for name in old_ids if name not in new_ids]:
         raise InputError(
-            f"{new.source} lacks {len(lost)} tokens that the model knows, {lost[0]!r} the first; "
+            f"{new.source} lacks {len(missing)} tokens that the model knows, {missing[0]!r} the first; "
             "make the new tokenizer from the codebook and the words of the old one"
         )
-    cfg = replace(model.cfg, vocab=rows)
+    cfg = replace(model.cfg, vocab=size)
     shapes = jax.eval_shape(lambda: Chameleon(cfg, nnx.Rngs(0)))
-    ids, at = (jnp.array([table[name] for name in names]) for table in (names, places))
+    source, target = (jnp.array([ids[name] for name in old_ids]) for ids in (old_ids, new_ids))
     arrays = flatten(model)
-    known, head = arrays["embedding"][ids], arrays["head"]
-    drawn = jax.random.normal(key, (rows, cfg.width), known.dtype) * known.std()
-    arrays["embedding"] = drawn.at[at].set(known)
-    arrays["head"] = jnp.zeros((cfg.width, rows), head.dtype).at[:, at].set(head[:, ids])
+    embedding, head = arrays["embedding"][source], arrays["head"][:, source]
+    random_rows = jax.random.normal(key, (size, cfg.width), embedding.dtype) * embedding.std()
+    arrays["embedding"] = random_rows.at[target].set(embedding)
+    arrays["head"] = jnp.zeros((cfg.width, size), head.dtype).at[:, target].set(head)
     return unflatten(shapes, arrays)
 
 
-def write_start(model: Chameleon, old: Vocab, new: Vocab, cfg: Experiment) -> Path:
-    """Writes ``model`` grown for ``cfg`` and its tokenizer ``new`` into ``cfg.start``, from which training then begins.
+def write_start_checkpoint(model: Chameleon, old: Vocab, new: Vocab, cfg: Experiment) -> Path:
+    """Writes ``model``, grown for ``cfg`` and its tokenizer ``new``, as a checkpoint into ``cfg.start``, where ``cfg`` starts from.
 
-    Raises ValueError when ``cfg`` names no such folder, or another shape of model than that of ``model``.
+    Returns that folder. Raises InputError when ``cfg.start`` is empty, or ``cfg.model`` and ``model`` differ in more than vocab.
     """
     if not cfg.start:
         raise InputError(f"{cfg.name} has no start; name the folder for the grown weights with start=FOLDER")
-    if (wanted := replace(cfg.model, vocab=model.cfg.vocab)) != model.cfg:
-        raise InputError(f"the model to grow is {model.cfg}, but {cfg.name} is {wanted}; only the vocabulary can grow")
+    if (expected := replace(cfg.model, vocab=model.cfg.vocab)) != model.cfg:
+        raise InputError(
+            f"the model to grow is {model.cfg}, but {cfg.name} is {expected}; only the vocabulary can grow"
+        )
     mesh = make_mesh(cfg.mesh)
-    weights = grown(model, old, new, cfg.model.vocab, jax.random.key(cfg.seed))
+    weights = grow_vocabulary(model, old, new, cfg.model.vocab, jax.random.key(cfg.seed))
     state = init_state(cfg, mesh)
     state = state._replace(model=jax.device_put(weights, shardings(weights, mesh)))
     saver = Saver(replace(cfg, out=cfg.start, start=""))

@@ -1,4 +1,4 @@
-"""A run from its first step to its last, over whatever was done of it before."""
+"""A training run: from its first step, or from its newest checkpoint, to its last step."""
 
 import signal
 import time
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +15,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lumina_jax.batch import Batch
-from lumina_jax.cluster.processes import Alone, Group
+from lumina_jax.cluster.processes import Group, SingleProcess
 from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError
 from lumina_jax.sharding import AXES, check_rows, global_batch, make_mesh
 from lumina_jax.train.checkpoint import Saver, load_weights, newest
+from lumina_jax.train.compiled_steps import CompiledSteps
 from lumina_jax.train.metrics import MetricsLog
-from lumina_jax.train.programs import Programs
+from lumina_jax.train.profile import ProfiledSteps
 from lumina_jax.train.step import TrainState, init_state, make_step, state_shapes, steps
-from lumina_jax.train.trace import Trace
 
 
 def train(
@@ -30,93 +31,83 @@ def train(
 ) -> TrainState:
     """Trains ``cfg`` to ``cfg.optim.steps`` and returns the state.
 
-    ``batches(start)`` yields this process's rows (data_share) of each global batch from step ``start`` on. Resumes from the newest
-    checkpoint in ``cfg.out``; else begins with the weights of ``cfg.start``; else with random ones. On SIGTERM the
-    state is saved and SystemExit(143) raised. Raises ValueError when ``batches`` end before ``cfg.optim.steps``.
-    ``group`` are the processes of the run: an error here, or the death of another, ends all (default: this one alone).
+    ``batches(start)`` yields the rows of this process (see data_share) of every global batch from step ``start`` on. Starts from
+    the newest checkpoint in ``cfg.out``; else from the weights of ``cfg.start``; else from random weights. On SIGTERM saves the
+    state and raises SystemExit(143). ``group`` are the processes of the run (default: this one alone); an error in one of them,
+    or its death, ends all.
+
+    Raises InputError when ``batches`` end before ``cfg.optim.steps``, NotFiniteError when a loss is NaN or infinite.
     """
-    group = group or Alone()
+    group = group or SingleProcess()
     mesh = make_mesh(cfg.mesh)
     for length in cfg.data.buckets:
         check_rows(cfg.data.rows(length) // cfg.optim.accumulate, mesh)
     with closing(Saver(cfg)) as saver, group.guard():
-        group.at("loading")
-        found = saver.restore(state_shapes(cfg, mesh))
-        start, state = found if found else (0, begin(cfg, mesh))
+        group.doing("loading")
+        start, state = saver.restore(state_shapes(cfg, mesh)) or (0, initial_state(cfg, mesh))
         if start < cfg.optim.steps:
-            group.meet("loading the state", cfg.pod.patience)
-            state = _go_on(cfg, mesh, saver, start, state, batches(start), show, group)
-        group.at("its end")
-    group.meet("the end", cfg.pod.patience)
+            group.barrier("loading the state", cfg.pod.stall_timeout)
+            state = _run_steps(cfg, saver, start, state, batches(start), show, group)
+        group.doing("its end")
+    group.barrier("the end", cfg.pod.stall_timeout)
     return state
 
 
-def _go_on(
-    cfg: Experiment,
-    mesh: Mesh,
-    saver: Saver,
-    start: int,
-    state: TrainState,
-    local: Iterator[Batch],
-    show: bool,
-    group: Group,
+def _run_steps(
+    cfg: Experiment, saver: Saver, start: int, state: TrainState, rows: Iterator[Batch], show: bool, group: Group
 ) -> TrainState:
-    """The steps from ``start`` to the last, on this host's rows ``local`` of each."""
-    last, done = cfg.optim.steps, start
-    with (
-        closing(MetricsLog(cfg, start, show)) as log,
-        closing(_Preemption(mesh)) as preempted,
-        closing(Trace(cfg, programs := Programs(cfg, mesh, make_step(cfg, mesh), log.print_line), start)) as trace,
-    ):
+    """Runs the steps after ``start`` on ``rows``, those of this process; logs and saves; returns the last state."""
+    mesh, last, done = make_mesh(cfg.mesh), cfg.optim.steps, start
+    plain_step, log = make_step(cfg, mesh), MetricsLog(cfg, start, show)
+    compiled = CompiledSteps(cfg, mesh, plain_step, log.print_line)
+    profiled = ProfiledSteps(cfg, compiled, start)
+    with closing(log), closing(_Preemption(mesh)) as preemption, closing(profiled):
         if cfg.compile_ahead:
-            group.at("compiling ahead")
-            programs.compile_all()
-        feed = Feed(islice(local, last - start), mesh, start, group)
-        for done, state, metrics in steps(state, feed, trace, start):  # noqa: B020, replaced each step
+            group.doing("compiling ahead")
+            compiled.compile_all()
+        batches = GlobalBatches(islice(rows, last - start), mesh, start, group)
+        for done, state, metrics in steps(state, batches, profiled, start):  # noqa: B020, replaced each step
             if done == start + 1:
-                group.meet("compiling the first step", cfg.pod.patience)
-            log.write(done, metrics, feed.waited)
-            stopping = preempted.heard()
+                group.barrier("compiling the first step", cfg.pod.stall_timeout)
+            log.write(done, metrics, batches.wait_seconds)
+            stopping = preemption.requested()
             if stopping or done % cfg.save_every == 0 or done == last:
                 log.sync()
-                group.meet(f"saving step {done}", cfg.pod.wait)
+                group.barrier(f"saving step {done}", cfg.pod.join_timeout)
                 saver.save(done, state)
             if stopping:
                 raise SystemExit(143)
     if done < last:
-        raise InputError(
-            f"the batches ended after step {done}, but optim.steps is {last}; give as many batches as steps"
-        )
+        raise InputError(f"the batches ended after step {done}, but optim.steps is {last}; give a batch for each step")
     return state
 
 
-class Feed:
-    """This host's rows -> global batches on the devices, read while those compute; says at which one the process is.
+class GlobalBatches:
+    """Iterator over global batches on the devices, made from the rows of this process; tells ``group`` the current step.
 
-    A step is only queued when it is asked for: while it runs, the batch of the next is taken from what was read ahead and
-    sent to the devices. ``waited`` are the seconds it took until the last one's rows were there, which are few unless reading
-    is slower than training.
+    A batch is taken from ``host_batches``, which read ahead, and sent to the devices while they still run the step before.
+    ``wait_seconds`` is how long the newest batch was waited for: near 0 unless reading is slower than training.
     """
 
-    def __init__(self, local: Iterator[Batch], mesh: Mesh, start: int, group: Group):
-        self._local, self._mesh, self._step, self._group = local, mesh, start, group
-        self.waited = 0.0
+    def __init__(self, host_batches: Iterator[Batch], mesh: Mesh, start: int, group: Group):
+        self._host_batches, self._mesh, self._step, self._group = host_batches, mesh, start, group
+        self.wait_seconds = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         self._step += 1
-        self._group.at(f"reading batch {self._step}")
-        begin = time.monotonic()
-        rows = next(self._local)
-        self.waited = time.monotonic() - begin
-        self._group.at(f"step {self._step}")
+        self._group.doing(f"reading batch {self._step}")
+        start = time.monotonic()
+        rows = next(self._host_batches)
+        self.wait_seconds = time.monotonic() - start
+        self._group.doing(f"step {self._step}")
         return global_batch(rows, self._mesh)
 
 
-def begin(cfg: Experiment, mesh: Mesh) -> TrainState:
-    """The state before the first step: random, or with the weights of the earlier run or checkpoint ``cfg.start``."""
+def initial_state(cfg: Experiment, mesh: Mesh) -> TrainState:
+    """The state before the first step: random weights, or those of the run folder or checkpoint ``cfg.start``."""
     state = init_state(cfg, mesh)
     if not cfg.start:
         return state
@@ -125,28 +116,29 @@ def begin(cfg: Experiment, mesh: Mesh) -> TrainState:
 
 
 class _Preemption:
-    """Whether the machine is about to be taken away: SIGTERM here, or in any process of the run.
+    """Whether this run must stop: SIGTERM arrived here or in any other process.
 
-    Each step asks all processes at once and hears of the step before, so that all stop behind the same step and none waits.
-    JAX's own service for this is of no use: Orbax asks it about old steps from a thread, and processes then disagree.
+    Each call starts a reduction over all processes and returns the result of the call before, so that all processes stop after
+    the same step and none waits. JAX's preemption service cannot be used: Orbax asks it about old steps from a thread, after which
+    processes disagree.
     """
 
     def __init__(self, mesh: Mesh):
-        self._asked, self._past = False, None
+        self._signaled, self._pending = False, None
         self._split = NamedSharding(mesh, P(AXES))
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
-        self._before = signal.signal(signal.SIGTERM, self._note)
+        self._old_handler = signal.signal(signal.SIGTERM, self._on_signal)
 
-    def _note(self, *_):
-        self._asked = True
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signaled = True
 
-    def heard(self) -> bool:
+    def requested(self) -> bool:
         if jax.process_count() == 1:
-            return self._asked
-        mine = np.full(jax.local_device_count(), self._asked)
-        past, self._past = self._past, self._any(jax.make_array_from_process_local_data(self._split, mine))
-        return past is not None and bool(past)
+            return self._signaled
+        flags = np.full(jax.local_device_count(), self._signaled)
+        previous, self._pending = self._pending, self._any(jax.make_array_from_process_local_data(self._split, flags))
+        return previous is not None and bool(previous)
 
-    def close(self):
-        # None stands for a handler that was not set from Python, which cannot be set again.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._before is None else self._before)
+    def close(self) -> None:
+        # The old handler is None when it was not set from Python; such a handler cannot be set again.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._old_handler is None else self._old_handler)

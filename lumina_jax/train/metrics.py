@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -16,10 +17,16 @@ from lumina_jax.storage import atomic_write_text
 from lumina_jax.train.step import Metrics
 
 FILE = "metrics.jsonl"
-PLAIN_LINE = "{title}: step {done:.0f}/{total:.0f}  {text}  {seconds_left:.0f} s left"
-SECONDS_BETWEEN_LINES = 10
 STEPS_BETWEEN_POINTS = 10
 """Between points in TensorBoard: a scalar there takes longer than a small model's whole line in metrics.jsonl."""
+
+
+class TrainingProgress(ProgressDisplay):
+    """The progress of training, on stdout."""
+
+    stderr = False
+    seconds_between_lines = 10.0
+    line = "{title}: step {done:.0f}/{total:.0f}  {text}  {seconds_left:.0f} s left"
 
 
 class MetricsLog:
@@ -35,20 +42,17 @@ class MetricsLog:
         self._cfg, self._start_time = cfg, time.monotonic()
         self._tokens = self._wait_seconds = 0.0
         self._pending: tuple[int, Metrics, float] | None = None
-        self._writes = jax.process_index() == 0
+        self._writes, self._open = jax.process_index() == 0, ExitStack()
         if not self._writes:
             return
         path = Path(cfg.out) / FILE
         atomic_write_text(
             path, "".join(json.dumps(line) + "\n" for line in read_metrics(cfg.out) if line["step"] <= start)
         )
-        self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(path.with_name("tensorboard")), purge_step=start + 1)
-        self._progress = ProgressDisplay(
-            cfg.name, cfg.optim.steps, show, "steps", plain_line=PLAIN_LINE, seconds=SECONDS_BETWEEN_LINES, stderr=False
-        )
+        self._file = self._open.enter_context(path.open("a", buffering=1))
+        self._board = self._open.enter_context(SummaryWriter(str(path.with_name("tensorboard")), purge_step=start + 1))
+        self._progress = self._open.enter_context(TrainingProgress(cfg.name, cfg.optim.steps, show, "steps"))
         self._progress.skip(start)
-        self._progress.start()
 
     def write(self, step: int, metrics: Metrics, wait_seconds: float = 0.0) -> None:
         """Takes the metrics of ``step`` and the seconds it waited for its batch; records those of the step before."""
@@ -93,10 +97,7 @@ class MetricsLog:
         self._progress.advance(step - self._progress.done, text)
 
     def close(self) -> None:
-        if self._writes:
-            self._progress.stop()
-            self._board.close()
-            self._file.close()
+        self._open.close()
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, float]]:

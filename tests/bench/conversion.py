@@ -1,9 +1,9 @@
 """Converting a checkpoint of full size, against copying the same files: ``python tests/bench/conversion.py FOLDER``.
 
-FOLDER needs room for four times the checkpoint (7B: 54 GB). A random bfloat16 model is made there as transformers would
-keep it (unless it is there already), then copied, imported into our layout and exported again, each by a process of its own
-with the files out of the page cache and everything flushed to disk at the end. One JSON line per run: seconds, MB/s, the
-ratio to copying in the same run, and the peak of resident memory.
+FOLDER needs space for four copies of the checkpoint (7B: 54 GB). A random bfloat16 model is written there in transformers' layout
+(unless it exists), then copied, imported into Orbax and exported again, each in a process of its own, with the source's files
+dropped from the page cache before and everything flushed to disk at the end. Each run prints one JSON line: seconds, MB/s, the
+ratio to the time of copying in the same run, and the peak of resident memory.
 """
 
 import argparse
@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import jax.numpy as jnp
 import numpy as np
 
-from convert.convert import Wish, whole, write
-from convert.table import ROWS, Index, Row, cut, shape_of, sizes_of
-from convert.tokenizer_files import Companions
+from convert.convert import Target, atomic_folder, write
+from convert.table import ROWS, Index, WeightRow, cut_sizes, shape_of, sizes_of
+from convert.tokenizer_files import TokenizerFiles
 from lumina_jax.config import ModelConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,10 +35,10 @@ SIZES = {
 }
 
 
-class Random:
-    """A checkpoint of random numbers of about the size of weights, drawn as they are read."""
+class RandomSource:
+    """A Checkpoint of random numbers of about the size of weights, drawn when they are read."""
 
-    layout, settings, rows, kinds = "ours", {}, ROWS, {"bfloat16": "all"}
+    layout, settings, rows, dtype_examples, vq = "ours", {}, ROWS, {"bfloat16": "all"}, None
 
     def __init__(self, cfg: ModelConfig):
         self.folder, self.cfg = Path("random"), cfg
@@ -46,14 +46,14 @@ class Random:
         self.dtypes = dict.fromkeys(self.sizes, np.dtype(jnp.bfloat16))
         self._rng = np.random.default_rng(0)
 
-    def read(self, row: Row, layer: int, index: Index) -> np.ndarray:
-        shape = shape_of(row.ours, cut(self.sizes[row.path], index))
-        # Sign and mantissa at random under one exponent: 0.008 to 0.016 in size.
+    def read(self, row: WeightRow, layer: int, index: Index) -> np.ndarray:
+        shape = shape_of(row.axes, cut_sizes(self.sizes[row.path], index))
+        # Random sign and mantissa with one exponent: magnitudes of 0.008 to 0.016.
         bits = self._rng.integers(0, 1 << 16, math.prod(shape), np.uint16) & 0x807F | 0x3C00
         return bits.view(jnp.bfloat16).reshape(shape)
 
 
-def out_of_cache(folder: Path) -> None:
+def drop_from_cache(folder: Path) -> None:
     """Flushes the files of ``folder`` and drops them from the page cache."""
     for path in filter(Path.is_file, folder.rglob("*")):
         with path.open("rb") as file:
@@ -62,39 +62,41 @@ def out_of_cache(folder: Path) -> None:
 
 
 def timed(command: list[str], source: Path, target: Path) -> tuple[float, float]:
-    """(seconds until ``target`` is on the disk, peak resident GiB) of ``command``."""
-    out_of_cache(source)
+    """Runs ``command``; returns (seconds until ``target`` is on the disk, peak resident GiB)."""
+    drop_from_cache(source)
     began = time.perf_counter()
     process = subprocess.Popen(command, cwd=REPOSITORY)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    out_of_cache(target)
+    drop_from_cache(target)
     return time.perf_counter() - began, usage.ru_maxrss / 2**20
 
 
 def main() -> None:
-    """Prints one JSON line a run."""
+    """Prints one JSON line per run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--runs", type=int, default=1)
     options = parser.parse_args()
-    source, copy, ours, back = (options.folder / f"{options.size}-{name}" for name in ("start", "copy", "ours", "back"))
+    source, copy, orbax, back = (
+        options.folder / f"{options.size}-{name}" for name in ("start", "copy", "orbax", "back")
+    )
     if not source.exists():
-        random = Random(SIZES[options.size])
-        with whole(source) as folder:
-            write(random, Companions(None, None), folder, Wish("hf", options.shards))
+        random = RandomSource(SIZES[options.size])
+        with atomic_folder(source) as folder:
+            write(random, TokenizerFiles(), folder, Target("hf", options.shards))
     run = [sys.executable, "run.py", "convert"]
     for number in range(options.runs):
-        for target in (copy, ours, back):
+        for target in (copy, orbax, back):
             shutil.rmtree(target, ignore_errors=True)
         size = sum(path.stat().st_size for path in source.glob("*.safetensors")) / 1e6
         copying, _ = timed(["cp", "-r", str(source), str(copy)], source, copy)
-        importing, import_peak = timed([*run, "import", str(source), str(ours)], source, ours)
+        importing, import_peak = timed([*run, "import", str(source), str(orbax)], source, orbax)
         exporting, export_peak = timed(
-            [*run, "export", str(ours), str(back), "--layout", "hf", "--shards", str(options.shards)], ours, back
+            [*run, "export", str(orbax), str(back), "--layout", "hf", "--shards", str(options.shards)], orbax, back
         )
         same = all(
             subprocess.run(["cmp", "-s", str(path), str(back / path.name)]).returncode == 0

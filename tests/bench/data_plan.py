@@ -1,16 +1,16 @@
-"""Padding of the batch plan beside the original's rule, and the plan of 100 million records: ``python tests/bench/data_plan.py``.
+"""Padding of the batch plan and of the original's rule, and the plan of 100 million records: ``python tests/bench/data_plan.py``.
 
-Prints one JSON line for each stage of FP-SFT and one for the large plan. The records are drawn, a million a stage, from a
-seeded generator: 75% text to image, 15% image to text, 10% text alone. Pictures have log-normal aspect ratios (0.35 around
-1:1) and take the tokens of the best crop of the stage (layout.py); captions are log-normal around 90 tokens, within 10 to 300,
-answers around 120, within 20 to 300, and texts around 350, within 20 to 4,000. A text-to-image sample is <s>, 22 tokens of
-request, caption, end of turn, picture, end of turn; image to text is <s>, picture, 20 tokens of question, end of turn, answer,
-end of turn; one token less of each is predicted.
+Prints one JSON line for each stage of FP-SFT and one for the large plan. A million records a stage are drawn from a seeded
+generator: 75% text to image, 15% image to text, 10% text alone. Pictures have log-normal aspect ratios (0.35 around 1:1) and
+take the tokens of the best crop of the stage (layout.py); captions are log-normal around 90 tokens, within 10 to 300, answers
+around 120, within 20 to 300, and texts around 350, within 20 to 4,000. A text-to-image sample is <s>, 22 tokens of request,
+caption, end of turn, picture, end of turn; image to text is <s>, picture, 20 tokens of question, end of turn, answer, end of
+turn. A sample takes one position less than its tokens.
 
 The original sorts by length, shuffles within windows of 500 global batches, shuffles the batches, gives each of 64 GPUs 8
-samples of one, pads to the longest with no sample sharing a row, and drops the remainder. "padding" is to the longest of the
-global batch: a GPU pads to the longest of its own samples, but waits for the one with the longest. A step costs 6 per weight
-and place, and 6 * layers * width * length**2 for causal attention, on 7B; 64 chips compute at half of a v5p's peak each.
+samples of a batch, pads to the longest with one sample per row, and drops the remainder. "padding" is to the longest sample of
+the global batch: a GPU pads to the longest of its own, but waits for the GPU with the longest. A step of 7B costs 6 FLOPs per
+weight and position, and 6 * layers * width * length**2 for causal attention; 64 chips run at half of a v5p's peak each.
 """
 
 import argparse
@@ -43,12 +43,12 @@ CHIPS, FLOPS = 64, 0.5 * 459e12
 """A v5p-128 at half of its peak."""
 PER_GPU, WINDOW = 8, 500
 WEIGHTS = 6.74e9
-"""Of 7B, without the embedding."""
+"""The parameters of 7B without the embedding."""
 LARGE = 100_000_000
 
 
 def draw(size: int, records: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The length and the kind of each record, i32[records] and i64[records]."""
+    """The length in positions, i32[records], and the kind, i64[records], of each record."""
     rng = np.random.default_rng([seed, size])
     kind = rng.choice(len(KINDS), records, p=SHARES)
     picture = np.array(tuple(_picture_tokens(size)))[_crops(size, rng.normal(0, 0.35, records))]
@@ -75,7 +75,7 @@ def _crops(size: int, logs: np.ndarray) -> np.ndarray:
 
 
 def flops(rows: np.ndarray | int, length: np.ndarray | int) -> np.ndarray | float:
-    """Of a training step of 7B on ``rows`` rows of ``length``."""
+    """The FLOPs of a training step of 7B on ``rows`` rows of ``length``."""
     model = ModelConfig()
     return rows * length * (6 * WEIGHTS + 6 * model.layers * model.width * length)
 
@@ -98,36 +98,36 @@ def original(lengths: np.ndarray, seed: int = 0) -> dict[str, float]:
     }
 
 
-def ours(lengths: np.ndarray, kind: np.ndarray, cfg: DataConfig) -> dict[str, object]:
-    """The same of the plan, and how evenly its batches mix the kinds of records."""
+def planned(lengths: np.ndarray, kind: np.ndarray, cfg: DataConfig) -> dict[str, object]:
+    """The same of the batch plan, and how evenly its batches mix the kinds of records."""
     begin = time.perf_counter()
     plan = BatchPlan([lengths + 1], cfg, 0)
-    built = time.perf_counter() - begin
+    build_seconds = time.perf_counter() - begin
     seconds = sum(s.steps * flops(s.rows, s.length) for s in plan.buckets) / FLOPS / CHIPS
     steps = [plan(step) for step in range(min(plan.steps, 1000))]
     text = [lengths[p.record][kind[p.record] == 2].sum() / lengths[p.record].sum() for p in steps]
-    full = [np.bincount(p.row, minlength=p.rows).mean() for p in steps]
+    samples_per_row = [np.bincount(p.row, minlength=p.rows).mean() for p in steps]
     return {
         "padding": round(plan.padding, 4),
         "tokens_per_second": round(int(lengths.sum()) / seconds),
         "shapes": [[s.rows, s.length, s.steps] for s in plan.buckets],
         "cut": 0,
-        "samples_per_row": round(float(np.mean(full)), 2),
+        "samples_per_row": round(float(np.mean(samples_per_row)), 2),
         "text_share_of_a_batch": [round(float(np.percentile(text, q)), 3) for q in (0, 50, 100)],
         "padding_that_dropping_contexts_adds": round(dropping(lengths, kind, cfg), 4),
-        "seconds_to_build": round(built, 2),
+        "seconds_to_build": round(build_seconds, 2),
     }
 
 
 def dropping(lengths: np.ndarray, kind: np.ndarray, cfg: DataConfig) -> float:
-    """The share of places that ``drop_context`` of the text-to-image samples leave empty: their requests and captions."""
+    """The share of positions that ``drop_context`` empties: the requests and captions of text-to-image samples."""
     pictures = np.mean(_picture_tokens(cfg.size))
-    made = kind == 0
-    return cfg.drop_context * float(lengths[made].sum() - pictures * made.sum()) / float(lengths.sum())
+    is_picture = kind == 0
+    return cfg.drop_context * float(lengths[is_picture].sum() - pictures * is_picture.sum()) / float(lengths.sum())
 
 
 def large(records: int) -> dict[str, object]:
-    """Seconds and memory of the plan of ``records`` records, and how long a batch takes to find."""
+    """Seconds and memory to build the plan of ``records`` records, and the time to compute a batch."""
     with tempfile.TemporaryDirectory() as folder:
         tokens = np.lib.format.open_memmap(f"{folder}/lengths.npy", "w+", np.int32, (records,))
         for begin in range(0, records, RECORDS):
@@ -137,30 +137,30 @@ def large(records: int) -> dict[str, object]:
         before = memory()
         begin = time.perf_counter()
         plan = BatchPlan([np.load(f"{folder}/lengths.npy", mmap_mode="r")], STAGES[512], 0)
-        built, after = time.perf_counter() - begin, memory()
-        taken = []
+        build_seconds, after = time.perf_counter() - begin, memory()
+        times = []
         for step in np.random.default_rng(0).integers(0, 10 * plan.steps, 2000).tolist():
             begin, cpu = time.perf_counter(), time.process_time()
-            places = plan(step)
-            taken.append((time.perf_counter() - begin, time.process_time() - cpu))
-    wall, cpu = zip(*taken, strict=True)
+            records_of_step = plan(step)
+            times.append((time.perf_counter() - begin, time.process_time() - cpu))
+    wall, cpu = zip(*times, strict=True)
     return {
         "benchmark": "plan of many records",
         "records": records,
         "steps_per_epoch": plan.steps,
-        "seconds_to_build": round(built, 2),
+        "seconds_to_build": round(build_seconds, 2),
         "anonymous_mib": {"before": before, "after": after},
         "peak_mib_with_mapped_lengths": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "microseconds_per_step": {
             "median": round(1e6 * np.median(wall)),
             "mean_of_the_core": round(1e6 * np.mean(cpu)),
         },
-        "samples_per_step": len(places.row),
+        "samples_per_step": len(records_of_step.row),
     }
 
 
 def memory() -> int:
-    """MiB this process holds besides mapped files."""
+    """The memory of this process without mapped files, in MiB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) // 1024
 
@@ -174,15 +174,17 @@ def main() -> None:
         print(json.dumps(large(options.large)), flush=True)
     for size, cfg in STAGES.items():
         lengths, kind = draw(size, options.records)
-        theirs, mine = original(lengths), ours(lengths, kind, cfg)
-        unpacked = ours(lengths, kind, replace(cfg, packing=False))["padding"]
+        original_result, plan_result = original(lengths), planned(lengths, kind, cfg)
+        unpacked = planned(lengths, kind, replace(cfg, packing=False))["padding"]
         result = {
             "benchmark": f"padding, stage {size}",
             "lengths": {KINDS[k]: [int(lengths[kind == k].min()), int(lengths[kind == k].max())] for k in range(3)},
-            "ours": mine,
+            "ours": plan_result,
             "ours_without_packing": unpacked,
-            "original": theirs,
-            "tokens_per_second_ratio": round(mine["tokens_per_second"] / theirs["tokens_per_second"], 3),
+            "original": original_result,
+            "tokens_per_second_ratio": round(
+                plan_result["tokens_per_second"] / original_result["tokens_per_second"], 3
+            ),
         }
         print(json.dumps(result), flush=True)
 

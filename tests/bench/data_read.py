@@ -1,11 +1,11 @@
 """Reading tokens for training: ``python tests/bench/data_read.py`` prints one JSON line.
 
-Samples of 2,000 tokens, once in a folder of pretokenize, once as the original keeps them: a pickle of {"token", "label", "id"}
-for each, of lists, which are read one by one in random order and padded into the tensors of a batch. Rates are tokens for each
-second of one core's time, all threads counted, medians of rounds taken in turns; files are in the page cache.
+Compares a folder of pretokenize with the original's form: a pickle of {"token", "label", "id"} with lists for each sample, read
+in random order and padded into the tensors of a batch. Samples have 2,000 tokens. Rates are tokens per second of CPU time of all
+threads, medians of rounds in which the readers take turns; files are in the page cache.
 
-``wait`` is what a loop like the trainer's waits for its batches, put on the device, when a step takes --step seconds of a device
-and has the share of one host of a v5p-128: 52 rows of 1,280 tokens.
+``wait`` is the time that a loop like the trainer's waits for its batches on the device, when a step takes --step seconds and has
+the share of one host of a v5p-128: 52 rows of 1,280 tokens.
 """
 
 import argparse
@@ -28,14 +28,14 @@ import numpy as np
 import torch
 from data_parts import tiny_vocab
 
-from lumina_jax.cluster.processes import Alone
+from lumina_jax.cluster.processes import SingleProcess
 from lumina_jax.config import DataConfig, MeshConfig
 from lumina_jax.data.pipeline import batches
 from lumina_jax.data.shard_writer import write_shard, write_totals
 from lumina_jax.data.shards import Settings
 from lumina_jax.sharding import make_mesh
 from lumina_jax.storage import StorageFolder
-from lumina_jax.train.loop import Feed
+from lumina_jax.train.loop import GlobalBatches
 
 TOKENS, RECORDS, SHARD = 2000, 4096, 1024
 ROWS, LENGTH = 32, 4096
@@ -45,7 +45,7 @@ VOCAB = tiny_vocab()
 
 
 def write(folder: Path) -> None:
-    """The same samples in both forms."""
+    """Writes the same samples in both forms."""
     rng = np.random.default_rng(0)
     settings = Settings(RECORDS, "random", VOCAB.fingerprint, "none", 0, (), SHARD)
     (folder / "pickles").mkdir()
@@ -59,15 +59,15 @@ def write(folder: Path) -> None:
     write_totals(StorageFolder(folder / "tokens"), settings)
 
 
-def ours(folder: Path, threads: int, start: int) -> Iterator[int]:
-    """The tokens of one batch after another."""
+def shard_tokens(folder: Path, threads: int, start: int) -> Iterator[int]:
+    """The number of tokens of each batch."""
     cfg = DataConfig(buckets=(LENGTH,), batch=ROWS, threads=threads)
     for batch in batches(folder / "tokens", cfg, VOCAB, 0, start):
         yield int((batch.segments > 0).sum())
 
 
-def pickles(folder: Path, start: int) -> Iterator[int]:
-    """The same of the pickles, padded to the longest sample of a batch."""
+def pickle_tokens(folder: Path, start: int) -> Iterator[int]:
+    """The same for the pickles, padded to the longest sample of a batch."""
     order = np.random.default_rng(start).permutation(RECORDS)
     for chosen in order[: RECORDS // ROWS * ROWS].reshape(-1, ROWS):
         items = []
@@ -82,7 +82,7 @@ def pickles(folder: Path, start: int) -> Iterator[int]:
 
 
 def rate(make: Callable[[], Iterator[int]], steps: int) -> float:
-    """Tokens for each second of a core."""
+    """Tokens per second of CPU time."""
     stream = make()
     next(stream)
     begin = time.process_time()
@@ -90,16 +90,16 @@ def rate(make: Callable[[], Iterator[int]], steps: int) -> float:
     return tokens / (time.process_time() - begin)
 
 
-def waits(folder: Path, step: float, steps: int, threads: int) -> list[float]:
-    """Seconds that each step waited for its batch, the first left out."""
+def wait_seconds(folder: Path, step: float, steps: int, threads: int) -> list[float]:
+    """Seconds that each step but the first waits for its batch."""
     cfg = DataConfig(buckets=(LENGTH,), batch=HOST_ROWS, threads=threads)
     mesh = make_mesh(MeshConfig())
-    feed = Feed(islice(batches(folder / "tokens", cfg, VOCAB, 0), steps + 1), mesh, 0, Alone())
-    waited = []
+    feed = GlobalBatches(islice(batches(folder / "tokens", cfg, VOCAB, 0), steps + 1), mesh, 0, SingleProcess())
+    waits = []
     for _ in feed:
-        waited.append(feed.waited)
+        waits.append(feed.wait_seconds)
         time.sleep(step)
-    return waited[1:]
+    return waits[1:]
 
 
 def main() -> None:
@@ -112,22 +112,22 @@ def main() -> None:
         folder, rates = Path(name), {"threads_0": [], "threads_2": [], "pickles": []}
         write(folder)
         for start in range(options.rounds):
-            rates["threads_0"].append(rate(lambda s=start: ours(folder, 0, 50 * s), options.steps))
-            rates["threads_2"].append(rate(lambda s=start: ours(folder, 2, 50 * s), options.steps))
-            rates["pickles"].append(rate(lambda s=start: pickles(folder, s), options.steps))
-        waited = waits(folder, options.step, options.steps, 2)
-    median = {name: statistics.median(found) for name, found in rates.items()}
+            rates["threads_0"].append(rate(lambda s=start: shard_tokens(folder, 0, 50 * s), options.steps))
+            rates["threads_2"].append(rate(lambda s=start: shard_tokens(folder, 2, 50 * s), options.steps))
+            rates["pickles"].append(rate(lambda s=start: pickle_tokens(folder, s), options.steps))
+        waits = wait_seconds(folder, options.step, options.steps, 2)
+    median = {name: statistics.median(rates_of_reader) for name, rates_of_reader in rates.items()}
     result = {
         "benchmark": "reading samples of 2,000 tokens",
-        "tokens_per_second_per_core": {name: round(found) for name, found in median.items()},
+        "tokens_per_second_per_core": {name: round(rates_of_reader) for name, rates_of_reader in median.items()},
         "ratio": round(median["threads_2"] / median["pickles"], 2),
         "ratios": [round(a / b, 2) for a, b in zip(rates["threads_2"], rates["pickles"], strict=True)],
         "wait": {
             "step_seconds": options.step,
             "tokens_per_step": HOST_ROWS * LENGTH,
-            "median_milliseconds": round(1e3 * statistics.median(waited), 3),
-            "largest_milliseconds": round(1e3 * max(waited), 3),
-            "share_of_the_run": round(sum(waited) / (sum(waited) + options.step * options.steps), 5),
+            "median_milliseconds": round(1e3 * statistics.median(waits), 3),
+            "largest_milliseconds": round(1e3 * max(waits), 3),
+            "share_of_the_run": round(sum(waits) / (sum(waits) + options.step * options.steps), 5),
         },
     }
     print(json.dumps(result))

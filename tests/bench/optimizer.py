@@ -1,7 +1,7 @@
 """Muon beside AdamW on the embedded world's first stage: ``python tests/bench/optimizer.py`` prints one JSON line.
 
-Both begin with the same weights and see the same batches, in as many steps; two minutes in all. AdamW has a rate of its own
-(``--adamw-lr``), Muon what the config says. What counts is how many fresh pictures are right, and the loss over the last tenth.
+Both start from the same weights and take the same number of steps on the same batches; two minutes in all. AdamW's learning rate
+is ``--adamw-lr``, Muon's that of the config. Reported are the share of right fresh pictures and the loss of the last tenth.
 """
 
 import argparse
@@ -33,21 +33,21 @@ from lumina_jax.train.metrics import read_metrics
 from lumina_jax.vocab import Vocab
 
 
-def prepared(home: Path, steps: int, scenes: int) -> Experiment:
-    """Codebook, tokenizer and tokens of stage 1 in ``home``, and its experiment."""
-    places = [f"vq.path={home / 'vq.npz'}", f"data.tokenizer={home}", f"data.path={home / 'data'}"]
-    cfg = run.load_experiment(str(run.REPOSITORY / "configs/toy_stage1.py"), [f"optim.steps={steps}", *places])
+def prepare(home: Path, steps: int, scenes: int) -> Experiment:
+    """Writes codebook, tokenizer and tokens of stage 1 into ``home`` and returns its config."""
+    paths = [f"vq.path={home / 'vq.npz'}", f"data.tokenizer={home}", f"data.path={home / 'data'}"]
+    cfg = run.load_experiment(str(run.REPOSITORY / "configs/toy_stage1.py"), [f"optim.steps={steps}", *paths])
     fit_world(cfg.vq, cfg.data)
     source = ToySource(MINI, training_sizes(cfg.data.size), scenes, 0)
     pretokenize(source, PatchVQ.load(cfg.vq.path), Vocab.load(home), cfg.data.path, cfg.data, 0, sizes=source.sizes)
     return cfg
 
 
-def trained(cfg: Experiment, prompts: int) -> dict[str, float]:
-    """What came of training by ``cfg``."""
-    vocab, begun = Vocab.load(cfg.data.tokenizer), time.monotonic()
-    train(cfg, lambda start: batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps))
-    seconds = time.monotonic() - begun
+def train_and_score(cfg: Experiment, prompts: int) -> dict[str, float]:
+    """Trains with ``cfg``: final loss, wall seconds, and the shares of right fresh and held-out pictures."""
+    vocab, start = Vocab.load(cfg.data.tokenizer), time.monotonic()
+    train(cfg, lambda step: batches(cfg.data.path, cfg.data, vocab, cfg.seed, step, cfg.optim.steps))
+    seconds = time.monotonic() - start
     model, vq = restore_model(newest(cfg.out), cfg.model), PatchVQ.load(cfg.vq.path)
     losses = [line["xent"] for line in read_metrics(cfg.out)]
     table = score_table(model, vq, vocab, cfg.sample, cfg.data.size, prompts, 0)
@@ -57,21 +57,21 @@ def trained(cfg: Experiment, prompts: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=750, help="of training, with each (750)")
-    parser.add_argument("--scenes", type=int, default=10_000, help="to train on (10000)")
-    parser.add_argument("--prompts", type=int, default=128, help="fresh ones to paint, and held-out ones (128)")
-    parser.add_argument("--adamw-lr", type=float, default=8e-3, help="highest rate of AdamW (0.008)")
+    parser.add_argument("--steps", type=int, default=750, help="training steps with each optimizer (750)")
+    parser.add_argument("--scenes", type=int, default=10_000, help="training scenes (10000)")
+    parser.add_argument("--prompts", type=int, default=128, help="fresh prompts, and as many held-out ones (128)")
+    parser.add_argument("--adamw-lr", type=float, default=8e-3, help="peak learning rate of AdamW (0.008)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        cfg = prepared(Path(home), options.steps, options.scenes)
+        cfg = prepare(Path(home), options.steps, options.scenes)
         adamw = replace(cfg.optim, lr=options.adamw_lr, min_lr=options.adamw_lr / 20, muon_lr=0.0)
-        ways = {"adamw": adamw, "muon": cfg.optim}
-        found = {
-            name: trained(replace(cfg, optim=optim, out=str(Path(home) / name)), options.prompts)
-            for name, optim in ways.items()
+        optimizers = {"adamw": adamw, "muon": cfg.optim}
+        results = {
+            name: train_and_score(replace(cfg, optim=optim, out=str(Path(home) / name)), options.prompts)
+            for name, optim in optimizers.items()
         }
-    ratio = found["muon"]["fresh"] / max(found["adamw"]["fresh"], 1 / options.prompts)
-    print(json.dumps({"benchmark": "optimizer", "steps": options.steps, **found, "ratio": ratio}))
+    ratio = results["muon"]["fresh"] / max(results["adamw"]["fresh"], 1 / options.prompts)
+    print(json.dumps({"benchmark": "optimizer", "steps": options.steps, **results, "ratio": ratio}))
 
 
 if __name__ == "__main__":

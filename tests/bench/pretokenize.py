@@ -1,9 +1,9 @@
 """Pretokenizing, killed and measured: ``python tests/bench/pretokenize.py`` prints one JSON line.
 
-``--kills N`` kills -9 a process that pretokenizes at N random moments, starts it again each time, and compares every folder
-it ends in with that of a run nobody killed, byte for byte. The rates are of photographs made on the spot, read as JPEG and
-coded by patches: those of everything but a VQ network. The three stages of 512, 768 and 1024 px are written by three runs
-that read each image, and by one that reads it once for all; the runs take turns.
+``--kills N`` kills -9 a pretokenizing process at N random moments, starts it again each time, and compares every folder with
+that of an uninterrupted run, byte for byte. The rates are of generated photographs, read as JPEG and coded by a PatchVQ: they
+measure everything but a VQ network. The three stages of 512, 768 and 1024 px are written by three runs, each reading every
+image, and by one run that reads it once for all; the runs take turns.
 """
 
 import argparse
@@ -39,7 +39,7 @@ SEED = 1
 
 
 def photographs(folder: Path, records: int, edge: int) -> Path:
-    """``records`` records, every eighth of text alone and every ninth bad, and their JPEGs of about ``edge`` px."""
+    """Writes ``records`` records, every eighth without an image and every ninth bad, and their JPEGs of about ``edge`` px."""
     rng, lines = np.random.default_rng(0), []
     for index in range(records):
         if index % 8 == 7:
@@ -59,7 +59,7 @@ def photographs(folder: Path, records: int, edge: int) -> Path:
 
 
 def run(records: str | Path, out: Path, edges: tuple[int, ...] = EDGES) -> None:
-    """Pretokenizes for stages of ``edges`` px into folders of those names in ``out``."""
+    """Pretokenizes for stages of ``edges`` px into the folders ``out``/EDGE."""
     vq = PatchVQ(np.random.default_rng(0).integers(0, 256, (CODES, STRIDE, STRIDE, 3), np.uint8))
     stages = [
         PretokenizeStage(out / str(edge), [(edge, edge), (edge, edge // 2)] if edge % 256 == 0 else [(edge, edge)])
@@ -69,34 +69,34 @@ def run(records: str | Path, out: Path, edges: tuple[int, ...] = EDGES) -> None:
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Path -> bytes of every file below a folder."""
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
 def killed(
     records: Path, folder: Path, kills: int, edges: tuple[int, ...] = KILLED_EDGES, seed: int = 0
 ) -> dict[str, int | bool]:
-    """Kills ``kills`` times; how many folders came of it, and whether all hold the same bytes."""
+    """Kills a process ``kills`` times; returns the number of folders it wrote and whether all have the same bytes."""
     moments = random.Random(seed)
     run(records, folder / "whole", edges)
     begin = time.monotonic()
     run(records, folder / "timed", edges)
     seconds = time.monotonic() - begin
-    whole = contents(folder / "whole")
-    left, folders, same = kills, 0, contents(folder / "timed") == whole
-    while left:
+    uninterrupted = contents(folder / "whole")
+    kills_left, folders, same = kills, 0, contents(folder / "timed") == uninterrupted
+    while kills_left:
         out = folder / str(folders)
-        # A folder is killed up to three times on its way, then made to the end. Who ended before the moment came does not count.
-        for _ in range(min(left, moments.randint(1, 3))):
-            left -= _kill([str(records), str(out), *map(str, edges)], moments.uniform(0, seconds))
+        # Each folder is killed up to three times, then finished. A process that ended before its kill does not count.
+        for _ in range(min(kills_left, moments.randint(1, 3))):
+            kills_left -= _kill([str(records), str(out), *map(str, edges)], moments.uniform(0, seconds))
         run(records, out, edges)
         folders += 1
-        same = same and contents(out) == whole
+        same = same and contents(out) == uninterrupted
     return {"kills": kills, "folders": folders, "same_bytes": same}
 
 
 def _kill(child: list[str], seconds: float) -> bool:
-    """Starts the program as ``child``, kills it ``seconds`` after it has begun its work, and says whether it was still at it."""
+    """Starts this program with --child, kills it ``seconds`` after it began its work; returns whether it was still running."""
     begun = Path(f"{child[1]}.begun")
     begun.unlink(missing_ok=True)
     process = subprocess.Popen([sys.executable, __file__, "--child", *child])
@@ -110,7 +110,7 @@ def _kill(child: list[str], seconds: float) -> bool:
 
 
 def rates(records: Path, folder: Path, count: int, rounds: int) -> dict[str, float]:
-    """Records per second of one core: of each stage alone, and of all stages by one run, and how much that beats three."""
+    """Records per second of CPU time, of each stage alone and of all stages by one run, and the speed-up of one run over three."""
     seconds: dict[str, list[float]] = {}
     for number in range(rounds):
         for name, edges in {**{str(edge): (edge,) for edge in EDGES}, "all": EDGES}.items():
@@ -118,10 +118,10 @@ def rates(records: Path, folder: Path, count: int, rounds: int) -> dict[str, flo
             run(records, folder / f"{name}-{number}", edges)
             seconds.setdefault(name, []).append(time.process_time() - begin)
     median = {name: statistics.median(times) for name, times in seconds.items()}
-    apart = sum(median[str(edge)] for edge in EDGES)
+    separate_seconds = sum(median[str(edge)] for edge in EDGES)
     return {
-        **{f"records_per_core_s_{name}": round(count / took, 1) for name, took in median.items()},
-        "one_read_speedup": round(apart / median["all"], 2),
+        **{f"records_per_core_s_{name}": round(count / seconds_of_run, 1) for name, seconds_of_run in median.items()},
+        "one_read_speedup": round(separate_seconds / median["all"], 2),
     }
 
 

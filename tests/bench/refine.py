@@ -1,8 +1,8 @@
-"""What "No edit." does for a coarse tokenizer: ``python tests/bench/refine.py`` prints one JSON line, in about three minutes.
+"""How much "No edit." improves a coarse tokenizer: ``python tests/bench/refine.py`` prints one JSON line in about three minutes.
 
-A codebook of few patches (k-means, ``--codes``) loses much of a picture. A small model learns, from nothing, to repeat pictures of
-it, to paint and to recolour; then fresh pictures go through the tokenizer alone and through the model, and both are compared
-with the pixels they came from.
+A codebook of few patches (k-means, ``--codes``) loses much of a picture. A small model is trained from scratch to repeat, paint and
+recolour pictures. Then fresh pictures are reconstructed by the tokenizer alone and refined by the model, and both results are
+compared with the original pixels.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.evaluate.refine import refine
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample.prompt import PromptBuilder
-from lumina_jax.toyworld.omni import OmniSource, exercises
+from lumina_jax.toyworld.omni import OmniSource, evaluation_exercises
 from lumina_jax.toyworld.omni_fit import fit_omni
 from lumina_jax.toyworld.scenes import OMNI
 from lumina_jax.toyworld.source import stage_sizes, training_sizes
@@ -38,22 +38,22 @@ from lumina_jax.vocab import Vocab
 AREA, MIX = 64, {"refine": 1.0, "generate": 1.0, "recolour": 0.5}
 
 
-def trained(codes: int, steps: int, records: int, home: Path):
-    """(model, desk, settings of sampling)."""
-    places = [
+def train_model(codes: int, steps: int, records: int, home: Path):
+    """Trains the model in ``home``: (model, its prompt builder, its sampling settings)."""
+    paths = [
         f"vq.path={home / 'vq.npz'}",
         f"data.tokenizer={home}",
         f"data.path={home / 'data'}",
         f"out={home / 'run'}",
     ]
-    changes = ["data.weights=", "start=", "optim.min_lr=4e-4", f"vq.codes={codes}", f"optim.steps={steps}", *places]
+    changes = ["data.weights=", "start=", "optim.min_lr=4e-4", f"vq.codes={codes}", f"optim.steps={steps}", *paths]
     cfg = run.load_experiment(str(run.REPOSITORY / "configs/toy_omni_first.py"), changes)
     fit_omni(cfg.vq, cfg.data)
     vq, vocab = PatchVQ.load(cfg.vq.path), Vocab.load(home)
     cfg = replace(cfg, model=replace(cfg.model, vocab=len(vocab)))
     source = OmniSource(OMNI, training_sizes(AREA), records, 3, MIX)
-    most = cfg.data.buckets[-1] + 1
-    pretokenize(source, vq, vocab, cfg.data.path, cfg.data, 0, sizes=source.sizes, max_tokens=most)
+    max_tokens = cfg.data.buckets[-1] + 1
+    pretokenize(source, vq, vocab, cfg.data.path, cfg.data, 0, sizes=source.sizes, max_tokens=max_tokens)
     train(cfg, lambda start: batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, steps))
     model = restore_model(newest(cfg.out), cfg.model)
     return model, PromptBuilder(vq, vocab, cfg.data, as_is=True), served("refine", cfg.sample)
@@ -61,23 +61,23 @@ def trained(codes: int, steps: int, records: int, home: Path):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--codes", type=int, default=96, help="patches of the codebook (96)")
-    parser.add_argument("--steps", type=int, default=900, help="of training (900)")
-    parser.add_argument("--records", type=int, default=6000, help="to train on (6000)")
-    parser.add_argument("--pictures", type=int, default=24, help="fresh ones (24)")
+    parser.add_argument("--codes", type=int, default=96, help="patches in the codebook (96)")
+    parser.add_argument("--steps", type=int, default=900, help="training steps (900)")
+    parser.add_argument("--records", type=int, default=6000, help="training records (6000)")
+    parser.add_argument("--pictures", type=int, default=24, help="fresh pictures (24)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        model, desk, cfg = trained(options.codes, options.steps, options.records, Path(home))
+        model, builder, cfg = train_model(options.codes, options.steps, options.records, Path(home))
         tables = []
-        for index, made in enumerate(exercises("refine", stage_sizes(AREA), options.pictures, 0)):
-            image = Image.fromarray(made.pictures[0])
-            tables.append(refine(model, desk, image, cfg, jax.random.key(index)).table())
-    found = {"benchmark": "refine", "codes": options.codes, "pictures": len(tables)}
+        for index, exercise in enumerate(evaluation_exercises("refine", stage_sizes(AREA), options.pictures, 0)):
+            image = Image.fromarray(exercise.pictures[0])
+            tables.append(refine(model, builder, image, cfg, jax.random.key(index)).table())
+    results = {"benchmark": "refine", "codes": options.codes, "pictures": len(tables)}
     for side in ("before", "after"):
-        found[side] = {name: float(np.mean([table[side][name] for table in tables])) for name in ("psnr_db", "ssim")}
+        results[side] = {name: float(np.mean([table[side][name] for table in tables])) for name in ("psnr_db", "ssim")}
     change = np.array([table["after"]["psnr_db"] - table["before"]["psnr_db"] for table in tables])
-    found |= {"better": int((change > 0).sum()), "worse": int((change < 0).sum()), "same": int((change == 0).sum())}
-    print(json.dumps(found))
+    results |= {"better": int((change > 0).sum()), "worse": int((change < 0).sum()), "same": int((change == 0).sum())}
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

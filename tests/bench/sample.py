@@ -28,7 +28,7 @@ import numpy as np
 from sample_small import Turn, length, median, peer, settings, take_turns
 
 from convert import load_model
-from convert.convert import EXPERIMENT_FILE
+from convert.metadata import EXPERIMENT_FILE
 from lumina_jax.config import PARALLEL, Experiment, SampleConfig, from_dict
 from lumina_jax.conversation import image_prompt, tokenize
 from lumina_jax.layout import answer_tokens

@@ -1,13 +1,13 @@
 """Training throughput on the CPU beside PyTorch: ``python tests/bench/train.py`` prints one JSON line.
 
-Ours and transformers' Chameleon under torch's AdamW begin with the same weights (our export, which transformers reads) and
-train on the same random tokens, in float32, with as many threads, whole sequences learned. Both take each step in full:
-forward, cross-entropy, backward, clipping to the global norm, AdamW on every weight. Neither has a z-loss or dropout:
-transformers knows no z-loss, and ours is switched off rather than added to it. Every weight has a twin (QK-norm rows are one
-per head on both sides), and the losses must stay the same, or the benchmark fails.
+This project and transformers' Chameleon under torch's AdamW start from the same weights (our export, which transformers reads) and
+train on the same random tokens in float32, with the same number of threads; all tokens are learned. Both do complete steps:
+forward, cross-entropy, backward, clipping to the global norm, AdamW on every weight. Neither has z-loss or dropout: transformers
+has no z-loss, so ours is switched off. Both sides have the same weights (QK-norm rows are one per head on both), and the benchmark
+fails if their losses differ.
 
-They take turns, so that what else the machine does strikes both; figures are medians over the turns. ``cpu_seconds`` is the
-processor time of a step, which a busy machine disturbs less than the clock.
+The two take turns, so that other load on the machine slows both; figures are medians over the turns. ``cpu_seconds`` is the
+processor time of a step, which other load changes less than wall time.
 """
 
 import argparse
@@ -39,11 +39,11 @@ from lumina_jax.sharding import global_batch, make_mesh
 from lumina_jax.train.step import init_state, make_step
 
 Step = Callable[[], tuple[float, tuple[float, ...]]]
-"""Does one step: (its loss, when its parts ended)."""
+"""Runs one step: (its loss, the times at which its parts ended)."""
 
 
 class Size(NamedTuple):
-    """A model, and what is trained on at once unless the command line says otherwise."""
+    """A model, and the default batch: rows of length tokens, steps in a turn."""
 
     model: ModelConfig
     rows: int
@@ -59,7 +59,7 @@ SIZES = {
         length=56,
         steps=20,
     ),
-    # 50.9M weights. Pre-norm, heads of 64, an MLP of three widths, and a vocabulary of Chameleon's 8,192 image codes beside as
+    # 50.9M weights. Pre-norm, heads of 64, an MLP three times as wide, and a vocabulary of Chameleon's 8,192 image codes and as
     # many text tokens: a third of the weights is embedding and head, as is usual at this size.
     "50m": Size(
         ModelConfig(
@@ -74,7 +74,7 @@ OPTIM = OptimConfig(steps=10_000, lr=1e-3, min_lr=1e-3, warmup=0, clip=1.0, z_lo
 
 
 def experiment(model: ModelConfig, rows: int, length: int) -> Experiment:
-    """Nothing computed twice, and layers side by side: what a model this small trains fastest with."""
+    """No recomputation, and a fully unrolled scan: a model this small trains fastest this way."""
     return Experiment(
         name="bench",
         model=model,
@@ -85,26 +85,26 @@ def experiment(model: ModelConfig, rows: int, length: int) -> Experiment:
 
 
 def ours(cfg: Experiment, ids: np.ndarray) -> tuple[Step, Chameleon]:
-    """(our training step, its first weights on the host)."""
+    """(our train step, its initial weights on the host)."""
     mesh = make_mesh(cfg.mesh, jax.devices()[:1])
     state, step = init_state(cfg, mesh), make_step(cfg, mesh)
     first = jax.device_get(state.model)
     learn = np.ones(ids.shape, bool)
-    learn[:, -1] = False  # as transformers, whose labels are the inputs, moved by one
+    learn[:, -1] = False  # as in transformers, whose labels are the inputs shifted by one
     positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
     batch = global_batch(Batch(ids, np.roll(ids, -1, 1), learn, positions, np.ones_like(ids)), mesh)
 
-    def one() -> tuple[float, tuple[float, ...]]:
+    def run_step() -> tuple[float, tuple[float, ...]]:
         nonlocal state
         state, metrics = step(state, batch)
         jax.block_until_ready(state)
         return float(metrics.loss), (time.perf_counter(),)
 
-    return one, first
+    return run_step, first
 
 
 def torch_s(cfg: Experiment, model: Chameleon, ids: np.ndarray) -> tuple[Step, int]:
-    """(the same in PyTorch, the number of weights it trains); its parts are forward, backward and update."""
+    """(the same step in PyTorch, the number of weights that it trains); its parts are forward, backward and update."""
     unused = dict(
         base_channels=32, channel_multiplier=[1], num_res_blocks=1
     )  # transformers builds a VQ encoder as well
@@ -121,7 +121,7 @@ def torch_s(cfg: Experiment, model: Chameleon, ids: np.ndarray) -> tuple[Step, i
         weights, lr=optim.lr, betas=(optim.b1, optim.b2), eps=optim.eps, weight_decay=optim.weight_decay, fused=True
     )
 
-    def one() -> tuple[float, tuple[float, ...]]:
+    def run_step() -> tuple[float, tuple[float, ...]]:
         loss = theirs(input_ids=inputs, labels=inputs, use_cache=False).loss
         forward = time.perf_counter()
         adam.zero_grad()
@@ -131,7 +131,7 @@ def torch_s(cfg: Experiment, model: Chameleon, ids: np.ndarray) -> tuple[Step, i
         adam.step()
         return loss.item(), (forward, backward, time.perf_counter())
 
-    return one, sum(weight.numel() for weight in weights)
+    return run_step, sum(weight.numel() for weight in weights)
 
 
 class Turn(NamedTuple):
@@ -153,9 +153,9 @@ def turn(step: Step, steps: int) -> Turn:
     return Turn(sum(parts), (time.process_time() - cpu) / steps, parts, loss)
 
 
-def together(mine: Step, theirs: Step, steps: int) -> tuple[Turn, Turn]:
-    """A turn of each. Raises SystemExit where their losses differ."""
-    turns = turn(mine, steps), turn(theirs, steps)
+def take_turns(our_step: Step, torch_step: Step, steps: int) -> tuple[Turn, Turn]:
+    """A turn of each. Raises SystemExit if their losses differ."""
+    turns = turn(our_step, steps), turn(torch_step, steps)
     a, b = (t.loss for t in turns)
     if not math.isclose(a, b, rel_tol=5e-3):
         raise SystemExit(f"our loss is {a:.5f} and PyTorch's {b:.5f} after the same steps; they do not train the same")
@@ -192,10 +192,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     cfg = experiment(size.model, rows, length)
     ids = np.random.default_rng(0).integers(0, size.model.vocab, (rows, length), dtype=np.int32)
-    mine, first = ours(cfg, ids)
-    theirs, weights = torch_s(cfg, first, ids)
-    warm = together(mine, theirs, 1)  # compiles
-    turns = [together(mine, theirs, steps) for _ in range(options.rounds)]
+    our_step, first = ours(cfg, ids)
+    torch_step, weights = torch_s(cfg, first, ids)
+    warm = take_turns(our_step, torch_step, 1)  # compiles
+    turns = [take_turns(our_step, torch_step, steps) for _ in range(options.rounds)]
     us, them = (medians(list(column)) for column in zip(*turns, strict=True))
     result = {
         "benchmark": "training step on the CPU",

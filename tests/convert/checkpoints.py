@@ -1,4 +1,4 @@
-"""Small checkpoints of every layout, read and written without the code under test."""
+"""Small checkpoints, written and read without the code under test."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 @dataclass(frozen=True)
 class Sizes:
-    """A random Chameleon; ``shards`` is its model parallelism, and so the number of its different QK-norm rows."""
+    """The sizes of a random Chameleon; ``shards`` is its model parallelism, and with it the number of different QK-norm rows."""
 
     vocab: int = 96
     width: int = 64
@@ -31,33 +31,33 @@ class Sizes:
 
 
 def write_meta(folder: Path, sizes: Sizes, seed: int = 0) -> Path:
-    """A random model as Meta keeps it: consolidated files, params.json, consolidate_params.json."""
+    """Writes a random model in Meta's layout: consolidated files, params.json, consolidate_params.json. Returns ``folder``."""
     folder.mkdir(parents=True)
     rng, s, S = np.random.default_rng(seed), sizes, sizes.shards
     names = ["consolidated.pth"] if S == 1 else [f"consolidated.{i:02d}.pth" for i in range(S)]
     norms = {}
     for name in names:
 
-        def draw(*shape, scale=0.2, one=0.0):
-            return torch.tensor(one + scale * rng.standard_normal(shape), dtype=s.dtype)
+        def draw(*shape, scale=0.2, mean=0.0):
+            return torch.tensor(mean + scale * rng.standard_normal(shape), dtype=s.dtype)
 
         def norm(key):
-            return norms.setdefault(key, draw(s.width, one=1.0))
+            return norms.setdefault(key, draw(s.width, mean=1.0))
 
         state = {}
         for layer in range(s.layers):
-            at = f"layers.{layer}."
+            prefix = f"layers.{layer}."
             for w, rows in (("wq", s.heads), ("wk", s.kv_heads), ("wv", s.kv_heads)):
-                state[f"{at}attention.{w}.weight"] = draw(rows // S * s.head_dim, s.width)
-            state[f"{at}attention.wo.weight"] = draw(s.width, s.heads // S * s.head_dim)
+                state[f"{prefix}attention.{w}.weight"] = draw(rows // S * s.head_dim, s.width)
+            state[f"{prefix}attention.wo.weight"] = draw(s.width, s.heads // S * s.head_dim)
             for which in "qk":
-                state[f"{at}attention.{which}_normalization.weight"] = draw(s.head_dim, one=1.0)
-                state[f"{at}attention.{which}_normalization.bias"] = draw(s.head_dim)
+                state[f"{prefix}attention.{which}_normalization.weight"] = draw(s.head_dim, mean=1.0)
+                state[f"{prefix}attention.{which}_normalization.bias"] = draw(s.head_dim)
             for w in ("w1", "w3"):
-                state[f"{at}feed_forward.{w}.weight"] = draw(s.mlp // S, s.width)
-            state[f"{at}feed_forward.w2.weight"] = draw(s.width, s.mlp // S)
-            state[f"{at}attention_norm.weight"] = norm(f"a{layer}")
-            state[f"{at}ffn_norm.weight"] = norm(f"f{layer}")
+                state[f"{prefix}feed_forward.{w}.weight"] = draw(s.mlp // S, s.width)
+            state[f"{prefix}feed_forward.w2.weight"] = draw(s.width, s.mlp // S)
+            state[f"{prefix}attention_norm.weight"] = norm(f"a{layer}")
+            state[f"{prefix}ffn_norm.weight"] = norm(f"f{layer}")
         state["tok_embeddings.weight"] = draw(s.vocab, s.width // S)
         state["norm.weight"] = norm("last")
         state["output.weight"] = draw(s.vocab // S, s.width)
@@ -71,19 +71,19 @@ def write_meta(folder: Path, sizes: Sizes, seed: int = 0) -> Path:
 
 
 def torch_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """Everything the torch files of ``folder`` hold, the name of a Meta file before its keys."""
-    found = {}
+    """All tensors in the torch files of ``folder`` by name; in Meta's layout the file's name precedes the tensor's."""
+    tensors = {}
     for file in sorted(folder.glob("*.safetensors")):
-        found |= load_file(file)
+        tensors |= load_file(file)
     for file in sorted(folder.glob("pytorch_model*.bin")):
-        found |= torch.load(file, weights_only=True)
+        tensors |= torch.load(file, weights_only=True)
     for file in sorted(folder.glob("consolidated*.pth")):
-        found |= {f"{file.name}:{name}": t for name, t in torch.load(file, weights_only=True).items()}
-    return found
+        tensors |= {f"{file.name}:{name}": t for name, t in torch.load(file, weights_only=True).items()}
+    return tensors
 
 
 def differences(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
-    """The names under which two sets of tensors are not the same bits."""
+    """The names under which two sets of tensors differ in any bit."""
     names = sorted(a.keys() ^ b.keys())
     for name in sorted(a.keys() & b.keys()):
         same = a[name].dtype == b[name].dtype and a[name].shape == b[name].shape
@@ -93,7 +93,7 @@ def differences(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[
 
 
 def raw(tensor: torch.Tensor) -> bytes:
-    """A tensor's bytes; numpy knows no bfloat16."""
+    """A tensor's bytes, without numpy, which has no bfloat16."""
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 

@@ -1,4 +1,4 @@
-"""What is damaged is named, whatever the layout, and nothing is left behind that could be taken for a checkpoint."""
+"""Damaged input raises a UserError that names the file, in every layout, and leaves nothing that looks like a checkpoint."""
 
 import itertools
 import json
@@ -17,17 +17,18 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 import convert.convert as conversion  # noqa: E402
 from convert import orbax_folder, sources  # noqa: E402
-from convert.convert import Wish, convert, open_source  # noqa: E402
+from convert.convert import Target, convert, open_source  # noqa: E402
+from lumina_jax.errors import MissingFileError, StorageError, UserError  # noqa: E402
 from lumina_jax.model.patchvq import PatchVQ  # noqa: E402
 
-# Of tensorstore's threads when reading fails, and of torch when it refuses.
+# From tensorstore's threads when reading fails, and from torch when it refuses a pickle.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:Detected pickle protocol"),
 ]
 SIZES = dict(vocab=40, width=32, heads=4, kv_heads=4, mlp=96)
 TOY = Path(__file__).resolve().parents[2] / "assets" / "toy"
-FILES = {  # the file that is damaged, by layout
+FILES = {  # the file that the tests damage, by layout
     "single": "model.safetensors",
     "indexed": "model-00002-of-00003.safetensors",
     "bin": "pytorch_model.bin",
@@ -35,16 +36,17 @@ FILES = {  # the file that is damaged, by layout
     "shards": "consolidated.02.pth",
 }
 LAYOUTS = [*FILES, "ours"]
+LUMINA = Target("lumina")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def intact(tmp_path_factory) -> Path:
     """A folder with one small model in every layout."""
-    root = tmp_path_factory.mktemp("whole")
+    root = tmp_path_factory.mktemp("intact")
     write_meta(root / "meta", Sizes(**SIZES, shards=1))
     write_meta(root / "shards", Sizes(**SIZES, shards=4))
-    for name, wish in (("single", Wish("lumina")), ("indexed", Wish("hf", 3)), ("ours", Wish("ours"))):
-        convert(root / "shards", root / name, wish, show=False)
+    for name, target in (("single", Target("lumina")), ("indexed", Target("hf", 3)), ("ours", Target("ours"))):
+        convert(root / "shards", root / name, target, show=False)
     (root / "bin").mkdir()
     shutil.copy(root / "single/config.json", root / "bin")
     torch.save(load_file(root / "single/model.safetensors"), root / "bin/pytorch_model.bin")
@@ -52,24 +54,23 @@ def whole(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def copy(whole, tmp_path):
-    """Makes a copy of a layout, to be damaged."""
+def copy(intact, tmp_path):
+    """A function that copies the model in one layout, to be damaged."""
 
     def make(layout: str) -> Path:
-        return Path(shutil.copytree(whole / layout, tmp_path / "damaged"))
+        return Path(shutil.copytree(intact / layout, tmp_path / "damaged"))
 
     return make
 
 
-def refused(folder: Path, *said: str, wish: Wish | None = None, of=(ValueError, OSError)) -> str:
-    """Converting ``folder`` fails with a message that says all of ``said``, and leaves nothing behind."""
-    target = folder.parent / "places" / "target"
-    with pytest.raises(of) as caught:
-        convert(folder, target, wish or Wish("lumina"), show=False)
+def assert_refused(folder: Path, *words: str, target: Target = LUMINA, error: type[UserError] = UserError) -> None:
+    """Converting ``folder`` raises ``error`` with all of ``words`` in its message, and leaves nothing behind."""
+    destination = folder.parent / "output" / "target"
+    with pytest.raises(error) as caught:
+        convert(folder, destination, target, show=False)
     message = str(caught.value)
-    assert all(word in message for word in said), message
-    assert not target.parent.exists() or not any(target.parent.iterdir())
-    return message
+    assert all(word in message for word in words), message
+    assert not destination.parent.exists() or not any(destination.parent.iterdir())
 
 
 def load(file: Path) -> dict[str, torch.Tensor]:
@@ -91,7 +92,7 @@ def test_a_truncated_file(layout, keep, copy):
     folder = copy(layout)
     file = folder / FILES[layout]
     os.truncate(file, int(file.stat().st_size * keep))
-    refused(folder, str(file), "damaged or cut short", "again")
+    assert_refused(folder, str(file), "damaged or cut short", "again")
 
 
 @pytest.mark.parametrize("layout", FILES)
@@ -99,15 +100,15 @@ def test_a_file_that_begins_with_garbage(layout, copy):
     folder = copy(layout)
     file = folder / FILES[layout]
     file.write_bytes(b"\xff" * 64 + file.read_bytes()[64:])
-    refused(folder, str(file), "damaged")
+    assert_refused(folder, str(file), "damaged")
 
 
 @pytest.mark.parametrize("layout", FILES)
 def test_a_missing_file(layout, copy):
     folder = copy(layout)
     (folder / FILES[layout]).unlink()
-    named = "consolidated.00.pth" if layout == "meta" else FILES[layout]  # one file may have either name
-    refused(folder, str(folder), named, of=FileNotFoundError)
+    name = "consolidated.00.pth" if layout == "meta" else FILES[layout]  # a single file may have either name
+    assert_refused(folder, str(folder), name, error=MissingFileError)
 
 
 @pytest.mark.smoke
@@ -118,37 +119,39 @@ def test_weights_that_do_not_fit_the_config(layout, damage, copy):
     file = folder / FILES[layout]
     tensors = load(file)
     name = a_matrix(tensors)
-    said = [name, FILES[layout]]
+    words = [name, FILES[layout]]
     if damage == "missing":
         del tensors[name]
-        said = [name] if layout in ("single", "bin") else said
+        words = [name] if layout in ("single", "bin") else words
     elif damage == "unknown":
         tensors["model.nonsense.weight"] = torch.zeros(3)
-        said = ["unknown", "model.nonsense.weight", FILES[layout]]
+        words = ["unknown", "model.nonsense.weight", FILES[layout]]
     elif damage == "transposed":
         tensors[name] = tensors[name].T.contiguous()
-        said += [str(list(tensors[name].shape)), str(list(tensors[name].T.shape))]
+        words += [str(list(tensors[name].shape)), str(list(tensors[name].T.shape))]
     else:
         tensors[name] = tensors[name].to(torch.int8)
-        said += ["int8", "bfloat16"]
+        words += ["int8", "bfloat16"]
     save(tensors, file)
-    refused(folder, *said)
+    assert_refused(folder, *words)
     if damage == "int8":
-        refused(folder, *said, wish=Wish("lumina", dtype="bfloat16"))
+        assert_refused(folder, *words, target=Target("lumina", dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("layout", FILES)
-def test_several_dtypes_need_a_word_of_the_user(layout, copy, whole):
+def test_several_dtypes_need_the_dtype_option(layout, copy, intact):
     folder = copy(layout)
     tensors = load(folder / FILES[layout])
     name = a_matrix(tensors)
     tensors[name] = tensors[name].float()
     save(tensors, folder / FILES[layout])
-    refused(folder, "--dtype", "bfloat16", "float32", name, FILES[layout])
-    own = {"indexed": Wish("hf"), "meta": Wish("meta"), "shards": Wish("meta")}.get(layout, Wish("lumina"))
-    convert(folder, folder.parent / "back", Wish(own.layout, dtype="bfloat16"), show=False)
-    (back,) = (folder.parent / "back" / "models").iterdir() if own.layout == "meta" else (folder.parent / "back",)
-    assert not differences(torch_tensors(back), torch_tensors(whole / layout))
+    assert_refused(folder, "--dtype", "bfloat16", "float32", name, FILES[layout])
+    source_layout = {"indexed": "hf", "meta": "meta", "shards": "meta"}.get(layout, "lumina")
+    back = folder.parent / "back"
+    convert(folder, back, Target(source_layout, dtype="bfloat16"), show=False)
+    if source_layout == "meta":
+        (back,) = (back / "models").iterdir()
+    assert not differences(torch_tensors(back), torch_tensors(intact / layout))
 
 
 @pytest.mark.parametrize("layout", ["bin", "meta", "shards"])
@@ -162,32 +165,32 @@ def test_a_pickle_that_runs_code(layout, archive, copy, tmp_path):
             return os.mkdir, (str(trace),)
 
     torch.save(tensors | {"more": Code()}, folder / FILES[layout], _use_new_zipfile_serialization=archive)
-    refused(folder, str(folder / FILES[layout]), "refused", "mkdir", "can run code", "safetensors")
+    assert_refused(folder, str(folder / FILES[layout]), "refused", "mkdir", "can run code", "safetensors")
     (folder / FILES[layout]).write_bytes(pickle.dumps(Code()))
-    refused(folder, str(folder / FILES[layout]), "refused", "can run code")
+    assert_refused(folder, str(folder / FILES[layout]), "refused", "can run code")
     assert not trace.exists()
 
 
 @pytest.mark.parametrize("layout", ["bin", "meta", "shards"])
 @pytest.mark.parametrize("content", [{"step": 3}, {3: torch.ones(2)}, [torch.ones(2)]], ids=["number", "key", "list"])
-def test_a_torch_file_of_something_else(layout, content, copy):
+def test_a_torch_file_that_holds_no_state_dict(layout, content, copy):
     folder = copy(layout)
     torch.save(content, folder / FILES[layout])
-    refused(folder, str(folder / FILES[layout]), "state dict")
+    assert_refused(folder, str(folder / FILES[layout]), "state dict")
 
 
-def test_torch_files_of_other_shapes_are_read(whole, copy):
-    """As torch wrote them before 1.6, and as a trainer's checkpoint with the weights under "state_dict"."""
+def test_older_torch_files_and_trainer_checkpoints_are_read(copy):
+    """As torch wrote them before 1.6, and with the weights under "state_dict"."""
     folder = copy("bin")
     tensors = load(folder / FILES["bin"])
     for number, content in enumerate((tensors, {"state_dict": tensors, "epoch": 3})):
         torch.save(content, folder / FILES["bin"], _use_new_zipfile_serialization=False)
-        convert(folder, folder.parent / str(number), Wish("lumina"), show=False)
+        convert(folder, folder.parent / str(number), Target("lumina"), show=False)
         assert not differences(torch_tensors(folder.parent / str(number)), tensors)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "word"),
     [
         (lambda index: index["weight_map"].update({"lm_head.weight": "gone.safetensors"}), "gone.safetensors"),
         (
@@ -200,13 +203,13 @@ def test_torch_files_of_other_shapes_are_read(whole, copy):
         (lambda index: index.pop("weight_map"), "weight_map"),
     ],
 )
-def test_a_wrong_index(change, said, copy):
+def test_a_wrong_index(change, word, copy):
     folder = copy("indexed")
     file = folder / "model.safetensors.index.json"
     index = json.loads(file.read_text())
     change(index)
     file.write_text(json.dumps(index))
-    refused(folder, str(folder), said)
+    assert_refused(folder, str(folder), word)
 
 
 JSON_FILES = {"config.json": "single", "params.json": "shards", "consolidate_params.json": "shards"}
@@ -214,14 +217,14 @@ JSON_FILES = {"config.json": "single", "params.json": "shards", "consolidate_par
 
 @pytest.mark.parametrize(("name", "layout"), JSON_FILES.items())
 @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe\x00"], ids=["cut", "list", "binary"])
-def test_a_settings_file_that_is_none(name, layout, content, copy):
+def test_a_settings_file_that_is_no_json_object(name, layout, content, copy):
     folder = copy(layout)
     (folder / name).write_bytes(content)
-    refused(folder, str(folder / name))
+    assert_refused(folder, str(folder / name))
 
 
 @pytest.mark.parametrize(
-    ("layout", "change", "said"),
+    ("layout", "change", "word"),
     [
         ("single", {"num_hidden_layers": None}, "num_hidden_layers"),
         ("single", {"num_hidden_layers": "two"}, "num_hidden_layers is 'two'"),
@@ -232,37 +235,40 @@ def test_a_settings_file_that_is_none(name, layout, content, copy):
         ("single", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling"),
         ("single", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type"),
         ("single", {"rms_norm_eps": "small"}, "rms_norm_eps is 'small'"),
+        ("single", {"swin_norm": "yes"}, "swin_norm is 'yes'"),
+        ("single", {"rope_parameters": [1]}, "rope_parameters is [1]"),
         ("shards", {"model": {}}, "'dim'"),
         ("shards", {"model": None}, "'dim'"),
+        ("shards", {"model": 3}, "model is 3"),
         ("shards", {"dim": 32.5}, "dim is 32.5"),
         ("shards", {"multiple_of": 64}, "feed_forward.w1"),
         ("shards", {"qk_normalization": False}, "qk_normalization"),
     ],
 )
-def test_settings_that_cannot_be_right(layout, change, said, copy):
+def test_settings_that_cannot_be_right(layout, change, word, copy):
     folder = copy(layout)
     file = folder / {"single": "config.json", "shards": "params.json"}[layout]
     settings = json.loads(file.read_text())
     inner = settings if layout == "single" or "model" in change else settings["model"]
     inner |= change
     file.write_text(json.dumps(settings))
-    refused(folder, str(folder), said)
+    assert_refused(folder, str(folder), word)
 
 
 @pytest.mark.parametrize(
-    ("size", "said"), [(1, "too many"), (2, "too many"), (8, "heads=4"), ("4", "'4'"), (0, "is 0")]
+    ("size", "word"), [(1, "too many"), (2, "too many"), (8, "heads=4"), ("4", "'4'"), (0, "is 0")]
 )
-def test_a_number_of_meta_files_that_is_wrong(size, said, copy):
+def test_a_wrong_number_of_meta_files(size, word, copy):
     folder = copy("shards")
     (folder / "consolidate_params.json").write_text(json.dumps({"model_parallel_size": size}))
-    refused(folder, str(folder), said)
+    assert_refused(folder, str(folder), word)
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (4, 7), (32,)])
-def test_qk_norm_of_impossible_rows(shape, copy):
+def test_qk_norms_with_an_impossible_shape(shape, copy):
     folder = copy("single")
     rewrite(folder, lambda tensors: tensors.update({"model.layers.1.self_attn.k_norm.bias": torch.ones(shape)}))
-    refused(
+    assert_refused(
         folder, str(folder / "model.safetensors"), "model.layers.1.self_attn.k_norm.bias", str(list(shape)), "4 heads"
     )
 
@@ -272,7 +278,7 @@ def test_replicated_norms_that_differ(factor, copy):
     folder = copy("shards")
     tensors = load(folder / "consolidated.02.pth")
     save(tensors | {"norm.weight": tensors["norm.weight"] * factor}, folder / "consolidated.02.pth")
-    refused(folder, str(folder), "norm.weight", "4 files")
+    assert_refused(folder, str(folder), "norm.weight", "4 files")
 
 
 def test_replicated_norms_that_nearly_agree_are_averaged(copy):
@@ -280,124 +286,133 @@ def test_replicated_norms_that_nearly_agree_are_averaged(copy):
     norms = []
     for shard in range(4):
         tensors = load(folder / f"consolidated.{shard:02d}.pth")
-        # A unit in the last place of half of the numbers.
+        # One unit in the last place in half of the numbers.
         raw = tensors["norm.weight"].view(torch.int16)
         tensors["norm.weight"] = torch.where(torch.arange(32) % 4 < shard, raw + 1, raw).view(torch.bfloat16)
         norms.append(tensors["norm.weight"].float())
         save(tensors, folder / f"consolidated.{shard:02d}.pth")
-    convert(folder, folder.parent / "back", Wish("lumina"), show=False)
-    found = load(folder.parent / "back/model.safetensors")["model.norm.weight"]
-    assert torch.equal(found, torch.stack(norms).mean(0).bfloat16())
+    convert(folder, folder.parent / "back", Target("lumina"), show=False)
+    averaged = load(folder.parent / "back/model.safetensors")["model.norm.weight"]
+    assert torch.equal(averaged, torch.stack(norms).mean(0).bfloat16())
 
 
 CHECKPOINT = "checkpoints/0"
 
 
 @pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "state/_METADATA", "state/manifest.ocdbt"])
-@pytest.mark.parametrize("content", [None, b"", b"\xff" * 40], ids=["gone", "empty", "garbage"])
-def test_our_own_checkpoint_without_its_metadata(name, content, copy):
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\xff" * 40, b"[]", b"{}"], ids=["gone", "empty", "garbage", "list", "object"]
+)
+def test_an_orbax_checkpoint_with_damaged_metadata(name, content, copy):
     folder = copy("ours")
     file = folder / CHECKPOINT / name
     file.unlink() if content is None else file.write_bytes(content)
-    refused(folder, str(folder / CHECKPOINT), "damaged")
+    assert_refused(folder, str(folder / CHECKPOINT), "damaged")
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.5])
-def test_our_own_checkpoint_with_a_truncated_file(keep, copy):
+def test_an_orbax_checkpoint_with_a_truncated_file(keep, copy):
     folder = copy("ours")
     file = max((folder / CHECKPOINT).rglob("d/*"), key=lambda file: file.stat().st_size)
     os.truncate(file, int(file.stat().st_size * keep))
-    refused(folder, str(folder / CHECKPOINT), "model/", "damaged or cut short")
-    refused(folder, str(folder / CHECKPOINT), "model/", "damaged or cut short", wish=Wish("ours"))
+    assert_refused(folder, str(folder / CHECKPOINT), "model/", "damaged or cut short")
+    assert_refused(folder, str(folder / CHECKPOINT), "model/", "damaged or cut short", target=Target("ours"))
 
 
-def test_our_own_checkpoint_of_another_model(copy):
+def test_an_orbax_checkpoint_of_another_model(copy):
     folder = copy("ours")
     file = folder / CHECKPOINT / "_CHECKPOINT_METADATA"
     file.write_text(file.read_text().replace('"layers": 2', '"layers": 3'))
-    refused(folder, str(folder / CHECKPOINT), "model/blocks/attention/wq [2, 32, 4, 8]")
+    assert_refused(folder, str(folder / CHECKPOINT), "model/blocks/attention/wq [2, 32, 4, 8]")
 
 
-def test_our_own_checkpoint_that_was_never_finished(copy):
+def test_an_orbax_checkpoint_that_was_never_finished(copy):
     folder = copy("ours")
     (folder / CHECKPOINT / "commit_success.txt").unlink()
-    refused(folder, str(folder), "finished", of=FileNotFoundError)
+    assert_refused(folder, str(folder), "finished", error=MissingFileError)
 
 
-def test_a_tokenizer_that_is_not_the_models(copy):
+def test_a_tokenizer_of_another_model(copy):
     folder = copy("single")
     shutil.copy(TOY / "tokenizer.json", folder)
-    refused(folder, str(folder / "tokenizer.json"), "model.vocab=40", "1536")
+    assert_refused(folder, str(folder / "tokenizer.json"), "model.vocab=40", "1536")
     (folder / "tokenizer.json").write_text("{}")
-    refused(folder, str(folder / "tokenizer.json"))
+    assert_refused(folder, str(folder / "tokenizer.json"))
 
 
-def test_an_image_tokenizer_that_is_not_the_models(tmp_path):
+def test_an_image_tokenizer_of_another_model(tmp_path):
     folder = Path(shutil.copytree(TOY, tmp_path / "damaged"))
     PatchVQ(PatchVQ.load(folder / "vq.npz").codebook[:256]).save(folder / "vq.npz")
-    refused(folder, str(folder / "vq.npz"), "256 codes", "1150 image tokens")
+    assert_refused(folder, str(folder / "vq.npz"), "256 codes", "1150 image tokens")
+    content = bytearray((TOY / "vq.npz").read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 99] = b"\xff" * 99
+    (folder / "vq.npz").write_bytes(content)
+    assert_refused(folder, str(folder / "vq.npz"), "damaged")
     (folder / "vq.npz").write_bytes(b"\xff")
-    refused(folder, str(folder / "vq.npz"))
+    assert_refused(folder, str(folder / "vq.npz"))
 
 
 @pytest.mark.parametrize("option", ["tokenizer", "vq"])
-def test_a_companion_that_is_named_but_not_there(option, copy):
-    refused(copy("single"), "/nowhere", wish=Wish("lumina", **{option: "/nowhere"}), of=FileNotFoundError)
+def test_a_tokenizer_file_that_is_given_but_absent(option, copy):
+    assert_refused(copy("single"), "/nowhere", target=Target("lumina", **{option: "/nowhere"}), error=MissingFileError)
 
 
 @pytest.mark.parametrize("layout", ["lumina", "meta", "ours"])
-def test_too_little_space_is_seen_before_anything_is_written(layout, copy, monkeypatch):
+def test_too_little_space_is_noticed_before_anything_is_written(layout, copy, monkeypatch):
     free = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(conversion.shutil, "disk_usage", lambda folder: free)
-    refused(copy("shards"), "places", "free", wish=Wish(layout), of=OSError)
+    assert_refused(copy("shards"), "output", "free", target=Target(layout), error=StorageError)
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize(("layout", "limit"), [("lumina", 300), ("lumina", 20_000), ("meta", 20_000), ("ours", 20_000)])
 def test_a_disk_that_fills_up_while_writing(layout, limit, copy):
-    """Files are not allowed to grow beyond ``limit`` bytes, which every library meets as it meets a full disk."""
+    """A limit of ``limit`` bytes per file, which every library reports as it reports a full disk."""
     folder = copy("shards")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        refused(folder, "target.unfinished", "cannot be written", wish=Wish(layout), of=OSError)
+        assert_refused(folder, "target.unfinished", "cannot be written", target=Target(layout), error=StorageError)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    convert(folder, folder.parent / "places" / "target", Wish(layout), show=False)
+    convert(folder, folder.parent / "output" / "target", Target(layout), show=False)
 
 
 @pytest.mark.parametrize("layout", ["lumina", "meta", "ours"])
-def test_what_stands_there_is_not_overwritten(layout, whole, tmp_path):
+def test_existing_files_are_not_overwritten(layout, intact, tmp_path):
     target = tmp_path / "target"
     target.mkdir()
-    (target / "mine").write_text("x")
+    (target / "kept").write_text("x")
     with pytest.raises(FileExistsError, match=str(target)):
-        convert(whole / "meta", target, Wish(layout), show=False)
-    assert [file.name for file in tmp_path.rglob("*")] == ["target", "mine"]
+        convert(intact / "meta", target, Target(layout), show=False)
+    assert [file.name for file in tmp_path.rglob("*")] == ["target", "kept"]
 
 
 @pytest.mark.parametrize("layout", ["hf", "meta", "ours"])
-@pytest.mark.parametrize("reads", [20, 1000], ids=["on the way", "at the last step"])
-def test_an_interrupted_write_is_not_taken_for_whole(layout, reads, whole, tmp_path, monkeypatch):
-    """Left as a killed process leaves it; the next run starts afresh."""
+@pytest.mark.parametrize("reads", [20, 1000], ids=["while reading", "at the last step"])
+def test_an_interrupted_write_is_no_checkpoint(layout, reads, intact, tmp_path, monkeypatch):
+    """Its folder is left as a killed process leaves it; the next run starts from the beginning."""
     target, unfinished = tmp_path / "target", tmp_path / "target.unfinished"
-    left = itertools.count(reads, -1)
-    read = sources.Meta.read
+    reads_left = itertools.count(reads, -1)
+    read = sources.MetaSource.read
 
     def killed(*_) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as change:
-        change.setattr(sources.Meta, "read", lambda *at: read(*at) if next(left) else killed())
+        change.setattr(
+            sources.MetaSource, "read", lambda *arguments: read(*arguments) if next(reads_left) else killed()
+        )
         change.setattr(orbax_folder, "BATCH_BYTES", 10_000)
         change.setattr(conversion.tokenizer_files, "copy", killed)
         change.setattr(conversion.shutil, "rmtree", lambda *_, **__: None)
         with pytest.raises(KeyboardInterrupt):
-            convert(whole / "shards", target, Wish(layout, 4 if layout == "meta" else None), show=False)
+            convert(intact / "shards", target, Target(layout, 4 if layout == "meta" else None), show=False)
     assert not target.exists()
     (unfinished / "junk").write_text("x")
     with pytest.raises(ValueError, match=r"target\.unfinished is what an interrupted"):
         open_source(unfinished)
-    convert(whole / "shards", target, Wish(layout), show=False)
+    convert(intact / "shards", target, Target(layout), show=False)
     assert not unfinished.exists() and not list(target.rglob("junk"))
     open_source(target)

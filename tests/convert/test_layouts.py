@@ -1,4 +1,4 @@
-"""Every layout as its own readers see it, what is changed on request, and what goes along with the weights."""
+"""Exports as each layout's own readers load them, the options of a conversion, and the files copied along with the weights."""
 
 import hashlib
 import json
@@ -20,12 +20,12 @@ from train.train_parts import batches, experiment, host_state
 
 import run
 from convert import load_model, load_vqvae, save_model, tokenizer_files
-from convert.convert import Wish, convert, open_source, run_of
-from convert.orbax_folder import FIRST, ORIGIN
+from convert.convert import Target, convert, experiment_of, open_source
+from convert.orbax_folder import IMPORTED, ORIGIN
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import flatten
-from lumina_jax.train.loop import begin, train
+from lumina_jax.train.loop import initial_state, train
 from lumina_jax.vocab import Vocab
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -39,11 +39,11 @@ def weights(model: Chameleon) -> dict[str, np.ndarray]:
     return {name: np.array(array) for name, array in flatten(model).items()}
 
 
-def assert_same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """The same names, dtypes and bits."""
-    assert ours.keys() == theirs.keys()
-    for name, array in ours.items():
-        assert array.dtype == theirs[name].dtype and array.tobytes() == theirs[name].tobytes(), name
+    assert actual.keys() == expected.keys()
+    for name, array in actual.items():
+        assert array.dtype == expected[name].dtype and array.tobytes() == expected[name].tobytes(), name
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +52,22 @@ def toys(tmp_path_factory) -> dict[str, Path]:
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("toys")
     for layout in LAYOUTS:
-        convert(TOY, folder / layout, Wish(layout), show=False)
+        convert(TOY, folder / layout, Target(layout), show=False)
     return {layout: folder / layout for layout in LAYOUTS}
 
 
 @pytest.mark.parametrize("golden", META, ids=lambda path: path.name)
 def test_meta_converts_to_the_recorded_bits(golden, tmp_path):
-    """What Lumina-mGPT's own converter made of the same files."""
+    """The bits are those that Lumina-mGPT's own converter wrote from the same files."""
     torch = pytest.importorskip("torch")
-    convert(golden, tmp_path / "out", Wish("lumina"), show=False)
+    convert(golden, tmp_path / "out", Target("lumina"), show=False)
     recorded = json.loads((golden / "converted_hf_tensors.json").read_text())
     with safe_open(tmp_path / "out/model.safetensors", framework="pt") as file:
         assert sorted(file.keys()) == sorted(recorded)
-        for name, about in recorded.items():
+        for name, info in recorded.items():
             tensor = file.get_tensor(name)
-            assert (list(tensor.shape), str(tensor.dtype)) == (about["shape"], about["dtype"])
-            assert hashlib.sha256(tensor.view(torch.int16).numpy().tobytes()).hexdigest() == about["sha256"], name
+            assert (list(tensor.shape), str(tensor.dtype)) == (info["shape"], info["dtype"])
+            assert hashlib.sha256(tensor.view(torch.int16).numpy().tobytes()).hexdigest() == info["sha256"], name
     config = json.loads((tmp_path / "out/config.json").read_text())
     theirs = json.loads((golden / "converted_hf_config_without_vocab_map.json").read_text())
     shared = set(config) & set(theirs) - {"mask_image_logits", "transformers_version"}
@@ -75,8 +75,8 @@ def test_meta_converts_to_the_recorded_bits(golden, tmp_path):
     assert not config["mask_image_logits"]
 
 
-def in_transformers(folder: Path, ids: np.ndarray, caplog) -> np.ndarray:
-    """Logits f32[B T V] of transformers' own reader, before it masks any; it must have nothing to say about the weights."""
+def transformers_logits(folder: Path, ids: np.ndarray, caplog) -> np.ndarray:
+    """Unmasked logits f32[B T V] of the checkpoint in transformers, which must load it without a warning."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     transformers.logging.enable_propagation()
     with caplog.at_level(logging.WARNING):
@@ -90,7 +90,8 @@ def in_transformers(folder: Path, ids: np.ndarray, caplog) -> np.ndarray:
         return model.lm_head(hidden).numpy()
 
 
-def in_ours(folder: Path, ids: np.ndarray) -> np.ndarray:
+def jax_logits(folder: Path, ids: np.ndarray) -> np.ndarray:
+    """Logits f32[B T V] of the checkpoint in lumina_jax."""
     model, _ = load_model(folder, dtype="float32")
     return np.asarray(jax.jit(lambda model, ids: model.logits(model(ids)))(model, jnp.asarray(ids)))
 
@@ -100,24 +101,24 @@ def prompts(vocab: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("checkpoint", LM, ids=lambda path: f"{path.parent.name}-{path.name}")
-def test_transformers_reads_our_export(checkpoint, tmp_path, caplog):
-    convert(checkpoint, tmp_path / "out", Wish("hf", 3), show=False)
+def test_transformers_reads_an_export(checkpoint, tmp_path, caplog):
+    convert(checkpoint, tmp_path / "out", Target("hf", 3), show=False)
     ids = prompts(open_source(checkpoint).cfg.vocab)
-    logits = in_transformers(tmp_path / "out", ids, caplog)
-    np.testing.assert_allclose(logits, in_ours(checkpoint, ids), atol=5e-5, rtol=1e-4)
+    logits = transformers_logits(tmp_path / "out", ids, caplog)
+    np.testing.assert_allclose(logits, jax_logits(checkpoint, ids), atol=5e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("golden", META, ids=lambda path: path.name)
-def test_transformers_reads_our_export_of_meta_s_release(golden, tmp_path, caplog):
-    """With the VQ encoder of the vqgan.ckpt that lies in the release's tokenizer/."""
+def test_transformers_reads_an_export_of_meta_s_release(golden, tmp_path, caplog):
+    """With the VQ encoder of the vqgan.ckpt in the release's tokenizer/."""
     pytest.importorskip("torch")
     release = Path(shutil.copytree(golden / "models", tmp_path / "release/models")).parent
     shutil.copytree(golden_roots("vq")[0] / "vq/small", release / "tokenizer")
-    notes = convert(release, tmp_path / "out", Wish("hf", binary=True), show=False)
+    notes = convert(release, tmp_path / "out", Target("hf", binary=True), show=False)
     assert len(notes) == 1 and "tokenizer" in notes[0]
     ids = prompts(1024)
-    logits = in_transformers(tmp_path / "out", ids, caplog)
-    np.testing.assert_allclose(logits, in_ours(release, ids), atol=5e-5, rtol=1e-4)
+    logits = transformers_logits(tmp_path / "out", ids, caplog)
+    np.testing.assert_allclose(logits, jax_logits(release, ids), atol=5e-5, rtol=1e-4)
     encoder = load_vqvae(release / "tokenizer")
     assert_same(*({n: np.asarray(a) for n, a in flatten(vq).items()} for vq in (encoder, load_vqvae(tmp_path / "out"))))
 
@@ -129,28 +130,28 @@ def test_transformers_reads_a_saved_model(tmp_path, caplog):
     vqvae = load_vqvae(golden_roots("vq")[0] / "vq/small")
     save_model(model, cfg, tmp_path / "out", "hf", vqvae=vqvae)
     ids = prompts(cfg.vocab)
-    logits = in_transformers(tmp_path / "out", ids, caplog)
-    np.testing.assert_allclose(logits, in_ours(tmp_path / "out", ids), atol=5e-5, rtol=1e-4)
+    logits = transformers_logits(tmp_path / "out", ids, caplog)
+    np.testing.assert_allclose(logits, jax_logits(tmp_path / "out", ids), atol=5e-5, rtol=1e-4)
     assert_same(weights(model), weights(load_model(tmp_path / "out")[0]))
     with safe_open(tmp_path / "out/model.safetensors", framework="np") as file:
         np.testing.assert_array_equal(file.get_tensor("model.vqmodel.quantize.embedding.weight"), vqvae.codebook[...])
 
 
-def test_transformers_names_the_tokens_of_our_export(toys):
-    """The toy model's vocabulary, by which transformers tells image tokens from text."""
-    found = json.loads((toys["hf"] / "config.json").read_text())["vocabulary_map"]
+def test_an_export_has_the_vocabulary_that_transformers_reads(toys):
+    """transformers tells image tokens from text by it."""
+    vocabulary = json.loads((toys["hf"] / "config.json").read_text())["vocabulary_map"]
     vocab = Vocab.load(TOY)
-    assert [found[name] for name in ("IMGIMGAZ", "<racm3:break>")] == [vocab.code_ids[0], vocab.boi]
-    assert sorted(i for name, i in found.items() if name.startswith("IMGIMG")) == vocab.code_ids.tolist()
-    assert max(found.values()) < open_source(TOY).cfg.vocab
+    assert [vocabulary[name] for name in ("IMGIMGAZ", "<racm3:break>")] == [vocab.code_ids[0], vocab.boi]
+    assert sorted(i for name, i in vocabulary.items() if name.startswith("IMGIMG")) == vocab.code_ids.tolist()
+    assert max(vocabulary.values()) < open_source(TOY).cfg.vocab
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_head_s_image_rows_are_zeroed_on_request(layout, tmp_path):
+def test_the_image_rows_of_the_head_can_be_zeroed(layout, tmp_path):
     if layout == "meta":
         pytest.importorskip("torch")
-    convert(TOY, tmp_path / "zeroed", Wish(layout, zero_image_head=True), show=False)
+    convert(TOY, tmp_path / "zeroed", Target(layout, zero_image_head=True), show=False)
     image = Vocab.load(TOY).code_ids
     before, after = weights(load_model(TOY)[0]), weights(load_model(tmp_path / "zeroed")[0])
     assert before["head"][:, image].any(0).all()
@@ -159,31 +160,31 @@ def test_the_head_s_image_rows_are_zeroed_on_request(layout, tmp_path):
 
 
 @pytest.mark.parametrize("first", ["ours", "lumina"])
-def test_a_zeroed_head_is_recorded_and_stays_so(first, tmp_path):
-    convert(TOY, tmp_path / "1", Wish(first, zero_image_head=True), show=False)
+def test_a_zeroed_head_stays_recorded(first, tmp_path):
+    convert(TOY, tmp_path / "1", Target(first, zero_image_head=True), show=False)
     for number, layout in enumerate(("ours", "hf", "ours"), 1):
-        convert(tmp_path / str(number), tmp_path / str(number + 1), Wish(layout), show=False)
+        convert(tmp_path / str(number), tmp_path / str(number + 1), Target(layout), show=False)
     for folder in (tmp_path / str(number) for number in (1, 2, 3, 4)):
         if (folder / "config.json").is_file():
             assert json.loads((folder / "config.json").read_text())["zero_image_head"] is True
         else:
-            assert ocp.checkpointables_metadata(folder / FIRST).custom_metadata[ORIGIN]["zero_image_head"] is True
+            assert ocp.checkpointables_metadata(folder / IMPORTED).custom_metadata[ORIGIN]["zero_image_head"] is True
 
 
 def test_a_head_is_not_zeroed_without_a_tokenizer(tmp_path):
     with pytest.raises(ValueError, match=r"--zero-image-head needs the tokenizer.*--tokenizer"):
-        convert(LM[0], tmp_path / "out", Wish("lumina", zero_image_head=True), show=False)
+        convert(LM[0], tmp_path / "out", Target("lumina", zero_image_head=True), show=False)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_dtypes_on_request(layout, tmp_path):
-    """To bfloat16 as torch rounds, and from there to float32 and back without a change."""
+def test_the_dtype_can_be_changed(layout, tmp_path):
+    """To bfloat16, rounded as in torch, and from there to float32 and back without a change."""
     torch = pytest.importorskip("torch")
-    at = TOY
+    folder = TOY
     for number, dtype in enumerate(("bfloat16", "float32", "bfloat16")):
-        convert(at, tmp_path / str(number), Wish(layout, dtype=dtype), show=False)
-        at = tmp_path / str(number)
+        convert(folder, tmp_path / str(number), Target(layout, dtype=dtype), show=False)
+        folder = tmp_path / str(number)
     first, wide, again = (weights(load_model(tmp_path / str(number))[0]) for number in range(3))
     assert_same(first, again)
     for name, array in weights(load_model(TOY)[0]).items():
@@ -194,44 +195,44 @@ def test_dtypes_on_request(layout, tmp_path):
 
 @pytest.mark.parametrize("source", LAYOUTS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_companions_go_along(source, layout, toys, tmp_path):
-    assert convert(toys[source], tmp_path / "out", Wish(layout), show=False) == (
+def test_tokenizer_files_are_copied(source, layout, toys, tmp_path):
+    assert convert(toys[source], tmp_path / "out", Target(layout), show=False) == (
         []
         if layout != "hf"
         else ["no VQ encoder to write: transformers will say that it draws model.vqmodel.* at random"]
     )
-    found = tokenizer_files.find(open_source(tmp_path / "out").folder)
-    assert found.tokenizer.read_bytes() == (TOY / "tokenizer.json").read_bytes()
-    assert found.vq.read_bytes() == (TOY / "vq.npz").read_bytes()
+    files = tokenizer_files.find(open_source(tmp_path / "out").folder)
+    assert files.tokenizer.read_bytes() == (TOY / "tokenizer.json").read_bytes()
+    assert files.vq.read_bytes() == (TOY / "vq.npz").read_bytes()
     assert_same(weights(load_model(TOY)[0]), weights(load_model(tmp_path / "out")[0]))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_companions_of_meta_s_release_go_along(layout, tmp_path):
+def test_tokenizer_files_of_meta_s_release_are_copied(layout, tmp_path):
     pytest.importorskip("torch")
     release = tmp_path / "release"
     shutil.copytree(META[0] / "models", release / "models")
     shutil.copytree(golden_roots("vq")[0] / "vq/small", release / "tokenizer")
-    at = release
+    folder = release
     for number, step in enumerate((layout, "meta")):
-        convert(at, tmp_path / str(number), Wish(step), show=False)
-        at = tmp_path / str(number)
-        found = tokenizer_files.find(open_source(at).folder).vq
+        convert(folder, tmp_path / str(number), Target(step), show=False)
+        folder = tmp_path / str(number)
+        vq = tokenizer_files.find(open_source(folder).folder).vq
         for suffix in (".ckpt", ".yaml"):
-            assert found.with_suffix(suffix).read_bytes() == (release / f"tokenizer/vqgan{suffix}").read_bytes()
-    assert found == tmp_path / "1/tokenizer/vqgan.ckpt"
+            assert vq.with_suffix(suffix).read_bytes() == (release / f"tokenizer/vqgan{suffix}").read_bytes()
+    assert vq == tmp_path / "1/tokenizer/vqgan.ckpt"
 
 
-def test_the_tokenizer_of_lumina_s_release_goes_along(tmp_path):
-    """In original_tokenizers/, under Meta's name."""
+def test_the_tokenizer_of_lumina_s_release_is_copied(tmp_path):
+    """It is in original_tokenizers/, under Meta's name."""
     source = Path(shutil.copytree(TOY, tmp_path / "source"))
     (source / "original_tokenizers").mkdir()
     (source / "tokenizer.json").rename(source / "original_tokenizers/text_tokenizer.json")
     for number, layout in enumerate(("ours", "hf")):
-        convert(source, tmp_path / str(number), Wish(layout), show=False)
-        found = tokenizer_files.find(tmp_path / str(number)).tokenizer
-        assert found.name == "text_tokenizer.json"
-        assert found.read_bytes() == (TOY / "tokenizer.json").read_bytes()
+        convert(source, tmp_path / str(number), Target(layout), show=False)
+        tokenizer = tokenizer_files.find(tmp_path / str(number)).tokenizer
+        assert tokenizer.name == "text_tokenizer.json"
+        assert tokenizer.read_bytes() == (TOY / "tokenizer.json").read_bytes()
 
 
 @pytest.fixture
@@ -243,30 +244,30 @@ def plain_code():
 
 
 @pytest.mark.usefixtures("plain_code")
-def test_training_begins_at_an_import_and_its_weights_go_out(tmp_path):
-    """A fine-tune from a PyTorch checkpoint and back: the optimizer's state stays behind."""
+def test_training_starts_from_an_import_and_its_weights_are_exported(tmp_path):
+    """A fine-tune from a PyTorch checkpoint, exported again without the optimizer's state."""
     cfg = experiment(out=str(tmp_path / "run"), start=str(tmp_path / "import"))
     cfg = replace(cfg, model=replace(cfg.model, width=64), optim=replace(cfg.optim, steps=1))
     first = host_state(cfg).model
     save_model(first, cfg.model, tmp_path / "torch", "lumina")
-    convert(tmp_path / "torch", tmp_path / "import", Wish("ours", dtype="bfloat16"), show=False)
-    assert run_of(open_source(tmp_path / "import")) is None
-    begun = weights(begin(cfg, make_mesh(cfg.mesh)).model)
+    convert(tmp_path / "torch", tmp_path / "import", Target("ours", dtype="bfloat16"), show=False)
+    assert experiment_of(open_source(tmp_path / "import")) is None
+    begun = weights(initial_state(cfg, make_mesh(cfg.mesh)).model)
     assert_same(begun, {n: a.astype(jnp.bfloat16).astype(np.float32) for n, a in weights(first).items()})
 
     last = weights(train(cfg, batches(cfg), show=False).model)
     assert any((begun[name] != last[name]).any() for name in last)
     assert open_source(tmp_path / "run").training_state
     for number, layout in enumerate(("ours", "lumina")):
-        convert(tmp_path / "run", tmp_path / str(number), Wish(layout), show=False)
+        convert(tmp_path / "run", tmp_path / str(number), Target(layout), show=False)
         source = open_source(tmp_path / str(number))
         assert_same(last, weights(load_model(tmp_path / str(number))[0]))
-        trained = run_of(source)
+        trained = experiment_of(source)
         assert trained.optim == cfg.optim and not (trained.out or trained.start)
     assert not open_source(tmp_path / "0").training_state
 
 
-def test_every_layout_paints_the_same(toys, tmp_path):
+def test_every_layout_generates_the_same_image(toys, tmp_path):
     pictures = set()
     for layout, folder in {"toy": TOY, **toys}.items():
         arguments = ["sample", "--model", str(folder), "--prompt", "a red circle", "--size", "32x32", "--seed", "1"]
@@ -292,12 +293,12 @@ def test_safetensors_need_no_torch(tmp_path):
     steps = [(TOY, "ours", "1"), ("1", "lumina", "2"), ("2", "hf", "3"), ("3", "ours", "4")]
     code = f"""
 import os, sys
-from convert.convert import Wish, convert
+from convert.convert import Target, convert
 os.chdir({str(tmp_path)!r})
 for source, layout, target in {[(str(source), layout, target) for source, layout, target in steps]}:
-    convert(source, target, Wish(layout), show=False)
+    convert(source, target, Target(layout), show=False)
 assert not {{"torch", "transformers"}} & set(sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
     assert_same(weights(load_model(TOY)[0]), weights(load_model(tmp_path / "4")[0]))

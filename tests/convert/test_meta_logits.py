@@ -1,4 +1,4 @@
-"""Our model, loaded from Meta's own files, gives the logits that Meta's code gave: in one pass, and token by token."""
+"""lumina_jax's model, loaded from Meta's files, computes the logits of Meta's code, in one pass and with a cache."""
 
 import jax.numpy as jnp
 import numpy as np

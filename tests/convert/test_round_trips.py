@@ -1,4 +1,4 @@
-"""What goes in comes out again, bit for bit, whatever layouts lie between."""
+"""A checkpoint converted through any other layout and back is equal bit for bit."""
 
 import pytest
 from goldens_at import golden_roots
@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from checkpoints import Sizes, differences, torch_tensors, write_meta  # noqa: E402
 
 from convert import load_model, save_model  # noqa: E402
-from convert.convert import Wish, convert  # noqa: E402
+from convert.convert import Target, convert  # noqa: E402
 
 MODELS = {
     "7b": Sizes(heads=4, kv_heads=4, shards=1),
@@ -23,30 +23,30 @@ IDS = dict(ids=lambda path: f"{path.parts[-3]}-{path.name}")
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("there", ["hf", "lumina", "meta"])
-def test_meta_comes_back_through_any_layout(model, there, tmp_path):
+@pytest.mark.parametrize("middle", ["hf", "lumina", "meta"])
+def test_meta_comes_back_through_any_layout(model, middle, tmp_path):
     start = write_meta(tmp_path / "start", MODELS[model])
-    steps = ["ours", there, "ours", "meta"]
-    at = start
+    steps = ["ours", middle, "ours", "meta"]
+    folder = start
     for number, layout in enumerate(steps):
         following = tmp_path / f"{number}-{layout}"
-        convert(at, following, Wish(layout, 3 if layout in ("hf", "lumina") else None), show=False)
-        at = following
-    (back,) = (at / "models").iterdir()
+        convert(folder, following, Target(layout, 3 if layout in ("hf", "lumina") else None), show=False)
+        folder = following
+    (back,) = (folder / "models").iterdir()
     assert not differences(torch_tensors(start), torch_tensors(back))
 
 
 @pytest.mark.parametrize("checkpoint", LM, **IDS)
-@pytest.mark.parametrize("there", ["hf", "lumina", "meta"])
-def test_hugging_face_comes_back_through_any_layout(checkpoint, there, tmp_path):
-    own = "hf" if checkpoint.name == "ckpt_hf5" else "lumina"
-    at = checkpoint
-    for number, layout in enumerate(["ours", there, own] if there != "meta" else ["meta", own]):
-        following = tmp_path / f"{number}-{layout}"
-        convert(at, following, Wish(layout), show=False)
-        at = following
-    before, after = torch_tensors(checkpoint), torch_tensors(at)
-    if there == "meta":  # it has no place for the VQ encoder
+@pytest.mark.parametrize("middle", ["hf", "lumina", "meta"])
+def test_hugging_face_comes_back_through_any_layout(checkpoint, middle, tmp_path):
+    layout = "hf" if checkpoint.name == "ckpt_hf5" else "lumina"
+    folder = checkpoint
+    for number, step in enumerate(["ours", middle, layout] if middle != "meta" else ["meta", layout]):
+        following = tmp_path / f"{number}-{step}"
+        convert(folder, following, Target(step), show=False)
+        folder = following
+    before, after = torch_tensors(checkpoint), torch_tensors(folder)
+    if middle == "meta":  # Meta's layout has no VQ encoder
         before = {name: tensor for name, tensor in before.items() if "vqmodel" not in name}
     assert not differences(before, after)
 

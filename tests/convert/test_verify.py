@@ -1,4 +1,4 @@
-"""Two checkpoints are one model, or it is said in which layer and which weight they are not."""
+"""Two checkpoints are the same model, or the comparison names the layers and weights that differ."""
 
 import itertools
 import json
@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 import run
 from convert import save_model
 from convert import verify as module
-from convert.convert import Wish, convert
-from convert.verify import Verdict, verify
+from convert.convert import Target, convert
+from convert.verify import Comparison, verify
 from lumina_jax.config import ModelConfig
 from lumina_jax.model.chameleon import Chameleon
 
@@ -26,7 +26,7 @@ CFG = ModelConfig(
 )
 UP = "model.layers.1.mlp.up_proj.weight"
 QUERY = "model.layers.1.self_attn.q_proj.weight"
-EVERY = ["embeddings", "layer 0", "layer 1", "layer 2", "logits"]
+PARTS = ["embeddings", "layer 0", "layer 1", "layer 2", "logits"]
 
 
 def random_model(cfg: ModelConfig) -> Chameleon:
@@ -54,9 +54,9 @@ def swap_heads(tensors: dict[str, np.ndarray]) -> None:
     tensors[QUERY] = np.ascontiguousarray(tensors[QUERY].reshape(8, 4, 32)[[1, 0, *range(2, 8)]].reshape(32, 32))
 
 
-def differing(verdict: Verdict) -> dict[str, str]:
-    """Part -> remark, of the lines that are further apart than allowed."""
-    return {line.part: line.remark for line in verdict.lines if not line.ok}
+def differing(comparison: Comparison) -> dict[str, str]:
+    """Part -> remark, for the parts that differ by more than is allowed."""
+    return {part.part: part.remark for part in comparison.parts if not part.same}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def lumina(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def ours(lumina) -> Path:
-    convert(lumina, lumina.with_name("ours"), Wish("ours"), show=False)
+    convert(lumina, lumina.with_name("ours"), Target("ours"), show=False)
     return lumina.with_name("ours")
 
 
@@ -84,58 +84,58 @@ def by_layout(request, tmp_path_factory) -> dict[str, Path]:
     folders = {"meta": write_meta(root / "meta", sizes)}
     for layout in ("hf", "lumina", "ours"):
         folders[layout] = root / layout
-        convert(folders["meta"], root / layout, Wish(layout), show=False)
+        convert(folders["meta"], root / layout, Target(layout), show=False)
     return folders
 
 
 @pytest.mark.parametrize("pair", [("meta", "ours"), ("hf", "ours"), ("lumina", "meta")], ids="-".join)
 def test_every_layout_gives_the_same_logits(by_layout, pair):
     pytest.importorskip("transformers")
-    verdict = verify(*(by_layout[layout] for layout in pair), by="logits", tokens=9)
-    assert verdict.same, verdict.text()
-    assert [line.part for line in verdict.lines] == ["embeddings", "layer 0", "layer 1", "logits"]
-    assert verdict.lines[0].apart == 0
-    assert all(line.apart < 1e-4 < float(line.remark) for line in verdict.lines)
+    comparison = verify(*(by_layout[layout] for layout in pair), by="logits", tokens=9)
+    assert comparison.same, comparison.text()
+    assert [part.part for part in comparison.parts] == ["embeddings", "layer 0", "layer 1", "logits"]
+    assert comparison.parts[0].difference == 0
+    assert all(part.difference < 1e-4 < float(part.remark) for part in comparison.parts)
 
 
 def test_every_layout_holds_the_same_weights(by_layout):
     for a, b in itertools.combinations(by_layout.values(), 2):
-        verdict = verify(a, b, by="weights", show=False)
-        assert verdict.same, verdict.text()
-        assert [line.part for line in verdict.lines] == ["embedding", "layer 0", "layer 1", "norm/scale", "head"]
-        assert {line.apart for line in verdict.lines} == {0.0}
+        comparison = verify(a, b, by="weights", show=False)
+        assert comparison.same, comparison.text()
+        assert [part.part for part in comparison.parts] == ["embedding", "layer 0", "layer 1", "norm/scale", "head"]
+        assert {part.difference for part in comparison.parts} == {0.0}
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize(("change", "weight"), [(change_one, "mlp/up"), (swap_heads, "attention/wq")])
 def test_what_differs_is_named(lumina, ours, change, weight, tmp_path):
     changed = rewrite(lumina, tmp_path / "changed", change)
-    verdict = verify(changed, ours, by="weights", show=False)
-    assert not verdict.same
-    assert differing(verdict) == {"layer 1": weight}
-    convert(changed, tmp_path / "ours", Wish("ours"), show=False)
-    verdict = verify(tmp_path / "ours", ours, by="logits", tokens=9)
-    assert not verdict.same
-    assert list(differing(verdict)) == EVERY[2:]
-    assert [line.apart for line in verdict.lines[:2]] == [0, 0]
-    assert "first in layer 1" in verdict.text()
-    assert verdict.text().endswith("NOT the same model")
+    comparison = verify(changed, ours, by="weights", show=False)
+    assert not comparison.same
+    assert differing(comparison) == {"layer 1": weight}
+    convert(changed, tmp_path / "ours", Target("ours"), show=False)
+    comparison = verify(tmp_path / "ours", ours, by="logits", tokens=9)
+    assert not comparison.same
+    assert list(differing(comparison)) == PARTS[2:]
+    assert [part.difference for part in comparison.parts[:2]] == [0, 0]
+    assert "first in layer 1" in comparison.text()
+    assert comparison.text().endswith("NOT the same model")
 
 
-def test_transformers_finds_it_too(lumina, ours, tmp_path):
+def test_transformers_shows_the_same_difference(lumina, ours, tmp_path):
     pytest.importorskip("transformers")
     changed = rewrite(lumina, tmp_path / "changed", swap_heads)
-    assert list(differing(verify(changed, ours, by="logits", tokens=9))) == EVERY[2:]
+    assert list(differing(verify(changed, ours, by="logits", tokens=9))) == PARTS[2:]
 
 
-def test_prompts_are_drawn_from_the_seed(ours):
-    scales = [
-        [line.remark for line in verify(ours, ours, by="logits", tokens=5, seed=seed).lines] for seed in (0, 0, 1)
+def test_the_seed_determines_the_prompts(ours):
+    remarks = [
+        [part.remark for part in verify(ours, ours, by="logits", tokens=5, seed=seed).parts] for seed in (0, 0, 1)
     ]
-    assert scales[0] == scales[1] != scales[2]
+    assert remarks[0] == remarks[1] != remarks[2]
 
 
-def test_rows_that_repeat_are_the_same_rows(lumina, tmp_path):
+def test_repeated_qk_norm_rows_are_the_same_rows(lumina, tmp_path):
     def repeat(tensors):
         for name in tensors:
             if "_norm." in name:
@@ -149,7 +149,7 @@ def test_rows_that_repeat_are_the_same_rows(lumina, tmp_path):
     assert differing(verify(lumina, other, by="weights", show=False)) == {"layer 2": "attention/k_norm/bias"}
 
 
-def test_models_of_other_numbers_are_told_by_their_fields(lumina, tmp_path):
+def test_models_of_other_sizes_are_compared_by_their_fields(lumina, tmp_path):
     def shrink(tensors):
         for name in [name for name in tensors if ".2." in name]:
             del tensors[name]
@@ -160,25 +160,25 @@ def test_models_of_other_numbers_are_told_by_their_fields(lumina, tmp_path):
     settings = json.loads((other / "config.json").read_text())
     settings |= dict(vocab_size=40, num_hidden_layers=2, rms_norm_eps=1e-5, dropout=0.3)
     (other / "config.json").write_text(json.dumps(settings))
-    verdict = verify(lumina, other)
-    assert {problem.split()[0] for problem in verdict.problems} == {"model.vocab", "model.layers", "model.eps"}
-    assert "model.vocab is 48 in A and 40 in B" in verdict.text()
-    assert not verdict.same
+    comparison = verify(lumina, other)
+    assert {problem.split()[0] for problem in comparison.problems} == {"model.vocab", "model.layers", "model.eps"}
+    assert "model.vocab is 48 in A and 40 in B" in comparison.text()
+    assert not comparison.same
 
 
-def test_a_tolerance_allows_what_rounding_does(lumina, tmp_path):
-    convert(lumina, tmp_path / "rounded", Wish("ours", dtype="bfloat16"), show=False)
+def test_a_tolerance_allows_rounding(lumina, tmp_path):
+    convert(lumina, tmp_path / "rounded", Target("ours", dtype="bfloat16"), show=False)
     assert not verify(lumina, tmp_path / "rounded", by="weights", show=False).same
     assert verify(lumina, tmp_path / "rounded", by="weights", tolerance=0.01, show=False).same
 
 
-def test_not_a_number_is_a_difference_unless_both_are(lumina, tmp_path):
+def test_nan_is_a_difference_unless_both_are_nan(lumina, tmp_path):
     broken = rewrite(lumina, tmp_path / "broken", lambda tensors: tensors[UP].__setitem__((0, 0), np.nan))
     assert differing(verify(lumina, broken, by="weights", show=False)) == {"layer 1": "mlp/up"}
     assert verify(broken, broken, by="weights", show=False).same
 
 
-def test_encoders_are_compared_where_both_carry_one(tmp_path):
+def test_vq_encoders_are_compared_if_both_checkpoints_have_one(tmp_path):
     carried = next((golden_roots("lm")[0] / "lm").glob("*/ckpt_lumina"))
     codebook = "model.vqmodel.quantize.embedding.weight"
 
@@ -187,25 +187,25 @@ def test_encoders_are_compared_where_both_carry_one(tmp_path):
             del tensors[name]
 
     without = rewrite(carried, tmp_path / "without", drop)
-    verdict = verify(carried, without, by="weights", show=False)
-    assert verdict.same
-    assert any("only A carries a VQ encoder" in note for note in verdict.notes)
+    comparison = verify(carried, without, by="weights", show=False)
+    assert comparison.same
+    assert any("only A carries a VQ encoder" in note for note in comparison.notes)
     other = rewrite(carried, tmp_path / "other", lambda tensors: tensors[codebook].__iadd__(1))
-    verdict = verify(carried, other, by="weights", show=False)
-    assert differing(verdict) == {"VQ encoder": "quantize.embedding.weight"}
+    comparison = verify(carried, other, by="weights", show=False)
+    assert differing(comparison) == {"VQ encoder": "quantize.embedding.weight"}
 
 
-def test_auto_takes_logits_where_they_fit(lumina, ours, monkeypatch):
+def test_auto_compares_logits_where_both_models_fit(lumina, ours, monkeypatch):
     monkeypatch.setattr(module, "free_memory", lambda: 10**9)
-    assert verify(ours, ours, tokens=3).how.startswith("by logits")
+    assert verify(ours, ours, tokens=3).method.startswith("by logits")
     monkeypatch.setattr(module, "free_memory", lambda: 10**5)
-    verdict = verify(ours, ours, show=False)
-    assert verdict.same
-    assert verdict.how.startswith("by weights")
-    assert "100.0 kB are free" in verdict.how
+    comparison = verify(ours, ours, show=False)
+    assert comparison.same
+    assert comparison.method.startswith("by weights")
+    assert "100.0 kB are free" in comparison.method
     monkeypatch.setattr(module, "free_memory", lambda: 10**9)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "pip install torch transformers" in verify(lumina, ours, show=False).how
+    assert "pip install torch transformers" in verify(lumina, ours, show=False).method
 
 
 def rename(tokenizer: dict) -> None:
@@ -219,8 +219,8 @@ def forget_a_merge(tokenizer: dict) -> None:
     del tokenizer["model"]["merges"][0]
 
 
-@pytest.mark.parametrize(("change", "same", "said"), [(rename, True, "<empty>"), (forget_a_merge, False, "other ids")])
-def test_tokenizers_must_give_texts_the_same_ids(lumina, tokenizer_path, change, same, said, tmp_path):
+@pytest.mark.parametrize(("change", "same", "words"), [(rename, True, "<empty>"), (forget_a_merge, False, "other ids")])
+def test_tokenizers_must_give_texts_the_same_ids(lumina, tokenizer_path, change, same, words, tmp_path):
     folders = [Path(shutil.copytree(lumina, tmp_path / name)) for name in ("as_it_is", "changed")]
     text = (tokenizer_path / "tokenizer.json").read_text()
     for folder in folders:
@@ -229,19 +229,20 @@ def test_tokenizers_must_give_texts_the_same_ids(lumina, tokenizer_path, change,
     tokenizer = json.loads(text)
     change(tokenizer)
     (folders[1] / "tokenizer.json").write_text(json.dumps(tokenizer))
-    verdict = verify(*folders, by="weights", show=False)
-    assert verdict.same == same, verdict.text()
-    assert said in verdict.text()
-    assert not differing(verdict)
+    comparison = verify(*folders, by="weights", show=False)
+    assert comparison.same == same, comparison.text()
+    assert words in comparison.text()
+    assert not differing(comparison)
 
 
 @pytest.mark.smoke
-def test_the_exit_code_tells(lumina, ours, tmp_path, capsys):
+def test_the_exit_code_says_whether_the_models_are_the_same(lumina, ours, tmp_path, capsys):
     changed = rewrite(lumina, tmp_path / "changed", change_one)
-    words = ["convert", "verify", "--by", "weights"]
-    assert run.main([*words, str(lumina), str(ours)]) == 0
+    command = ["convert", "verify", "--by", "weights"]
+    assert run.main([*command, str(lumina), str(ours)]) == 0
     assert capsys.readouterr().out.endswith("the same model\n")
-    assert run.main([*words, str(changed), str(ours)]) == 1
-    assert run.main([*words, str(tmp_path / "nowhere"), str(ours)]) == 2
+    assert run.main([*command, str(changed), str(ours)]) == 1
+    assert run.main([*command, str(tmp_path / "nowhere"), str(ours)]) == 2
     assert "is no checkpoint" in capsys.readouterr().err
     assert run.main(["convert", "verify", str(ours), str(ours), "--tokens", "0"]) == 2
+    assert run.main(["convert", "verify", str(ours), str(ours), "--seed", "-1"]) == 2

@@ -1,4 +1,4 @@
-"""Photos for small copies of the published sets, what is said of bad records, and the original's packing, written anew."""
+"""Photos for small copies of the published sets, the reasons of bad records, and the original's packing, implemented again."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 
 
 def photo(path: Path, size=(64, 48), seed=0) -> Path:
-    """Writes noise without magenta as a picture file."""
+    """Writes noise without magenta, the colour of boxes, as an image file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.asarray(noise(size, seed)) // 2).save(path)
     return path
@@ -58,17 +58,17 @@ def packed(turns, grids, vocab: Vocab) -> tuple[list[int], list[int]]:
     line, images = vocab.id_of("<reserved08799>"), iter(grids)
     tokens, labels = [symbols["<s>"]], [-100]
     for number, message in enumerate(text for turn in turns for text in turn):
-        piece = []
-        for place, words in enumerate(message.split(IMAGE_SYMBOL)):
-            if place:
+        message_tokens = []
+        for number_of_part, words in enumerate(message.split(IMAGE_SYMBOL)):
+            if number_of_part:
                 grid = next(images)
                 rows, columns = grid.shape
-                piece += [symbols["<racm3:break>"], 8804 + rows // 2, 8804 + columns // 2]
+                message_tokens += [symbols["<racm3:break>"], 8804 + rows // 2, 8804 + columns // 2]
                 for row in grid:
-                    piece += [4 + int(code) for code in row] + [line]
-                piece.append(symbols["<eoss>"])
-            piece += vocab.encode_literally(words)
-        piece.append(symbols["<reserved08706>"])
-        tokens += piece
-        labels += piece if number % 2 else [-100] * len(piece)
+                    message_tokens += [4 + int(code) for code in row] + [line]
+                message_tokens.append(symbols["<eoss>"])
+            message_tokens += vocab.encode_literally(words)
+        message_tokens.append(symbols["<reserved08706>"])
+        tokens += message_tokens
+        labels += message_tokens if number % 2 else [-100] * len(message_tokens)
     return tokens, labels

@@ -1,4 +1,4 @@
-"""Every published form of records, written as it is published, reads as Lumina's own."""
+"""Every published form of records reads like Lumina's own form."""
 
 import csv
 import json
@@ -87,15 +87,15 @@ def test_openhermes(tmp_path, lines, vocab):
     source = open_source(f"openhermes:{path}")
     turns = source[0].turns
     assert turns[0] == ("You are a calculator.\n\n2+2?", "4") and turns[1][1] == "That is no number."
-    asked = vocab.decode(tokenize(turns, [], vocab)[0])
-    assert "And <|image|>?" in asked
+    text = vocab.decode(tokenize(turns, [], vocab)[0])
+    assert "And <|image|>?" in text
     assert [source[i].turns for i in (1, 2)] == [[("Hi", "Hello")], [("Hi", "Yo")]]
     for index, reason in {3: "message 1 is from 'system'", 4: "at least one message", 5: "not a list"}.items():
         with pytest.raises(ValueError, match=reason):
             source[index]
 
 
-def test_mini_gemini_puts_each_image_in_its_place(tmp_path, vocab):
+def test_mini_gemini_puts_each_image_where_its_symbol_is(tmp_path, vocab):
     picture(tmp_path / "MGM-Finetune" / "coco" / "train2017" / "000000033471.jpg")
     path = tmp_path / "mgm_instruction.json"
     path.write_text(json.dumps(MINI_GEMINI))
@@ -118,7 +118,7 @@ def test_mini_gemini_puts_each_image_in_its_place(tmp_path, vocab):
         source[4]
 
 
-def test_mini_gemini_asks_for_its_images(tmp_path):
+def test_mini_gemini_without_a_folder_of_images_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="mini-gemini:FILE@IMAGES"):
         open_source(f"mini-gemini:{tmp_path}/x.json")
 
@@ -132,7 +132,7 @@ def test_mini_gemini_asks_for_its_images(tmp_path):
         {"image_path": "x/a.png", "captions": ["a dog", "a cat"]},
     ],
 )
-def test_pairs_go_by_many_names(tmp_path, item):
+def test_pairs_have_any_of_many_key_names(tmp_path, item):
     picture(tmp_path / "images" / "x" / "a.png")
     (tmp_path / "pairs.jsonl").write_text(json.dumps(item) + "\n")
     (record,) = [open_source(f"pairs:{tmp_path}/pairs.jsonl@{tmp_path}/images")[0]]
@@ -159,26 +159,26 @@ def test_pairs_in_tables(tmp_path, suffix, header):
             source[index]
 
 
-def test_a_table_must_say_which_column_is_what(tmp_path):
+def test_a_table_must_name_its_image_and_caption_columns(tmp_path):
     (tmp_path / "a.csv").write_text("image,size,colour\n")
     with pytest.raises(ValueError, match=r"a\.csv: the header image, size, colour must name"):
         open_source(f"{tmp_path}/a.csv")
 
 
 @pytest.mark.parametrize("spec", ["nothing", "s3x:abc", "webdataset:", "x.parquet"])
-def test_an_unknown_kind_is_told_the_known_ones(spec):
+def test_an_unknown_kind_is_an_error_that_lists_the_known_ones(spec):
     with pytest.raises(
         ValueError, match=r"\.jsonl.*folder:\.\.\., tfds:\.\.\., webdataset:\.\.\., parquet:\.\.\., pairs"
     ):
         open_source(spec)
 
 
-def test_a_bare_folder_is_told_how_to_say_it(tmp_path):
+def test_a_bare_folder_is_an_error_that_shows_its_spec(tmp_path):
     with pytest.raises(ValueError, match=rf"folder:{tmp_path}"):
         open_source(str(tmp_path))
 
 
-def test_lumina_itself_needs_no_kind(tmp_path):
+def test_lumina_s_own_files_need_no_kind(tmp_path):
     picture(tmp_path / "a.png")
     item = {
         "conversations": [{"from": "human", "value": IMAGE_SYMBOL}, {"from": "gpt", "value": "x"}],

@@ -1,4 +1,4 @@
-"""Laws of data inspect: its numbers are those of the folders and of the plan, its sheet shows what a sample holds and learns."""
+"""Laws of data inspect: its numbers equal those of folders and plan; its sheet shows what samples hold and learn."""
 
 import base64
 import io
@@ -12,7 +12,7 @@ from PIL import Image
 
 from lumina_jax.conversation import tokenize
 from lumina_jax.data.batch_plan import BatchPlan
-from lumina_jax.data.inspect import printed, sheet, tables
+from lumina_jax.data.inspect import as_text, sheet, tables
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.data.shards import Shards
 from lumina_jax.data.sheet import card, pieces
@@ -34,51 +34,51 @@ def by_title(folders, cfg=None):
     return {table.title: table for table in tables(folders, cfg)}
 
 
-def test_the_numbers_are_those_of_the_folders(folders):
-    found = by_title(folders)
-    for row, part in zip(found["Folders"].rows, folders, strict=True):
-        tokens = sum(len(part[i][0]) for i in range(len(part)))
-        learned = sum(int(part[i][1].sum()) for i in range(len(part)))
-        assert row[:4] == (str(part.path), f"{len(part)}", f"{part.manifest.rejected}", f"{tokens:,}")
+def test_the_numbers_equal_those_of_the_folders(folders):
+    report = by_title(folders)
+    for row, folder in zip(report["Folders"].rows, folders, strict=True):
+        tokens = sum(len(folder[i][0]) for i in range(len(folder)))
+        learned = sum(int(folder[i][1].sum()) for i in range(len(folder)))
+        assert row[:4] == (str(folder.path), f"{len(folder)}", f"{folder.manifest.rejected}", f"{tokens:,}")
         assert row[-1] == pytest.approx(learned / tokens)
-    assert sum(int(row[1]) for row in found["Lengths"].rows) == sum(map(len, folders))
-    assert sum(row[2] for row in found["Images"].rows) == pytest.approx(1)
-    assert {(row[0], row[1]) for row in found["Rejected"].rows} == {(str(i), f"record {i} is bad") for i in BAD}
-    assert "Batches" not in found and "Mixture" not in found
+    assert sum(int(row[1]) for row in report["Lengths"].rows) == sum(map(len, folders))
+    assert sum(row[2] for row in report["Images"].rows) == pytest.approx(1)
+    assert {(row[0], row[1]) for row in report["Rejected"].rows} == {(str(i), f"record {i} is bad") for i in BAD}
+    assert "Batches" not in report and "Mixture" not in report
 
 
-def test_batches_and_mixture_are_those_of_training(folders):
-    cfg = replace(CONFIG, path=",".join(str(part.path) for part in folders), weights=(3.0, 1.0), mix_by="records")
-    found = by_title(folders, cfg)
+def test_batches_and_mixture_equal_those_of_training(folders):
+    cfg = replace(CONFIG, path=",".join(str(folder.path) for folder in folders), weights=(3.0, 1.0), mix_by="records")
+    report = by_title(folders, cfg)
     plan = BatchPlan([folder.lengths for folder in folders], cfg, 0)
-    assert f"{plan.steps} steps" in found["Batches"].words and percent(plan.padding) in found["Batches"].words
-    assert [row[0] for row in found["Batches"].rows] == [str(bucket.length) for bucket in plan.buckets]
-    shares = [row[2] for row in found["Mixture"].rows]
+    assert f"{plan.steps} steps" in report["Batches"].caption and percent(plan.padding) in report["Batches"].caption
+    assert [row[0] for row in report["Batches"].rows] == [str(bucket.length) for bucket in plan.buckets]
+    shares = [row[2] for row in report["Mixture"].rows]
     assert shares == pytest.approx([0.75, 0.25], abs=0.02)
-    text = printed(list(found.values()))
-    assert all(table.title in text for table in found.values()) and "█" in text
+    text = as_text(list(report.values()))
+    assert all(table.title in text for table in report.values()) and "█" in text
 
 
-def test_a_sample_is_cut_where_learning_begins_and_ends():
+def test_a_sample_is_split_where_learning_begins_and_ends():
     vocab, codes = tiny_vocab(), np.arange(8, dtype=np.int32).reshape(2, 4)
     tokens, learn = tokenize([("paint <|image|> now", "a <b> answer")], [codes], vocab)
-    found = list(pieces(tokens, learn, vocab))
-    assert [(piece.learned, piece.codes is not None) for piece in found] == [
+    sample = list(pieces(tokens, learn, vocab))
+    assert [(piece.learned, piece.codes is not None) for piece in sample] == [
         (False, False),
         (False, True),
         (False, False),
         (True, False),
     ]
-    assert found[-1].text.startswith("a <b> answer") and np.array_equal(found[1].codes, codes)
-    shown = card("title", found, tiny_vq())
-    assert "a &lt;b&gt; answer" in shown and 'class="learned"' in shown
-    picture = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^\"]+)", shown)[1])))
+    assert sample[-1].text.startswith("a <b> answer") and np.array_equal(sample[1].codes, codes)
+    html = card("title", sample, tiny_vq())
+    assert "a &lt;b&gt; answer" in html and 'class="learned"' in html
+    picture = Image.open(io.BytesIO(base64.b64decode(re.search(r"base64,([^\"]+)", html)[1])))
     assert np.array_equal(np.asarray(picture), np.asarray(to_image(tiny_vq().decode(codes[None])[0])))
     tokens[tokens == vocab.newline] = vocab.bos
     assert any(piece.broken for piece in pieces(tokens, learn, vocab))
 
 
-def test_the_sheet_holds_as_many_samples_as_asked_for(folders):
+def test_the_sheet_holds_the_requested_number_of_samples(folders):
     page = sheet(folders, list(tables(folders, None)), tiny_vocab(), tiny_vq(), samples=7)
     assert page.count('class="sample"') == 7 and "http" not in page
     assert {"a, record", "b, record"} <= set(re.findall(r"[ab], record", page))

@@ -1,4 +1,4 @@
-"""Laws of the JSON records: every published form reads alike, every bad record says why."""
+"""Laws of JSON records: every published form reads alike, every bad record has a reason."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_a_caption_needs_exactly_one_image():
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 @pytest.mark.parametrize("text", ["{}\n{ }\n", "{}\n\n\n{ }", '\ufeff{}\r\n{"a": "b"}\r\n'])
-def test_lines_are_found_whatever_their_ends(tmp_path, text, chunk):
+def test_lines_with_any_line_ending_are_found(tmp_path, text, chunk):
     path = tmp_path / "lines.jsonl"
     path.write_text(text, encoding="utf-8", newline="")
     content = path.read_bytes()
@@ -77,7 +77,7 @@ def test_lines_are_found_whatever_their_ends(tmp_path, text, chunk):
     ]
 
 
-def test_no_line_is_no_record(tmp_path):
+def test_an_empty_file_has_no_records(tmp_path):
     (tmp_path / "empty.jsonl").touch()
     assert len(JsonSource(tmp_path / "empty.jsonl")) == 0
 
@@ -107,7 +107,7 @@ def test_the_fingerprint_follows_the_content(folder):
         ({"conversations": [TURNS[0], {"from": "gpt", "value": None}, *TURNS]}, "the value of message 1"),
     ],
 )
-def test_a_bad_record_says_why_and_spares_the_others(folder, item, reason):
+def test_a_bad_record_has_a_reason_and_spares_the_others(folder, item, reason):
     source = write(folder / "data", [item, {"image": "a.png", "caption": "good"}])
     with pytest.raises((ValueError, OSError), match=reason):
         source[0]

@@ -1,4 +1,4 @@
-"""Pictures of one record that have one size stay over each other when they are cropped."""
+"""Pictures of one record that have the same size are cropped at the same place."""
 
 from data_parts import CONFIG, SIZES, noise, tiny_vocab, tiny_vq
 
@@ -10,7 +10,7 @@ from lumina_jax.vocab import IMAGE_SYMBOL
 
 
 class Twins:
-    """The same noise twice, of a shape that is cut: only at the same place do both become the same codes."""
+    """Records of two equal pictures that have to be cropped: only crops at the same place have the same codes."""
 
     fingerprint = "twins"
 
@@ -21,7 +21,7 @@ class Twins:
         return Record([(IMAGE_SYMBOL, IMAGE_SYMBOL)], [noise((61, 37), index)] * 2)
 
 
-def test_pictures_of_one_size_are_cut_at_the_same_place(tmp_path):
+def test_pictures_of_one_size_are_cropped_at_the_same_place(tmp_path):
     vocab = tiny_vocab()
     pretokenize(Twins(), tiny_vq(), vocab, tmp_path, CONFIG, 0, sizes=SIZES, progress=False)
     for tokens, _ in map(Shards(tmp_path).__getitem__, range(8)):

@@ -1,4 +1,4 @@
-"""MagicBrush and SEED-Data-Edit, written as they are published, read as dialogs of edits and packed as the original packs."""
+"""MagicBrush and SEED-Data-Edit in their published forms read as dialogs of edits and are packed as by the original."""
 
 import json
 import pickle
@@ -13,15 +13,15 @@ from omni_parts import colours, file_bytes, is_file, packed, photo, reason, writ
 
 from lumina_jax import layout
 from lumina_jax.conversation import tokenize
-from lumina_jax.data.omni.edits import cut
+from lumina_jax.data.omni.edits import split
 from lumina_jax.data.sources import open_source
 from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 
-TOLD = ["Make the sky red.", "Remove the <|image|> sign", "add a dog"]
+INSTRUCTIONS = ["Make the sky red.", "Remove the <|image|> sign", "add a dog"]
 
 
 def tokens_of(source, vocab):
-    """(tokens, learn) of every good record, each picture a grid of its own."""
+    """(record, grids, tokens, learn) of every good record, with another grid for each picture."""
     for index in range(len(source)):
         try:
             record = source[index]
@@ -32,45 +32,45 @@ def tokens_of(source, vocab):
 
 
 def check_packing(source, vocab):
-    """The record's tokens and labels are the original's: the first picture asked about, every other one learned."""
+    """Tokens and labels equal the original's: the first picture is in the request, all others are learned."""
     checked = 0
     for record, grids, tokens, learn in tokens_of(source, vocab):
-        # What is typed is text, so it is packed as such: split a symbol that was said before comparing.
+        # A symbol in an instruction is text, which the reference packing does not know: compare the others.
         turns = [(human.replace("\ufdd0", ""), answer) for human, answer in record.turns]
         if "\ufdd0" not in "".join(human for human, _ in record.turns):
             want, labels = packed(turns, grids, vocab)
             assert tokens.tolist() == want
             assert np.where(learn, tokens, -100).tolist() == labels
-        found = layout.images_in(tokens, vocab)
-        assert [int(layout.decode_grid(tokens[image], vocab)[0, 0]) for image in found] == list(range(len(grids)))
-        assert [bool(learn[image].all()) for image in found] == [False] + [True] * (len(grids) - 1)
+        images = layout.images_in(tokens, vocab)
+        assert [int(layout.decode_grid(tokens[image], vocab)[0, 0]) for image in images] == list(range(len(grids)))
+        assert [bool(learn[image].all()) for image in images] == [False] + [True] * (len(grids) - 1)
         checked += 1
     assert checked
 
 
 @on_goldens("packing")
-def test_the_packing_written_here_is_the_original_s(goldens):
+def test_the_reference_packing_equals_the_original_s(goldens):
     vocab = Vocab.load(goldens / "tokenizer" / "hf_tokenizer")
     cases = {case["name"]: case for case in json.loads((goldens / "packing" / "cases.json").read_text())}
     case = cases["multi_turn_multi_image"]
     tokens = np.array(case["train"]["tokens"], np.int32)
     grids = [layout.decode_grid(tokens[image], vocab) for image in layout.images_in(tokens, vocab)]
-    said = [message["value"] for message in case["item"]["conversations"]]
-    want = packed(zip(said[::2], said[1::2], strict=True), grids, vocab)
+    messages = [message["value"] for message in case["item"]["conversations"]]
+    want = packed(zip(messages[::2], messages[1::2], strict=True), grids, vocab)
     assert want == (case["train"]["tokens"], case["train"]["labels"])
 
 
 # MagicBrush
 
 
-def row(image: str, turn: int, before: int, told: str | None, after: int, **changed) -> dict:
-    """A row of osunlp/MagicBrush; pictures are told apart by their seeds."""
+def row(image: str, turn: int, before: int, instruction: str | None, after: int, **changed) -> dict:
+    """A row of osunlp/MagicBrush; its pictures are noise of the seeds ``before`` and ``after``."""
     pictures = {
         "source_img": {"bytes": file_bytes(noise((32, 32), before)), "path": f"{image}-input.png"},
         "mask_img": {"bytes": file_bytes(noise((32, 32), 99)), "path": f"{image}-mask{turn}.png"},
         "target_img": {"bytes": file_bytes(noise((32, 32), after)), "path": f"{image}-output{turn}.png"},
     }
-    return {"img_id": image, "turn_index": turn, **pictures, "instruction": told} | changed
+    return {"img_id": image, "turn_index": turn, **pictures, "instruction": instruction} | changed
 
 
 SCHEMA = pa.schema(
@@ -88,9 +88,9 @@ SCHEMA = pa.schema(
 def parquet(tmp_path):
     damaged = {"bytes": file_bytes(noise((32, 32), 7))[:99], "path": "broken.png"}
     rows = [
-        row("139306", 1, 0, TOLD[0], 1),
-        row("139306", 2, 1, TOLD[1], 2),
-        row("139306", 3, 2, TOLD[2], 3),
+        row("139306", 1, 0, INSTRUCTIONS[0], 1),
+        row("139306", 2, 1, INSTRUCTIONS[1], 2),
+        row("139306", 3, 2, INSTRUCTIONS[2], 3),
         row("77", 1, 4, "b", 5),
         row("78", 2, 6, "its first turn was taken out", 7),
         row("78", 1, 8, " ", 9),
@@ -99,21 +99,24 @@ def parquet(tmp_path):
         row("81", 1, 14, None, 15),
     ]
     (tmp_path / "data").mkdir()
-    for number, part in enumerate((rows[:2], rows[2:])):  # a session may run over the end of a file
-        table = pa.Table.from_pylist(part, SCHEMA)
+    for number, part_rows in enumerate((rows[:2], rows[2:])):  # a session may run over the end of a file
+        table = pa.Table.from_pylist(part_rows, SCHEMA)
         pq.write_table(table, tmp_path / "data" / f"train-{number:05d}-of-00002-ab12.parquet", row_group_size=2)
     return f"{tmp_path}/data/train-*.parquet"
 
 
-def test_magicbrush_as_hugging_face_has_it(parquet, vocab):
+def test_magicbrush_from_hugging_face_s_parquet(parquet, vocab):
     source = open_source(f"magicbrush:{parquet}")
     assert len(source) == 7
-    whole = source[0]
-    assert [colours(image).tolist() for image in whole.images] == [
+    session = source[0]
+    assert [colours(image).tolist() for image in session.images] == [
         colours(noise((32, 32), n)).tolist() for n in range(4)
     ]
-    assert whole.turns[0] == (f"{TOLD[0]} {IMAGE_SYMBOL}", IMAGE_SYMBOL) and whole.turns[2] == (TOLD[2], IMAGE_SYMBOL)
-    assert "Remove the <|image|> sign" in vocab.decode(tokenize(whole.turns, [np.zeros((2, 2), int)] * 4, vocab)[0])
+    assert session.turns[0] == (f"{INSTRUCTIONS[0]} {IMAGE_SYMBOL}", IMAGE_SYMBOL) and session.turns[2] == (
+        INSTRUCTIONS[2],
+        IMAGE_SYMBOL,
+    )
+    assert "Remove the <|image|> sign" in vocab.decode(tokenize(session.turns, [np.zeros((2, 2), int)] * 4, vocab)[0])
     assert source[2].turns[0][0].startswith("its first turn") and len(source[2].images) == 2
     reasons = {
         3: "the instruction of turn 1 is empty",
@@ -128,7 +131,7 @@ def test_magicbrush_as_hugging_face_has_it(parquet, vocab):
 
 
 def test_magicbrush_in_dialogs_of_fewer_turns(parquet, vocab):
-    single, double = (open_source(f"magicbrush:{parquet}@turns={most}") for most in (1, 2))
+    single, double = (open_source(f"magicbrush:{parquet}@turns={turns}") for turns in (1, 2))
     assert (len(single), len(double)) == (9, 8)
     for index in range(3):
         record = single[index]
@@ -136,25 +139,28 @@ def test_magicbrush_in_dialogs_of_fewer_turns(parquet, vocab):
         pictures = [colours(image).tolist() for image in record.images]
         assert pictures == [colours(noise((32, 32), n)).tolist() for n in (index, index + 1)]
     assert [len(double[index].turns) for index in (0, 1)] == [2, 1]
-    assert double[1].turns == [(f"{TOLD[2]} {IMAGE_SYMBOL}", IMAGE_SYMBOL)]
+    assert double[1].turns == [(f"{INSTRUCTIONS[2]} {IMAGE_SYMBOL}", IMAGE_SYMBOL)]
     assert len({source.fingerprint for source in (single, double, open_source(f"magicbrush:{parquet}"))}) == 3
     check_packing(single, vocab)
     assert pickle.loads(pickle.dumps(single))[1].turns == single[1].turns
 
 
-def test_magicbrush_in_its_own_folders(tmp_path, vocab):
+def test_magicbrush_from_the_folders_of_its_test_set(tmp_path, vocab):
     names = ["139306-input.png", "139306-output1.png", "139306-output2.png"]
     for seed, name in enumerate(names):
         photo(tmp_path / "dev" / "images" / "139306" / name, (32, 32), seed)
     turns = [
-        {"input": names[0], "mask": "139306-mask1.png", "output": names[1], "instruction": TOLD[0]},
-        {"input": names[1], "mask": "139306-mask2.png", "output": names[2], "instruction": TOLD[2]},
+        {"input": names[0], "mask": "139306-mask1.png", "output": names[1], "instruction": INSTRUCTIONS[0]},
+        {"input": names[1], "mask": "139306-mask2.png", "output": names[2], "instruction": INSTRUCTIONS[2]},
     ]
     lost = [{"input": "5-input.png", "mask": "5-mask1.png", "output": "5-output1.png", "instruction": "x"}]
     sessions = {"139306": turns, "5": lost, "6": [], "7": "no list", "8": [{"output": names[1], "instruction": "x"}]}
     write_json(tmp_path / "dev" / "edit_sessions.json", sessions)
     source = open_source(f"magicbrush:{tmp_path}/dev")
-    assert len(source) == 5 and [turn[0] for turn in source[0].turns] == [f"{TOLD[0]} {IMAGE_SYMBOL}", TOLD[2]]
+    assert len(source) == 5 and [turn[0] for turn in source[0].turns] == [
+        f"{INSTRUCTIONS[0]} {IMAGE_SYMBOL}",
+        INSTRUCTIONS[2],
+    ]
     assert all(
         is_file(image, tmp_path / f"dev/images/139306/{name}")
         for image, name in zip(source[0].images, names, strict=True)
@@ -174,37 +180,37 @@ def seed_edit(tmp_path):
     for seed in range(4):
         photo(real / "images" / "photoshoprequest" / f"{seed}.jpg", (40, 32), seed)
         photo(multi / "images" / "20240330_315P_1323turns" / "Data" / "1" / f"{seed}.png", (40, 32), seed)
-    at = "photoshoprequest"
+    folder = "photoshoprequest"
     lines = [
-        {"source_image": f"{at}/0.jpg", "target_image": f"{at}/1.jpg", "instruction": TOLD[0]},
-        {"source_image": f"{at}/0.jpg", "target_image": f"{at}/9.jpg", "instruction": TOLD[0]},
+        {"source_image": f"{folder}/0.jpg", "target_image": f"{folder}/1.jpg", "instruction": INSTRUCTIONS[0]},
+        {"source_image": f"{folder}/0.jpg", "target_image": f"{folder}/9.jpg", "instruction": INSTRUCTIONS[0]},
         '{"source_image": "cut',
-        {"source_image": f"{at}/0.jpg", "target_image": f"{at}/1.jpg"},
+        {"source_image": f"{folder}/0.jpg", "target_image": f"{folder}/1.jpg"},
         ["no object"],
     ]
     write_lines(real / "annotations" / "split_0001.jsonl", lines[:2])
     write_lines(real / "annotations" / "split_0002.jsonl", lines[2:])
-    at = "20240330_315P_1323turns/Data/1"
-    edits = {f"edit_image_{n}": f"{at}/{n}.png" for n in (1, 2, 3)}
-    told = {f"instruction_{n}": TOLD[n - 1] for n in (1, 2, 3)}
-    whole = {"source_image": f"{at}/0.png"} | told | edits
+    folder = "20240330_315P_1323turns/Data/1"
+    edits = {f"edit_image_{n}": f"{folder}/{n}.png" for n in (1, 2, 3)}
+    instructions = {f"instruction_{n}": INSTRUCTIONS[n - 1] for n in (1, 2, 3)}
+    session = {"source_image": f"{folder}/0.png"} | instructions | edits
     write_lines(
         multi / "annotations" / "split_0001.jsonl",
         [
-            whole,
-            whole | {"edit_image_3": "", "instruction_3": ""},
-            whole | {"edit_image_2": None},
+            session,
+            session | {"edit_image_3": "", "instruction_3": ""},
+            session | {"edit_image_2": None},
             {"source_image": "x"},
         ],
     )
     return tmp_path
 
 
-def test_seed_data_edit_of_the_real_world(seed_edit, vocab):
+def test_seed_data_edit_s_real_edits(seed_edit, vocab):
     source = open_source(f"seed-edit:{seed_edit}@subset=real")
-    assert len(source) == 5 and source[0].turns == [(f"{TOLD[0]} {IMAGE_SYMBOL}", IMAGE_SYMBOL)]
-    places = [seed_edit / f"real_editing/images/photoshoprequest/{n}.jpg" for n in (0, 1)]
-    assert all(is_file(image, place) for image, place in zip(source[0].images, places, strict=True))
+    assert len(source) == 5 and source[0].turns == [(f"{INSTRUCTIONS[0]} {IMAGE_SYMBOL}", IMAGE_SYMBOL)]
+    paths = [seed_edit / f"real_editing/images/photoshoprequest/{n}.jpg" for n in (0, 1)]
+    assert all(is_file(image, path) for image, path in zip(source[0].images, paths, strict=True))
     for index, why in {
         1: "9.jpg: No such file",
         2: "Unterminated",
@@ -216,22 +222,24 @@ def test_seed_data_edit_of_the_real_world(seed_edit, vocab):
     check_packing(source, vocab)
 
 
-def test_seed_data_edit_in_many_turns(seed_edit, vocab):
+def test_seed_data_edit_s_edits_of_several_turns(seed_edit, vocab):
     source = open_source(f"seed-edit:{seed_edit}")
     assert [len(source[index].turns) for index in (0, 1)] == [3, 2] and len(source) == 4
-    at = seed_edit / "multi_turn_editing" / "images" / "20240330_315P_1323turns" / "Data" / "1"
-    assert all(is_file(image, at / f"{number}.png") for number, image in enumerate(source[0].images))
-    assert "is called None" in reason(source, 2) and "instruction of turn 1" in reason(source, 3)
+    folder = seed_edit / "multi_turn_editing" / "images" / "20240330_315P_1323turns" / "Data" / "1"
+    assert all(is_file(image, folder / f"{number}.png") for number, image in enumerate(source[0].images))
+    assert "a picture is None" in reason(source, 2) and "instruction of turn 1" in reason(source, 3)
     single = open_source(f"seed-edit:{seed_edit}@turns=1")
     assert (
-        len(single) == 9 and is_file(single[2].images[0], at / "2.png") and is_file(single[2].images[1], at / "3.png")
+        len(single) == 9
+        and is_file(single[2].images[0], folder / "2.png")
+        and is_file(single[2].images[1], folder / "3.png")
     )
     check_packing(source, vocab)
     check_packing(single, vocab)
 
 
-def test_sessions_are_cut_without_a_loss():
-    session, first, turns = cut(np.array([3, 1, 0, 5, 4]), 2)
+def test_splitting_sessions_loses_no_turn():
+    session, first, turns = split(np.array([3, 1, 0, 5, 4]), 2)
     assert session.tolist() == [0, 0, 1, 2, 3, 3, 3, 4, 4]
     assert first.tolist() == [0, 2, 0, 0, 0, 2, 4, 0, 2]
     assert turns.tolist() == [2, 1, 1, 0, 2, 2, 1, 2, 2]
@@ -247,6 +255,6 @@ def test_sessions_are_cut_without_a_loss():
         ("seed-edit:X", "matches no file"),
     ],
 )
-def test_a_set_says_what_it_does_not_know(spec, why):
+def test_wrong_options_are_errors_that_name_them(spec, why):
     with pytest.raises((ValueError, OSError), match=why):
         open_source(spec)

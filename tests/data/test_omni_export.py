@@ -1,4 +1,4 @@
-"""The whole way: a published set to JSON lines and back, and to tokens; what is bad is listed, and nothing else is lost."""
+"""A published set exported to JSON lines and back, and pretokenized: bad records are listed, and nothing else is lost."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def test_every_set_is_a_kind_of_source():
     assert tuple(SETS) == OMNI and set(OMNI) < set(KINDS)
 
 
-def test_what_is_exported_reads_as_its_source(frames, tmp_path):
+def test_an_export_reads_like_its_source(frames, tmp_path):
     source = open_source(frames)
     path, good, bad = export(source, tmp_path / "out", threads=2, progress=False)
     assert (good, bad) == (2, 1)
@@ -47,12 +47,12 @@ def test_what_is_exported_reads_as_its_source(frames, tmp_path):
     assert reject["index"] == 1 and "depth_00001.png: No such file" in reject["reason"]
     again = open_source(str(path))
     assert len(again) == 2
-    for here, there in enumerate((0, 2)):
-        assert again[here].turns == source[there].turns
-        for mine, theirs in zip(again[here].images, source[there].images, strict=True):
-            np.testing.assert_array_equal(colours(mine), colours(theirs))
-    places = [json.loads(line)["image"] for line in path.read_text().splitlines()]
-    assert Path(places[0][0]).name == "rgb_00000.jpg" and places[1][1] == "pictures/000000/000000002_1.png"
+    for number, index in enumerate((0, 2)):
+        assert again[number].turns == source[index].turns
+        for image, original in zip(again[number].images, source[index].images, strict=True):
+            np.testing.assert_array_equal(colours(image), colours(original))
+    paths = [json.loads(line)["image"] for line in path.read_text().splitlines()]
+    assert Path(paths[0][0]).name == "rgb_00000.jpg" and paths[1][1] == "pictures/000000/000000002_1.png"
     assert len(list((tmp_path / "out" / "pictures").rglob("*.png"))) == 2
     with pytest.raises(FileExistsError, match="delete it to make it anew"):
         export(source, tmp_path / "out", progress=False)
@@ -68,7 +68,7 @@ def test_a_set_is_pretokenized_like_any_source(frames, tmp_path):
     assert not learn[question].any() and learn[answer].all()
 
 
-def test_dialogs_of_edits_keep_their_pictures_apart(tmp_path):
+def test_dialogs_of_edits_keep_the_order_of_their_pictures(tmp_path):
     names = ["1-input.png", "1-output1.png", "1-output2.png"]
     for seed, name in enumerate(names):
         photo(tmp_path / "images" / "1" / name, (16, 16), seed)
@@ -81,18 +81,18 @@ def test_dialogs_of_edits_keep_their_pictures_apart(tmp_path):
     source = open_source(f"magicbrush:{tmp_path}")
     pretokenize(source, vq, vocab, tmp_path / "tokens", CONFIG, 0, sizes=SIZES, progress=False)
     tokens, learn = Shards(tmp_path / "tokens")[0]
-    found = layout.images_in(tokens, vocab)
-    assert [bool(learn[image].all()) for image in found] == [False, True, True]
-    for image, stored in zip(found, source[0].images, strict=True):
+    images = layout.images_in(tokens, vocab)
+    assert [bool(learn[image].all()) for image in images] == [False, True, True]
+    for image, stored in zip(images, source[0].images, strict=True):
         pixels = np.asarray(stored, np.float32)[None] / 255 * 2 - 1
         assert layout.decode_grid(tokens[image], vocab).tolist() == vq.encode(pixels)[0].tolist()
 
 
 @pytest.mark.parametrize("config", ["lumina_7b_omni", "lumina_34b_omni"])
-def test_the_mixture_is_the_folders_that_the_page_makes(config):
+def test_the_mixture_has_the_folders_that_omni_md_makes(config):
     data = runpy.run_path(str(REPOSITORY / "configs" / f"{config}.py"))["experiment"].data
     page = (REPOSITORY / "lumina_jax" / "data" / "OMNI.md").read_text(encoding="utf-8")
-    made = dict(re.findall(r"^\$P data\.path=(\S+).* --source '?([\w-]+):", page, re.MULTILINE))
-    assert set(data.paths) == set(made) and set(made.values()) <= set(KINDS)
+    commands = dict(re.findall(r"^\$P data\.path=(\S+).* --source '?([\w-]+):", page, re.MULTILINE))
+    assert set(data.paths) == set(commands) and set(commands.values()) <= set(KINDS)
     assert sum(data.weights) == pytest.approx(1) and len(data.weights) == len(data.paths)
     assert 0.1 < dict(zip(data.paths, data.weights, strict=True))["tokens/omni/generate"] < 0.5

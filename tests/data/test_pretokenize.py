@@ -1,4 +1,4 @@
-"""Laws of pretokenize: the tokens are those of the parts, a kill changes nothing, a bad record is listed."""
+"""Laws of pretokenize: tokens equal those of its steps run by hand, a kill changes nothing, a bad record is listed."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ class Killed(BaseException):
 
 
 class Fragile:
-    """Does what ``call`` does until its ``after``-th call, which dies."""
+    """Calls ``call``, but raises Killed after ``after`` calls."""
 
     def __init__(self, call, after: int):
         self.call, self.left = call, after
@@ -52,15 +52,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def complete(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     run(out)
     return out
 
 
 @pytest.mark.smoke
-def test_the_tokens_are_those_of_the_parts(whole):
-    source, data, at = NoiseSource(), Shards(whole), 0
+def test_tokens_equal_those_of_the_steps_run_by_hand(complete):
+    source, data, kept = NoiseSource(), Shards(complete), 0
     for index in range(len(source)):
         if index in BAD:
             continue
@@ -71,18 +71,18 @@ def test_the_tokens_are_those_of_the_parts(whole):
             grids = list(VQ.encode(pixels.to_pixels(crop)[None]))
             turns = [(conversation.image_prompt(*size, record.caption), "<|image|>")]
         tokens, learn = conversation.tokenize(turns, grids, VOCAB)
-        np.testing.assert_array_equal(data[at][0], tokens)
-        np.testing.assert_array_equal(data[at][1], learn)
-        assert data.lengths[at] == len(tokens)
-        at += 1
-    assert len(data) == at
-    asked = [at - 1, 0, 7, 0]
-    for index, (tokens, _) in zip(asked, data.__getitems__(asked), strict=True):
+        np.testing.assert_array_equal(data[kept][0], tokens)
+        np.testing.assert_array_equal(data[kept][1], learn)
+        assert data.lengths[kept] == len(tokens)
+        kept += 1
+    assert len(data) == kept
+    indices = [kept - 1, 0, 7, 0]
+    for index, (tokens, _) in zip(indices, data.__getitems__(indices), strict=True):
         np.testing.assert_array_equal(tokens, data[index][0])
 
 
-def test_the_manifest_counts_what_is_there(whole):
-    data = Shards(whole)
+def test_the_manifest_counts_records_and_tokens(complete):
+    data = Shards(complete)
     manifest, samples = data.manifest, [data[i] for i in range(len(data))]
     assert (manifest.kept, manifest.rejected) == (50 - len(BAD), len(BAD))
     assert manifest.tokens == sum(len(tokens) for tokens, _ in samples) == data.lengths.sum()
@@ -91,16 +91,16 @@ def test_the_manifest_counts_what_is_there(whole):
     assert manifest.settings.tokenizer == VOCAB.fingerprint and manifest.settings.seed == SEED
 
 
-def test_packing_keeps_every_token_and_mark():
+def test_packing_is_lossless():
     tokens, learn = np.array([0, 0, 65535, 65535, 7], np.int32), np.array([True, False, True, False, True])
-    for there, back in zip((tokens, learn), shards.unpack(shards.pack(tokens, learn)), strict=True):
-        np.testing.assert_array_equal(there, back)
+    for array, back in zip((tokens, learn), shards.unpack(shards.pack(tokens, learn)), strict=True):
+        np.testing.assert_array_equal(array, back)
     assert np.frombuffer(shards.pack(tokens, learn), "<i4").tolist() == [0, -1, 65535, -65536, 7]
 
 
 @pytest.mark.parametrize("what", ["read", "encode", "rename"])
-def test_dying_anywhere_changes_nothing(whole, tmp_path, monkeypatch, what):
-    """Each run dies a few calls later than the one before it; the folder goes on from what it left."""
+def test_a_run_that_dies_anywhere_continues_to_the_same_bytes(complete, tmp_path, monkeypatch, what):
+    """Each run dies a few calls later than the one before, and the next continues its folder."""
     renames, died, after = os.replace, 0, 0
     while True:
         after += {"read": 9, "encode": 3, "rename": 1}[what]
@@ -120,10 +120,10 @@ def test_dying_anywhere_changes_nothing(whole, tmp_path, monkeypatch, what):
                 with pytest.raises(FileNotFoundError, match="unfinished"):
                     Shards(tmp_path)
     assert died >= 2
-    assert contents(tmp_path) == contents(whole)
+    assert contents(tmp_path) == contents(complete)
 
 
-def test_a_real_kill_changes_nothing_and_costs_one_shard(whole, tmp_path):
+def test_a_real_kill_changes_nothing_and_costs_one_shard(complete, tmp_path):
     """A child process is killed while it reads record 40, in the third of four shards."""
     out = tmp_path / "out"
     script = f"""
@@ -136,8 +136,8 @@ class Stuck(NoiseSource):
         return super().__getitem__(index)
 run({str(out)!r}, Stuck(bad={BAD}))
 """
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
+    folder = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(folder.parents[1])])}
     child = subprocess.Popen([sys.executable, "-c", script], env=environment)
     try:
         while not (out / "00001-of-00004.tokens").exists():
@@ -149,17 +149,17 @@ run({str(out)!r}, Stuck(bad={BAD}))
     source = NoiseSource(bad=BAD)
     run(out, source)
     assert source.reads == 50 - 2 * SHARD
-    assert contents(out) == contents(whole)
+    assert contents(out) == contents(complete)
 
 
 @pytest.mark.parametrize("threads", [0, 4])
-def test_the_number_of_threads_does_not_matter(whole, tmp_path, threads):
+def test_the_number_of_threads_changes_no_byte(complete, tmp_path, threads):
     run(tmp_path, cfg=dataclasses.replace(CONFIG, threads=threads))
-    assert contents(tmp_path) == contents(whole)
+    assert contents(tmp_path) == contents(complete)
 
 
-def test_bad_records_are_listed_with_their_reasons(whole):
-    rejects = [json.loads(line) for line in (whole / "rejects.jsonl").read_text().splitlines()]
+def test_bad_records_are_listed_with_their_reasons(complete):
+    rejects = [json.loads(line) for line in (complete / "rejects.jsonl").read_text().splitlines()]
     assert rejects == [{"index": index, "reason": f"record {index} is bad"} for index in BAD]
 
 
@@ -172,7 +172,7 @@ def test_bad_records_are_listed_with_their_reasons(whole):
         (Record([("one", None), ("two", "yes")], []), "has no answer"),
     ],
 )
-def test_a_record_that_makes_no_sample_is_listed(tmp_path, record, reason):
+def test_a_record_without_a_sample_is_listed_with_its_reason(tmp_path, record, reason):
     class Source(NoiseSource):
         def __getitem__(self, index):
             return record if index == 1 else super().__getitem__(index)
@@ -183,7 +183,7 @@ def test_a_record_that_makes_no_sample_is_listed(tmp_path, record, reason):
     assert reject["index"] == 1 and reason in reject["reason"]
 
 
-def test_a_failure_that_is_not_the_records_stops_the_run(tmp_path):
+def test_a_bug_in_a_source_stops_the_run(tmp_path):
     class Source(NoiseSource):
         def __getitem__(self, index):
             raise KeyError("a bug")
@@ -192,10 +192,10 @@ def test_a_failure_that_is_not_the_records_stops_the_run(tmp_path):
         run(tmp_path, Source())
 
 
-def test_a_finished_folder_is_left_alone(whole, capsys):
-    before, source = contents(whole), NoiseSource(bad=BAD)
-    manifest = run(whole, source, progress=True)
-    assert source.reads == 0 and contents(whole) == before and manifest == Shards(whole).manifest
+def test_a_finished_folder_is_not_touched(complete, capsys):
+    before, source = contents(complete), NoiseSource(bad=BAD)
+    manifest = run(complete, source, progress=True)
+    assert source.reads == 0 and contents(complete) == before and manifest == Shards(complete).manifest
     assert "finished already" in capsys.readouterr().err
 
 
@@ -209,9 +209,9 @@ def test_a_finished_folder_is_left_alone(whole, capsys):
         ({"shard_records": 8}, "shard_records=16 instead of 8"),
     ],
 )
-def test_another_setting_is_refused_by_name(whole, changes, named):
+def test_another_setting_is_an_error_that_names_it(complete, changes, named):
     with pytest.raises(ValueError, match=f"{named}.*delete"):
-        run(whole, **changes)
+        run(complete, **changes)
 
 
 def test_images_of_one_size_are_encoded_together(tmp_path):
@@ -228,7 +228,7 @@ def test_images_of_one_size_are_encoded_together(tmp_path):
     assert sum(shape[0] == BATCH for shape in shapes) >= len(shapes) - 2 * len(SIZES)
 
 
-def test_what_does_not_fit_together_fails_before_any_work(tmp_path):
+def test_arguments_that_do_not_fit_together_fail_before_any_work(tmp_path):
     with pytest.raises(ValueError, match=rf"an edge of 12 px.*multiple of {2 * STRIDE}"):
         run(tmp_path, sizes=[(12, 16)])
     with pytest.raises(ValueError, match=r"reserved08809.*smaller data.size"):
@@ -240,7 +240,7 @@ def test_what_does_not_fit_together_fails_before_any_work(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_vq_fingerprints_tell_models_apart():
+def test_fingerprints_of_image_tokenizers_differ():
     assert fingerprint(tiny_vq(0)) == fingerprint(tiny_vq(0)) != fingerprint(tiny_vq(1))
 
 
@@ -249,7 +249,7 @@ def test_the_default_crops_are_those_of_the_config(tmp_path):
     assert settings.crops == tuple(f"{w}x{h}" for w, h in layout.crop_sizes(CONFIG.size, CONFIG.patch))
 
 
-def test_reading_refuses_what_is_not_a_whole_folder(whole, tmp_path):
+def test_reading_an_incomplete_folder_is_an_error(complete, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder written by `run.py pretokenize`"):
         Shards(tmp_path)
     run(tmp_path, NoiseSource(3, bad=(0, 1, 2)))
@@ -258,7 +258,7 @@ def test_reading_refuses_what_is_not_a_whole_folder(whole, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["00002-of-00004.tokens", "lengths.npy"])
-def test_reading_refuses_a_folder_that_lost_a_file(tmp_path, name):
+def test_reading_a_folder_without_one_of_its_files_is_an_error(tmp_path, name):
     run(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):

@@ -1,4 +1,4 @@
-"""Bad input is counted and listed, never fatal and never replaced; odd input that can be read is kept."""
+"""Bad records are counted and listed, never fatal and never replaced; unusual input that can be read is kept."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from lumina_jax.vocab import BEGIN_IMAGE, END_IMAGE, END_OF_TURN, IMAGE_SYMBOL
 
 VOCAB = tiny_vocab()
 FORGED = f"{BEGIN_IMAGE}{IMAGE_SYMBOL}{END_IMAGE}{END_OF_TURN}"
-MOST = 40_000
+MAX_TOKENS = 40_000
 
 
 def write_pictures(folder: Path) -> None:
@@ -37,8 +37,8 @@ def pair(image: str, caption: str = "a picture") -> dict:
 
 
 def talk(*messages: tuple[str, str], image: str | None = None) -> dict:
-    said = [{"from": speaker, "value": value} for speaker, value in messages]
-    return {"conversations": said} | ({"image": image} if image else {})
+    conversation = [{"from": speaker, "value": value} for speaker, value in messages]
+    return {"conversations": conversation} | ({"image": image} if image else {})
 
 
 RECORDS = {
@@ -57,22 +57,22 @@ RECORDS = {
     "not utf-8": (b'{"conversations": [{"from": "human", "value": "\xff\xfe"}]}', "utf-8"),
     "empty answer": (talk(("human", "what?"), ("gpt", "")), "empty"),
     "forged": (pair("good.png", FORGED), None),
-    "long": (talk(("human", "more?"), ("gpt", "word " * 10_000)), f"at most {MOST}"),
+    "long": (talk(("human", "more?"), ("gpt", "word " * 10_000)), f"at most {MAX_TOKENS}"),
 }
 
 
-def test_bad_input_is_listed_and_odd_input_is_kept(tmp_path):
+def test_bad_records_are_listed_and_unusual_ones_kept(tmp_path):
     write_pictures(tmp_path)
     lines = [item if isinstance(item, bytes) else json.dumps(item).encode() for item, _ in RECORDS.values()]
     (tmp_path / "records.jsonl").write_bytes(b"\n".join(lines))
     source, out = JsonSource(tmp_path / "records.jsonl"), tmp_path / "out"
-    manifest = pretokenize(source, tiny_vq(), VOCAB, out, CONFIG, 0, sizes=SIZES, progress=False, max_tokens=MOST)
+    manifest = pretokenize(source, tiny_vq(), VOCAB, out, CONFIG, 0, sizes=SIZES, progress=False, max_tokens=MAX_TOKENS)
     rejects = [json.loads(line) for line in (out / "rejects.jsonl").read_text().splitlines()]
-    wanted = {index: reason for index, (_, reason) in enumerate(RECORDS.values()) if reason}
-    assert [reject["index"] for reject in rejects] == list(wanted)
+    expected = {index: reason for index, (_, reason) in enumerate(RECORDS.values()) if reason}
+    assert [reject["index"] for reject in rejects] == list(expected)
     for reject in rejects:
-        assert wanted[reject["index"]] in reject["reason"], reject
-    assert (manifest.kept, manifest.rejected) == (len(RECORDS) - len(wanted), len(wanted))
+        assert expected[reject["index"]] in reject["reason"], reject
+    assert (manifest.kept, manifest.rejected) == (len(RECORDS) - len(expected), len(expected))
 
     data = Shards(out)
     kept = [name for name, (_, reason) in RECORDS.items() if not reason]

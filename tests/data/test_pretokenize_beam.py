@@ -1,4 +1,4 @@
-"""As a Beam pipeline, pretokenizing writes what it writes without; skipped where apache-beam is not installed."""
+"""A Beam pipeline writes the same bytes as pretokenize; skipped where apache-beam is not installed."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ SEED, SHARD, BATCH = 5, 8, 4
 OPTIONS = ["--runner=DirectRunner"]
 
 
-def open_parts():
+def open_inputs():
     return NoiseSource(bad=(3, 17)), tiny_vq(), tiny_vocab()
 
 
@@ -27,15 +27,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_beam_writes_the_same_bytes_and_goes_on_from_any_other_start(tmp_path):
-    manifests = pretokenize_stages(*open_parts(), stages(tmp_path / "whole"), SEED, SHARD, BATCH, progress=False)
-    begun = tmp_path / "begun"
-    pretokenize_stages(*open_parts(), stages(begun), SEED, SHARD, BATCH, progress=False, shard_slice=slice(0, None, 3))
-    kept = {name: (begun / name).stat().st_mtime_ns for name in contents(begun)}
-    for out in (tmp_path / "anew", begun, begun):
-        assert pretokenize_with_beam(open_parts, stages(out), SEED, OPTIONS, SHARD, BATCH) == manifests
+def test_beam_writes_the_same_bytes_and_continues_unfinished_folders(tmp_path):
+    manifests = pretokenize_stages(*open_inputs(), stages(tmp_path / "whole"), SEED, SHARD, BATCH, progress=False)
+    unfinished = tmp_path / "begun"
+    pretokenize_stages(
+        *open_inputs(), stages(unfinished), SEED, SHARD, BATCH, progress=False, shard_slice=slice(0, None, 3)
+    )
+    kept = {name: (unfinished / name).stat().st_mtime_ns for name in contents(unfinished)}
+    for out in (tmp_path / "anew", unfinished, unfinished):
+        assert pretokenize_with_beam(open_inputs, stages(out), SEED, OPTIONS, SHARD, BATCH) == manifests
         assert contents(out) == contents(tmp_path / "whole")
-    assert {name: (begun / name).stat().st_mtime_ns for name in kept} == kept
+    assert {name: (unfinished / name).stat().st_mtime_ns for name in kept} == kept
 
 
 def test_a_worker_with_other_files_stops_the_pipeline(tmp_path):

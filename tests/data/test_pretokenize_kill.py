@@ -1,4 +1,4 @@
-"""A process that pretokenizes is killed -9 at random moments: it ends in what one would have written that nobody killed."""
+"""A pretokenizing process that is killed -9 at random moments and started again writes the same bytes."""
 
 from bench.pretokenize import killed, photographs
 

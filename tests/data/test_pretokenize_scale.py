@@ -1,4 +1,4 @@
-"""Laws of pretokenizing at scale: several processes, several stages, several devices and a remote folder change no token."""
+"""Laws of pretokenizing at scale: the number of processes, stages and devices and a remote folder change no token."""
 
 import dataclasses
 import json
@@ -58,30 +58,30 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def complete(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     run(out)
     return out
 
 
-def test_processes_share_the_shards_and_the_last_writes_the_totals(whole, tmp_path):
+def test_processes_share_the_shards_and_the_last_writes_the_totals(complete, tmp_path):
     sources = [NoiseSource(bad=(3, 17)) for _ in range(3)]
     results = [run(tmp_path, source, shard_slice=slice(i, None, 3)) for i, source in enumerate(sources)]
     assert [source.reads for source in sources] == [18, 16, 16]
-    assert results == [None, None, Shards(whole).manifest]
-    assert contents(tmp_path) == contents(whole)
+    assert results == [None, None, Shards(complete).manifest]
+    assert contents(tmp_path) == contents(complete)
 
 
-def test_another_number_of_processes_goes_on(whole, tmp_path):
+def test_another_number_of_processes_continues(complete, tmp_path):
     assert run(tmp_path, shard_slice=slice(0, None, 3)) is None
     sources = [NoiseSource(bad=(3, 17)) for _ in range(2)]
     results = [run(tmp_path, source, shard_slice=slice(i, None, 2)) for i, source in enumerate(sources)]
     assert sum(source.reads for source in sources) == 50 - 18
-    assert results[0] is None and contents(tmp_path) == contents(whole)
+    assert results[0] is None and contents(tmp_path) == contents(complete)
 
 
-def test_processes_at_the_same_time_end_in_the_same_bytes(whole, tmp_path):
-    """Each shard has two writers here, which never happens when each process has its own."""
+def test_processes_at_the_same_time_end_in_the_same_bytes(complete, tmp_path):
+    """Each shard has two writers here; with one slice of shards per process it has one."""
     results = {}
 
     def work(i: int) -> None:
@@ -92,10 +92,10 @@ def test_processes_at_the_same_time_end_in_the_same_bytes(whole, tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert any(results.values()) and contents(tmp_path) == contents(whole)
+    assert any(results.values()) and contents(tmp_path) == contents(complete)
 
 
-def test_finishing_needs_no_source_and_names_what_is_missing(whole, tmp_path):
+def test_finishing_needs_no_source_and_names_what_is_missing(complete, tmp_path):
     run(tmp_path, shard_slice=slice(0, 5))
     with pytest.raises(ValueError, match=r"lacks 2 of its 7 shards, 5 the first"):
         finish([PretokenizeStage(tmp_path, SIZES)])
@@ -104,11 +104,11 @@ def test_finishing_needs_no_source_and_names_what_is_missing(whole, tmp_path):
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "lengths.npy").unlink()
     (tmp_path / "lengths.npy.123.tmp").touch()
-    assert finish([PretokenizeStage(tmp_path, SIZES)]) == [Shards(whole).manifest]
+    assert finish([PretokenizeStage(tmp_path, SIZES)]) == [Shards(complete).manifest]
     assert contents(tmp_path) == before
 
 
-def test_one_read_writes_what_a_run_for_each_stage_writes(tmp_path):
+def test_reading_once_for_all_stages_equals_one_run_per_stage(tmp_path):
     together, source = tmp_path / "together", NoiseSource(bad=(3, 17))
     manifests = run_stages(together, source=source)
     assert source.reads == len(source)
@@ -119,7 +119,7 @@ def test_one_read_writes_what_a_run_for_each_stage_writes(tmp_path):
     assert len({manifest.tokens for manifest in manifests}) == len(STAGES)
 
 
-def test_a_stage_begun_alone_is_left_as_it_is(tmp_path):
+def test_shards_of_a_stage_begun_alone_are_kept(tmp_path):
     run(tmp_path / "out" / "1", sizes=STAGES[1], max_tokens=400, shard_slice=slice(0, 2))
     before = contents(tmp_path / "out")
     run_stages(tmp_path / "out")
@@ -129,7 +129,7 @@ def test_a_stage_begun_alone_is_left_as_it_is(tmp_path):
     assert after == contents(tmp_path / "anew")
 
 
-def test_where_a_crop_lies_is_drawn_from_seed_record_and_image_alone(tmp_path):
+def test_the_offset_of_a_crop_depends_on_seed_record_and_image_alone(tmp_path):
     pictures = [noise((90, 20), 0), noise((80, 20), 0)]
 
     class Wide(NoiseSource):
@@ -144,14 +144,14 @@ def test_where_a_crop_lies_is_drawn_from_seed_record_and_image_alone(tmp_path):
             np.testing.assert_array_equal(decode_grid(tokens[image], VOCAB), grid)
 
 
-def test_stages_in_one_folder_are_refused(tmp_path):
+def test_two_stages_in_one_folder_are_an_error(tmp_path):
     with pytest.raises(ValueError, match="two stages have one folder"):
         pretokenize_stages(
             NoiseSource(), VQ, VOCAB, [PretokenizeStage(tmp_path, SIZES), PretokenizeStage(tmp_path, SIZES[:1])], SEED
         )
 
 
-def test_what_is_too_long_is_rejected_and_never_cut(tmp_path):
+def test_too_long_records_are_rejected_and_never_cut(tmp_path):
     manifest = run(tmp_path, TextSource(30), max_tokens=60)
     kept = Shards(tmp_path)
     lengths = [len(VOCAB.encode("say" + "word " * (index + 1))) + 3 for index in range(30)]
@@ -161,14 +161,14 @@ def test_what_is_too_long_is_rejected_and_never_cut(tmp_path):
     assert f"{lengths[-1]} tokens, and at most 60" in rejects[-1]["reason"] and manifest.rejected == len(rejects) > 10
 
 
-def test_a_shard_of_mostly_rejects_is_told(tmp_path, capsys):
+def test_a_shard_of_mostly_rejects_is_reported(tmp_path, capsys):
     run(tmp_path, NoiseSource(16, bad=tuple(range(5))), progress=True)
-    said = " ".join(capsys.readouterr().err.split())
-    assert "5 of 8 records of shard 0 were rejected, the first because record 0 is bad" in said
-    assert "00000-of-00002.*" in said and "shard 1 were" not in said
+    log = " ".join(capsys.readouterr().err.split())
+    assert "5 of 8 records of shard 0 were rejected, the first because record 0 is bad" in log
+    assert "00000-of-00002.*" in log and "shard 1 were" not in log
 
 
-def test_the_manifest_says_what_the_records_teach(tmp_path):
+def test_the_manifest_counts_the_kinds_of_records(tmp_path):
     class Mixed(NoiseSource):
         def __getitem__(self, index):
             square, wide = noise((16, 16), 0), noise((24, 8), 1)
@@ -186,8 +186,8 @@ def test_the_manifest_says_what_the_records_teach(tmp_path):
     assert run(tmp_path, Mixed(10), name="moved/toys.jsonl") == manifest
 
 
-def test_tokens_made_with_another_tokenizer_or_vq_model_are_refused(whole, tmp_path):
-    manifest = Shards(whole).manifest
+def test_tokens_made_with_another_tokenizer_or_vq_model_are_an_error(complete, tmp_path):
+    manifest = Shards(complete).manifest
     check_made_with(manifest, VOCAB, fingerprint(VQ))
     check_made_with(manifest, VOCAB)
     with pytest.raises(ValueError, match=rf"here was made with the VQ model {fingerprint(VQ)}, .*vq\.path"):
@@ -198,12 +198,12 @@ def test_tokens_made_with_another_tokenizer_or_vq_model_are_refused(whole, tmp_p
     check_made_with(text, VOCAB, fingerprint(tiny_vq(1)))
 
 
-def test_another_limit_is_refused_by_name(whole):
+def test_another_token_limit_is_an_error_that_names_it(complete):
     with pytest.raises(ValueError, match="max_tokens=None instead of 7"):
-        run(whole, max_tokens=7)
+        run(complete, max_tokens=7)
 
 
-def test_fingerprints_ask_for_what_decides_the_codes(vqvae):
+def test_the_fingerprint_depends_on_the_weights_that_decide_codes(vqvae):
     changed = {}
     for name in ("decoder", "encoder"):
         parts = jax.tree_util.tree_map_with_path(
@@ -243,18 +243,18 @@ def test_each_size_compiles_once(monkeypatch, vqvae):
     assert len(encoder.grids()) == 25 and set(shapes) == {(6, 8, 24, 3), (6, 16, 16, 3)}
 
 
-def test_a_remote_folder_gets_the_same_bytes(whole):
-    place = "memory://bucket/tokens"
-    assert run(place, shard_slice=slice(0, 3)) is None
-    run(place)
+def test_a_remote_folder_has_the_same_bytes(complete):
+    url = "memory://bucket/tokens"
+    assert run(url, shard_slice=slice(0, 3)) is None
+    run(url)
     store = fsspec.filesystem("memory")
-    there = {path.rpartition("/")[2]: store.cat_file(path) for path in store.ls("/bucket/tokens", detail=False)}
-    assert there == contents(whole)
+    stored = {path.rpartition("/")[2]: store.cat_file(path) for path in store.ls("/bucket/tokens", detail=False)}
+    assert stored == contents(complete)
     with pytest.raises(ValueError, match="not on this machine"):
-        Shards(place)
+        Shards(url)
 
 
-def test_whole_files_survive_a_neighbour_that_tidies_up(tmp_path):
+def test_complete_files_survive_another_process_that_tidies_up(tmp_path):
     def vanish(path: Path) -> None:
         path.write_text("mine")
         path.unlink()
@@ -269,8 +269,8 @@ def test_whole_files_survive_a_neighbour_that_tidies_up(tmp_path):
     assert contents(tmp_path) == {"file": b"theirs"}
 
 
-def test_samples_are_read_at_any_place_and_by_other_processes(whole):
-    data = Shards(whole)
+def test_samples_are_read_in_any_order_and_by_other_processes(complete):
+    data = Shards(complete)
     copy = pickle.loads(pickle.dumps(data))
     assert len(pickle.dumps(data)) < 500
     for index in (0, len(data) - 1, 7, 8):
@@ -280,7 +280,7 @@ def test_samples_are_read_at_any_place_and_by_other_processes(whole):
             data[index]
 
 
-def test_a_cut_file_is_refused(tmp_path):
+def test_a_truncated_file_is_an_error(tmp_path):
     run(tmp_path)
     name = tmp_path / "00001-of-00007.tokens"
     os.truncate(name, name.stat().st_size - 4)
@@ -288,19 +288,19 @@ def test_a_cut_file_is_refused(tmp_path):
         Shards(tmp_path)
 
 
-def test_more_files_than_are_allowed_are_refused(whole, monkeypatch):
+def test_more_shards_than_open_files_is_an_error(complete, monkeypatch):
     limits = {"set": None}
     monkeypatch.setattr(shards.resource, "getrlimit", lambda _: (64, 1024))
     monkeypatch.setattr(shards.resource, "setrlimit", lambda _, pair: limits.update(set=pair))
-    Shards(whole)
+    Shards(complete)
     assert limits["set"] == (7 + shards.SPARE_FILES, 1024)
     monkeypatch.setattr(shards.resource, "getrlimit", lambda _: (64, 100))
     with pytest.raises(OSError, match=r"7 shards need 263 open files, but 100 are allowed"):
-        Shards(whole)
+        Shards(complete)
 
 
-def test_settings_of_another_version_are_refused(whole, tmp_path):
-    made = dataclasses.asdict(Shards(whole).manifest.settings)
-    (tmp_path / "settings.json").write_text(json.dumps(made | {"colour": 1}))
+def test_settings_of_another_version_are_an_error(complete, tmp_path):
+    settings = dataclasses.asdict(Shards(complete).manifest.settings)
+    (tmp_path / "settings.json").write_text(json.dumps(settings | {"colour": 1}))
     with pytest.raises(ValueError, match="not written by this version"):
         run(tmp_path)

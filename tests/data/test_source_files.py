@@ -1,4 +1,4 @@
-"""Laws of reading bytes: local and remote files read alike, by ranges, whatever the server; failures name the file."""
+"""Laws of reading bytes: local and remote files read alike, by byte ranges, from any server; errors name the file."""
 
 import http.server
 import json
@@ -14,23 +14,24 @@ from data_parts import noise
 
 from lumina_jax.data.sources import files, open_source
 from lumina_jax.data.sources.json_list import REMOTE_BLOCK
-from lumina_jax.data.sources.lru import Recent
+from lumina_jax.data.sources.lru import LRUCache
+from lumina_jax.errors import InputError
 
 LETTERS = bytes(range(256)) * 40
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder; knows ranges, unlike its parent, while ``ranges`` is set, and fails the first ``failures`` requests."""
+    """Serves a folder; supports byte ranges, unlike its parent, if ``ranges`` is set, and fails the first ``failures`` requests."""
 
     ranges = True
     failures = 0
-    asked: list[str]
+    requests: list[str]
 
     def log_message(self, *_):
         pass
 
     def do_GET(self):
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         if type(self).failures:
             type(self).failures -= 1
             return self.send_error(503)
@@ -57,19 +58,19 @@ class Server(http.server.SimpleHTTPRequestHandler):
 
 
 class Bucket(Server):
-    """As much of the interface of Google Cloud Storage as reading and listing one bucket takes."""
+    """The part of the interface of Google Cloud Storage that reads and lists one bucket."""
 
     def do_GET(self):
         url = urlparse(self.path)
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         name = unquote(url.path.partition("/o/")[2])
         if "alt=media" in url.query or "/download/" in url.path:
             return self.answer(os.path.join(self.directory, name))
         if name:
             return self.entry(name)
         prefix = parse_qs(url.query).get("prefix", [""])[0]
-        found = [self.described(name) for name, _ in files.listing(self.directory) if name.startswith(prefix)]
-        return self.reply({"items": found})
+        entries = [self.described(name) for name, _ in files.listing(self.directory) if name.startswith(prefix)]
+        return self.reply({"items": entries})
 
     def entry(self, name):
         if not os.path.isfile(os.path.join(self.directory, name)):
@@ -91,12 +92,12 @@ class Bucket(Server):
 
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
-    """A function that serves ``tmp_path`` by a handler class -> its address; remote file systems forget what they knew."""
+    """A function that serves ``tmp_path`` by a handler class -> (its URL, the handler)."""
     monkeypatch.setattr(files, "FIRST_PAUSE", 0.0)
     servers = []
 
     def start(kind):
-        handler = type(kind.__name__, (kind,), {"asked": [], "failures": 0})
+        handler = type(kind.__name__, (kind,), {"requests": [], "failures": 0})
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(tmp_path)))
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
@@ -124,7 +125,7 @@ def bucket(serve, monkeypatch):
 
 
 def pictures(folder):
-    """A JSONL of three captioned pictures: beside it, below it, and a missing one."""
+    """A JSONL of three captioned pictures: in its folder, in a subfolder, and missing."""
     (folder / "sub").mkdir()
     noise((12, 8), 0).save(folder / "a.png")
     noise((6, 10), 1).save(folder / "sub" / "b.png")
@@ -134,7 +135,7 @@ def pictures(folder):
 
 @pytest.mark.parametrize("span", [(0, None), (7, None), (0, 5), (300, 901), (10200, 99999)])
 @pytest.mark.parametrize("kind", ["local", "memory", "web", "blunt", "bucket"])
-def test_every_place_reads_alike(tmp_path, kind, span, request):
+def test_files_of_every_store_read_alike(tmp_path, kind, span, request):
     (tmp_path / "file").write_bytes(LETTERS)
     folder = str(tmp_path)
     if kind == "memory":
@@ -145,11 +146,11 @@ def test_every_place_reads_alike(tmp_path, kind, span, request):
         handler.ranges = False
     elif kind != "local":
         folder, _ = request.getfixturevalue(kind)
-    place = files.join(folder, "file")
-    assert files.size(place) == len(LETTERS)
-    assert files.read(place, span[0], span[1] and min(span[1], len(LETTERS))) == LETTERS[span[0] : span[1]]
-    assert b"".join(files.blocks(place, 1000)) == LETTERS
-    assert files.folder_of(place) == folder
+    path = files.join(folder, "file")
+    assert files.size(path) == len(LETTERS)
+    assert files.read(path, span[0], span[1] and min(span[1], len(LETTERS))) == LETTERS[span[0] : span[1]]
+    assert b"".join(files.blocks(path, 1000)) == LETTERS
+    assert files.folder_of(path) == folder
 
 
 def test_records_and_images_come_over_http(tmp_path, web):
@@ -157,13 +158,13 @@ def test_records_and_images_come_over_http(tmp_path, web):
     remote, local = open_source(f"{web[0]}/data.jsonl"), open_source(str(tmp_path / "data.jsonl"))
     assert remote.fingerprint == local.fingerprint and len(remote) == 3
     for index in range(2):
-        there, here = remote[index], local[index]
-        assert there.caption == here.caption
-        np.testing.assert_array_equal(np.asarray(there.images[0]), np.asarray(here.images[0]))
+        remote_record, local_record = remote[index], local[index]
+        assert remote_record.caption == local_record.caption
+        np.testing.assert_array_equal(np.asarray(remote_record.images[0]), np.asarray(local_record.images[0]))
     with pytest.raises(OSError, match=r"http://\S+/none\.png: not found"):
         remote[2]
-    # Neighbours share a block: the first record asked for the only one.
-    assert sum(path == "/data.jsonl" for path in web[1].asked) <= 5
+    # The file is one block, which the first record requested.
+    assert sum(path == "/data.jsonl" for path in web[1].requests) <= 5
 
 
 def test_records_and_images_come_from_a_bucket(tmp_path, bucket):
@@ -182,7 +183,7 @@ def test_local_records_may_name_remote_images(tmp_path, web):
     assert open_source(str(tmp_path / "far.jsonl"))[0].images[0].size == (12, 8)
 
 
-def test_a_failure_that_passes_is_no_bad_record_and_a_refusal_is_one_at_once(tmp_path, web):
+def test_temporary_failures_are_repeated_and_refusals_are_not(tmp_path, web):
     (tmp_path / "file").write_bytes(LETTERS)
     address, handler = web
     handler.failures = files.ATTEMPTS - 1
@@ -190,10 +191,10 @@ def test_a_failure_that_passes_is_no_bad_record_and_a_refusal_is_one_at_once(tmp
     handler.failures = files.ATTEMPTS
     with pytest.raises(OSError, match=r"/file: .*503.*attempt 4"):
         files.read(f"{address}/file")
-    handler.asked.clear()
+    handler.requests.clear()
     with pytest.raises(OSError, match=r"/refused: .*403"):
         files.read(f"{address}/refused")
-    assert len(handler.asked) == 1
+    assert len(handler.requests) == 1
 
 
 def test_a_long_remote_file_is_read_in_blocks(monkeypatch, tmp_path):
@@ -216,11 +217,16 @@ def test_a_long_remote_file_is_read_in_blocks(monkeypatch, tmp_path):
         ("plain", ["plain"]),
     ],
 )
-def test_patterns_stand_for_files_in_order(tmp_path, monkeypatch, pattern, words):
+def test_patterns_expand_in_order(tmp_path, monkeypatch, pattern, words):
     monkeypatch.chdir(tmp_path)
     for name in ("b-2.tar", "b-1.tar", "a-1.tar"):
         (tmp_path / name).touch()
     assert files.expand(pattern) == words
+
+
+def test_an_unknown_kind_of_url_is_an_error():
+    with pytest.raises(InputError, match=r"foo://x: .*; download the files and give a local path"):
+        files.read("foo://x")
 
 
 def test_a_pattern_without_files_is_an_error(tmp_path):
@@ -228,30 +234,30 @@ def test_a_pattern_without_files_is_an_error(tmp_path):
         files.expand(f"{tmp_path}/x*.tar")
 
 
-def test_recent_makes_once_for_all_threads_and_forgets_the_oldest():
-    recent, made, barrier = Recent(2), [], threading.Barrier(4)
+def test_the_cache_computes_once_for_all_threads_and_drops_the_oldest():
+    cache, computed, barrier = LRUCache(2), [], threading.Barrier(4)
 
     def make(key):
-        made.append(key)
+        computed.append(key)
         return key * 2
 
     def ask():
         barrier.wait()
-        assert recent.get(1, lambda: make(1)) == 2
+        assert cache.get(1, lambda: make(1)) == 2
 
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert made == [1]
+    assert computed == [1]
     for key in (2, 3, 2, 1):
-        assert recent.get(key, lambda key=key: make(key)) == 2 * key
-    assert made == [1, 2, 3, 1]
+        assert cache.get(key, lambda key=key: make(key)) == 2 * key
+    assert computed == [1, 2, 3, 1]
 
 
-def test_recent_does_not_hold_a_failure():
-    recent = Recent(2)
+def test_the_cache_keeps_no_failure():
+    cache = LRUCache(2)
     with pytest.raises(ZeroDivisionError):
-        recent.get("x", lambda: 1 // 0)
-    assert recent.get("x", lambda: 7) == 7
+        cache.get("x", lambda: 1 // 0)
+    assert cache.get("x", lambda: 7) == 7

@@ -1,4 +1,4 @@
-"""Folders, tar shards and Parquet: each format as it is published, bad members listed, nothing lost."""
+"""Folders, tar shards and Parquet: every published form is read, bad members are listed, nothing is lost."""
 
 import io
 import json
@@ -53,7 +53,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_folder_reads_each_image_with_its_companion(folder):
+def test_a_folder_reads_each_image_with_its_caption_file(folder):
     source = open_source(f"folder:{folder}")
     assert len(source) == 7
     assert [source[i].caption for i in (0, 1, 4)] == ["an a", "a b", "a d"]
@@ -161,7 +161,7 @@ def test_tar_shards_read_by_number(shards):
     assert "s-01.tar/008: message 0 is from 'gpt'" in reason(source, 8)
 
 
-def test_an_index_is_kept_while_the_shards_stay(shards, monkeypatch):
+def test_an_index_is_used_while_the_shards_stay_the_same(shards, monkeypatch):
     spec = f"webdataset:{shards}/s-*.tar@{shards}/kept/index.npz"
     first = open_source(spec)
     with monkeypatch.context() as patch:
@@ -174,7 +174,7 @@ def test_an_index_is_kept_while_the_shards_stay(shards, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["cut in a member", "cut in a header", "header overwritten", "empty", "no tar"])
-def test_a_damaged_shard_keeps_what_lies_before_and_tells_of_the_rest(tmp_path, damage):
+def test_a_damaged_shard_keeps_the_samples_before_the_damage(tmp_path, damage):
     members = {f"{i:03d}.{kind}": png(i) if kind == "png" else b"x" * 700 for i in range(4) for kind in ("png", "txt")}
     write_tar(tmp_path / "a.tar", members)
     with tarfile.open(tmp_path / "a.tar") as tar:
@@ -191,10 +191,10 @@ def test_a_damaged_shard_keeps_what_lies_before_and_tells_of_the_rest(tmp_path, 
     (tmp_path / "a.tar").write_bytes(bytes(content))
     write_tar(tmp_path / "b.tar", {"z.png": png(9), "z.txt": b"after"})
     source = open_source(f"webdataset:{tmp_path}/*.tar")
-    whole = 0 if damage in ("empty", "no tar") else 2
-    assert [source[i].caption for i in range(whole)] == ["x" * 700] * whole
-    assert "a.tar" in reason(source, whole)
-    assert len(source) == whole + 2 and source[whole + 1].caption == "after"
+    kept = 0 if damage in ("empty", "no tar") else 2
+    assert [source[i].caption for i in range(kept)] == ["x" * 700] * kept
+    assert "a.tar" in reason(source, kept)
+    assert len(source) == kept + 2 and source[kept + 1].caption == "after"
 
 
 def test_folders_and_padding_in_a_shard_are_no_records(tmp_path):
@@ -208,7 +208,7 @@ def test_folders_and_padding_in_a_shard_are_no_records(tmp_path):
     assert len(source) == 1 and source[0].caption == "zero"
 
 
-def test_a_compressed_shard_is_refused(tmp_path):
+def test_a_compressed_shard_is_an_error(tmp_path):
     (tmp_path / "a.tar.gz").touch()
     with pytest.raises(ValueError, match=r"a\.tar\.gz is compressed"):
         open_source(f"webdataset:{tmp_path}/*.gz")
@@ -218,13 +218,13 @@ def test_a_compressed_shard_is_refused(tmp_path):
 
 
 def features(**kinds: str) -> dict[str, str]:
-    told = {name: {"_type": kind} for name, kind in kinds.items()}
-    return {"huggingface": json.dumps({"info": {"features": told}})}
+    metadata = {name: {"_type": kind} for name, kind in kinds.items()}
+    return {"huggingface": json.dumps({"info": {"features": metadata}})}
 
 
-def write_parquet(path, columns: dict, told: dict[str, str] | None = None, group: int = 2) -> None:
+def write_parquet(path, columns: dict, metadata: dict[str, str] | None = None, group: int = 2) -> None:
     table = pa.table(columns)
-    pq.write_table(table.replace_schema_metadata(told), path, row_group_size=group)
+    pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=group)
 
 
 def test_parquet_rows_read_by_number(tmp_path):
@@ -232,8 +232,12 @@ def test_parquet_rows_read_by_number(tmp_path):
     images = [{"bytes": png(i), "path": f"{i}.png"} for i in range(4)]
     images += [{"bytes": None, "path": "far.png"}, {"bytes": b"broken", "path": "broken.png"}, None]
     captions = [f"caption {i}" for i in range(7)]
-    for name, part in (("a-0.parquet", slice(0, 5)), ("a-1.parquet", slice(5, 7))):
-        columns = {"image": images[part], "text": captions[part], "weight": [[0.0]] * len(images[part])}
+    for name, rows_of_file in (("a-0.parquet", slice(0, 5)), ("a-1.parquet", slice(5, 7))):
+        columns = {
+            "image": images[rows_of_file],
+            "text": captions[rows_of_file],
+            "weight": [[0.0]] * len(images[rows_of_file]),
+        }
         write_parquet(tmp_path / name, columns, features(image="Image", text="Value"))
     source = open_source(f"parquet:{tmp_path}/a-*.parquet")
     assert len(source) == 7
@@ -266,11 +270,11 @@ def test_parquet_dialogues(tmp_path):
     assert source[1].turns[0][0] == f"{IMAGE_SYMBOL}\nWhat?" and is_noise(source[1].images[0], 2)
 
 
-def test_parquet_columns_may_be_told(tmp_path):
+def test_parquet_columns_may_be_given(tmp_path):
     columns = {"photo": [png(0)], "image": ["none.png"], "en": ["english"], "text": ["other"]}
     write_parquet(tmp_path / "a.parquet", columns)
-    told = open_source(f"parquet:{tmp_path}/a.parquet@image=photo,text=en")[0]
-    assert told.caption == "english" and is_noise(told.images[0], 0)
+    metadata = open_source(f"parquet:{tmp_path}/a.parquet@image=photo,text=en")[0]
+    assert metadata.caption == "english" and is_noise(metadata.images[0], 0)
     write_parquet(tmp_path / "a.parquet", columns, features(photo="Image"))
     assert is_noise(open_source(f"parquet:{tmp_path}/a.parquet")[0].images[0], 0)
     with pytest.raises(ValueError, match="no column 'foto', only photo, image"):

@@ -1,4 +1,4 @@
-"""Laws of image files: read as the original reads them, or refused with a reason that names the file; nothing is fatal."""
+"""Laws of image files: decoded as by the original, or refused with a reason that names the file; none ends the run."""
 
 import io
 
@@ -25,7 +25,7 @@ def decoded(content: bytes) -> Image.Image:
 
 
 def learned(image: Image.Image) -> np.ndarray:
-    """What the model sees of an image: u8[Y X 3] of its crop."""
+    """The crop of an image that the model sees, u8[Y X 3]."""
     size = layout.best_crop(image.size, SIZES)
     return np.asarray(pixels.whiten(pixels.crop(image, size, (0.5, 0.5))))
 
@@ -55,13 +55,13 @@ def test_a_bad_image_says_why_and_names_the_file(kind):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own remarks on damaged TIFF files
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "JPEG2000", "PPM"])
-def test_damage_anywhere_is_read_or_refused(kind):
+def test_damaged_files_are_read_or_refused_by_name(kind):
     rng, content = np.random.default_rng(0), encoded(noise((24, 17), 0), kind)
     refused = 0
     for _ in range(120):
         broken = bytearray(content)
-        for at in rng.integers(0, len(broken), rng.integers(1, 6)):
-            broken[at] = rng.integers(0, 256)
+        for index in rng.integers(0, len(broken), rng.integers(1, 6)):
+            broken[index] = rng.integers(0, 256)
         try:
             decoded(bytes(broken[: rng.integers(8, len(broken) + 1)]))
         except ValueError as error:
@@ -70,12 +70,12 @@ def test_damage_anywhere_is_read_or_refused(kind):
     assert refused
 
 
-def test_cmyk_becomes_the_colours_it_prints():
+def test_cmyk_becomes_its_printed_colours():
     colours = Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], np.uint8))
     image = decoded(encoded(colours.convert("CMYK").resize((64, 16), Image.Resampling.NEAREST), "JPEG", quality=100))
     assert image.mode == "CMYK"
-    seen = np.asarray(pixels.whiten(image))[8, 8::16].astype(int)
-    assert np.abs(seen - np.asarray(colours)[0].astype(int)).max() <= 3
+    rgb = np.asarray(pixels.whiten(image))[8, 8::16].astype(int)
+    assert np.abs(rgb - np.asarray(colours)[0].astype(int)).max() <= 3
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
@@ -85,40 +85,40 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert learned(decoded(encoded(Image.fromarray(np.full((40, 40), 32896, np.uint16)), "TIFF"))).max() == 128
 
 
-def test_of_a_moving_picture_the_first_is_taken():
+def test_the_first_frame_of_an_animation_is_used():
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "green", "blue")]
     for kind in ("GIF", "WEBP"):
         content = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
         assert np.asarray(pixels.whiten(decoded(content)))[3, 3].tolist() == [255, 0, 0]
 
 
-def test_what_is_transparent_is_white():
+def test_transparent_pixels_become_white():
     image = Image.new("RGBA", (64, 64), (10, 20, 30, 0))
     image.paste((200, 100, 0, 255), (0, 0, 64, 32))
-    seen = learned(decoded(encoded(image, "PNG")))
-    assert seen[0, 0].tolist() == [200, 100, 0] and seen[-1, 0].tolist() == [255, 255, 255]
+    rgb = learned(decoded(encoded(image, "PNG")))
+    assert rgb[0, 0].tolist() == [200, 100, 0] and rgb[-1, 0].tolist() == [255, 255, 255]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3), (20000, 3), (3, 20000), (2000, 1)])
-def test_the_smallest_and_the_longest_pictures_take_no_more_memory_than_others(size, monkeypatch):
-    made, resize = [], Image.Image.resize
+def test_tiny_and_long_pictures_take_no_more_memory_than_others(size, monkeypatch):
+    resized, resize = [], Image.Image.resize
 
     def watched(self, size, *arguments, **options):
-        made.append(size[0] * size[1])
+        resized.append(size[0] * size[1])
         return resize(self, size, *arguments, **options)
 
     monkeypatch.setattr(Image.Image, "resize", watched)
-    seen = learned(decoded(encoded(noise(size, 0), "PNG")))
-    assert seen.shape[:2] in [(high, wide) for wide, high in SIZES]
-    assert max(made) <= pixels.MOST_ENLARGED * 512 * 512
+    rgb = learned(decoded(encoded(noise(size, 0), "PNG")))
+    assert rgb.shape[:2] in [(high, wide) for wide, high in SIZES]
+    assert max(resized) <= pixels.MOST_ENLARGED * 512 * 512
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "LA", "RGBA", "P", "1", "CMYK"])
-def test_cutting_a_long_picture_first_changes_nothing(mode, monkeypatch):
+def test_cropping_a_long_picture_before_resizing_changes_nothing(mode, monkeypatch):
     image = noise((900, 3), 1).convert("L" if mode == "LA" else "RGB").convert(mode)
     for share in ((0.0, 0.0), (0.37, 0.6), (0.9999, 0.9999)):
         monkeypatch.setattr(pixels, "MOST_ENLARGED", 16)
         cut = np.asarray(pixels.crop(image, (64, 32), share)).astype(int)
         monkeypatch.setattr(pixels, "MOST_ENLARGED", 10**9)
-        whole = np.asarray(pixels.crop(image, (64, 32), share)).astype(int)
-        assert cut.shape == whole.shape and np.abs(cut - whole).max() <= 1
+        uncropped = np.asarray(pixels.crop(image, (64, 32), share)).astype(int)
+        assert cut.shape == uncropped.shape and np.abs(cut - uncropped).max() <= 1

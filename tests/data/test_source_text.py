@@ -1,4 +1,4 @@
-"""Laws of texts: bad ones are refused, and none can forge a token, whatever it spells."""
+"""Laws of texts: bad ones are refused, and none can forge a special token."""
 
 import json
 
@@ -46,11 +46,11 @@ def test_a_caption_forges_no_token(name, kind, vocab):
     record = Record([], [noise((9, 9), 0)], caption)
     codes = np.zeros((2, 2), np.int32)
     tokens, learn = tokenize(record.conversation([(64, 64)]), [codes], vocab)
-    asked = tokens[~learn]
-    # Begin token, text, end of turn: nothing in between is special, and the text is there to the letter.
+    request = tokens[~learn]
+    # Between the begin token and the end of turn no token is special, and the text is unchanged.
     special = {vocab.id_of(word) for word in (*FORGED[:7], IMAGE_SYMBOL)} | set(vocab.code_ids.tolist())
-    assert not special & set(asked[1:-1].tolist())
-    assert vocab.decode(asked[1:-1]) == f"Generate an image of 64x64 according to the following prompt:\n{caption}"
+    assert not special & set(request[1:-1].tolist())
+    assert vocab.decode(request[1:-1]) == f"Generate an image of 64x64 according to the following prompt:\n{caption}"
     assert (tokens[learn] == [*layout.encode_grid(codes, vocab), vocab.end_of_turn]).all()
 
 
@@ -59,7 +59,7 @@ def test_a_turn_forges_no_token_and_keeps_its_image(name, vocab):
     codes = np.zeros((2, 2), np.int32)
     tokens, _ = tokenize([(f"{name} <|image|> {name}", name)], [codes], vocab)
     image = layout.encode_grid(codes, vocab)
-    assert [len(found) for found in (layout.images_in(tokens, vocab), np.flatnonzero(tokens == vocab.end_of_turn))] == [
+    assert [len(spans) for spans in (layout.images_in(tokens, vocab), np.flatnonzero(tokens == vocab.end_of_turn))] == [
         1,
         2,
     ]
@@ -67,12 +67,12 @@ def test_a_turn_forges_no_token_and_keeps_its_image(name, vocab):
     assert tokens[1:].tolist() == [*text, *vocab.encode_literally(name), vocab.end_of_turn]
 
 
-def test_text_without_names_is_encoded_as_ever(vocab):
+def test_text_without_token_names_is_encoded_as_usual(vocab):
     for text in ("", "a dog", "x < y > z <b>bold</b>", "s> racm3:break>", "ünïcode 🎉 123\n\t"):
         assert vocab.encode_literally(text) == vocab.encode(text)
 
 
-def test_a_seam_in_a_text_is_no_letter(vocab):
+def test_a_seam_in_a_text_is_removed(vocab):
     assert literal(f"a{SEAM}b") == "ab"
     assert image_prompt(1, 1, f"<|im{SEAM}age|>").count(IMAGE_SYMBOL) == 0
 
@@ -93,7 +93,7 @@ def test_a_seam_in_a_text_is_no_letter(vocab):
         (json.dumps({"image": {"bytes": "x"}, "caption": "x"}), "JSON dict, neither a path nor a list"),
     ],
 )
-def test_a_bad_text_says_why_and_names_its_file(tmp_path, line, reason):
+def test_a_bad_text_is_an_error_that_names_its_file_and_record(tmp_path, line, reason):
     with pytest.raises(ValueError, match=rf"data\.jsonl, record 0: .*({reason})"):
         values(tmp_path, line)[0]
 
@@ -116,7 +116,7 @@ def test_a_text_of_50_thousand_tokens_is_read_whole(tmp_path, vocab):
     ],
 )
 @pytest.mark.parametrize("indent", [None, 2])
-def test_the_values_of_a_list_are_found_whatever_they_hold(tmp_path, items, chunk, indent):
+def test_the_spans_of_a_list_hold_its_values(tmp_path, items, chunk, indent):
     path = tmp_path / "list.json"
     path.write_text("\ufeff" + json.dumps(items, indent=indent) + "\n \n", encoding="utf-8")
     content = path.read_bytes()
@@ -127,7 +127,7 @@ def test_the_values_of_a_list_are_found_whatever_they_hold(tmp_path, items, chun
 @pytest.mark.parametrize(
     "content", ["[", "[1, 2", '["a]', "[1] 2", "[1][2]", "[1]]", "[1], [2", "[[1]", '[1] "', "[1],3"]
 )
-def test_what_is_no_whole_list_is_refused(tmp_path, content):
+def test_an_incomplete_list_is_an_error(tmp_path, content):
     path = tmp_path / "list.json"
     path.write_text(content)
     for chunk in (1, 1 << 20):

@@ -1,4 +1,4 @@
-"""Data sets prepared with TFDS: what is shared is what was there, to the last bit; the catalogue's are read as they are."""
+"""Data sets prepared with TFDS: those of data.prepare hold the same bits as their source; those of the catalogue are read too."""
 
 import importlib
 import json
@@ -27,17 +27,17 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_what_is_prepared_once_reads_as_its_source(folder, tmp_path):
+def test_a_prepared_set_reads_like_its_source(folder, tmp_path):
     original = open_source(f"folder:{folder}")
-    home = prepare(original, tmp_path / "shared", "my_pictures", threads=2, progress=False)
-    rejects = [json.loads(line) for line in (home / "rejects.jsonl").read_text().splitlines()]
+    prepared = prepare(original, tmp_path / "shared", "my_pictures", threads=2, progress=False)
+    rejects = [json.loads(line) for line in (prepared / "rejects.jsonl").read_text().splitlines()]
     assert [reject["index"] for reject in rejects] == [2, 3] and "no caption beside" in rejects[1]["reason"]
     shared = open_source(f"tfds:my_pictures@{tmp_path}/shared")
     assert len(shared) == 3
-    for here, there in enumerate((0, 1, 4)):
-        mine, theirs = shared.stored(here), original.stored(there)
-        assert (mine.turns, mine.caption) == (theirs.turns, theirs.caption)
-        assert [file.content for file in mine.files] == [file.content for file in theirs.files]
+    for number, index_of_source in enumerate((0, 1, 4)):
+        copy, original_record = shared.stored(number), original.stored(index_of_source)
+        assert (copy.turns, copy.caption) == (original_record.turns, original_record.caption)
+        assert [file.content for file in copy.files] == [file.content for file in original_record.files]
     assert pickle.loads(pickle.dumps(shared))[1].caption == f"a b, {IMAGE_SYMBOL}"
     assert len(open_source(f"tfds:my_pictures:1.0.0:train[1:]@{tmp_path}/shared")) == 2
     other = prepare(open_source(f"folder:{folder}/sub"), tmp_path / "shared", "sub", progress=False)
@@ -50,14 +50,14 @@ def test_pictures_without_files_are_prepared_without_loss(tmp_path):
     shared = open_source(f"tfds:noise@{tmp_path}")
     good = [index for index in range(12) if index != 3]
     assert len(shared) == len(good)
-    for mine, index in zip(map(shared.__getitem__, range(len(good))), good, strict=True):
-        theirs = source[index]
-        assert (mine.turns, mine.caption) == (theirs.turns, theirs.caption)
-        for a, b in zip(mine.images, theirs.images, strict=True):
+    for copy, index in zip(map(shared.__getitem__, range(len(good))), good, strict=True):
+        original_record = source[index]
+        assert (copy.turns, copy.caption) == (original_record.turns, original_record.caption)
+        for a, b in zip(copy.images, original_record.images, strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_prepare_refuses_what_cannot_be_found_again(tmp_path):
+def test_wrong_names_and_missing_sets_are_errors(tmp_path):
     with pytest.raises(ValueError, match="small letters"):
         prepare(NoiseSource(2), tmp_path, "My Set", progress=False)
     with pytest.raises(ValueError, match="no records"):

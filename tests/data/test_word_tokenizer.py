@@ -1,4 +1,4 @@
-"""Laws of the embedded world's tokenizer and of its records."""
+"""Laws of the word tokenizer, with the embedded world's words, and of that world's records."""
 
 import numpy as np
 import pytest
@@ -21,11 +21,11 @@ def vocab():
 
 @pytest.mark.smoke
 def test_prompts_round_trip_with_one_token_per_word(vocab):
-    for said, (width, height) in prompts(FULL, stage_sizes(64) + stage_sizes(128), 500, 0):
-        text = image_prompt(width, height, said.text)
+    for prompt, (width, height) in prompts(FULL, stage_sizes(64) + stage_sizes(128), 500, 0):
+        text = image_prompt(width, height, prompt.text)
         ids = vocab.encode(text)
         assert vocab.decode(ids) == text
-        assert len(ids) == len(TEMPLATES) + len(f"{width}x{height}") + len(said.text.split())
+        assert len(ids) == len(TEMPLATES) + len(f"{width}x{height}") + len(prompt.text.split())
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_any_text_round_trips(vocab, text):
     assert vocab.decode(vocab.encode(text)) == text
 
 
-def test_names_are_chameleons_and_few(vocab):
+def test_token_names_are_chameleon_s_and_few(vocab):
     assert len(vocab.code_ids) == CODES and len(set(vocab.code_ids.tolist())) == CODES
     assert [vocab.has(size_name(units)) for units in (1, SIZE_UNITS, SIZE_UNITS + 1)] == [True, True, False]
     assert len({vocab.bos, vocab.boi, vocab.eoi, vocab.end_of_turn, vocab.newline, vocab.image_symbol}) == 6
@@ -87,7 +87,7 @@ def test_records_are_reproducible_pictures_with_their_captions():
 
 def test_the_fingerprint_changes_with_the_records():
     sizes = stage_sizes(64)
-    made = [
+    sources = [
         ToySource(MINI, sizes, 20, seed=1),
         ToySource(MINI, sizes, 20, seed=2),
         ToySource(MINI, sizes, 21, seed=1),
@@ -95,20 +95,20 @@ def test_the_fingerprint_changes_with_the_records():
         ToySource(MINI, sizes, 20, seed=1, held_out=True),
         ToySource(MINI, sizes[:2], 20, seed=1),
     ]
-    assert len({source.fingerprint for source in made}) == len(made)
-    assert made[0].fingerprint == ToySource(MINI, sizes, 20, seed=1).fingerprint
+    assert len({source.fingerprint for source in sources}) == len(sources)
+    assert sources[0].fingerprint == ToySource(MINI, sizes, 20, seed=1).fingerprint
 
 
-def test_evaluation_draws_from_streams_of_its_own():
+def test_evaluation_and_training_draw_from_different_streams():
     sizes = stage_sizes(128)
-    asked = prompts(MINI, sizes, 200, seed=0)
-    assert [size for _, size in asked] == [sizes[index % len(sizes)] for index in range(200)]
+    evaluated = prompts(MINI, sizes, 200, seed=0)
+    assert [size for _, size in evaluated] == [sizes[index % len(sizes)] for index in range(200)]
     trained = [record.caption for record in ToySource(MINI, sizes, 200, seed=0)]
-    assert sum(said.text == text for (said, _), text in zip(asked, trained, strict=True)) < 20
+    assert sum(prompt.text == text for (prompt, _), text in zip(evaluated, trained, strict=True)) < 20
 
 
 @pytest.mark.parametrize(("target", "count"), [(64, 5), (96, 5), (128, 11)])
-def test_canvases_of_a_stage_are_of_one_area(target, count):
+def test_canvases_of_a_stage_have_about_the_same_area(target, count):
     sizes = stage_sizes(target)
     assert len(sizes) == count
     assert all(LEAST_SHARE * target**2 <= width * height <= target**2 for width, height in sizes)

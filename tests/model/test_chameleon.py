@@ -1,4 +1,4 @@
-"""The decoder against the original's recorded vectors, against transformers, and against its own laws."""
+"""The decoder equals the original's recorded vectors and transformers; caching, packing and remat do not change its results."""
 
 import json
 
@@ -43,26 +43,26 @@ def test_logits_are_the_original_s(checkpoint):
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS, **NAMES)
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_a_segment_of_its_own(checkpoint, side):
+def test_padding_as_a_segment_equals_the_original_s_padding(checkpoint, side):
     model, _ = load_model(checkpoint)
     with np.load(checkpoint.parent / "logits.npz") as golden:
         if f"{side}_logits" not in golden:
             pytest.skip(f"no {side}-padded vectors recorded here")
-        seen = golden[f"{side}_mask"].astype(bool)
-        hidden = model(jnp.asarray(golden[f"{side}_ids"]), segments=jnp.asarray(seen.astype(np.int32)))
+        visible = golden[f"{side}_mask"].astype(bool)
+        hidden = model(jnp.asarray(golden[f"{side}_ids"]), segments=jnp.asarray(visible.astype(np.int32)))
         logits = np.asarray(model.logits(hidden))
-        np.testing.assert_allclose(logits[seen], golden[f"{side}_logits"][seen], atol=2e-4, rtol=1e-4)
+        np.testing.assert_allclose(logits[visible], golden[f"{side}_logits"][visible], atol=2e-4, rtol=1e-4)
 
 
 def _losses(model: Chameleon, ids: list[list[int]], labels: list[list[int]], z_weight: float):
     """Cross-entropy + z of ragged rows, padded as the original pads them."""
     T = max(len(row) for row in ids)
     tokens = np.array([row + [0] * (T - len(row)) for row in ids])
-    wanted = np.array([row + [-100] * (T - len(row)) for row in labels])[:, 1:]
+    targets = np.array([row + [-100] * (T - len(row)) for row in labels])[:, 1:]
     logits = model.logits(model(jnp.asarray(tokens)))[:, :-1]
-    learn = wanted >= 0
+    learn = targets >= 0
     normaliser = jax.nn.logsumexp(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, jnp.asarray(np.maximum(wanted, 0))[..., None], -1)[..., 0]
+    chosen = jnp.take_along_axis(logits, jnp.asarray(np.maximum(targets, 0))[..., None], -1)[..., 0]
     xent = jnp.sum((normaliser - chosen) * learn) / learn.sum()
     z = jnp.sum(normaliser**2 * learn) / learn.sum()
     return xent + z_weight * z, (xent, z)
@@ -142,16 +142,16 @@ def test_a_missing_weight_is_named(tmp_path):
 def test_cached_equals_the_full_pass(post_norm):
     model, rng = Chameleon(small(post_norm=post_norm), nnx.Rngs(0)), np.random.default_rng(0)
     ids = ids_of(rng, (3, 20))
-    whole, cache, parts = model(ids), model.empty_cache(3, 32), []
+    full, cache, parts = model(ids), model.empty_cache(3, 32), []
     for start, stop in ((0, 9), (9, 10), (10, 11), (11, 20)):
         hidden, cache = model.cached(ids[:, start:stop], cache)
         parts.append(hidden)
-    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=2e-5)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), full, atol=2e-5)
     assert int(cache.length) == 20
 
 
-def test_hidden_slots_are_as_if_never_there():
-    """A row that may see slots from 7 on gives there what the rest alone gives: left padding and the hidden prompt."""
+def test_hidden_slots_equal_a_run_without_them():
+    """A row that sees slots from 7 on equals a run of the rest alone: so left padding and a hidden prompt change nothing."""
     model, ids = Chameleon(small(), nnx.Rngs(0)), ids_of(np.random.default_rng(2), (2, 20))
     cache = model.empty_cache(2, 20)._replace(visible_from=jnp.array([0, 7]))
     hidden, _ = model.cached(ids, cache)
@@ -196,8 +196,8 @@ def test_remat_and_unroll_change_nothing():
 
 def test_dropout_zeroes_its_share_and_needs_a_key():
     model, ids = Chameleon(small(dropout=0.5), nnx.Rngs(0)), ids_of(np.random.default_rng(6), (2, 9))
-    one, other = (model(ids, key=jax.random.key(k)) for k in (1, 2))
-    assert not np.allclose(one, other) and np.allclose(one, model(ids, key=jax.random.key(1)))
+    first, other = (model(ids, key=jax.random.key(k)) for k in (1, 2))
+    assert not np.allclose(first, other) and np.allclose(first, model(ids, key=jax.random.key(1)))
     still = Chameleon(small(dropout=0.0), nnx.Rngs(0))
     np.testing.assert_array_equal(model(ids), still(ids))
 

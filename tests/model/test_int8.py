@@ -1,4 +1,4 @@
-"""Laws of int8 matrices: no number is off by more than half a step, and products are those of the numbers that stand there."""
+"""Int8 matrices: rounding errs by half a step at most, and products are those of the dequantized matrices."""
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,12 @@ def model() -> Chameleon:
     return Chameleon(CFG, nnx.Rngs(0))
 
 
-def numbers(weight) -> np.ndarray:
-    """A weight f32, of int8 or not."""
+def dequantized(weight) -> np.ndarray:
+    """A weight as f32, int8 or not."""
     if not isinstance(weight, Int8):
         return np.asarray(weight[...])
     codes, scale = weight[...]
-    letters, channels = (part.get_metadata()["letters"] for part in (weight.codes, weight.scale))
+    letters, channels = (param.get_metadata()["letters"] for param in (weight.codes, weight.scale))
     stacked = "L" * (codes.ndim - len(letters))
     return np.einsum(f"{stacked}{letters},{stacked}{channels}->{stacked}{letters}", np.float32(codes), scale)
 
@@ -36,7 +36,7 @@ def weights(model) -> list:
 
 
 @pytest.mark.smoke
-def test_numbers_are_off_by_half_a_step_at_most(model):
+def test_rounding_errs_by_half_a_step_at_most(model):
     pairs = list(zip(weights(model), weights(quantized(model)), strict=True))
     assert sum(isinstance(after, Int8) for _, after in pairs) == 7
     for before, after in pairs:
@@ -49,51 +49,52 @@ def test_numbers_are_off_by_half_a_step_at_most(model):
         axes = tuple(1 + letters.index(letter) for letter in SUMMED[letters])
         assert (np.abs(np.int32(codes)).max(axes) >= 127).all()
         steps = np.expand_dims(np.asarray(scale), axes)
-        assert (np.abs(numbers(after) - before[...]) <= 0.5001 * steps).all()
+        assert (np.abs(dequantized(after) - before[...]) <= 0.5001 * steps).all()
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("letters", ["BTD,DHK->BHTK", "BTHK,HKD->BTD", "BTD,DF->BTF"])
-def test_products_are_those_of_the_numbers_that_stand_there(letters):
+def test_products_are_those_of_the_dequantized_matrix(letters):
     sizes = dict(B=2, T=3, D=16, H=4, K=8, F=24)
     inputs, matrix = letters.split("->")[0].split(",")
-    x, w = (jax.random.normal(jax.random.key(i), [sizes[c] for c in part]) for i, part in enumerate((inputs, matrix)))
-    held = quantize(w, matrix)
-    assert jnp.allclose(product(letters, x, held[...]), jnp.einsum(letters, x, numbers(held)), atol=1e-5)
+    x, w = (jax.random.normal(jax.random.key(i), [sizes[c] for c in axes]) for i, axes in enumerate((inputs, matrix)))
+    int8 = quantize(w, matrix)
+    assert jnp.allclose(product(letters, x, int8[...]), jnp.einsum(letters, x, dequantized(int8)), atol=1e-5)
 
 
-def test_a_model_of_whole_steps_is_the_same_in_int8(model):
-    exact = quantized(model)
-    whole = jax.tree.map(
-        lambda weight, held: weight.replace(jnp.asarray(numbers(held))),
+def test_a_model_and_its_dequantized_copy_are_the_same(model):
+    int8 = quantized(model)
+    copy = jax.tree.map(
+        lambda weight, matrix: weight.replace(jnp.asarray(dequantized(matrix))),
         model,
-        exact,
+        int8,
         is_leaf=lambda node: is_param(node) or isinstance(node, Int8),
     )
     ids = jnp.arange(24).reshape(2, 12)
-    assert jnp.allclose(whole(ids), exact(ids), atol=1e-4)
-    hidden, cache = exact.cached(ids[:, :7], exact.empty_cache(2, 16))
-    rest, _ = exact.cached(ids[:, 7:], cache)
-    assert jnp.allclose(jnp.concatenate([hidden, rest], axis=1), exact(ids), atol=1e-4)
+    assert jnp.allclose(copy(ids), int8(ids), atol=1e-4)
+    hidden, cache = int8.cached(ids[:, :7], int8.empty_cache(2, 16))
+    rest, _ = int8.cached(ids[:, 7:], cache)
+    assert jnp.allclose(jnp.concatenate([hidden, rest], axis=1), int8(ids), atol=1e-4)
 
 
-def test_logits_keep_close(model):
+def test_logits_are_close(model):
     ids = jnp.arange(60).reshape(2, 30)
-    found = logit_error(model.logits(model(ids)), quantized(model).logits(quantized(model)(ids)))
-    assert 0 < found.rms < 0.05 * found.spread and found.same > 0.8
-    assert "the same at" in str(found)
+    error = logit_error(model.logits(model(ids)), quantized(model).logits(quantized(model)(ids)))
+    assert 0 < error.rms < 0.05 * error.spread and error.same > 0.8
+    assert "the same at" in str(error)
 
 
-def test_codes_and_scales_are_split_like_the_weights_they_stand_for(model):
+def test_codes_and_scales_are_sharded_like_their_weights(model):
     mesh = make_mesh(MeshConfig(replica=1, fsdp=2, tensor=2), jax.devices()[:4])
-    placed = quantized(jax.device_put(model, shardings(model, mesh)))
-    made = jax.device_put(quantized(model), shardings(quantized(model), mesh))
-    assert made.blocks.mlp.gate.scale[...].sharding.spec == jax.sharding.PartitionSpec(None, "tensor")
-    assert made.blocks.mlp.down.codes[...].sharding.spec == jax.sharding.PartitionSpec(None, "tensor", "fsdp")
-    assert all((a == b).all() for a, b in zip(jax.tree.leaves(placed), jax.tree.leaves(made), strict=True))
+    sharded_first = quantized(jax.device_put(model, shardings(model, mesh)))
+    sharded_last = jax.device_put(quantized(model), shardings(quantized(model), mesh))
+    assert sharded_last.blocks.mlp.gate.scale[...].sharding.spec == jax.sharding.PartitionSpec(None, "tensor")
+    assert sharded_last.blocks.mlp.down.codes[...].sharding.spec == jax.sharding.PartitionSpec(None, "tensor", "fsdp")
+    pairs = zip(jax.tree.leaves(sharded_first), jax.tree.leaves(sharded_last), strict=True)
+    assert all((a == b).all() for a, b in pairs)
 
 
-def test_matrices_are_given_up_one_by_one_where_asked():
+def test_consume_deletes_the_matrices_that_became_int8():
     model = Chameleon(CFG, nnx.Rngs(0))
     gate, norm = model.blocks.mlp.gate[...], model.norm.scale[...]
     quantized(model)

@@ -1,4 +1,8 @@
-"""Laws of a model's fingerprint: any number, shape or name changes it; where the arrays lie does not."""
+"""A fingerprint changes with any value, shape or name, and not with the mesh; training does not import qwix."""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,18 +29,18 @@ def model(kind: str = "float32", seed: int = 0) -> Chameleon:
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_one_changed_weight_changes_it_and_nothing_else_does(kind):
-    made = model(kind)
-    same = fingerprint(made)
+def test_a_fingerprint_changes_with_any_weight_and_with_nothing_else(kind):
+    weights = model(kind)
+    same = fingerprint(weights)
     assert len(same) == 16 and int(same, 16) >= 0
-    assert fingerprint(jax.tree.map(jnp.copy, made)) == same == fingerprint(model(kind))
-    arrays, tree = jax.tree.flatten(made)
-    seen = {same}
-    for place, x in enumerate(arrays):
+    assert fingerprint(jax.tree.map(jnp.copy, weights)) == same == fingerprint(model(kind))
+    arrays, tree = jax.tree.flatten(weights)
+    fingerprints = {same}
+    for i, x in enumerate(arrays):
         last = (-1,) * x.ndim
         other = x.at[last].set(x[last] + jnp.asarray(1, x.dtype))
-        seen.add(fingerprint(tree.unflatten([*arrays[:place], other, *arrays[place + 1 :]])))
-    assert len(seen) == 1 + len(arrays)
+        fingerprints.add(fingerprint(tree.unflatten([*arrays[:i], other, *arrays[i + 1 :]])))
+    assert len(fingerprints) == 1 + len(arrays)
 
 
 def test_names_shapes_and_dtypes_count():
@@ -48,7 +52,14 @@ def test_names_shapes_and_dtypes_count():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 2, 2), (1, 8, 1)])
-def test_eight_devices_give_that_of_one(kind, sizes):
-    made = model(kind)
+def test_eight_devices_give_the_fingerprint_of_one(kind, sizes):
+    weights = model(kind)
     mesh = make_mesh(MeshConfig(*sizes), jax.devices())
-    assert fingerprint(jax.device_put(made, shardings(made, mesh))) == fingerprint(made)
+    assert fingerprint(jax.device_put(weights, shardings(weights, mesh))) == fingerprint(weights)
+
+
+@pytest.mark.smoke
+def test_training_does_not_import_the_library_that_quantizes():
+    """Neither the model nor a train step needs qwix."""
+    code = "import sys; import lumina_jax.train.loop, lumina_jax.train.step; sys.exit('qwix' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -1,4 +1,4 @@
-"""The kernels for TPU, interpreted here: the same function as the plain formulas, forward and backward."""
+"""The kernels for TPU, interpreted, equal the plain definitions: values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,9 @@ def draw(seed: int, *shape: int, dtype=jnp.float32) -> jax.Array:
 @pytest.mark.smoke
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-6), (jnp.bfloat16, 4e-3)])
 def test_the_rotation_kernel_is_norm_and_rotation(dtype, tolerance):
-    """Two groups of two heads; values, and the gradients of input, scale and bias, against float32 arithmetic.
+    """Two groups of two heads: values, and gradients by input, scale and bias, against float32 arithmetic.
 
-    In units of each one's largest number; half precision may round what it gives, and nothing before.
+    Errors are relative to the largest number of each array; in bfloat16 only the rounding of results is allowed.
     """
     B, T, H, K, G = 2, 128, 4, 16, 2
     x, change = 3 * draw(0, B, T, H, K, dtype=dtype) + 1, draw(1, B, T, H, K, dtype=dtype)
@@ -35,14 +35,14 @@ def test_the_rotation_kernel_is_norm_and_rotation(dtype, tolerance):
     def plain(x, scale, bias):
         norm = QKNorm(G, K)
         norm.scale, norm.bias = norm.scale.replace(scale), norm.bias.replace(bias)
-        return rotate(norm(x), *(part.astype(jnp.float32) for part in angles))
+        return rotate(norm(x), *(x.astype(jnp.float32) for x in angles))
 
     def kernel(x, scale, bias):
         return norm_rotate(x.swapaxes(1, 2), scale, bias, *whole_angles(*angles), True).swapaxes(1, 2)
 
-    given, own_pull = jax.vjp(kernel, x, *weights)
-    wanted, pull = jax.vjp(plain, *(part.astype(jnp.float32) for part in (x, *weights)))
-    for ours, theirs in zip((given, *own_pull(change)), (wanted, *pull(change.astype(jnp.float32))), strict=True):
+    value, kernel_pull = jax.vjp(kernel, x, *weights)
+    exact, pull = jax.vjp(plain, *(array.astype(jnp.float32) for array in (x, *weights)))
+    for ours, theirs in zip((value, *kernel_pull(change)), (exact, *pull(change.astype(jnp.float32))), strict=True):
         assert ours.dtype == dtype
         ours = np.asarray(ours, np.float32)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
@@ -54,7 +54,7 @@ def small(**changes) -> ModelConfig:
 
 
 def packed(B: int, T: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Ids, positions and segments of rows that hold two samples, and padding."""
+    """Ids, positions and segments i32[B T] of rows of two samples and padding."""
     rng, slot = np.random.default_rng([B, T]), np.arange(T)
     cut, end = rng.integers(1, T - 1, (B, 1)), rng.integers(T - 1, T + 1, (B, 1))
     segments = np.where(slot < cut, 1, np.where(slot < end, 2, 0))
@@ -63,7 +63,7 @@ def packed(B: int, T: int) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def outcome(model: Chameleon, rows, attention: str):
-    """Hidden states, and the gradient of all weights by a number made of them."""
+    """Hidden states, and the gradient by all weights of a scalar function of them."""
 
     def number(model):
         hidden = model(*rows, attention=attention, remat="qkv")
@@ -91,7 +91,7 @@ def test_splash_attention_is_plain_attention(T, changes):
 
 
 def test_splash_attention_splits_over_rows_and_heads():
-    """Heads of one group over two devices, rows over four: as on one device."""
+    """With the heads of one group over two devices and rows over four, results are those of one device."""
     model, rows = Chameleon(small(kv_heads=2, qk_groups=1), nnx.Rngs(0)), packed(4, 20)
     mesh = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
@@ -99,7 +99,7 @@ def test_splash_attention_splits_over_rows_and_heads():
     assert_close(split, outcome(model, rows, "plain"))
 
 
-def test_blocks_fit_the_lanes_and_hold_every_token():
+def test_blocks_are_multiples_of_the_lanes_and_cover_every_token():
     for T in (1, 128, 200, 1152, 1280, 2560, 4228, 4352, 4608):
         block, length = blocks(T)
         assert block % LANES == length % block == 0 and block <= LARGEST_BLOCK and T <= length < T + block

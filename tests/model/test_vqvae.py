@@ -126,14 +126,14 @@ def test_encoder_equals_the_one_inside_hugging_face_checkpoints(path):
         resolution=sizes["resolution"],
     )
     state = to_torch(drawn(cfg))
-    found = set()
+    names = set()
     for shard in checkpoint.glob("*.safetensors"):
         with safe_open(shard, "np") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (safe_open does not iterate)
                 if name.startswith("model.vqmodel."):
-                    found.add(name.removeprefix("model.vqmodel."))
+                    names.add(name.removeprefix("model.vqmodel."))
                     state[name.removeprefix("model.vqmodel.")] = tensors.get_tensor(name)
-    assert found == {name for name in state if not name.startswith("decoder.")}
+    assert names == {name for name in state if not name.startswith("decoder.")}
     golden = np.load(path)
     codes = from_torch(cfg, state).encode(golden["pixel_values"].transpose(0, 2, 3, 1))
     np.testing.assert_array_equal(np.asarray(codes).reshape(-1), golden["vq_indices"])
@@ -198,7 +198,7 @@ class TorchVQ:
 
     def attn(self, x, name):
         h = self.norm(x, f"{name}.norm")
-        q, k, v = (self.conv(h, f"{name}.{part}").flatten(2) for part in "qkv")
+        q, k, v = (self.conv(h, f"{name}.{letter}").flatten(2) for letter in "qkv")
         weights = self.torch.softmax(q.mT @ k * x.shape[1] ** -0.5, dim=-1)
         return x + self.conv((v @ weights.mT).reshape(x.shape), f"{name}.proj_out")
 
@@ -271,8 +271,8 @@ def test_the_real_size_has_the_published_names_and_shapes():
     assert {row.hf_name for row in rows} == set(shapes)
     assert len({row.path for row in rows}) == len(rows)
     for row, leaf in zip(rows, leaves, strict=True):
-        sizes = dict(zip(row.ours.split(), leaf.shape, strict=True))
-        assert [sizes[letter] for letter in row.hf.split()] == shapes[row.hf_name], row
+        sizes = dict(zip(row.axes.split(), leaf.shape, strict=True))
+        assert [sizes[letter] for letter in row.hf_axes.split()] == shapes[row.hf_name], row
 
 
 @pytest.mark.smoke
@@ -308,12 +308,12 @@ def test_pixels_off_the_stride_or_of_the_wrong_kind_are_refused():
         vqvae.encode(np.zeros((1, 16, 24, 3), np.uint8))
 
 
-@pytest.mark.parametrize("place", ["", "tokenizer", "original_tokenizers", "tokenizer/vqgan.ckpt"])
-def test_files_round_trip_bitwise(place, tmp_path):
+@pytest.mark.parametrize("location", ["", "tokenizer", "original_tokenizers", "tokenizer/vqgan.ckpt"])
+def test_files_round_trip_bitwise(location, tmp_path):
     pytest.importorskip("torch")
     vqvae = drawn(ATTENDING)
-    save_vqvae(vqvae, tmp_path / place.removesuffix("/vqgan.ckpt"))
-    again = load_vqvae(tmp_path / place if place.endswith(".ckpt") else tmp_path)
+    save_vqvae(vqvae, tmp_path / location.removesuffix("/vqgan.ckpt"))
+    again = load_vqvae(tmp_path / location if location.endswith(".ckpt") else tmp_path)
     assert again.cfg == vqvae.cfg
     assert jax.tree.structure(again) == jax.tree.structure(vqvae)
     jax.tree.map(np.testing.assert_array_equal, again, vqvae)
@@ -344,13 +344,13 @@ def test_a_state_that_does_not_fit_lists_every_problem():
     with pytest.raises(ValueError) as caught:
         from_torch(TINY, state)
     message = str(caught.value)
-    for part in (
+    for words in (
         "missing: decoder.conv_in.bias (32,)",
         "quant_conv.bias is (5,)",
         "says (8,)",
         "unexpected: encoder.extra",
     ):
-        assert part in message
+        assert words in message
     assert "loss" not in message
 
 

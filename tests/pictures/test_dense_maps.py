@@ -1,4 +1,4 @@
-"""What is drawn into a picture can be read back from it: depth, normals, classes, boxes, joints; and the measures of it."""
+"""Depth, normals, classes, boxes and joints drawn into pictures are read back; and the metrics of known cases."""
 
 import numpy as np
 import pytest
@@ -15,12 +15,12 @@ def test_depth_comes_back_within_half_a_level(near, far):
     metres = np.exp(RNG.uniform(np.log(near), np.log(far), (40, 50)))
     picture = dense_maps.encode_depth(metres, near, far)
     assert picture.dtype == np.uint8 and picture.shape == (40, 50, 3)
-    found = dense_maps.decode_depth(picture, near, far)
-    assert (np.abs(found - metres) / metres).max() <= dense_maps.depth_error(near, far) * 1.001
-    np.testing.assert_array_equal(dense_maps.encode_depth(found, near, far), picture)
+    decoded = dense_maps.decode_depth(picture, near, far)
+    assert (np.abs(decoded - metres) / metres).max() <= dense_maps.depth_error(near, far) * 1.001
+    np.testing.assert_array_equal(dense_maps.encode_depth(decoded, near, far), picture)
 
 
-def test_depth_beyond_its_ends_and_without_reading():
+def test_depth_is_clipped_and_missing_depth_is_far():
     metres = np.array([[0.2, 100.0, np.nan, np.inf, 0.0, -1.0]])
     np.testing.assert_array_equal(dense_maps.encode_depth(metres, 1, 10)[0, :, 0], [255, 0, 0, 0, 0, 0])
     with pytest.raises(ValueError, match="from 5 to 2 m"):
@@ -28,14 +28,14 @@ def test_depth_beyond_its_ends_and_without_reading():
 
 
 @pytest.mark.smoke
-def test_normals_come_back_within_0_4_degrees_and_none_as_none():
+def test_normals_come_back_within_0_4_degrees_and_missing_ones_as_zero():
     normals = RNG.normal(size=(60, 70, 3))
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
     normals[:5] = 0
-    found = dense_maps.decode_normals(dense_maps.encode_normals(normals))
-    assert (found[:5] == 0).all()
-    np.testing.assert_allclose(np.linalg.norm(found[5:], axis=-1), 1, atol=1e-5)
-    cosines = np.clip((found[5:] * normals[5:]).sum(axis=-1), -1, 1)
+    decoded = dense_maps.decode_normals(dense_maps.encode_normals(normals))
+    assert (decoded[:5] == 0).all()
+    np.testing.assert_allclose(np.linalg.norm(decoded[5:], axis=-1), 1, atol=1e-5)
+    cosines = np.clip((decoded[5:] * normals[5:]).sum(axis=-1), -1, 1)
     assert np.degrees(np.arccos(cosines)).max() < 0.4
 
 
@@ -84,21 +84,21 @@ def test_drawn_joints_are_read_back(joints):
     people = [RNG.permutation(joints)[:, None] * (8.0, 5.0) + (15.3, 12.7 + 110 * number) for number in range(2)]
     people[1][2] = np.nan
     picture = annotations.draw_skeletons((180, 230), people, BONES, [3.0, 3.0], [1.2, 1.2])
-    found = annotations.read_joints(picture, joints)
-    for joint, dots in enumerate(found):
+    dots_by_joint = annotations.read_joints(picture, joints)
+    for joint, dots in enumerate(dots_by_joint):
         truth = np.array([person[joint] for person in people if np.isfinite(person[joint]).all()])
         assert metrics.correct_keypoints(truth, np.full(len(truth), 1.0), dots) == len(truth) == len(dots)
 
 
-def test_measures_of_known_cases():
-    truth, found = np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]])
-    counts = metrics.confusion(truth, found, 3)
+def test_metrics_of_known_cases():
+    truth, predicted = np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]])
+    counts = metrics.confusion(truth, predicted, 3)
     assert counts.sum() == 4 and counts[0, 1] == 1
     assert metrics.mean_iou(counts) == pytest.approx((1 / 2 + 2 / 3) / 2)  # class 2 occurs nowhere
     assert metrics.pixel_accuracy(counts) == 0.75
-    metres, read = np.array([1.0, 2.0, 4.0]), np.array([1.0, 1.0, 4.4])
-    assert metrics.abs_rel(metres, read) == pytest.approx(0.2)
-    assert metrics.delta(metres, read) == pytest.approx(2 / 3)
+    metres, estimate = np.array([1.0, 2.0, 4.0]), np.array([1.0, 1.0, 4.4])
+    assert metrics.abs_rel(metres, estimate) == pytest.approx(0.2)
+    assert metrics.delta(metres, estimate) == pytest.approx(2 / 3)
     up, aside, none = np.array([0, 1.0, 0]), np.array([1.0, 0, 0]), np.zeros(3)
     assert metrics.angular_error(np.stack([up, up]), np.stack([up, aside])) == pytest.approx(45)
     assert metrics.angular_error(np.stack([up, none]), np.stack([none, up])) == pytest.approx(90)
@@ -106,9 +106,9 @@ def test_measures_of_known_cases():
     assert metrics.box_iou((0, 0, 4, 4), (4, 4, 6, 6)) == 0
 
 
-def test_a_found_point_counts_for_one_true_point_only():
+def test_a_predicted_point_matches_one_true_point_only():
     truth = np.array([[0.0, 0.0], [1.0, 0.0]])
-    reach = np.array([2.0, 2.0])
-    assert metrics.correct_keypoints(truth, reach, np.array([[0.5, 0.0]])) == 1
-    assert metrics.correct_keypoints(truth, reach, np.array([[0.5, 0.0], [1.5, 0.0], [9.0, 9.0]])) == 2
-    assert metrics.correct_keypoints(truth, reach, np.zeros((0, 2))) == 0
+    tolerance = np.array([2.0, 2.0])
+    assert metrics.correct_keypoints(truth, tolerance, np.array([[0.5, 0.0]])) == 1
+    assert metrics.correct_keypoints(truth, tolerance, np.array([[0.5, 0.0], [1.5, 0.0], [9.0, 9.0]])) == 2
+    assert metrics.correct_keypoints(truth, tolerance, np.zeros((0, 2))) == 0

@@ -1,4 +1,4 @@
-"""Pictures <-> arrays: crops equal to the original's, transparency, rounding."""
+"""Pictures <-> arrays: crops equal to the original's, transparency and rounding."""
 
 import json
 
@@ -27,10 +27,10 @@ def test_crops_equal_the_originals_pixel_by_pixel(goldens):
     for case in json.loads((folder / "pixels.json").read_text()):
         image = Image.open(folder / case["in"])
         size = layout.best_crop(image.size, layout.crop_sizes(case["target"]))
-        mine = pixels.crop(image, size, (share(case["crop_left"]), share(case["crop_upper"])))
+        cropped = pixels.crop(image, size, (share(case["crop_left"]), share(case["crop_upper"])))
         expected = Image.open(folder / case["out"])
-        assert mine.mode == case["mode"] and mine.size == expected.size == tuple(case["out_size"])
-        assert (np.asarray(mine) == np.asarray(expected)).all(), case["name"]
+        assert cropped.mode == case["mode"] and cropped.size == expected.size == tuple(case["out_size"])
+        assert (np.asarray(cropped) == np.asarray(expected)).all(), case["name"]
 
 
 @on_goldens("crop")
@@ -58,10 +58,10 @@ def test_random_crop_is_deterministic_and_uniform():
     draw = [
         np.asarray(pixels.random_crop(ramp, (32, 32), rng))[0, 0] for rng in map(np.random.default_rng, range(1400))
     ]
-    again = np.asarray(pixels.random_crop(ramp, (32, 32), np.random.default_rng(5)))[0, 0]
-    assert again == draw[5]
+    repeated = np.asarray(pixels.random_crop(ramp, (32, 32), np.random.default_rng(5)))[0, 0]
+    assert repeated == draw[5]
     counts = np.bincount(draw)
-    # Seven places, 200 expected in each: five standard deviations.
+    # Seven offsets, 200 expected at each; the bound is five standard deviations.
     assert len(counts) == 7 and (np.abs(counts - 200) < 5 * np.sqrt(200 * 6 / 7)).all()
 
 
@@ -72,16 +72,16 @@ def test_random_crop_draws_the_column_first():
     assert (np.asarray(pixels.random_crop(image, (32, 32), np.random.default_rng(3))) == np.asarray(expected)).all()
 
 
-def test_crop_takes_the_place_its_shares_name():
+def test_crop_lies_where_its_offset_shares_say():
     image = noise(37, 32)
     for left in range(6):
-        taken = np.asarray(pixels.crop(image, (32, 32), ((left + 0.5) / 6, 0.0)))
-        assert (taken == np.asarray(image)[:, left : left + 32]).all()
+        crop = np.asarray(pixels.crop(image, (32, 32), ((left + 0.5) / 6, 0.0)))
+        assert (crop == np.asarray(image)[:, left : left + 32]).all()
     last = np.nextafter(1.0, 0.0)
     assert (np.asarray(pixels.crop(image, (32, 32), (last, last))) == np.asarray(image)[:, 5:]).all()
 
 
-def test_whiten_turns_what_is_transparent_white():
+def test_whiten_puts_transparent_pixels_on_white():
     image = Image.new("RGBA", (3, 1))
     for column, colour in enumerate([(10, 20, 30, 255), (10, 20, 30, 0), (100, 100, 100, 128)]):
         image.putpixel((column, 0), colour)
@@ -110,7 +110,7 @@ def test_whiten_equals_the_originals(goldens):
     assert checked
 
 
-def test_pixels_survive_the_trip_to_minus_one_and_one():
+def test_pixels_survive_scaling_to_minus_one_to_one_and_back():
     image = noise(16, 16)
     values = pixels.to_pixels(image)
     assert values.dtype == np.float32 and values.shape == (16, 16, 3) and np.abs(values).max() <= 1

@@ -10,7 +10,7 @@ import pytest
 from tiny import answers, tiny_model, tiny_vocab
 
 from convert import load_model
-from convert.convert import EXPERIMENT_FILE
+from convert.metadata import EXPERIMENT_FILE
 from lumina_jax.config import PARALLEL, Experiment, SampleConfig, from_dict
 from lumina_jax.conversation import image_prompt, tokenize
 from lumina_jax.layout import encode_grid

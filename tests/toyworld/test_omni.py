@@ -1,4 +1,4 @@
-"""Laws of the embedded world's exercises: reproducible, held out where promised, told in words that fit what is shown."""
+"""Laws of the embedded world's exercises: reproducible, held out where required, with texts that are true of their pictures."""
 
 import hashlib
 from collections import Counter
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from lumina_jax.conversation import check_symbols
-from lumina_jax.toyworld import edits
+from lumina_jax.toyworld import edits, omni
 from lumina_jax.toyworld.captions import Thing, describe, facts_true, parse
-from lumina_jax.toyworld.exercises import Answer, Change, Exercise, dialog, replies
+from lumina_jax.toyworld.exercises import AnswerQuestions, ApplyEdits, Exercise, next_prompt, true_replies
 from lumina_jax.toyworld.figures import PERSON, POSES
-from lumina_jax.toyworld.omni import LESSONS, MIX, QUESTIONS, OmniSource, exercise, exercises
+from lumina_jax.toyworld.omni import LESSONS, MIX, QUESTIONS, OmniSource, evaluation_exercises
 from lumina_jax.toyworld.scenes import FULL, MINI, OMNI, Object, Scene, clear
 from lumina_jax.toyworld.source import STAGES, ToySource, stage_sizes, training_sizes
 from lumina_jax.vocab import IMAGE_SYMBOL
@@ -20,11 +20,11 @@ from lumina_jax.vocab import IMAGE_SYMBOL
 SIZES = stage_sizes(64)
 
 
-def scenes_of(made: Exercise) -> tuple[Scene, ...]:
-    return made.scenes if isinstance(made, Answer | Change) else (made.scene,)
+def scenes_of(exercise: Exercise) -> tuple[Scene, ...]:
+    return exercise.scenes if isinstance(exercise, AnswerQuestions | ApplyEdits) else (exercise.scene,)
 
 
-def test_the_worlds_without_persons_are_what_they_were():
+def test_the_records_of_worlds_without_persons_are_pinned():
     digest = hashlib.sha256()
     for world, held_out in ((MINI, False), (MINI, True), (FULL, False)):
         for record in ToySource(world, training_sizes(128), 120, 5, held_out):
@@ -36,18 +36,18 @@ def test_the_worlds_without_persons_are_what_they_were():
 def test_a_record_is_a_pure_function_of_its_index():
     first, second = (OmniSource(OMNI, SIZES, 60, 3) for _ in range(2))
     for index in reversed(range(60)):
-        one, other = first[index], second[index]
-        assert one.turns == other.turns
-        assert [image.tobytes() for image in one.images] == [image.tobytes() for image in other.images]
-        assert all(image.size in first.sizes for image in one.images)
-        check_symbols([message for turn in one.turns for message in turn], len(one.images))
+        record, repeated = first[index], second[index]
+        assert record.turns == repeated.turns
+        assert [image.tobytes() for image in record.images] == [image.tobytes() for image in repeated.images]
+        assert all(image.size in first.sizes for image in record.images)
+        check_symbols([message for turn in record.turns for message in turn], len(record.images))
     assert {image.size for index in range(60) for image in first[index].images} == set(SIZES)
     with pytest.raises(IndexError, match="60"):
         first[60]
 
 
 def test_the_fingerprint_changes_with_the_records():
-    made = [
+    sources = [
         OmniSource(OMNI, SIZES, 60, 3),
         OmniSource(OMNI, SIZES, 60, 4),
         OmniSource(OMNI, SIZES, 61, 3),
@@ -55,8 +55,8 @@ def test_the_fingerprint_changes_with_the_records():
         OmniSource(MINI, SIZES, 60, 3),
         OmniSource(OMNI, SIZES, 60, 3, {"depth": 1.0, "text": 2.0}),
     ]
-    assert len({source.fingerprint for source in made}) == len(made)
-    assert made[0].fingerprint == OmniSource(OMNI, SIZES, 60, 3, dict(MIX)).fingerprint
+    assert len({source.fingerprint for source in sources}) == len(sources)
+    assert sources[0].fingerprint == OmniSource(OMNI, SIZES, 60, 3, dict(MIX)).fingerprint
 
 
 def test_tasks_come_by_their_weights():
@@ -77,127 +77,132 @@ def test_a_lesson_has_every_task_and_canvases_up_to_a_size():
     for lesson in LESSONS.values():
         assert list(lesson.mix) == list(MIX)
         counts = Counter(lesson.sizes(96))
-        times = {
-            size: often for area, often in zip(STAGES[:2], lesson.often, strict=False) for size in stage_sizes(area)
+        expected = {
+            size: repeats
+            for area, repeats in zip(STAGES[:2], lesson.repeats, strict=False)
+            for size in stage_sizes(area)
         }
-        assert counts == times and set(lesson.sizes(128)) == {size for area in STAGES for size in stage_sizes(area)}
+        assert counts == expected and set(lesson.sizes(128)) == {size for area in STAGES for size in stage_sizes(area)}
 
 
 def test_an_unknown_task_is_refused():
     with pytest.raises(ValueError, match=r"'dance'.*depth"):
-        exercise(OMNI, "dance", (64, 64), 0, 0)
+        omni.exercise(OMNI, "dance", (64, 64), 0, 0)
 
 
 @pytest.mark.parametrize("task", MIX)
 def test_every_task_is_made_at_every_size(task):
     for target in STAGES:
         sizes = stage_sizes(target)
-        for size, made in zip(sizes, exercises(task, sizes, len(sizes), 0), strict=True):
-            assert all(picture.shape == (size[1], size[0], 3) for picture in made.pictures)
-            assert all(picture.dtype == np.uint8 for picture in made.pictures)
-            check_symbols([message for turn in made.turns for message in turn], len(made.pictures))
+        for size, exercise in zip(sizes, evaluation_exercises(task, sizes, len(sizes), 0), strict=True):
+            assert all(picture.shape == (size[1], size[0], 3) for picture in exercise.pictures)
+            assert all(picture.dtype == np.uint8 for picture in exercise.pictures)
+            check_symbols([message for turn in exercise.turns for message in turn], len(exercise.pictures))
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("task", [task for task in MIX if task != "text"])
-def test_no_scene_shows_a_held_out_composition_but_where_it_is_asked_for(task):
+def test_held_out_compositions_come_in_held_out_exercises_only(task):
     def held_out(scene):
         return len(scene.objects) == 2 and OMNI.is_held_out(*scene.objects)
 
     for index in range(40):
         size = SIZES[index % len(SIZES)]
-        assert not any(held_out(scene) for scene in scenes_of(exercise(OMNI, task, size, 1, index)))
-        assert any(held_out(scene) for scene in scenes_of(exercise(OMNI, task, size, 1, index, held_out=True)))
+        assert not any(held_out(scene) for scene in scenes_of(omni.exercise(OMNI, task, size, 1, index)))
+        assert any(held_out(scene) for scene in scenes_of(omni.exercise(OMNI, task, size, 1, index, held_out=True)))
 
 
-def test_evaluation_draws_from_streams_of_its_own():
-    trained = [exercise(OMNI, "describe", (128, 128), 0, index).scene for index in range(150)]
-    fresh = [made.scene for made in exercises("describe", [(128, 128)], 150, 0)]
-    assert sum(one == other for one, other in zip(trained, fresh, strict=True)) < 5
+def test_evaluation_streams_differ_from_those_of_training():
+    training = [omni.exercise(OMNI, "describe", (128, 128), 0, index).scene for index in range(150)]
+    fresh = [exercise.scene for exercise in evaluation_exercises("describe", [(128, 128)], 150, 0)]
+    assert sum(first == second for first, second in zip(training, fresh, strict=True)) < 5
 
 
 def test_objects_stay_apart_in_every_scene_of_an_edit():
     for task in (*edits.KINDS, "edits", "chain"):
-        for made in exercises(task, stage_sizes(96), 40, 2):
-            for scene in made.scenes:
+        for exercise in evaluation_exercises(task, stage_sizes(96), 40, 2):
+            for scene in exercise.scenes:
                 assert all(clear(*scene.objects, scene.canvas) for _ in range(len(scene.objects) // 2))
 
 
 @pytest.mark.parametrize("kind", edits.KINDS)
-def test_an_edit_is_what_it_says_and_no_other(kind):
-    made = exercises(kind, SIZES, 60, 3)
-    for one, other in zip(made, made[1:] + made[:1], strict=True):
-        (edit,), (before, after) = one.edits, one.scenes
+def test_an_edit_is_recognised_in_its_own_result_only(kind):
+    exercises = evaluation_exercises(kind, SIZES, 60, 3)
+    for exercise, other in zip(exercises, exercises[1:] + exercises[:1], strict=True):
+        (edit,), (before, after) = exercise.edits, exercise.scenes
         assert edit.kind == kind and edit.difference(before, after) is not None
         assert edit.difference(before, before) is None
         assert edit.difference(before, other.scenes[1]) is None
 
 
-def test_an_edit_of_the_wrong_object_or_of_more_than_was_asked_is_none():
+def test_an_edit_of_a_wrong_or_a_further_object_is_refused():
     red, blue = Object("circle", "red", "small", 16, 16), Object("square", "blue", "small", 80, 32)
     before = Scene(128, 64, "white", (red, blue))
-    remove = edits.Edit("remove", Thing("red", "circle"))
+    remove = edits.SceneEdit("remove", Thing("red", "circle"))
     assert remove.difference(before, replace(before, objects=(blue,))) == edits.Difference(red, None)
     assert remove.difference(before, replace(before, objects=(red,))) is None
     assert remove.difference(before, replace(before, objects=(blue,), background="black")) is None
-    move, there = edits.Edit("move", Thing("red", "circle"), "bottom left"), replace(red, y=48)
-    assert move.difference(before, replace(before, objects=(there, blue))) == edits.Difference(red, there)
-    assert move.difference(before, replace(before, objects=(replace(there, colour="green"), blue))) is None
-    assert move.difference(before, replace(before, objects=(there, replace(blue, x=96)))) is None
+    move, moved = edits.SceneEdit("move", Thing("red", "circle"), "bottom left"), replace(red, y=48)
+    assert move.difference(before, replace(before, objects=(moved, blue))) == edits.Difference(red, moved)
+    assert move.difference(before, replace(before, objects=(replace(moved, colour="green"), blue))) is None
+    assert move.difference(before, replace(before, objects=(moved, replace(blue, x=96)))) is None
 
 
-def test_edits_are_worded_as_people_would():
+def test_edits_are_worded_as_instructions():
     red, blue = Thing("red", "circle"), Thing("blue", "square", "small")
-    assert edits.Edit("remove", red).text == "Remove the red circle."
-    assert edits.Edit("recolour", blue, "green").text == "Recolour the small blue square green."
-    assert edits.Edit("move", red, "left").text == "Move the red circle to the left."
-    assert edits.Edit("add", blue, "left of", red).text == "Add a small blue square left of the red circle."
+    assert edits.SceneEdit("remove", red).text == "Remove the red circle."
+    assert edits.SceneEdit("recolour", blue, "green").text == "Recolour the small blue square green."
+    assert edits.SceneEdit("move", red, "left").text == "Move the red circle to the left."
+    assert edits.SceneEdit("add", blue, "left of", red).text == "Add a small blue square left of the red circle."
 
 
-def test_an_object_is_called_by_the_fewest_words_that_mean_it_alone():
-    one, two = Object("circle", "red", "small", 16, 32), Object("circle", "red", "large", 80, 32)
-    assert edits.name(one, Scene(128, 64, "white", (one,))) == Thing("red", "circle")
-    assert edits.name(two, Scene(128, 64, "white", (one, two))) == Thing("red", "circle", "large")
-    assert edits.name(one, Scene(128, 64, "white", (one, Object("circle", "red", "small", 80, 32)))) is None
+def test_an_object_is_named_by_the_shortest_unique_phrase():
+    small, large = Object("circle", "red", "small", 16, 32), Object("circle", "red", "large", 80, 32)
+    assert edits.unique_phrase(small, Scene(128, 64, "white", (small,))) == Thing("red", "circle")
+    assert edits.unique_phrase(large, Scene(128, 64, "white", (small, large))) == Thing("red", "circle", "large")
+    assert (
+        edits.unique_phrase(small, Scene(128, 64, "white", (small, Object("circle", "red", "small", 80, 32)))) is None
+    )
 
 
-def test_a_description_is_true_whole_and_the_same_from_either_object():
+def test_a_description_is_true_complete_and_independent_of_object_order():
     for index in range(200):
         scene = OMNI.scene((128, 96), 4, index)
-        said = describe(scene)
-        assert facts_true(scene, said.claims) and parse(said.text).claims == said.claims
-        assert describe(Scene(*scene.canvas, scene.background, scene.objects[::-1])) == said
+        caption = describe(scene)
+        assert facts_true(scene, caption.claims) and parse(caption.text).claims == caption.claims
+        assert describe(Scene(*scene.canvas, scene.background, scene.objects[::-1])) == caption
 
 
-def test_answers_are_even_enough_that_none_can_be_guessed():
-    for task, most in (("question", 0.35), ("compare", 0.5), ("text", 0.2)):
-        counts = Counter(answer for made in exercises(task, SIZES, 400, 0) for _, answer in made.asked)
-        assert counts.most_common(1)[0][1] / 400 < most, counts
-    asked = [made.asked[0] for made in exercises("question", SIZES, 400, 0)]
-    answers = [answer for question, answer in asked if question.startswith("Is ")]
+def test_no_answer_is_frequent_enough_to_be_guessed():
+    for task, limit in (("question", 0.35), ("compare", 0.5), ("text", 0.2)):
+        counts = Counter(
+            answer for exercise in evaluation_exercises(task, SIZES, 400, 0) for _, answer in exercise.questions
+        )
+        assert counts.most_common(1)[0][1] / 400 < limit, counts
+    pairs = [exercise.questions[0] for exercise in evaluation_exercises("question", SIZES, 400, 0)]
+    answers = [answer for question, answer in pairs if question.startswith("Is ")]
     assert abs(np.mean([answer == "yes" for answer in answers]) - 0.5) < 0.15
 
 
-def test_a_dialog_asks_something_else_in_every_turn_and_shows_its_pictures_once():
-    made = exercises("dialog", SIZES, 60, 0)
-    assert {len(one.scenes) for one in made} == {1, 2}
-    for one in made:
-        first, *later = [human for human, _ in one.turns]
-        assert len({first, *later}) == QUESTIONS and first.count(IMAGE_SYMBOL) == len(one.scenes)
+def test_a_dialog_has_different_questions_and_its_pictures_in_the_first_turn():
+    exercises = evaluation_exercises("dialog", SIZES, 60, 0)
+    assert {len(exercise.scenes) for exercise in exercises} == {1, 2}
+    for exercise in exercises:
+        first, *later = [human for human, _ in exercise.turns]
+        assert len({first, *later}) == QUESTIONS and first.count(IMAGE_SYMBOL) == len(exercise.scenes)
         assert not any(IMAGE_SYMBOL in human for human in later)
-    turns = [turn for one in made if len(one.scenes) == 1 for turn in one.asked]
+    turns = [turn for exercise in exercises if len(exercise.scenes) == 1 for turn in exercise.questions]
     counted = next((question, answer) for question, answer in turns if question == "How many objects are there?")
-    scene = next(one.scenes[0] for one in made if counted in one.asked)
+    scene = next(exercise.scenes[0] for exercise in exercises if counted in exercise.questions)
     assert counted[1] == str(len(scene.objects))
 
 
-def test_of_two_objects_at_most_one_is_removed_in_a_chain():
-    chains = exercises("chain", SIZES, 60, 0)
-    assert {len(made.scenes) for made in chains} == {5} and all(
-        len(scene.objects) for one in chains for scene in one.scenes
-    )
-    for made in chains:
-        for edit, before, after in zip(made.edits, made.scenes, made.scenes[1:], strict=False):
+def test_a_chain_removes_at_most_one_of_two_objects():
+    chains = evaluation_exercises("chain", SIZES, 60, 0)
+    assert {len(chain.scenes) for chain in chains} == {5}
+    assert all(len(scene.objects) for chain in chains for scene in chain.scenes)
+    for chain in chains:
+        for edit, before, after in zip(chain.edits, chain.scenes, chain.scenes[1:], strict=False):
             assert edit.difference(before, after) is not None
 
 
@@ -212,14 +217,14 @@ def test_persons_come_in_all_poses_and_one_size():
 
 
 @pytest.mark.parametrize("task", ["edits", "chain", "depth", "compare", "dialog", "text"])
-def test_a_dialog_goes_on_from_the_replies_given(task):
-    (made,) = exercises(task, SIZES, 1, 0)
-    given = []
-    for number, reply in enumerate(replies(made)):
-        turns, pictures = dialog(made, given)
-        assert len(turns) == number + 1 and turns[-1] == (made.turns[number][0], None)
-        assert [answer for _, answer in turns[:-1]] == [answer for _, answer in made.turns[:number]]
+def test_the_next_prompt_contains_the_earlier_replies(task):
+    (exercise,) = evaluation_exercises(task, SIZES, 1, 0)
+    earlier = []
+    for number, reply in enumerate(true_replies(exercise)):
+        turns, pictures = next_prompt(exercise, earlier)
+        assert len(turns) == number + 1 and turns[-1] == (exercise.turns[number][0], None)
+        assert [answer for _, answer in turns[:-1]] == [answer for _, answer in exercise.turns[:number]]
         check_symbols([message for turn in turns for message in turn if message], len(pictures))
-        assert all((one == other).all() for one, other in zip(pictures, made.pictures, strict=False))
-        given.append(reply)
-    assert sum(isinstance(reply, np.ndarray) for reply in given) == sum(a == IMAGE_SYMBOL for _, a in made.turns)
+        assert all((first == second).all() for first, second in zip(pictures, exercise.pictures, strict=False))
+        earlier.append(reply)
+    assert sum(isinstance(reply, np.ndarray) for reply in earlier) == sum(a == IMAGE_SYMBOL for _, a in exercise.turns)

@@ -1,4 +1,4 @@
-"""Laws of the scores: full marks for the truth, through the codebook too, and clearly less for the truth of another."""
+"""Laws of the scores: perfect for the truth, also through the codebook, and clearly worse for the truth of another exercise."""
 
 from dataclasses import replace
 
@@ -10,11 +10,11 @@ from lumina_jax.config import DataConfig, VQConfig
 from lumina_jax.conversation import tokenize
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pictures.pixels import to_pixels
-from lumina_jax.sample.picture import pictures as painted
+from lumina_jax.sample.picture import pictures
 from lumina_jax.toyworld.captions import describe
-from lumina_jax.toyworld.exercises import Change, Condition, Describe, Look, replies
-from lumina_jax.toyworld.omni import MIX, OmniSource, exercises
-from lumina_jax.toyworld.omni_fit import alphabet, extended, fit_omni
+from lumina_jax.toyworld.exercises import ApplyEdits, Describe, PaintFromView, PredictView, true_replies
+from lumina_jax.toyworld.omni import MIX, OmniSource, evaluation_exercises
+from lumina_jax.toyworld.omni_fit import extended, fit_omni, patch_pictures
 from lumina_jax.toyworld.omni_judge import WORST, mean_scores, score
 from lumina_jax.toyworld.scenes import MINI, OMNI, Object, Scene
 from lumina_jax.toyworld.source import STAGES, stage_sizes
@@ -22,7 +22,7 @@ from lumina_jax.vocab import Vocab
 
 PERFECT = {name: 1.0 for name in WORST} | {"abs_rel": 0.0, "degrees": 0.0, "psnr_db": 100.0}
 NEARLY = {"abs_rel": 1e-4, "degrees": 0.4}
-"""How far 8 bits may keep the truth from perfection."""
+"""How far 8-bit maps may be from the truth."""
 SHUFFLED = {
     "abs_rel": 0.2,
     "degrees": 10.0,
@@ -32,12 +32,12 @@ SHUFFLED = {
     "exact": 0.6,
     "psnr_db": 20.0,
 }
-"""What the truths of others are kept away from; the rest stay below a half."""
+"""Bounds that the truth of another exercise must miss; for all other scores the bound is 0.5."""
 
 
 @pytest.fixture(scope="module")
 def coded(tmp_path_factory):
-    """A codebook of the world, and the tokenizer that goes with it."""
+    """The codebook of the world and its tokenizer."""
     folder = tmp_path_factory.mktemp("omni")
     cfg = VQConfig(kind="patch", path=str(folder / "vq.npz"), codes=1200)
     fit_omni(cfg, DataConfig(tokenizer=str(folder)))
@@ -45,7 +45,7 @@ def coded(tmp_path_factory):
 
 
 def through(vq, reply):
-    """What is left of a reply that was encoded and decoded."""
+    """A reply, encoded and decoded if it is a picture."""
     if isinstance(reply, str):
         return reply
     codes = vq.encode(to_pixels(Image.fromarray(reply))[None])
@@ -53,30 +53,32 @@ def through(vq, reply):
 
 
 @pytest.mark.parametrize("task", MIX)
-def test_the_truth_has_full_marks_and_the_truth_of_others_has_not(task, coded):
+def test_the_truth_is_perfect_and_the_truth_of_another_exercise_is_not(task, coded):
     vq, _ = coded
     for target in STAGES:
         sizes = stage_sizes(target)
-        made = exercises(task, sizes, 3 * len(sizes), 0)
-        true = mean_scores([score(one, replies(one)) for one in made])
-        kept = mean_scores([score(one, [through(vq, reply) for reply in replies(one)]) for one in made])
-        others = made[len(sizes) :] + made[: len(sizes)]  # of the same size
-        false = mean_scores([score(one, replies(other)) for one, other in zip(made, others, strict=True)])
+        exercises = evaluation_exercises(task, sizes, 3 * len(sizes), 0)
+        true = mean_scores([score(e, true_replies(e)) for e in exercises])
+        kept = mean_scores([score(e, [through(vq, reply) for reply in true_replies(e)]) for e in exercises])
+        others = exercises[len(sizes) :] + exercises[: len(sizes)]  # of the same size
+        false = mean_scores([score(e, true_replies(other)) for e, other in zip(exercises, others, strict=True)])
         for name, value in true.items():
             assert abs(value - PERFECT[name]) <= NEARLY.get(name, 0) and abs(kept[name] - value) < 1e-6, (name, value)
-            away = false[name] > SHUFFLED[name] if name in NEARLY else false[name] < SHUFFLED.get(name, 0.5)
-            assert away, (name, false[name])
+            is_worse = false[name] > SHUFFLED[name] if name in NEARLY else false[name] < SHUFFLED.get(name, 0.5)
+            assert is_worse, (name, false[name])
 
 
 @pytest.mark.parametrize("task", MIX)
-def test_no_reply_and_one_of_another_kind_have_the_worst_marks(task):
-    (made,) = exercises(task, stage_sizes(64), 1, 0)
+def test_a_missing_reply_and_one_of_another_kind_have_the_worst_scores(task):
+    (exercise,) = evaluation_exercises(task, stage_sizes(64), 1, 0)
     small, wrong = np.zeros((16, 16, 3), np.uint8), {"right": 0.0}
     for reply in (None, small, "walrus"):
-        found = score(made, [reply] * len(made.turns))
-        assert found == ({name: WORST[name] for name in found} or wrong)
-    noise = np.random.default_rng(0).integers(0, 256, made.pictures[0].shape, np.uint8) if made.pictures else small
-    assert score(made, [noise] * len(made.turns)).get("right", 0.0) == 0.0
+        scores = score(exercise, [reply] * len(exercise.turns))
+        assert scores == ({name: WORST[name] for name in scores} or wrong)
+    noise = (
+        np.random.default_rng(0).integers(0, 256, exercise.pictures[0].shape, np.uint8) if exercise.pictures else small
+    )
+    assert score(exercise, [noise] * len(exercise.turns)).get("right", 0.0) == 0.0
 
 
 RED, BLUE = Object("circle", "red", "small", 16, 32), Object("square", "blue", "small", 48, 16)
@@ -85,33 +87,32 @@ PAIR = Scene(64, 64, "white", (RED, BLUE))
 
 @pytest.mark.smoke
 def test_an_edit_is_right_only_if_nothing_else_changed():
-    (made,) = (one for one in exercises("recolour", [(64, 64)], 1, 0))
-    assert score(made, replies(made)) == {"inside": 1.0, "outside": 1.0, "right": 1.0}
-    speck = replies(made)[0].copy()
-    free = np.argwhere((speck == made.scenes[0].render()).all(axis=-1))
+    (exercise,) = evaluation_exercises("recolour", [(64, 64)], 1, 0)
+    assert score(exercise, true_replies(exercise)) == {"inside": 1.0, "outside": 1.0, "right": 1.0}
+    speck = true_replies(exercise)[0].copy()
+    free = np.argwhere((speck == exercise.scenes[0].render()).all(axis=-1))
     speck[tuple(free[0])] ^= 8
-    assert score(made, [speck]) == {"inside": 1.0, "outside": 0.0, "right": 0.0}
-    assert score(made, [made.scenes[0].render()]) == {"inside": 0.0, "outside": 1.0, "right": 0.0}
+    assert score(exercise, [speck]) == {"inside": 1.0, "outside": 0.0, "right": 0.0}
+    assert score(exercise, [exercise.scenes[0].render()]) == {"inside": 0.0, "outside": 1.0, "right": 0.0}
 
 
-def test_a_later_edit_is_judged_on_the_picture_before_it():
-    made = next(
-        one for one in exercises("edits", [(128, 128)], 60, 0) if [e.kind for e in one.edits] == ["move", "recolour"]
-    )
-    moved, done = made.scenes[1:]
-    subject = made.edits[0].difference(*made.scenes[:2])
+def test_a_later_edit_is_compared_with_the_reply_before_it():
+    exercises = evaluation_exercises("edits", [(128, 128)], 60, 0)
+    exercise = next(e for e in exercises if [edit.kind for edit in e.edits] == ["move", "recolour"])
+    moved, done = exercise.scenes[1:]
+    subject = exercise.edits[0].difference(*exercise.scenes[:2])
     elsewhere = next(
         scene
         for x, y in OMNI.centres(subject.new.size, moved.canvas)
         if (scene := _with(moved, subject.new, replace(subject.new, x=x, y=y))) != moved
-        and made.edits[0].difference(made.scenes[0], scene) is not None
+        and exercise.edits[0].difference(exercise.scenes[0], scene) is not None
     )
     new = next(thing for thing in elsewhere.objects if thing not in moved.objects)
-    recoloured = made.edits[1].difference(moved, done)
+    recoloured = exercise.edits[1].difference(moved, done)
     target = new if recoloured.old == subject.new else recoloured.old
     after = _with(elsewhere, target, replace(target, colour=recoloured.new.colour))
-    assert score(made, [elsewhere.render(), after.render()])["right"] == 1.0
-    assert score(made, [moved.render(), after.render()])["right"] == 0.0
+    assert score(exercise, [elsewhere.render(), after.render()])["right"] == 1.0
+    assert score(exercise, [moved.render(), after.render()])["right"] == 0.0
 
 
 def _with(scene: Scene, old: Object, new: Object) -> Scene:
@@ -130,12 +131,12 @@ def _with(scene: Scene, old: Object, new: Object) -> Scene:
         ("it is art", 0.0),
     ],
 )
-def test_a_description_must_be_true_and_whole(text, right):
+def test_a_description_must_be_true_and_complete(text, right):
     assert describe(PAIR).text == "a small red circle left of a small blue square on white"
     assert score(Describe(PAIR), [text]) == {"right": right}
 
 
-def test_a_condition_also_says_where_and_in_what_pose():
+def test_a_condition_fixes_positions_and_poses_too():
     person = Object("person", "red", "large", 16, 16, (True, False, False, True))
     square = Object("square", "blue", "small", 80, 48)
     scene = Scene(128, 64, "white", (person, square))
@@ -143,27 +144,27 @@ def test_a_condition_also_says_where_and_in_what_pose():
     waved = replace(scene, objects=(replace(person, pose=(False,) * 4), square))
     assert describe(moved) == describe(waved) == describe(scene)
     for view, right in (("depth", (1.0, 0.0, 0.0)), ("pose", (1.0, 1.0, 0.0))):
-        painted_scenes = (scene, moved, waved)
-        assert tuple(score(Condition(scene, view), [one.render()])["right"] for one in painted_scenes) == right
-    assert score(Condition(scene, "pose"), [replace(scene, objects=(elsewhere,)).render()]) == {"right": 0.0}
+        replies = [variant.render() for variant in (scene, moved, waved)]
+        assert tuple(score(PaintFromView(scene, view), [reply])["right"] for reply in replies) == right
+    assert score(PaintFromView(scene, "pose"), [replace(scene, objects=(elsewhere,)).render()]) == {"right": 0.0}
 
 
-def test_joints_that_nobody_has_count_as_well():
-    one, two = exercises("pose", [(128, 128)], 2, 0)
-    both = np.maximum(replies(one)[0], replies(two)[0])
-    assert score(one, [both])["pck"] == pytest.approx(0.5, abs=0.1)
+def test_joints_of_nobody_count_as_errors():
+    first, second = evaluation_exercises("pose", [(128, 128)], 2, 0)
+    both = np.maximum(true_replies(first)[0], true_replies(second)[0])
+    assert score(first, [both])["pck"] == pytest.approx(0.5, abs=0.1)
 
 
-def test_the_codebook_has_every_patch_and_no_more(coded):
+def test_the_codebook_has_all_patches_and_no_others(coded):
     vq, vocab = coded
     assert vq.codes == len(vocab.code_ids) and 1100 < vq.codes < 1200
     used = np.zeros(vq.codes, bool)
-    for picture in alphabet():
+    for picture in patch_pictures():
         used[vq.encode(to_pixels(Image.fromarray(picture))[None])] = True
     assert used.all()
 
 
-def test_a_codebook_known_already_keeps_its_numbers(coded, tmp_path):
+def test_the_codes_of_a_base_codebook_keep_their_numbers(coded, tmp_path):
     vq, _ = coded
     base = PatchVQ.fit([MINI.scene((64, 64), 0, index).render() for index in range(200)], 512)
     grown = extended(base, vq)
@@ -174,25 +175,25 @@ def test_a_codebook_known_already_keeps_its_numbers(coded, tmp_path):
         fit_omni(cfg, DataConfig(tokenizer=str(tmp_path)), base)
 
 
-def test_records_become_few_tokens_and_come_back(coded):
+def test_records_are_short_token_sequences_and_decode_exactly(coded):
     vq, vocab = coded
     source = OmniSource(OMNI, stage_sizes(64), 60, 1)
     for index in range(len(source)):
         record = source[index]
         grids = [vq.encode(to_pixels(image)[None])[0] for image in record.images]
         tokens, learn = tokenize(record.turns, grids, vocab)
-        most = 180 if source.task(index) in ("chain", "dialog") else 120
-        assert len(tokens) <= most and learn.any()
-        for image, back in zip(record.images, painted(tokens, vq, vocab), strict=True):
-            assert (np.asarray(back) == np.asarray(image)).all()
-        texts = [part for turn in record.turns for message in turn for part in message.split("<|image|>")]
+        limit = 180 if source.task(index) in ("chain", "dialog") else 120
+        assert len(tokens) <= limit and learn.any()
+        for image, decoded in zip(record.images, pictures(tokens, vq, vocab), strict=True):
+            assert (np.asarray(decoded) == np.asarray(image)).all()
+        texts = [text for turn in record.turns for message in turn for text in message.split("<|image|>")]
         words = sum(len(text.split()) for text in texts)
         assert sum(len(vocab.encode(text)) for text in texts) <= words + 12, texts
 
 
-def test_looking_again_has_exact_marks():
-    made = Look(PAIR, "refine")
+def test_refining_is_scored_by_psnr_and_exact_pixels():
+    exercise = PredictView(PAIR, "refine")
     dark = PAIR.render() // 2
-    assert score(made, [PAIR.render()]) == {"psnr_db": 100.0, "exact": 1.0}
-    assert score(made, [dark])["exact"] == 0.0 and score(made, [dark])["psnr_db"] < 10
-    assert isinstance(exercises("edits", [(64, 64)], 1, 0)[0], Change)
+    assert score(exercise, [PAIR.render()]) == {"psnr_db": 100.0, "exact": 1.0}
+    assert score(exercise, [dark])["exact"] == 0.0 and score(exercise, [dark])["psnr_db"] < 10
+    assert isinstance(evaluation_exercises("edits", [(64, 64)], 1, 0)[0], ApplyEdits)

@@ -1,4 +1,4 @@
-"""The quickstart's code path in miniature: the very functions, a tiny model and a handful of steps."""
+"""The quickstart in miniature: the same functions with a tiny model and a few steps."""
 
 import json
 from dataclasses import replace
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.usefixtures("plain_code")
 
 @pytest.fixture(scope="module")
 def stages():
-    made = [run.load_experiment(f"configs/toy_stage{number}.py", []) for number in (1, 2, 3)]
+    full = [run.load_experiment(f"configs/toy_stage{number}.py", []) for number in (1, 2, 3)]
     tiny = ModelConfig(vocab=663, width=16, layers=1, heads=1, kv_heads=1, head_dim=16, mlp=16, dropout=0.0)
     mesh = MeshConfig(replica=4, fsdp=2, tensor=1, compute="float32", remat="none")
     return [
         replace(stage, model=tiny, mesh=mesh, data=replace(stage.data, buckets=stage.data.buckets[-1:]))
-        for stage in made
+        for stage in full
     ]
 
 
@@ -33,14 +33,14 @@ def finished(stages, tmp_path_factory):
     return quickstart(stages, out, minutes=0.001, prompts_per_stage=4)
 
 
-def test_it_ends_in_a_report_with_every_stage(finished):
+def test_the_report_shows_every_stage(finished):
     page = finished.read_text()
     assert all(f"stage {number}" in page for number in (1, 2, 3))
     assert page.count("<img") >= 8 and "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "") and "https://" not in page
 
 
-def test_everything_it_made_is_there(finished):
+def test_all_results_are_on_disk(finished):
     out = finished.parent
     for name in ("vq.npz", "tokenizer.json", "data64/manifest.json", "stage3/metrics.jsonl", "timings.json"):
         assert (out / name).is_file()
@@ -60,13 +60,13 @@ def test_another_budget_needs_another_folder(finished, stages):
         quickstart(stages, finished.parent, minutes=5)
 
 
-def test_omni_goes_on_from_the_last_stage_to_a_sheet_of_tasks(finished, stages, monkeypatch, capsys):
+def test_omni_continues_from_the_last_stage_to_a_sheet_of_tasks(finished, stages, monkeypatch, capsys):
     parts = [run.load_experiment(f"configs/toy_{name}.py", ["data.buckets=288"]) for name in OMNI]
     parts = [replace(p, model=replace(stages[0].model, vocab=p.model.vocab), mesh=stages[0].mesh) for p in parts]
     monkeypatch.setattr(omni, "PROMPTS", 1)
     monkeypatch.setattr(omni, "STAGES", omni.STAGES[:1])
     original = omni.evaluate_tasks
-    monkeypatch.setattr(omni, "evaluate_tasks", lambda *given: original(*given, ("depth", "text")))
+    monkeypatch.setattr(omni, "evaluate_tasks", lambda *arguments: original(*arguments, ("depth", "text")))
     with pytest.raises(FileNotFoundError, match="stage3 holds no checkpoint"):
         omni.omni_quickstart(parts, finished.parent / "data64", 0.001)
     sheet = omni.omni_quickstart(parts, finished.parent, 0.001, exercises=2)
@@ -79,8 +79,8 @@ def test_omni_goes_on_from_the_last_stage_to_a_sheet_of_tasks(finished, stages, 
         omni.omni_quickstart(parts, finished.parent, 3)
 
 
-def test_an_interrupted_run_goes_on_to_the_same_numbers(finished, stages, tmp_path, monkeypatch):
-    """Stopped in stage 2 between two checkpoints; the second call ends in the same metrics and the same pictures."""
+def test_an_interrupted_run_resumes_to_the_same_numbers(finished, stages, tmp_path, monkeypatch):
+    """A run stopped in stage 2 between two checkpoints and resumed has the metrics and pictures of an uninterrupted one."""
     from lumina_jax.toyworld import quickstart as module
 
     stages = [replace(stage, save_every=6) for stage in stages]

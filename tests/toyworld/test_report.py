@@ -1,4 +1,4 @@
-"""Laws of the report: one whole file that needs no other, shows everything it is given, and nothing as markup."""
+"""Laws of the report: one self-contained file that shows all its data, with every text escaped."""
 
 import base64
 import html
@@ -13,7 +13,7 @@ from PIL import Image
 
 from lumina_jax.pictures.html import VOID_TAGS, duration, short
 from lumina_jax.toyworld.drawings import curves
-from lumina_jax.toyworld.report import Knob, Painted, Report, Score, Stage, write_report
+from lumina_jax.toyworld.report import JudgedSample, QuickstartReport, Score, StageResult, SweepCell, write_report
 
 EVIL = '<script src="x">&'
 PROMPTS = ("a red circle", EVIL + "1", EVIL + "2", "a blue square")
@@ -23,28 +23,28 @@ def image(width, height, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def painted(prompt, size=(32, 16), right=True):
-    return Painted(prompt, size, image(*size), (("a thing", True), (f"{prompt} fact", right)))
+def sample(prompt, size=(32, 16), right=True):
+    return JudgedSample(prompt, size, image(*size), (("a thing", True), (f"{prompt} fact", right)))
 
 
 def stage(name, size, fresh, held_out):
     losses = tuple((step, 5 / step) for step in range(1, 40))
-    return Stage(name, size, 39, 123_456, ((size, size), (2 * size, size)), losses, fresh, held_out, 75.0)
+    return StageResult(name, size, 39, 123_456, ((size, size), (2 * size, size)), losses, fresh, held_out, 75.0)
 
 
-MISSING = Painted("a missing one", (16, 48), None, ())
-REPORT = Report(
+MISSING = JudgedSample("a missing one", (16, 48), None, ())
+REPORT = QuickstartReport(
     title="A & B",
     minutes=3.0,
     stages=(
         stage("one", 16, Score(96, 0.9375, 1.0), Score(64, 0.515625, 0.984375)),
         stage("two", 32, Score(80, 0.8125, 0.9875), Score(48, 0.4375, 0.8958)),
     ),
-    samples=(painted(PROMPTS[0]), painted(PROMPTS[1], (16, 64), right=False), MISSING),
-    progress=((painted(PROMPTS[2]), painted(PROMPTS[2], (64, 32))), (MISSING, painted("a missing one"))),
-    knobs=(
-        Knob(1.0, 1.0, 1, (painted(PROMPTS[3]), painted(PROMPTS[3], right=False))),
-        Knob(4.0, 0.5, 2000, (painted(PROMPTS[3]), MISSING, painted(PROMPTS[3]), painted(PROMPTS[3]))),
+    samples=(sample(PROMPTS[0]), sample(PROMPTS[1], (16, 64), right=False), MISSING),
+    progress=((sample(PROMPTS[2]), sample(PROMPTS[2], (64, 32))), (MISSING, sample("a missing one"))),
+    sweep=(
+        SweepCell(1.0, 1.0, 1, (sample(PROMPTS[3]), sample(PROMPTS[3], right=False))),
+        SweepCell(4.0, 0.5, 2000, (sample(PROMPTS[3]), MISSING, sample(PROMPTS[3]), sample(PROMPTS[3]))),
     ),
     originals=(image(16, 32), image(32, 16)),
     rebuilt=(image(16, 32), image(32, 16, seed=1)),
@@ -56,7 +56,7 @@ REPORT = Report(
 
 
 class Page(HTMLParser):
-    """Proves that tags balance, and collects them, their attributes and the text between them."""
+    """Checks that tags balance, and collects them with their attributes and the text between them."""
 
     def __init__(self, text: str):
         super().__init__(convert_charrefs=True)
@@ -85,7 +85,7 @@ def written(report, tmp_path):
 
 
 @pytest.mark.smoke
-def test_the_page_is_whole_escaped_and_needs_no_other_file(tmp_path):
+def test_the_page_is_complete_escaped_and_self_contained(tmp_path):
     text = written(REPORT, tmp_path)
     page = Page(text)
     words = "\n".join(page.text)
@@ -95,28 +95,28 @@ def test_the_page_is_whole_escaped_and_needs_no_other_file(tmp_path):
     assert not re.search(r"https?://|@import|url\(|<link", text)
     assert {a["src"].split(",")[0] for a in page.named("img")} == {"data:image/png;base64"}
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["report.html"]
-    for said in (REPORT.title, REPORT.command, REPORT.machine, "train & judge", "1 min 30 s"):
-        assert said in words
+    for text in (REPORT.title, REPORT.command, REPORT.machine, "train & judge", "1 min 30 s"):
+        assert text in words
 
 
 @pytest.mark.smoke
-def test_every_picture_stands_there_once_bit_for_bit_and_all_on_one_scale(tmp_path):
-    every = [
+def test_every_picture_is_embedded_once_bit_for_bit_at_one_of_two_scales(tmp_path):
+    samples = [
         *REPORT.samples,
         *(p for row in REPORT.progress for p in row),
-        *(p for k in REPORT.knobs for p in k.painted),
+        *(p for cell in REPORT.sweep for p in cell.samples),
     ]
-    given = [p.image for p in every if p.image is not None]
-    given += [side for pair in zip(REPORT.originals, REPORT.rebuilt, strict=True) for side in pair]
+    pictures = [p.image for p in samples if p.image is not None]
+    pictures += [side for pair in zip(REPORT.originals, REPORT.rebuilt, strict=True) for side in pair]
     page = Page(written(REPORT, tmp_path))
-    shown = page.named("img")
-    assert len(shown) == len(given)
-    for attributes, pixels in zip(shown, given, strict=True):
+    tags = page.named("img")
+    assert len(tags) == len(pictures)
+    for attributes, pixels in zip(tags, pictures, strict=True):
         file = io.BytesIO(base64.b64decode(attributes["src"].split(",")[1]))
         np.testing.assert_array_equal(np.asarray(Image.open(file)), pixels)
         scale = int(attributes["width"]) / pixels.shape[1]
         assert scale in (1.0, 1.5) and int(attributes["height"]) == scale * pixels.shape[0]
-    missing = sum(p.image is None for p in every)
+    missing = sum(p.image is None for p in samples)
     assert sum(a.get("class") == "gap" for a in page.named("div")) == missing
 
 
@@ -132,24 +132,24 @@ def test_the_scores_are_those_of_the_data(tmp_path):
     assert any("PSNR 41.2 dB, 50.0% exact, 90.0% of the codes used, perplexity 12.3" in word for word in page.text)
 
 
-def test_facts_wear_their_truth(tmp_path):
-    page = Page(written(replace(REPORT, progress=(), knobs=()), tmp_path))
+def test_facts_and_frames_are_marked_right_or_wrong(tmp_path):
+    page = Page(written(replace(REPORT, progress=(), sweep=()), tmp_path))
     marks = [attributes["class"] for attributes in page.named("li")]
     assert marks == ["right", "right", "right", "wrong", "wrong"]
     frames = [a["class"] for a in page.named("div") if a.get("class", "").startswith("frame")]
     assert frames == ["frame right", "frame wrong"]
 
 
-def test_a_picture_is_right_when_it_came_and_every_fact_is():
-    assert painted("x").all_right
-    assert not painted("x", right=False).all_right
+def test_a_sample_is_right_if_it_has_a_picture_and_every_fact_is_right():
+    assert sample("x").all_right
+    assert not sample("x", right=False).all_right
     assert not MISSING.all_right
 
 
-def test_what_is_not_there_has_no_section(tmp_path):
-    bare = tuple(replace(stage, losses=()) for stage in REPORT.stages)
+def test_empty_data_have_no_section(tmp_path):
+    stages = tuple(replace(stage, losses=()) for stage in REPORT.stages)
     report = replace(
-        REPORT, stages=bare, samples=(), progress=(), knobs=(), originals=(), rebuilt=(), codebook={}, timings=()
+        REPORT, stages=stages, samples=(), progress=(), sweep=(), originals=(), rebuilt=(), codebook={}, timings=()
     )
     page = Page(written(report, tmp_path))
     assert len(page.named("h2")) == 2 and not page.named("img")
@@ -165,7 +165,7 @@ def test_a_report_replaces_the_one_before(tmp_path):
 @pytest.mark.parametrize(
     "losses", [((1, 0.0),), ((5, 2.0), (10, 2.0)), tuple((s, 9 * 0.99**s) for s in range(1, 3000))]
 )
-def test_curves_stay_in_their_frame_one_after_another(losses):
+def test_curves_stay_inside_the_plot_area_one_after_another(losses):
     page = Page(curves([("one", "hue0", losses), ("two", "hue1", losses)]))
     lines = [np.array([point.split(",") for point in a["points"].split()], float) for a in page.named("polyline")]
     assert len(lines) == 4

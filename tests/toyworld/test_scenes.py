@@ -30,11 +30,11 @@ ALL_SIZES = sorted({size for target in (64, 96, 128) for size in crop_sizes(targ
 
 @pytest.mark.smoke
 def test_a_scene_is_a_pure_function_of_its_arguments():
-    again = [MINI.scene((96, 64), 3, index) for index in range(50)]
-    assert [MINI.scene((96, 64), 3, index) for index in range(50)] == again
-    assert len(set(again)) > 45
-    assert [MINI.scene((96, 64), 4, index) for index in range(50)] != again
-    np.testing.assert_array_equal(again[0].render(), MINI.scene((96, 64), 3, 0).render())
+    scenes = [MINI.scene((96, 64), 3, index) for index in range(50)]
+    assert [MINI.scene((96, 64), 3, index) for index in range(50)] == scenes
+    assert len(set(scenes)) > 45
+    assert [MINI.scene((96, 64), 4, index) for index in range(50)] != scenes
+    np.testing.assert_array_equal(scenes[0].render(), MINI.scene((96, 64), 3, 0).render())
 
 
 @pytest.mark.parametrize("canvas", ALL_SIZES)
@@ -68,23 +68,23 @@ def test_every_kind_of_object_relation_region_and_background_comes_up():
     assert len(things) == len(SHAPES) * len(COLOURS) * 2
     assert {scene.background for scene in scenes} == set(BACKGROUNDS)
     assert {relation(*scene.objects) for scene in scenes if len(scene.objects) == 2} == set(INVERSE)
-    found = {region(scene.objects[0], scene.canvas) for scene in scenes if len(scene.objects) == 1}
-    assert found == {word for row in REGIONS for word in row}
+    regions = {region(scene.objects[0], scene.canvas) for scene in scenes if len(scene.objects) == 1}
+    assert regions == {word for row in REGIONS for word in row}
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("canvas", [(64, 64), (128, 32), (64, 192), (128, 128)])
 def test_training_scenes_never_show_a_held_out_triple_and_held_out_scenes_always_do(canvas):
-    def shown(subject, other):
+    def triple(subject, other):
         return (subject.colour, subject.shape, relation(subject, other))
 
     for index in range(2000):
         scene = MINI.scene(canvas, 0, index)
         if len(scene.objects) == 2:
             first, second = scene.objects
-            assert not {shown(first, second), shown(second, first)} & set(MINI.held_out)
+            assert not {triple(first, second), triple(second, first)} & set(MINI.held_out)
     for index in range(200):
-        assert shown(*MINI.scene(canvas, 0, index, held_out=True).objects) in MINI.held_out
+        assert triple(*MINI.scene(canvas, 0, index, held_out=True).objects) in MINI.held_out
 
 
 def test_the_picture_shows_each_object_in_its_box_and_nothing_outside():
@@ -93,9 +93,11 @@ def test_the_picture_shows_each_object_in_its_box_and_nothing_outside():
         image = scene.render()
         assert image.shape == (128, 96, 3) and image.dtype == np.uint8
         for thing in scene.objects:
-            here = mask(thing.shape, radii(scene.canvas)[thing.size])
+            inside = mask(thing.shape, radii(scene.canvas)[thing.size])
             box = image[thing.box(scene.canvas)]
-            assert (box[here] == COLOURS[thing.colour]).all() and (box[~here] == BACKGROUNDS[scene.background]).all()
+            assert (box[inside] == COLOURS[thing.colour]).all() and (
+                box[~inside] == BACKGROUNDS[scene.background]
+            ).all()
             image[thing.box(scene.canvas)] = BACKGROUNDS[scene.background]
         assert (image == BACKGROUNDS[scene.background]).all()
 
@@ -108,7 +110,7 @@ def test_a_shape_is_symmetric_and_touches_its_box(shape, radius):
     assert inside.any(0).all() and inside.any(1).all()
 
 
-def test_a_patch_shows_one_object_at_most_and_the_dictionary_is_small():
+def test_a_patch_shows_at_most_one_object_and_distinct_patches_are_few():
     patches = set()
     for target in (64, 96, 128):
         for canvas in stage_sizes(target):
@@ -117,16 +119,16 @@ def test_a_patch_shows_one_object_at_most_and_the_dictionary_is_small():
     assert 300 < len(patches) <= 400
     for index in range(1000):
         scene = MINI.scene((128, 128), 0, index)
-        apart = [_patches(replace(scene, objects=(thing,))) for thing in scene.objects]
-        assert all(patch in alone for patch, *alone in zip(_patches(scene), *apart, strict=True))
+        single = [_patches(replace(scene, objects=(thing,))) for thing in scene.objects]
+        assert all(patch in alone for patch, *alone in zip(_patches(scene), *single, strict=True))
 
 
 def _patches(scene: Scene) -> list[bytes]:
-    cut = scene.render().reshape(scene.height // 16, 16, scene.width // 16, 16, 3).swapaxes(1, 2)
-    return [patch.tobytes() for patch in cut.reshape(-1, 16 * 16 * 3)]
+    blocks = scene.render().reshape(scene.height // 16, 16, scene.width // 16, 16, 3).swapaxes(1, 2)
+    return [patch.tobytes() for patch in blocks.reshape(-1, 16 * 16 * 3)]
 
 
-def test_relations_and_regions_say_what_a_reader_would():
+def test_relations_and_regions_of_known_positions():
     a, b = Object("circle", "red", "small", 16, 40), Object("square", "blue", "small", 48, 32)
     assert relation(a, b) == "left of" and relation(b, a) == "right of"
     assert relation(replace(a, x=48, y=8), b) == "above" and relation(replace(a, x=40, y=56), b) == "below"
@@ -144,7 +146,7 @@ def test_relations_and_regions_say_what_a_reader_would():
         (dict(shapes=("circle",), colours=("red",), held_out=(("red", "circle", "above"),)), "leave one"),
     ],
 )
-def test_a_world_that_cannot_be_is_refused(wrong, message):
+def test_an_impossible_world_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         World(**wrong)
 

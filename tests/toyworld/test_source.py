@@ -1,4 +1,4 @@
-"""Which canvases a stage trains on, and the codebook and tokenizer that all stages share."""
+"""The canvases of each stage, and the codebook and tokenizer that all stages share."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ from lumina_jax.vocab import Vocab
 
 
 @pytest.mark.smoke
-def test_a_stage_sees_its_own_canvases_most_and_earlier_ones_again():
+def test_a_stage_trains_mostly_on_its_own_canvases_and_sometimes_on_earlier_ones():
     for number, target in enumerate(STAGES):
         sizes = training_sizes(target)
         assert all(sizes.count(size) >= REVIEW for size in stage_sizes(target))
@@ -43,7 +43,7 @@ def test_the_world_s_codebook_is_exact_and_fits_the_configs(tmp_path, monkeypatc
 
 
 class _Folder:
-    """Two pictures with captions and one record that cannot be read."""
+    """Two captioned pictures and one unreadable record."""
 
     fingerprint = "folder"
 
@@ -58,7 +58,7 @@ class _Folder:
         return replace(record, images=[picture], caption=f"some walrus number {index}")
 
 
-def test_a_fit_knows_the_words_and_patches_it_saw(tmp_path):
+def test_a_fit_contains_the_words_and_patches_of_its_data(tmp_path):
     cfg = VQConfig(kind="patch", path=str(tmp_path / "vq.npz"), codes=64)
     report = fit(_Folder(), cfg, DataConfig(size=64, tokenizer=str(tmp_path)))
     assert report["exact"] == 1.0
@@ -68,7 +68,7 @@ def test_a_fit_knows_the_words_and_patches_it_saw(tmp_path):
 
 
 def test_pictures_of_every_area_keep_their_size_when_pretokenized(tmp_path):
-    """Canvases of one aspect ratio and several areas stand together in later stages; none may be enlarged to another."""
+    """Later stages mix canvases of one aspect ratio and several areas; none may be scaled to another."""
     stage = run.load_experiment(str(run.REPOSITORY / "configs/toy_stage3.py"), [])
     cfg = replace(stage.vq, path=str(tmp_path / "vq.npz"))
     fit_world(cfg, replace(stage.data, tokenizer=str(tmp_path)))
@@ -77,6 +77,6 @@ def test_pictures_of_every_area_keep_their_size_when_pretokenized(tmp_path):
     source = ToySource(MINI, sizes, len(sizes), seed=3)
     pretokenize(source, vq, vocab, tmp_path / "data", stage.data, seed=0, sizes=source.sizes, progress=False)
     for index, (tokens, _) in enumerate(Shards(tmp_path / "data").__getitems__(range(len(sizes)))):
-        painted = pictures(tokens, vq, vocab)[0]
-        assert painted.size == sizes[index]
-        assert (np.asarray(painted) == np.asarray(source[index].images[0])).all()
+        picture = pictures(tokens, vq, vocab)[0]
+        assert picture.size == sizes[index]
+        assert (np.asarray(picture) == np.asarray(source[index].images[0])).all()

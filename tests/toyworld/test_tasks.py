@@ -1,4 +1,4 @@
-"""Evaluating tasks: a model that replies with the truth is perfect in every task, and each is served as it should be."""
+"""Evaluating tasks: true replies are perfect in every task, and each task is sampled with its own settings."""
 
 import json
 from itertools import accumulate
@@ -13,12 +13,12 @@ from lumina_jax.conversation import TASKS, tokenize
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pictures.pixels import to_pixels
 from lumina_jax.toyworld import tasks
-from lumina_jax.toyworld.exercises import dialog, replies
-from lumina_jax.toyworld.omni import MIX, exercises
+from lumina_jax.toyworld.exercises import next_prompt, true_replies
+from lumina_jax.toyworld.omni import MIX, evaluation_exercises
 from lumina_jax.toyworld.omni_fit import fit_omni
 from lumina_jax.toyworld.omni_judge import WORST
 from lumina_jax.toyworld.source import stage_sizes
-from lumina_jax.toyworld.task_sheet import steps, write_sheets
+from lumina_jax.toyworld.task_sheet import turn_results, write_sheets
 from lumina_jax.toyworld.tasks import evaluate_tasks
 from lumina_jax.vocab import Vocab
 
@@ -38,36 +38,36 @@ def coded(tmp_path_factory):
 
 @pytest.fixture
 def truthful(coded, monkeypatch):
-    """Lets the truth take the model's place, and notes the settings it was asked with."""
+    """Replaces the model by the truth, and returns the list of settings it is called with."""
     vq, vocab = coded
-    known, asked = {}, []
+    answers, settings = {}, []
     for task in MIX:
-        for made in exercises(task, SIZES, COUNT, SEED):
-            for given in accumulate(([reply] for reply in replies(made)), initial=[]):
-                if len(given) < len(made.turns):
-                    prompt, whole = (_tokens(made, given, vq, vocab, full) for full in (False, True))
-                    known[prompt.tobytes()] = whole[len(prompt) : -1]
+        for exercise in evaluation_exercises(task, SIZES, COUNT, SEED):
+            for earlier in accumulate(([reply] for reply in true_replies(exercise)), initial=[]):
+                if len(earlier) < len(exercise.turns):
+                    prompt, full = (_tokens(exercise, earlier, vq, vocab, answered) for answered in (False, True))
+                    answers[prompt.tobytes()] = full[len(prompt) : -1]
 
     def generate(model, prompts, key, cfg, vocab):
-        asked.append(cfg)
-        return [known[prompt.tobytes()] for prompt in prompts]
+        settings.append(cfg)
+        return [answers[prompt.tobytes()] for prompt in prompts]
 
     monkeypatch.setattr(tasks, "generate", generate)
-    return asked
+    return settings
 
 
-def _tokens(made, given, vq, vocab, full):
-    """The prompt of the turn behind ``given``, or with the true reply to it."""
-    turns, shown = dialog(made, given)
-    if full:
-        truth = replies(made)[len(given)]
-        turns = [*turns[:-1], made.turns[len(given)]]
-        shown = [*shown, truth] if isinstance(truth, np.ndarray) else shown
-    grids = [vq.encode(to_pixels(Image.fromarray(picture))[None])[0] for picture in shown]
+def _tokens(exercise, earlier, vq, vocab, answered):
+    """The tokens of the prompt after the ``earlier`` replies, followed by its true reply if ``answered``."""
+    turns, pictures = next_prompt(exercise, earlier)
+    if answered:
+        truth = true_replies(exercise)[len(earlier)]
+        turns = [*turns[:-1], exercise.turns[len(earlier)]]
+        pictures = [*pictures, truth] if isinstance(truth, np.ndarray) else pictures
+    grids = [vq.encode(to_pixels(Image.fromarray(picture))[None])[0] for picture in pictures]
     return tokenize(turns, grids, vocab)[0]
 
 
-def test_the_truth_is_perfect_and_each_task_is_served_as_it_should_be(coded, truthful, tmp_path):
+def test_the_truth_is_perfect_and_each_task_has_its_own_settings(coded, truthful, tmp_path):
     results = list(evaluate_tasks(None, *coded, CFG, SIZES, COUNT, SEED))
     assert [result.task for result in results] == list(MIX)
     for result in results:
@@ -94,27 +94,27 @@ def test_a_model_without_answers_has_the_worst_scores(coded, monkeypatch):
     monkeypatch.setattr(tasks, "generate", silent)
     for result in evaluate_tasks(None, *coded, CFG, SIZES, COUNT, SEED, ("depth", "edits", "text")):
         assert result.mean == {name: WORST[name] for name in result.mean}
-    assert calls == [COUNT] * 3, "the second turn was asked for although the first had no picture"
+    assert calls == [COUNT] * 3, "the second turn was sampled although the first had no picture"
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "words"),
     [
         (["--source", "omni:many"], ["omni:many", "omni:10000"]),
         (["--source", "omni_fast:9"], ["omni_fast", "omni, omni_slow"]),
         (["--source", "toy:9", "--fit", "--base", "x.npz"], ["--base", "omni:COUNT"]),
     ],
 )
-def test_a_wrong_source_of_tasks_is_refused(changes, said, tmp_path, monkeypatch, capsys):
+def test_a_wrong_source_of_tasks_is_refused(changes, words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(run.REPOSITORY)
-    places = [f"data.path={tmp_path / 'x'}", "data.weights=", f"vq.path={tmp_path / 'vq.npz'}"]
-    assert run.main(["pretokenize", "configs/toy_omni.py", *changes, *places, f"data.tokenizer={tmp_path}"]) == 2
+    paths = [f"data.path={tmp_path / 'x'}", "data.weights=", f"vq.path={tmp_path / 'vq.npz'}"]
+    assert run.main(["pretokenize", "configs/toy_omni.py", *changes, *paths, f"data.tokenizer={tmp_path}"]) == 2
     message = capsys.readouterr().err
-    assert all(word in message for word in said), message
+    assert all(word in message for word in words), message
 
 
-def test_a_later_turn_shows_no_picture_of_its_own(coded, truthful):
+def test_a_later_edit_has_no_input_picture(coded, truthful):
     (result,) = evaluate_tasks(None, *coded, CFG, SIZES, COUNT, SEED, ("edits",))
-    first, second = steps(result, 0)
-    assert len(first.shown) == 1 and not second.shown
-    assert (first.given == first.truth).all() and "<|image|>" not in first.words + second.words
+    first, second = turn_results(result, 0)
+    assert len(first.inputs) == 1 and not second.inputs
+    assert (first.reply == first.truth).all() and "<|image|>" not in first.words + second.words

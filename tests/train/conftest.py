@@ -1,4 +1,4 @@
-"""Compiling takes nearly all the time of these tests."""
+"""Compilation takes nearly all the time of these tests, so it is made short and shared."""
 
 import jax
 import pytest
@@ -6,13 +6,13 @@ from jax.experimental.compilation_cache import compilation_cache
 
 
 @pytest.fixture(scope="module", autouse=True)
-def everywhere(plain_code):
-    """All tests of training compile this way."""
+def fast_compilation(plain_code):
+    """All tests of training compile without most optimizations."""
 
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    """A folder of compiled programs that every run of one experiment shares."""
+    """The compilation cache, one folder for all runs, so that each program is compiled once."""
     folder = tmp_path_factory.getbasetemp() / "compiled"
     settings = {
         "jax_compilation_cache_dir": str(folder),

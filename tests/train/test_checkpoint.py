@@ -1,4 +1,4 @@
-"""What a checkpoint holds and how it is read: by path, onto any mesh, weights alone."""
+"""What a checkpoint holds, and how it is read: onto any mesh, or the weights alone."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from lumina_jax.train.step import state_shapes
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """An experiment with a checkpoint of step 3 from a (2, 2, 2) mesh, and the state in it."""
+    """An experiment, and the state of its checkpoint at step 3, saved from a (2, 2, 2) mesh."""
     cfg = replace(experiment(), out=str(tmp_path_factory.mktemp("saved")))
     state = host_state(cfg)._replace(step=np.int32(3))
     state = jax.device_put(state, shardings(state, make_mesh(cfg.mesh)))
@@ -32,7 +32,7 @@ def shapes_of(**changes) -> Chameleon:
 
 
 @pytest.mark.smoke
-def test_paths_name_every_array_once_and_lead_back():
+def test_unflatten_inverts_flatten_and_paths_are_unique():
     state = host_state(experiment())
     flat = flatten(state)
     assert len(flat) == len(jax.tree.leaves(state)) and "model/blocks/mlp/up" in flat and "key" in flat
@@ -40,7 +40,7 @@ def test_paths_name_every_array_once_and_lead_back():
 
 
 @pytest.mark.parametrize("mesh", [(8, 1, 1), (1, 4, 2)])
-def test_a_state_comes_back_bit_by_bit_on_any_mesh(saved, mesh):
+def test_a_state_is_restored_bit_for_bit_on_any_mesh(saved, mesh):
     cfg, state = saved
     cfg = replace(cfg, mesh=experiment(mesh).mesh)
     shapes = state_shapes(cfg, make_mesh(cfg.mesh))
@@ -52,28 +52,28 @@ def test_a_state_comes_back_bit_by_bit_on_any_mesh(saved, mesh):
     assert [x.sharding for x in jax.tree.leaves(restored)] == [s.sharding for s in jax.tree.leaves(shapes)]
 
 
-def test_the_experiment_lies_with_it(saved):
+def test_the_experiment_is_stored_with_the_state(saved):
     assert read_experiment(newest(saved[0].out)) == saved[0]
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_weights_come_alone_in_the_dtype_asked_for(saved, dtype):
+def test_weights_are_read_alone_in_the_dtype_of_the_shapes(saved, dtype):
     cfg, state = saved
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), state.model)
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=one), shapes)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=device), shapes)
     weights = load_weights(newest(cfg.out), shapes)
     assert_equal(weights, jax.tree.map(lambda w: np.asarray(w).astype(dtype), state.model))
 
 
-def test_a_model_is_read_onto_one_device(saved):
+def test_restore_model_places_a_model_on_one_device(saved):
     cfg, state = saved
     model = restore_model(newest(cfg.out), cfg.model)
     assert_equal(model, state.model)
     assert {w.devices() == {jax.devices()[0]} for w in jax.tree.leaves(model)} == {True}
 
 
-def test_another_model_is_refused_with_its_shapes(saved):
+def test_a_checkpoint_of_another_model_is_refused_with_both_shapes(saved):
     cfg, _ = saved
     with pytest.raises(ValueError, match=r"blocks/mlp/up \(2, 16, 16\) \(here \(2, 16, 24\)\).*model\.\*"):
         load_weights(newest(cfg.out), shapes_of(mlp=24))
@@ -81,7 +81,7 @@ def test_another_model_is_refused_with_its_shapes(saved):
         restore_model(newest(cfg.out), replace(cfg.model, vocab=48))
 
 
-def test_where_there_is_none_it_says_so(tmp_path):
+def test_a_folder_without_a_checkpoint_is_refused_by_newest_and_restores_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no checkpoint; expected .*checkpoints/<step>"):
         newest(tmp_path)
     saver = Saver(replace(experiment(), out=str(tmp_path)))
@@ -89,7 +89,7 @@ def test_where_there_is_none_it_says_so(tmp_path):
     saver.close()
 
 
-def test_only_the_latest_are_kept(tmp_path):
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
     cfg = replace(experiment(), out=str(tmp_path), keep=1)
     state = host_state(cfg)
     saver = Saver(cfg)
@@ -99,7 +99,7 @@ def test_only_the_latest_are_kept(tmp_path):
     assert [path.name for path in newest(tmp_path).parent.iterdir()] == ["30"]
 
 
-def test_a_checkpoint_of_something_else_is_refused(tmp_path):
+def test_a_checkpoint_that_run_py_did_not_write_is_refused(tmp_path):
     from orbax.checkpoint import v1 as ocp
 
     ocp.save(tmp_path / "0", {"x": 1})

@@ -36,17 +36,17 @@ def rates(**changes) -> np.ndarray:
 
 
 @pytest.mark.smoke
-def test_the_rate_climbs_straight_to_lr_and_from_zero():
+def test_the_warm_up_is_linear_and_may_be_left_out():
     np.testing.assert_allclose(rates()[:10], np.arange(1, 11) / 10, rtol=1e-6)
     assert rates(warmup=0)[0] == 1.0
 
 
-def test_the_cosine_falls_by_half_at_half_and_to_min_lr_at_the_end():
+def test_the_cosine_decays_to_min_lr():
     fall = rates()[10:]
     np.testing.assert_allclose(fall, 0.1 + 0.45 * (1 + np.cos(np.pi * np.arange(90) / 90)), rtol=1e-5)
 
 
-def test_the_line_holds_then_falls_straight():
+def test_linear_decay_follows_the_plateau():
     rate = rates(decay="linear", hold=0.5)
     np.testing.assert_allclose(rate[9:56], 1.0)
     np.testing.assert_allclose(np.diff(rate[55:]), -0.9 / 45, rtol=1e-3)
@@ -54,7 +54,7 @@ def test_the_line_holds_then_falls_straight():
 
 
 @pytest.mark.parametrize("decay", ["cosine", "linear"])
-def test_equal_rates_are_constant_behind_the_climb(decay):
+def test_equal_lr_and_min_lr_are_constant_behind_the_warm_up(decay):
     np.testing.assert_allclose(rates(lr=0.3, min_lr=0.3, decay=decay)[9:], 0.3, rtol=1e-6)
 
 
@@ -67,7 +67,7 @@ def test_gradients_are_clipped_by_their_global_norm():
     np.testing.assert_allclose([updates["a"][0], updates["b"][0]], [-0.6 / 1e3, -0.8 / 1e3], rtol=1e-2)
 
 
-def test_muon_turns_the_matrices_of_the_blocks_and_nothing_else():
+def test_muon_updates_the_matrices_of_the_blocks_and_nothing_else():
     cfg = OptimConfig(lr=1e-3, min_lr=1e-3, warmup=0, weight_decay=0.1, clip=1e9, muon_lr=0.02)
     sizes = dict(vocab=96, width=32, layers=2, heads=2, kv_heads=1, head_dim=24, mlp=80, qk_groups=1)
     weights = Chameleon(ModelConfig(**sizes), nnx.Rngs(0))
@@ -81,7 +81,7 @@ def test_muon_turns_the_matrices_of_the_blocks_and_nothing_else():
         return flatten(tx.update(grads, tx.init(weights), weights)[0])
 
     ours, adam, before = updates(optimizer(cfg)), updates(nadamw(cfg)), flatten(weights)
-    ways = {
+    shapes = {
         "wq": (32, 48),
         "wk": (32, 24),
         "wv": (32, 24),
@@ -91,17 +91,17 @@ def test_muon_turns_the_matrices_of_the_blocks_and_nothing_else():
         "down": (80, 32),
     }
     for name, update in ours.items():
-        if (shape := ways.get(name.split("/")[-1])) is None:
+        if (shape := shapes.get(name.split("/")[-1])) is None:
             np.testing.assert_allclose(update, adam[name], rtol=1e-6, err_msg=name)
             continue
         for layer, decayed in zip(update, before[name] * cfg.lr * cfg.weight_decay, strict=True):
-            turned = (layer + decayed).reshape(shape) / (cfg.muon_lr * max(1, shape[1] / shape[0]) ** 0.5)
-            sizes = np.linalg.svd(turned, compute_uv=False)
+            orthogonal = (layer + decayed).reshape(shape) / (cfg.muon_lr * max(1, shape[1] / shape[0]) ** 0.5)
+            sizes = np.linalg.svd(orthogonal, compute_uv=False)
             assert sizes.min() > 0.6 and sizes.max() < 1.3, (name, sizes)
 
 
 def one_device(model_cfg: ModelConfig, optim: OptimConfig, rows: int, model: Chameleon | None = None):
-    """The real step on one device, and its first state."""
+    """The train step on one device, and its first state."""
     cfg = Experiment(
         model=model_cfg,
         optim=optim,
@@ -113,12 +113,12 @@ def one_device(model_cfg: ModelConfig, optim: OptimConfig, rows: int, model: Cha
 
 
 def as_batch(ids: list[list[int]], labels: list[list[int]], T: int) -> Batch:
-    """Ragged ids and labels (-100: not learned) as the original takes them -> rows of T, shifted by one."""
-    tokens, wanted = np.zeros((len(ids), T + 1), np.int32), np.full((len(ids), T + 1), -100)
-    for row, (some, learned) in enumerate(zip(ids, labels, strict=True)):
-        tokens[row, : len(some)], wanted[row, : len(some)] = some, learned
+    """Ragged ids and labels of the original (-100: not learned) -> rows of T, shifted by one."""
+    tokens, targets = np.zeros((len(ids), T + 1), np.int32), np.full((len(ids), T + 1), -100)
+    for row, (row_ids, row_labels) in enumerate(zip(ids, labels, strict=True)):
+        tokens[row, : len(row_ids)], targets[row, : len(row_ids)] = row_ids, row_labels
     positions = np.tile(np.arange(T, dtype=np.int32), (len(ids), 1))
-    return Batch(tokens[:, :-1], tokens[:, 1:], wanted[:, 1:] >= 0, positions, np.ones_like(positions))
+    return Batch(tokens[:, :-1], tokens[:, 1:], targets[:, 1:] >= 0, positions, np.ones_like(positions))
 
 
 def tensors(model: Chameleon, cfg: ModelConfig, folder) -> dict[str, np.ndarray]:
@@ -137,11 +137,11 @@ def test_steps_are_the_original_s(golden, tmp_path):
         **dict(weight_decay=recorded["weight_decay"], z_loss=recorded["z_loss_weight"]),
     )
     step, state = one_device(replace(cfg, dropout=0.0), optim, len(recorded["steps"][0]["input_ids"]), model)
-    longest = max(len(row) for one in recorded["steps"] for row in one["input_ids"])
-    for one in recorded["steps"]:
-        state, metrics = step(state, as_batch(one["input_ids"], one["labels"], longest - 1))
+    longest = max(len(row) for golden_step in recorded["steps"] for row in golden_step["input_ids"])
+    for golden_step in recorded["steps"]:
+        state, metrics = step(state, as_batch(golden_step["input_ids"], golden_step["labels"], longest - 1))
         ours = [metrics.xent, metrics.z_loss / optim.z_loss, metrics.loss, metrics.grad_norm]
-        theirs = [one[name] for name in ("c_loss", "z_loss", "total", "grad_norm_before_clip")]
+        theirs = [golden_step[name] for name in ("c_loss", "z_loss", "total", "grad_norm_before_clip")]
         np.testing.assert_allclose(ours, theirs, rtol=1e-3)
     ours = tensors(state.model, cfg, tmp_path)
     with np.load(golden / "train.npz") as arrays:
@@ -175,7 +175,7 @@ def test_steps_are_pytorch_s(tmp_path):
 
 
 def torch_steps(folder, head: np.ndarray, data, optim: OptimConfig):
-    """The same steps in PyTorch: (cross-entropy, z, gradient norm) before each, and the weights behind the last."""
+    """The same steps in PyTorch: (cross-entropy, z, gradient norm) before each, and the weights after the last."""
     import torch
     from transformers import ChameleonModel
 
@@ -188,7 +188,7 @@ def torch_steps(folder, head: np.ndarray, data, optim: OptimConfig):
     adam = torch.optim.AdamW(
         weights, lr=optim.lr, betas=(optim.b1, optim.b2), eps=optim.eps, weight_decay=optim.weight_decay
     )
-    seen = []
+    metrics = []
     for number, (ids, learn) in enumerate(data):
         adam.param_groups[0]["lr"] = float(schedule(optim)(number))
         logits = model(input_ids=torch.tensor(ids[:, :-1])).last_hidden_state @ head.T
@@ -196,7 +196,7 @@ def torch_steps(folder, head: np.ndarray, data, optim: OptimConfig):
         xent, z = torch.nn.functional.cross_entropy(logits, targets), torch.logsumexp(logits, -1).square().mean()
         adam.zero_grad()
         (xent + optim.z_loss * z).backward()
-        seen.append((xent.item(), z.item(), torch.nn.utils.clip_grad_norm_(weights, optim.clip).item()))
+        metrics.append((xent.item(), z.item(), torch.nn.utils.clip_grad_norm_(weights, optim.clip).item()))
         adam.step()
     after = {f"model.{name}": value.detach().numpy() for name, value in model.named_parameters()}
-    return seen, {**after, "lm_head.weight": head.detach().numpy()}
+    return metrics, {**after, "lm_head.weight": head.detach().numpy()}

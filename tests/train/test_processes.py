@@ -1,4 +1,4 @@
-"""Several processes, as the hosts of a pod, train what one does, and end together, whatever ends one of them."""
+"""Several processes, like the hosts of a pod, train as one does, and end together, whatever ends one of them."""
 
 import signal
 import socket
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from train_parts import batches, experiment, worker
 
-from lumina_jax.cluster.membership import MEND, RETRY
+from lumina_jax.cluster.membership import EXIT_ERROR, EXIT_RESTART
 from lumina_jax.config import override
 from lumina_jax.train.checkpoint import newest
 from lumina_jax.train.loop import train
@@ -21,22 +21,22 @@ ACCUMULATE = ["optim.accumulate=2"]
 
 
 def free_port() -> int:
-    """A port that is free, like the one after it."""
+    """A free port p such that p + 1 is free too."""
     while True:
-        with socket.socket() as one, socket.socket() as next_one:
-            one.bind(("localhost", 0))
-            port = one.getsockname()[1]
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("localhost", 0))
+            port = first.getsockname()[1]
             with suppress(OSError):
-                next_one.bind(("localhost", port + 1))
+                second.bind(("localhost", port + 1))
                 return port
 
 
-def together(compiled, mesh: tuple[int, int, int], own: list[dict], **shared) -> tuple[list[int], list[str]]:
-    """Exit codes of the processes of one run, and the lines of all that name the run; ``own`` is what differs between them."""
-    shared = {"devices": 1, "processes": len(own), "port": free_port(), "changes": ACCUMULATE, **shared}
+def run_processes(compiled, mesh: tuple[int, int, int], arguments: list[dict], **shared) -> tuple[list[int], list[str]]:
+    """Runs a process for each of ``arguments``, with the ``shared`` ones; their exit codes, and their lines about the run."""
+    shared = {"devices": 1, "processes": len(arguments), "port": free_port(), "changes": ACCUMULATE, **shared}
     running = [
-        worker(compiled, subprocess.PIPE, mesh=mesh, **{"rank": rank, **shared, **arguments})
-        for rank, arguments in enumerate(own)
+        worker(compiled, subprocess.PIPE, mesh=mesh, **{"rank": rank, **shared, **single})
+        for rank, single in enumerate(arguments)
     ]
     try:
         errors = [process.communicate(timeout=150)[1] for process in running]
@@ -49,51 +49,53 @@ def together(compiled, mesh: tuple[int, int, int], own: list[dict], **shared) ->
 
 
 @pytest.fixture(scope="module")
-def alone(compiled, tmp_path_factory) -> list[dict[str, float]]:
-    """The metrics of a run of one process that nothing stopped, with accumulation."""
-    cfg = override(replace(experiment(), out=str(tmp_path_factory.mktemp("alone"))), ACCUMULATE)
+def reference(compiled, tmp_path_factory) -> list[dict[str, float]]:
+    """The metrics of an uninterrupted run of one process, with accumulation."""
+    cfg = override(replace(experiment(), out=str(tmp_path_factory.mktemp("reference"))), ACCUMULATE)
     train(cfg, batches(cfg), show=False)
     return read_metrics(cfg.out)
 
 
-def assert_measured(alone, out: Path) -> None:
-    """Every step measured the same, to float32 rounding."""
-    for ours, theirs in zip(read_metrics(out), alone, strict=True):
-        assert ours == pytest.approx(theirs, rel=2e-5)
+def assert_same_metrics(reference, out: Path) -> None:
+    """Every step has the metrics of ``reference``, to float32 rounding."""
+    for line, expected in zip(read_metrics(out), reference, strict=True):
+        assert line == pytest.approx(expected, rel=2e-5)
 
 
-def test_processes_train_as_one(alone, compiled, tmp_path):
-    """Two processes until one of them gets SIGTERM, then four, with replicas, to the end."""
+def test_several_processes_train_as_one_does(reference, compiled, tmp_path):
+    """Two processes until one of them gets SIGTERM, then four, with replicas, to the last step."""
     out = dict(out=str(tmp_path))
-    assert together(compiled, (1, 2, 1), [{}, {"term_at": 3}], **out) == ([143, 143], [])
+    assert run_processes(compiled, (1, 2, 1), [{}, {"term_at": 3}], **out) == ([143, 143], [])
     stopped = int(newest(tmp_path).name)
     assert stopped == 5 and len(read_metrics(tmp_path)) == 5
-    assert together(compiled, (2, 2, 1), [{}] * 4, **out) == ([0] * 4, [])
-    assert_measured(alone, tmp_path)
+    assert run_processes(compiled, (2, 2, 1), [{}] * 4, **out) == ([0] * 4, [])
+    assert_same_metrics(reference, tmp_path)
 
 
-def test_when_one_is_killed_all_end_and_the_run_goes_on(alone, compiled, tmp_path):
-    """Kill -9 first of a process, then of the one that keeps the roll; the axis tensor inside a process, then across them."""
+def test_when_a_process_is_killed_all_end_and_a_restart_continues(reference, compiled, tmp_path):
+    """Kill -9 of process 1, then of process 0, the coordinator; the tensor axis first inside a process, then across both."""
     out = dict(out=str(tmp_path), devices=2)
-    codes, lines = together(compiled, (1, 2, 2), [{}, {"kill_at": 5}], **out)
-    assert codes == [RETRY, -signal.SIGKILL]
+    codes, lines = run_processes(compiled, (1, 2, 2), [{}, {"kill_at": 5}], **out)
+    assert codes == [EXIT_RESTART, -signal.SIGKILL]
     assert len(lines) == 1 and "process 0 of 2: the run ends: process 1 on " in lines[0] and "died" in lines[0]
     assert newest(tmp_path).name in ("2", "4")  # a save that is under way does not count
-    codes, lines = together(compiled, (1, 2, 2), [{"kill_at": 6}, {}], **out)
+    codes, lines = run_processes(compiled, (1, 2, 2), [{"kill_at": 6}, {}], **out)
     assert codes[0] == -signal.SIGKILL and codes[1] != 0
     assert len(lines) == 1 and "process 1 of 2: the run ends: process 0 at localhost" in lines[0]
-    assert together(compiled, (1, 1, 4), [{}, {}], **out) == ([0, 0], [])
-    assert_measured(alone, tmp_path)
+    assert run_processes(compiled, (1, 1, 4), [{}, {}], **out) == ([0, 0], [])
+    assert_same_metrics(reference, tmp_path)
 
 
-def test_one_that_never_comes_is_named(compiled, tmp_path):
-    codes, lines = together(compiled, (1, 2, 1), [{"processes": 2}], out=str(tmp_path), changes=["pod.wait=1"])
-    assert codes == [RETRY]
+def test_a_process_that_never_joins_is_named(compiled, tmp_path):
+    codes, lines = run_processes(
+        compiled, (1, 2, 1), [{"processes": 2}], out=str(tmp_path), changes=["pod.join_timeout=1"]
+    )
+    assert codes == [EXIT_RESTART]
     (line,) = lines
     assert line.startswith("process 0 of 2: the run ends: joining: waited 1 s for process 1, which never came")
 
 
-def test_an_error_in_one_ends_all_and_is_told_by_all(compiled, tmp_path):
-    codes, lines = together(compiled, (1, 2, 1), [{}, {"fail_at": 3}], out=str(tmp_path))
-    assert codes[0] == MEND and codes[1] != 0
+def test_an_error_in_one_process_ends_all_and_all_print_it(compiled, tmp_path):
+    codes, lines = run_processes(compiled, (1, 2, 1), [{}, {"fail_at": 3}], out=str(tmp_path))
+    assert codes[0] == EXIT_ERROR and codes[1] != 0
     assert lines and all("ended with ValueError: a batch that cannot be read" in line for line in lines)

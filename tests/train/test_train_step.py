@@ -1,4 +1,4 @@
-"""One step is the same mathematics however it is laid out: microbatches, meshes, padding."""
+"""A train step gives the same result on every mesh, with microbatches, padding, kernels or recomputation."""
 
 import functools
 from dataclasses import replace
@@ -50,11 +50,11 @@ def placed_state(cfg: Experiment) -> TrainState:
 
 
 def run(cfg: Experiment, rows: list[Batch] | None = None) -> tuple[dict[str, np.ndarray], TrainState]:
-    """A few steps on ``cfg.mesh``: the metrics of all steps by name, and the state behind the last."""
+    """A few steps on ``cfg.mesh``: the metrics of all steps by name, and the state after the last."""
     mesh, state = mesh_of(cfg), placed_state(cfg)
-    world = [global_batch(some, mesh) for some in rows or [batch(cfg, step) for step in range(STEPS)]]
-    *_, (_, last, _) = done = list(steps(state, world, step_of(cfg), 0))
-    return {name: np.asarray([getattr(one, name) for *_, one in done]) for name in Metrics._fields}, last
+    batches = [global_batch(local, mesh) for local in rows or [batch(cfg, step) for step in range(STEPS)]]
+    *_, (_, last, _) = results = list(steps(state, batches, step_of(cfg), 0))
+    return {name: np.asarray([getattr(metrics, name) for *_, metrics in results]) for name in Metrics._fields}, last
 
 
 @functools.cache
@@ -85,42 +85,42 @@ def assert_same(ours, theirs) -> None:
     ],
 )
 def test_eight_devices_equal_one(mesh, post_norm, dropout, accumulate, zero1, capfd):
-    """Rows, weights, heads, or all of them split; accumulated over microbatches on eight devices, too."""
+    """Rows, weights, heads, or all of them split over devices; also with microbatches."""
     ours = run(variant(mesh, post_norm, dropout, accumulate, zero1=zero1))
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
     assert_same(ours, on_one_device(post_norm, dropout))
 
 
 def test_muon_on_eight_devices_equals_one():
-    def by_muon(mesh):
+    def run_muon(mesh):
         cfg = variant(mesh)
         return run(replace(cfg, optim=replace(cfg.optim, muon_lr=0.02)))
 
-    ours, theirs = by_muon((2, 2, 2)), by_muon(ONE)
+    ours, theirs = run_muon((2, 2, 2)), run_muon(ONE)
     assert_same(ours, theirs)
-    assert abs(ours[0]["loss"][-1] - on_one_device()[0]["loss"][-1]) > 1e-3, "AdamW does the same"
+    assert abs(ours[0]["loss"][-1] - on_one_device()[0]["loss"][-1]) > 1e-3, "AdamW gives the same loss"
 
 
-def test_the_local_generator_draws_by_rows():
-    """Four devices that share each row's heads drop what one would; another generator drops something else."""
-    split, whole = (run(variant(mesh, False, 0.1, dropout_rng="local")) for mesh in ((1, 2, 4), (1, 2, 1)))
-    assert_same(split, whole)
-    assert not np.allclose(whole[0]["loss"], on_one_device(False, 0.1)[0]["loss"], rtol=1e-4)
+def test_local_dropout_masks_depend_on_the_rows_of_a_device_only():
+    """Four devices that split the heads of the same rows drop as one device does; the global generator drops differently."""
+    split, unsplit = (run(variant(mesh, False, 0.1, dropout_rng="local")) for mesh in ((1, 2, 4), (1, 2, 1)))
+    assert_same(split, unsplit)
+    assert not np.allclose(unsplit[0]["loss"], on_one_device(False, 0.1)[0]["loss"], rtol=1e-4)
 
 
 def test_a_step_with_the_kernels_equals_a_plain_one():
-    """Splash attention, interpreted: rows and heads on eight devices, what the backward pass needs of it kept."""
+    """Interpreted splash attention with rows and heads on eight devices, and a remat that keeps its results."""
     cfg = variant((2, 2, 2), False, attention="splash", remat="matmuls")
     assert_same(run(cfg, [batch(cfg, 0)]), run(variant(ONE, False), [batch(cfg, 0)]))
 
 
 @pytest.mark.parametrize("remat", ["none", "matmuls"])
-def test_what_is_kept_for_the_backward_pass_changes_nothing(remat):
+def test_remat_does_not_change_the_result(remat):
     assert_same(run(variant(ONE, remat=remat)), on_one_device())
 
 
-def test_layers_see_weights_that_are_already_cast():
-    """No float32 array enters the loop over layers but what its backward pass adds up: half the bytes to gather."""
+def test_layers_read_weights_that_are_already_cast():
+    """No float32 weight enters the loop over layers, so that gathering moves half the bytes."""
     cfg = variant((2, 2, 2), compute="bfloat16", remat="block")
     mesh = mesh_of(cfg)
     with jax.set_mesh(mesh):
@@ -133,6 +133,7 @@ def test_layers_see_weights_that_are_already_cast():
 
 
 def _equations(jaxpr):
+    """All equations of a jaxpr and of those within."""
     for eqn in jaxpr.eqns:
         yield eqn
         for inner in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
@@ -140,8 +141,8 @@ def _equations(jaxpr):
                 yield from _equations(getattr(inner, "jaxpr", inner))
 
 
-def test_an_involuntary_copy_would_be_seen(capfd):
-    """The compiler does complain where the test above listens, about a lookup in a table that is split by columns."""
+def test_the_compiler_reports_an_involuntary_copy(capfd):
+    """The warning whose absence is a law above does appear on stderr: for a lookup in a table that is split by columns."""
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=4))
 
     def lookup(table, ids):
@@ -163,21 +164,21 @@ def test_weights_and_moments_are_split_as_the_table_says(zero1, width):
 
 
 def test_accumulated_microbatches_equal_the_batch():
-    """Whatever the microbatches' numbers of learned tokens: sums are added up, not means."""
+    """Even if they have different numbers of learned tokens: sums are added up, not means."""
     cfg = variant(ONE)
     rows = [batch(cfg, step) for step in range(STEPS)]
     rows[1] = rows[1]._replace(learn=rows[1].learn & (np.arange(8)[:, None] % 2 == 0))
-    whole = run(cfg, rows)
-    assert 0 < whole[0]["tokens"][1] < whole[0]["tokens"][0] / 1.5
-    assert_same(run(variant(ONE, accumulate=2), rows), whole)
+    at_once = run(cfg, rows)
+    assert 0 < at_once[0]["tokens"][1] < at_once[0]["tokens"][0] / 1.5
+    assert_same(run(variant(ONE, accumulate=2), rows), at_once)
 
 
 @pytest.mark.smoke
-def test_padding_leaves_no_trace():
+def test_padding_does_not_change_the_result():
     cfg = variant(ONE)
     rows = [batch(cfg, step) for step in range(STEPS)]
     noise = [
-        one._replace(inputs=np.where(one.segments, one.inputs, 7), targets=one.targets * one.learn) for one in rows
+        row._replace(inputs=np.where(row.segments, row.inputs, 7), targets=row.targets * row.learn) for row in rows
     ]
     assert_same(run(cfg, noise), on_one_device())
 
@@ -200,17 +201,17 @@ def test_without_learned_tokens_weights_only_decay():
     empty = batch(cfg, 0)._replace(learn=np.zeros((8, 12), bool))
     metrics, state = run(cfg, [empty])
     assert metrics["loss"] == metrics["grad_norm"] == metrics["tokens"] == 0
-    kept = 1 - metrics["lr"][0] * OPTIM.weight_decay
+    factor = 1 - metrics["lr"][0] * OPTIM.weight_decay
     for after, before in zip(jax.tree.leaves(state.model), jax.tree.leaves(host_state(cfg).model), strict=True):
-        np.testing.assert_allclose(after, kept * before, rtol=1e-6)
+        np.testing.assert_allclose(after, factor * before, rtol=1e-6)
 
 
-def test_a_seed_makes_the_same_state_on_every_mesh_and_in_its_place():
+def test_a_seed_makes_the_same_state_on_every_mesh_with_its_shardings():
     cfg, split = variant(ONE), variant((1, 4, 2))
-    one, other = init_state(cfg, mesh_of(cfg)), init_state(split, mesh_of(split))
-    for a, b in zip(jax.tree.leaves(one.model), jax.tree.leaves(other.model), strict=True):
+    single, other = init_state(cfg, mesh_of(cfg)), init_state(split, mesh_of(split))
+    for a, b in zip(jax.tree.leaves(single.model), jax.tree.leaves(other.model), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
-    assert one.step == 0 and not any(jnp.any(moment) for moment in jax.tree.leaves(one.opt))
+    assert single.step == 0 and not any(jnp.any(moment) for moment in jax.tree.leaves(single.opt))
     for real, abstract in zip(
         jax.tree.leaves(other), jax.tree.leaves(state_shapes(split, mesh_of(split))), strict=True
     ):

@@ -1,4 +1,4 @@
-"""A tiny experiment and its batches, for the laws of training."""
+"""A tiny experiment and its batches, for the tests of training."""
 
 import json
 import os
@@ -19,26 +19,26 @@ TOKENS = 12
 MODEL = ModelConfig(
     vocab=32, width=16, layers=2, heads=16, kv_heads=8, head_dim=4, mlp=16, qk_groups=2, eps=1e-3, dropout=0.1
 )
-# Such an optim.eps keeps Adam from blowing the rounding of gradients that are all but zero up to whole steps.
+# With a small optim.eps Adam would turn the rounding errors of gradients near zero into full steps.
 OPTIM = OptimConfig(steps=7, lr=1e-2, min_lr=1e-3, warmup=2, eps=1e-3, clip=1.0)
 
 
 def experiment(mesh: tuple[int, int, int] = (2, 2, 2), **changes) -> Experiment:
     """Seven steps in float32, saved every two, on ``mesh`` = (replica, fsdp, tensor)."""
-    places = dict(zip(("replica", "fsdp", "tensor"), mesh, strict=True))
+    axes = dict(zip(("replica", "fsdp", "tensor"), mesh, strict=True))
     tiny = Experiment(
         name="tiny",
         save_every=2,
         model=MODEL,
         data=DataConfig(batch=8, buckets=(TOKENS,)),
         optim=OPTIM,
-        mesh=MeshConfig(compute="float32", loss_chunk=5, **places),
+        mesh=MeshConfig(compute="float32", loss_chunk=5, **axes),
     )
     return replace(tiny, **changes)
 
 
 def batch(cfg: Experiment, step: int, host: int = 0, hosts: int = 1) -> Batch:
-    """Rows of one to two packed samples and padding, a pure function of (seed, step)."""
+    """The rows of ``host`` in the batch of ``step``, each of one or two packed samples and padding; a function of (seed, step)."""
     rng, shape = np.random.default_rng([cfg.seed, step]), (cfg.data.batch, TOKENS)
     tokens = rng.integers(0, cfg.model.vocab, (shape[0], TOKENS + 1), dtype=np.int32)
     cut, end = rng.integers(3, 8, (shape[0], 1)), rng.integers(8, TOKENS + 1, (shape[0], 1))
@@ -47,26 +47,26 @@ def batch(cfg: Experiment, step: int, host: int = 0, hosts: int = 1) -> Batch:
     positions = np.where(segments == 2, slot - cut, slot).astype(np.int32)
     learn = (rng.random(shape) < 0.7) & (segments > 0)
     rows = slice(host * shape[0] // hosts, (host + 1) * shape[0] // hosts)
-    return Batch(*(part[rows] for part in (tokens[:, :-1], tokens[:, 1:], learn, positions, segments)))
+    return Batch(*(array[rows] for array in (tokens[:, :-1], tokens[:, 1:], learn, positions, segments)))
 
 
 def batches(
-    cfg: Experiment, host: int = 0, hosts: int = 1, at: dict[int, Callable[[], None]] | None = None
+    cfg: Experiment, host: int = 0, hosts: int = 1, actions: dict[int, Callable[[], None]] | None = None
 ) -> Callable[[int], Iterator[Batch]]:
-    """What ``train`` asks for; ``at[n]`` happens when ``n`` steps have been given out."""
+    """The ``batches`` argument of ``train``; ``actions[n]`` is called before the batch of step n + 1 is yielded."""
 
-    def give(start: int) -> Iterator[Batch]:
+    def batches_from(start: int) -> Iterator[Batch]:
         step = start
         while True:
-            (at or {}).get(step, lambda: None)()
+            (actions or {}).get(step, lambda: None)()
             yield batch(cfg, step, host, hosts)
             step += 1
 
-    return give
+    return batches_from
 
 
 def host_state(cfg: Experiment) -> TrainState:
-    """A state of numpy arrays with drawn weights: nothing has to be compiled for it."""
+    """A state of numpy arrays with random weights, made without compiling anything."""
     shapes = jax.eval_shape(lambda: new_state(cfg))
     rng = np.random.default_rng(cfg.seed)
     model = jax.tree.map(lambda s: 0.3 * rng.standard_normal(s.shape).astype(s.dtype), shapes.model)
@@ -74,10 +74,10 @@ def host_state(cfg: Experiment) -> TrainState:
     return TrainState(np.zeros((), np.int32), model, opt, jax.random.key(cfg.seed))
 
 
-def assert_equal(one, other) -> None:
-    """Two trees with the same structure and, bit by bit, the same numbers."""
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+def assert_equal(tree, other) -> None:
+    """The trees have the same structure and, bit for bit, the same numbers."""
+    assert jax.tree.structure(tree) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         np.testing.assert_array_equal(_numbers(a), _numbers(b))
 
 
@@ -86,15 +86,15 @@ def _numbers(x: jax.Array) -> np.ndarray:
 
 
 def worker(compiled: Path, stderr: int | None = None, **arguments) -> subprocess.Popen:
-    """Starts train_worker.py in a process of its own, which shares the folder of compiled programs."""
-    here = Path(__file__).resolve().parent
+    """Starts train_worker.py as a new process, with the folder ``compiled`` as its compilation cache."""
+    folder = Path(__file__).resolve().parent
     settings = {
-        "PYTHONPATH": f"{here.parents[1]}{os.pathsep}{here}",
+        "PYTHONPATH": f"{folder.parents[1]}{os.pathsep}{folder}",
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
-    command = [sys.executable, str(here / "train_worker.py"), json.dumps(arguments)]
+    command = [sys.executable, str(folder / "train_worker.py"), json.dumps(arguments)]
     return subprocess.Popen(command, env={**os.environ, **settings}, stderr=stderr, text=True)

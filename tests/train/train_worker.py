@@ -28,24 +28,25 @@ def main(
     fail_at: int = -1,
     changes: Sequence[str] = (),
 ) -> None:
-    """Trains the tiny experiment on ``devices`` of its own; sends itself SIGKILL or SIGTERM, or fails, after so many batches."""
+    """Trains the tiny experiment on ``devices`` fake devices; after ``kill_at``, ``term_at`` or ``fail_at`` batches sends itself
+    SIGKILL or SIGTERM, or raises."""
     from train_parts import batches, experiment
 
-    from lumina_jax.cluster.consistency import agree
-    from lumina_jax.cluster.processes import Alone, joined
+    from lumina_jax.cluster.consistency import check_consistency
+    from lumina_jax.cluster.processes import SingleProcess, join
     from lumina_jax.sharding import data_share, make_mesh
     from lumina_jax.train.loop import train
 
     jax.config.update("jax_num_cpu_devices", devices)
     cfg = override(replace(experiment(tuple(mesh)), out=out), changes)
     signals = {kill_at: signal.SIGKILL, term_at: signal.SIGTERM}
-    at = {step: functools.partial(os.kill, os.getpid(), number) for step, number in signals.items()}
-    at[fail_at] = fail
-    place = (cfg.pod, f"localhost:{port}", processes, rank)
-    with joined(*place) if processes > 1 else nullcontext(Alone()) as group:
-        agree(cfg, group, {})
+    actions = {step: functools.partial(os.kill, os.getpid(), number) for step, number in signals.items()}
+    actions[fail_at] = fail
+    address = (f"localhost:{port}", processes, rank)
+    with join(cfg.pod, *address) if processes > 1 else nullcontext(SingleProcess()) as group:
+        check_consistency(cfg, group, {})
         host, hosts = data_share(make_mesh(cfg.mesh), rank)
-        train(cfg, batches(cfg, host, hosts, at), show=False, group=group)
+        train(cfg, batches(cfg, host, hosts, actions), show=False, group=group)
 
 
 def fail() -> None:

@@ -1,4 +1,4 @@
-"""The published sets of Omni-SFT as sources: files as they are published in, dialogs out. OMNI.md tells of each."""
+"""The published sets of Omni-SFT as sources: reads the files as they are published, yields dialogs. OMNI.md describes each."""
 
 from collections.abc import Callable
 
@@ -10,80 +10,71 @@ from lumina_jax.data.omni.options import choice, parse
 from lumina_jax.data.omni.pose import PoseViews
 from lumina_jax.data.omni.segments import SegmentViews
 from lumina_jax.data.omni.sessions import MagicBrushFolder, MagicBrushParquet, SeedSessions
-from lumina_jax.data.omni.views import Views, ViewSource
+from lumina_jax.data.omni.views import FolderViews, Views, ViewSource
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.record import StoredSource
 from lumina_jax.errors import InputError
 
-FOLDER = {"captions": "", "match": "*"}
-"""Options of sets whose views are found in a folder; with ``captions`` photos are painted from the pictures."""
+Opener = Callable[[str], StoredSource]
+
+FOLDER_OPTIONS = {"captions": "", "match": "*"}
+"""Options, with their defaults, of the sets that are a folder of files."""
 
 
 def open_set(name: str, rest: str) -> StoredSource:
-    """The set ``name`` of SETS as ``rest``, a PATH or PATH@option=value,..., describes it.
+    """The set ``name`` of SETS; ``rest`` is PATH or PATH@option=value,...
 
-    Raises ValueError for an option that is not known or a form that is not the set's, OSError when a file is not there.
+    Raises InputError for an unknown option or files of another form, MissingFileError when a file is missing.
     """
     return SETS[name](rest)
 
 
 def _magicbrush(rest: str) -> StoredSource:
-    path, given = parse(rest, {"turns": "0"})
-    most = _whole(given["turns"], "turns")
-    return EditSource((MagicBrushParquet if path.endswith(".parquet") else MagicBrushFolder)(path), most)
+    path, options = parse(rest, {"turns": "0"})
+    max_turns = _whole(options["turns"], "turns")
+    return EditSource((MagicBrushParquet if path.endswith(".parquet") else MagicBrushFolder)(path), max_turns)
 
 
 def _seed_edit(rest: str) -> StoredSource:
-    path, given = parse(rest, {"subset": "multi_turn", "turns": "0"})
-    subset = choice(given["subset"], "subset", ("real", "multi_turn"))
-    most = _whole(given["turns"], "turns")
-    return EditSource(SeedSessions(files.join(path, f"{subset}_editing")), most)
+    path, options = parse(rest, {"subset": "multi_turn", "turns": "0"})
+    subset = choice(options["subset"], "subset", ("real", "multi_turn"))
+    max_turns = _whole(options["turns"], "turns")
+    return EditSource(SeedSessions(files.join(path, f"{subset}_editing")), max_turns)
 
 
-def _vkitti2(rest: str) -> StoredSource:
-    path, given = parse(rest, FOLDER)
-    return _source(depth.vkitti2(path, given["match"]), given["captions"])
+def _folder(views: Callable[..., FolderViews], option: str = "", values: tuple[str, ...] = ("",)) -> Opener:
+    """A set that is a folder of files; ``option``, with ``values`` of which the first is the default, is passed to ``views``."""
 
+    def open_folder(rest: str) -> StoredSource:
+        path, options = parse(rest, FOLDER_OPTIONS | ({option: values[0]} if option else {}))
+        arguments = [choice(options[option], option, values)] if option else []
+        return _source(views(path, options["match"], *arguments), options["captions"])
 
-def _sintel(rest: str) -> StoredSource:
-    path, given = parse(rest, {**FOLDER, "pass": "final"})
-    render = choice(given["pass"], "pass", ("final", "clean"))
-    return _source(depth.sintel(path, given["match"], render), given["captions"])
-
-
-def _nyuv2(rest: str) -> StoredSource:
-    path, given = parse(rest, {**FOLDER, "split": "train"})
-    split = choice(given["split"], "split", ("train", "test"))
-    return _source(normals.nyuv2(path, given["match"], split), given["captions"])
-
-
-def _scannet(rest: str) -> StoredSource:
-    path, given = parse(rest, FOLDER)
-    return _source(normals.scannet(path, given["match"]), given["captions"])
+    return open_folder
 
 
 def _coco_pose(rest: str) -> StoredSource:
-    path, given = parse(rest, {"captions": "", "split": "train2017"})
-    return _source(PoseViews(path, given["split"]), given["captions"])
+    path, options = parse(rest, {"captions": "", "split": "train2017"})
+    return _source(PoseViews(path, options["split"]), options["captions"])
 
 
 def _oneformer(rest: str) -> StoredSource:
-    path, given = parse(rest, {"images": "", "labels": "ade20k", "captions": ""})
-    if not given["images"]:
-        raise InputError(f"oneformer:{rest}: say where the images of the maps lie: oneformer:MAPS@images=DIR")
-    return _source(SegmentViews(path, given["images"], given["labels"]), given["captions"])
+    path, options = parse(rest, {"images": "", "labels": "ade20k", "captions": ""})
+    if not options["images"]:
+        raise InputError(f"oneformer:{rest}: name the folder of the maps' images: oneformer:MAPS@images=DIR")
+    return _source(SegmentViews(path, options["images"], options["labels"]), options["captions"])
 
 
 def _refcoco(rest: str) -> StoredSource:
-    chosen = {"dataset": "refcoco", "dataset_partition": "unc", "split": "train"}
-    path, given = parse(rest, {"images": "", "data_dir": "", **chosen})
+    selection = {"dataset": "refcoco", "dataset_partition": "unc", "split": "train"}
+    path, options = parse(rest, {"images": "", "data_dir": "", **selection})
     if not path.endswith(".json"):
-        return ViewSource(TfdsViews(path, given["data_dir"] or None))
-    if not given["images"]:
-        raise InputError(f"refcoco:{rest}: say where COCO's train2014 lies: refcoco:FILE.json@images=DIR")
+        return ViewSource(TfdsViews(path, options["data_dir"] or None))
+    if not options["images"]:
+        raise InputError(f"refcoco:{rest}: name the folder of COCO's train2014: refcoco:FILE.json@images=DIR")
     if path.rpartition("/")[2] == "refcoco.json":
-        return ViewSource(ReferViews(path, given["images"], {key: given[key] for key in chosen}))
-    return ViewSource(MdetrViews(path, given["images"]))
+        return ViewSource(ReferViews(path, options["images"], {key: options[key] for key in selection}))
+    return ViewSource(MdetrViews(path, options["images"]))
 
 
 def _source(views: Views, captions: str) -> StoredSource:
@@ -96,13 +87,13 @@ def _whole(value: str, name: str) -> int:
     return int(value)
 
 
-SETS: dict[str, Callable[[str], StoredSource]] = {
+SETS: dict[str, Opener] = {
     "magicbrush": _magicbrush,
     "seed-edit": _seed_edit,
-    "vkitti2": _vkitti2,
-    "sintel": _sintel,
-    "nyuv2": _nyuv2,
-    "scannet": _scannet,
+    "vkitti2": _folder(depth.vkitti2),
+    "sintel": _folder(depth.sintel, "pass", ("final", "clean")),
+    "nyuv2": _folder(normals.nyuv2, "split", ("train", "test")),
+    "scannet": _folder(normals.scannet),
     "coco-pose": _coco_pose,
     "oneformer": _oneformer,
     "refcoco": _refcoco,

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg as pictures with a drawn box: the thing that an expression tells from all others."""
+"""RefCOCO, RefCOCO+ and RefCOCOg as pictures with a box drawn around the object that an expression refers to."""
 
 import hashlib
 import json
@@ -17,59 +17,60 @@ from lumina_jax.data.sources.record import checked_text
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.pictures import annotations
 
-FRAME_SHARE, LEAST_FRAME = 1 / 160, 2
-"""Thickness of a frame as a share of the picture's longer side, and its least in px."""
-OBJECT_MARK = re.compile(r"_\d+(?=\.jpg$)")
-"""What the annotations of REFER put behind the name of an image: the number of the object."""
+FRAME_SHARE, MIN_FRAME = 1 / 160, 2
+"""Thickness of a frame: a share of the picture's longer side, but at least so many px."""
+OBJECT_SUFFIX = re.compile(r"_\d+(?=\.jpg$)")
+"""The number of the object that REFER's annotations append to the name of an image."""
 
 
 class MdetrViews:
-    """A view for each expression of a file of MDETR's annotations: finetune_refcoco_train.json and the like.
+    """A view for each expression of a file of MDETR's annotations, such as finetune_refcoco_train.json.
 
-    There every "image" is an expression, its ``caption``, with its boxes as annotations. ``images`` holds COCO's train2014.
+    Each "image" of the file is an expression (its ``caption``) with its boxes as annotations. ``images`` is the folder of COCO's
+    train2014.
     """
 
     task = "detect"
 
-    def __init__(self, place: str, images: str):
-        self._coco, self._images = CocoFile(place, lambda annotation: True), images
+    def __init__(self, path: str, images: str):
+        self._coco, self._images = CocoFile(path, lambda annotation: True), images
         self.fingerprint = self._coco.fingerprint
 
     def __len__(self) -> int:
         return len(self._coco)
 
     def name(self, index: int) -> str:
-        return f"{self._coco.place}, expression {index}"
+        return f"{self._coco.path}, expression {index}"
 
     def view(self, index: int) -> View:
-        image, annotations = self._coco.entry(index)
+        image, objects = self._coco.entry(index)
         path = str(image.get("file_name"))
         photo = read_image(files.join(self._images, path))
-        return boxed(path, photo, image.get("caption"), [box(annotation) for annotation in annotations])
+        return boxed(path, photo, image.get("caption"), [box(annotation) for annotation in objects])
 
 
 class ReferViews:
-    """A view for each expression of refcoco.json, REFER's annotations as TFDS has them joined with COCO's.
+    """A view for each expression of refcoco.json, REFER's annotations joined with COCO's by TFDS's script.
 
-    ``chosen`` is what a reference says of itself under "dataset", "dataset_partition" and "split".
+    ``selection`` are the values of "dataset", "dataset_partition" and "split" of the references to use.
     """
 
     task = "detect"
 
-    def __init__(self, place: str, images: str, chosen: Mapping[str, str]):
-        self.place, self._images = place, images
-        content = files.read(place)
-        self.fingerprint = hashlib.sha256(content + json.dumps(dict(chosen)).encode()).hexdigest()[:16]
+    def __init__(self, path: str, images: str, selection: Mapping[str, str]):
+        self.path, self._images = path, images
+        content = files.read(path)
+        self.fingerprint = hashlib.sha256(content + json.dumps(dict(selection)).encode()).hexdigest()[:16]
         try:
             refs = [
                 (start, end, _sentences(ref), isinstance(ref, Mapping))
                 for _, start, end, ref in members(content, ("ref",))
-                if not isinstance(ref, Mapping) or all(ref.get(key) == value for key, value in chosen.items())
+                if not isinstance(ref, Mapping) or all(ref.get(key) == value for key, value in selection.items())
             ]
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{place} is no whole JSON object: {error}; make it again") from error
-        if not any(chosen_one for *_, chosen_one in refs):
-            raise InputError(f"{place} has no reference with {', '.join(f'{k}={v}' for k, v in chosen.items())}")
+            raise InputError(f"{path} is no complete JSON object: {error}; make it again") from error
+        if not any(is_object for *_, is_object in refs):
+            raise InputError(f"{path} has no reference with {', '.join(f'{k}={v}' for k, v in selection.items())}")
         spans = [(start, end, number) for start, end, sentences, _ in refs for number in range(sentences)]
         self._spans = np.array(spans, np.int64)
 
@@ -77,22 +78,22 @@ class ReferViews:
         return len(self._spans)
 
     def name(self, index: int) -> str:
-        return f"{self.place}, expression {index}"
+        return f"{self.path}, expression {index}"
 
     def view(self, index: int) -> View:
         start, end, number = map(int, self._spans[index])
-        ref = json.loads(files.read(self.place, start, end))
-        if not isinstance(ref, Mapping) or not isinstance(ref.get("ann"), Mapping) or not _sentences(ref, least=0):
+        ref = json.loads(files.read(self.path, start, end))
+        if not isinstance(ref, Mapping) or not isinstance(ref.get("ann"), Mapping) or not _sentences(ref, malformed=0):
             raise InputError(f"the reference at byte {start} lacks 'ann' or 'sentences'")
-        path = OBJECT_MARK.sub("", str(ref.get("file_name")))
+        path = OBJECT_SUFFIX.sub("", str(ref.get("file_name")))
         photo = read_image(files.join(self._images, path))
         return boxed(path, photo, ref["sentences"][number].get("raw"), [box(ref["ann"])])
 
 
 class TfdsViews:
-    """A view for each expression of ref_coco as TFDS prepares it, as ArrayRecord: ``name`` is ref_coco/CONFIG[:SPLIT].
+    """A view for each expression of ref_coco as TFDS prepares it, in ArrayRecord; ``name`` is ref_coco/CONFIG[:SPLIT].
 
-    Where the expressions of an example begin is found once, by reading every example: 12 bytes an expression.
+    Opening it reads every example once; an expression takes 12 bytes of memory.
     """
 
     task = "detect"
@@ -106,60 +107,61 @@ class TfdsViews:
             builder = tfds.core.read_only_builder.builder_from_files(set_name, data_dir=data_dir)
         except tfds.core.DatasetNotFoundError as error:
             raise MissingFileError(
-                f"no {set_name} in {data_dir}; prepare it there with TFDS, or say data_dir="
+                f"no {set_name} in {data_dir}; prepare it there with TFDS, or give its folder as data_dir="
             ) from error
         if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise InputError(f"{set_name} is not prepared with file_format='array_record', and has no random access")
-        self._where = f"{builder.info.full_name}:{split}"
+        self._name = f"{builder.info.full_name}:{split}"
         self._examples = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-        found = [
+        expressions = [
             (example, thing, number)
             for example in range(len(self._examples))
-            for thing, expressions in enumerate(self._examples[example]["objects"]["refexp"]["raw"])
-            for number in range(len(expressions))
+            for thing, texts in enumerate(self._examples[example]["objects"]["refexp"]["raw"])
+            for number in range(len(texts))
         ]
-        self._places = np.array(found, np.int32).reshape(-1, 3)
-        self.fingerprint = hashlib.sha256(self._where.encode() + self._places.tobytes()).hexdigest()[:16]
+        self._expressions = np.array(expressions, np.int32).reshape(-1, 3)
+        """Number of the example, of the object in it, and of the expression for the object."""
+        self.fingerprint = hashlib.sha256(self._name.encode() + self._expressions.tobytes()).hexdigest()[:16]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._expressions)
 
     def name(self, index: int) -> str:
-        return f"{self._where}, expression {index}"
+        return f"{self._name}, expression {index}"
 
     def view(self, index: int) -> View:
-        example, thing, number = map(int, self._places[index])
-        held = self._examples[example]
-        photo = ImageFile(f"{self._where}, image {held['image/id']}", held["image"])
+        number_of_example, thing, number = map(int, self._expressions[index])
+        example = self._examples[number_of_example]
+        photo = ImageFile(f"{self._name}, image {example['image/id']}", example["image"])
         width, height = size_of(photo)
-        top, left, bottom, right = held["objects"]["bbox"][thing] * (height, width, height, width)
-        expression = held["objects"]["refexp"]["raw"][thing][number].decode()
-        return boxed(str(held["image/id"]), photo, expression, [(left, top, right - left, bottom - top)])
+        top, left, bottom, right = example["objects"]["bbox"][thing] * (height, width, height, width)
+        expression = example["objects"]["refexp"]["raw"][thing][number].decode()
+        return boxed(str(example["image/id"]), photo, expression, [(left, top, right - left, bottom - top)])
 
 
 def boxed(path: str, photo: ImageFile, expression: object, boxes: Sequence[Sequence[float]]) -> View:
-    """A photo with the frames of ``boxes``, (x, y, width, height) each, for what ``expression`` says;
-    read back by annotations.read_box.
+    """A photo with frames around ``boxes``, (x, y, width, height) in px each, the objects that ``expression`` refers to.
 
-    Raises ValueError when the expression says nothing or a box has no pixel in the photo.
+    annotations.read_box is the inverse. Raises InputError when the expression is empty or a box is outside the photo.
     """
-    said = checked_text(expression, "the expression").strip().rstrip(".").strip()
-    if not said:
-        raise InputError("the expression is empty; it points at nothing")
+    text = checked_text(expression, "the expression").strip().rstrip(".").strip()
+    if not text:
+        raise InputError("the expression is empty; it refers to nothing")
     picture = colours(photo)
     for x, y, width, height in boxes:
         edges = round(x), round(y), max(round(x + width), round(x) + 1), max(round(y + height), round(y) + 1)
         picture = annotations.draw_box(picture, edges, frame_thickness(picture.shape, min(width, height)))
-    return View(path, photo, painted(f"{photo.name}, boxed", picture), said)
+    return View(path, photo, painted(f"{photo.name}, boxed", picture), text)
 
 
 def frame_thickness(shape: tuple[int, ...], shorter: float) -> int:
-    """Px for a picture of ``shape`` (Y, X, ...); a frame leaves half of the ``shorter`` side of its box open."""
-    wanted = max(LEAST_FRAME, round(max(shape[:2]) * FRAME_SHARE))
-    return max(1, min(wanted, int(shorter // 4)))
+    """In px, for a picture of ``shape`` (Y, X, ...). A frame leaves at least half of its box's ``shorter`` side open."""
+    thickness = max(MIN_FRAME, round(max(shape[:2]) * FRAME_SHARE))
+    return max(1, min(thickness, int(shorter // 4)))
 
 
-def _sentences(ref: object, least: int = 1) -> int:
-    """How many expressions a reference has; a malformed one counts ``least``, so that it becomes a bad record."""
-    held = ref.get("sentences") if isinstance(ref, Mapping) else None
-    return len(held) if isinstance(held, list) and all(isinstance(one, Mapping) for one in held) else least
+def _sentences(ref: object, malformed: int = 1) -> int:
+    """The number of expressions of a reference; ``malformed`` if it has none that can be read, 1 to make it a bad record."""
+    sentences = ref.get("sentences") if isinstance(ref, Mapping) else None
+    well_formed = isinstance(sentences, list) and all(isinstance(sentence, Mapping) for sentence in sentences)
+    return len(sentences) if well_formed else malformed

@@ -1,4 +1,4 @@
-"""Captions of photos that stand in a file of their own, found by the photo's path."""
+"""Captions in a separate file, looked up by the path of the photo."""
 
 import hashlib
 import json
@@ -15,59 +15,59 @@ from lumina_jax.errors import InputError
 
 
 class LineCaptions:
-    """Lines ``{"image": PATH, "caption": TEXT}`` of a JSONL file, under any usual names (adapters.pair); 24 bytes each."""
+    """Lines ``{"image": PATH, "caption": TEXT}`` of a JSONL file, under any usual keys (adapters.pair); 24 bytes of memory each."""
 
-    def __init__(self, place: str):
-        self.place = place
-        self._spans, self.fingerprint = json_spans.index_lines(place)
+    def __init__(self, path: str):
+        self.path = path
+        self._spans, self.fingerprint = json_spans.index_lines(path)
         keys = np.array([_key(self._read(span).get("image")) for span in self._spans], np.uint64)
         self._order = np.argsort(keys, kind="stable")
         self._keys = keys[self._order]
 
     def of(self, photo: str) -> str:
-        """The caption of the photo with that path; ValueError when there is none."""
-        wanted = np.uint64(_key(photo))
-        first, end = (int(np.searchsorted(self._keys, wanted, side)) for side in ("left", "right"))
+        """The caption of the photo with this path; InputError when there is none."""
+        key = np.uint64(_key(photo))
+        first, end = (int(np.searchsorted(self._keys, key, side)) for side in ("left", "right"))
         for line in self._order[first:end]:
             item = self._read(self._spans[line])
             if item.get("image") == photo:
-                return _caption(item.get("caption"), f"{self.place}, line {line}")
-        raise InputError(f"{self.place} has no caption of {photo}; add one, or leave the photo out with match=")
+                return _caption(item.get("caption"), f"{self.path}, line {line}")
+        raise InputError(f"{self.path} has no caption of {photo}; add one, or leave the photo out with match=")
 
     def _read(self, span: np.ndarray) -> Mapping:
         try:
-            item = pair(json.loads(files.read(self.place, int(span[0]), int(span[1]))))
+            item = pair(json.loads(files.read(self.path, int(span[0]), int(span[1]))))
         except ValueError as error:
-            raise InputError(f"{self.place}, byte {span[0]}: {error}") from error
+            raise InputError(f"{self.path}, byte {span[0]}: {error}") from error
         if not isinstance(item, Mapping):
-            raise InputError(f"{self.place}, byte {span[0]}: a JSON {type(item).__name__}, not an object")
+            raise InputError(f"{self.path}, byte {span[0]}: a JSON {type(item).__name__}, not an object")
         return item
 
 
 class CocoCaptions:
-    """COCO's captions_train2017.json and its like: of the captions of an image the first."""
+    """The first caption of each image of COCO's captions_train2017.json or a file like it."""
 
-    def __init__(self, place: str):
-        self.place = place
-        held = CocoFile(place, lambda annotation: "caption" in annotation)
-        self.fingerprint = held.fingerprint
-        entries = (held.entry(index) for index in range(len(held)))
+    def __init__(self, path: str):
+        self.path = path
+        coco = CocoFile(path, lambda annotation: "caption" in annotation)
+        self.fingerprint = coco.fingerprint
+        entries = (coco.entry(index) for index in range(len(coco)))
         self._captions = {image.get("file_name"): annotations[0]["caption"] for image, annotations in entries}
 
     def of(self, photo: str) -> str:
-        """The caption of the photo with that path or name; ValueError when there is none."""
+        """The caption of the photo with this path or name; InputError when there is none."""
         name = posixpath.basename(photo)
         if name not in self._captions:
-            raise InputError(f"{self.place} has no caption of {name}")
-        return _caption(self._captions[name], self.place)
+            raise InputError(f"{self.path} has no caption of {name}")
+        return _caption(self._captions[name], self.path)
 
 
 Captions = LineCaptions | CocoCaptions
 
 
-def open_captions(place: str) -> Captions:
+def open_captions(path: str) -> Captions:
     """A JSONL file of captions, or COCO's JSON of them; OSError, or ValueError when it is neither."""
-    return LineCaptions(place) if place.endswith(".jsonl") else CocoCaptions(place)
+    return LineCaptions(path) if path.endswith(".jsonl") else CocoCaptions(path)
 
 
 def _caption(value: object, where: str) -> str:

@@ -1,4 +1,4 @@
-"""COCO's annotation files: one JSON object of long lists, of which only the places of the values are held."""
+"""COCO's annotation files: one JSON object of long lists; only the byte spans of their values stay in memory."""
 
 import hashlib
 import json
@@ -15,41 +15,41 @@ NO_IMAGE = -1
 
 
 def members(content: bytes, keys: Collection[str]) -> Iterator[tuple[str, int, int, object]]:
-    """(key, first byte, end, value) of every value in the lists under ``keys`` of a JSON object, in the file's order.
+    """(key, first byte, end, value) of every value in the lists under ``keys`` of a JSON object, in the order of the file.
 
-    One value is decoded at a time; its texts are right only as far as they are ASCII. ValueError where it is no JSON.
+    Decodes one value at a time; only ASCII letters of its strings are right. Raises ValueError where it is no JSON.
     """
-    text = content.decode("latin-1")  # one letter a byte, so that places in the text are places in the file
+    text = content.decode("latin-1")  # one letter per byte, so that offsets in the text are offsets in the file
     decode = json.JSONDecoder().raw_decode
-    at = _past(text, 0, "{")
-    while text[at : at + 1] != "}":
-        key, at = decode(text, at)
-        at = _past(text, _skip(text, at), ":")
-        if key not in keys or text[at : at + 1] != "[":
-            at = decode(text, at)[1]
+    offset = _expect(text, 0, "{")
+    while text[offset : offset + 1] != "}":
+        key, offset = decode(text, offset)
+        offset = _expect(text, offset, ":")
+        if key not in keys or text[offset : offset + 1] != "[":
+            offset = decode(text, offset)[1]
         else:
-            at = _past(text, at, "[")
-            while text[at : at + 1] != "]":
-                value, end = decode(text, at)
-                yield key, at, end, value
-                at = _behind_value(text, end, "]")
-            at += 1
-        at = _behind_value(text, at, "}")
+            offset = _expect(text, offset, "[")
+            while text[offset : offset + 1] != "]":
+                value, end = decode(text, offset)
+                yield key, offset, end, value
+                offset = _after_value(text, end, "]")
+            offset += 1
+        offset = _after_value(text, offset, "}")
 
 
 class CocoFile:
-    """The images of a COCO annotation file, each with its annotations: ``images`` and ``annotations`` joined by id.
+    """The images of a COCO annotation file with their annotations: ``images`` and ``annotations`` joined by id.
 
-    Those without an annotation that ``keep`` keeps do not count. An annotation of no image is an entry without an image.
-    40 bytes an image and annotation are in memory; the file itself only while it is opened. Raises OSError, or ValueError
-    when the file is not one whole JSON object.
+    Images without an annotation for which ``keep`` is true are left out. An annotation without an image is an entry of its own,
+    which cannot be read. Each image and annotation takes 40 bytes of memory; the file is in memory only while this opens it.
+    Raises InputError when the file is not one complete JSON object.
     """
 
-    def __init__(self, place: str, keep: Callable[[Mapping], bool]):
-        self.place = place
-        content = files.read(place)
+    def __init__(self, path: str, keep: Callable[[Mapping], bool]):
+        self.path = path
+        content = files.read(path)
         self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
-        images, annotations = Places(), Places()
+        images, annotations = _SpanList(), _SpanList()
         try:
             for key, start, end, value in members(content, ("images", "annotations")):
                 if key == "images":
@@ -57,17 +57,17 @@ class CocoFile:
                 elif not isinstance(value, Mapping) or keep(value):
                     annotations.add(start, end, _number(value, "image_id"))
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{place} is no whole JSON object: {error}; download it again") from error
+            raise InputError(f"{path} is no complete JSON object: {error}; download it again") from error
         self._images, ids = images.arrays()
         self._annotations, owners = annotations.arrays()
         by_id = np.argsort(ids, kind="stable")
-        places = np.searchsorted(ids, owners, sorter=by_id)
-        # An annotation of no image stands behind all images, an entry of its own.
+        rank = np.searchsorted(ids, owners, sorter=by_id)
+        # Annotations without an image get rows of their own after those of all images.
         rows = len(ids) + np.arange(len(owners))
-        known = places < len(ids)
-        known[known] = ids[by_id[places[known]]] == owners[known]
+        known = rank < len(ids)
+        known[known] = ids[by_id[rank[known]]] == owners[known]
         known &= owners != NO_IMAGE
-        rows[known] = by_id[places[known]]
+        rows[known] = by_id[rank[known]]
         self._order = np.argsort(rows, kind="stable")
         self._rows, self._starts = np.unique(rows[self._order], return_index=True)
 
@@ -75,57 +75,55 @@ class CocoFile:
         return len(self._rows)
 
     def entry(self, index: int) -> tuple[Mapping, list[Mapping]]:
-        """Image ``index`` and its annotations; ValueError naming the annotation that has none, or what is no object."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"entry {index} of {len(self)}")
+        """Image ``index`` and its annotations; InputError when the image is not listed or a value is no object."""
         stop = self._starts[index + 1] if index + 1 < len(self._starts) else len(self._order)
-        mine = [self._read(self._annotations[place]) for place in self._order[self._starts[index] : stop]]
+        annotations = [self._read(self._annotations[number]) for number in self._order[self._starts[index] : stop]]
         if (row := self._rows[index]) >= len(self._images):
             raise InputError(
-                f"annotation {mine[0].get('id')} is of image {mine[0].get('image_id')}, which is not listed"
+                f"annotation {annotations[0].get('id')} is of image {annotations[0].get('image_id')}, which is not listed"
             )
-        return self._read(self._images[row]), mine
+        return self._read(self._images[row]), annotations
 
     def _read(self, span: np.ndarray) -> Mapping:
-        value = json.loads(files.read(self.place, int(span[0]), int(span[1])))
+        value = json.loads(files.read(self.path, int(span[0]), int(span[1])))
         if not isinstance(value, Mapping):
-            raise InputError(f"at byte {span[0]} stands a JSON {type(value).__name__}, not an object")
+            raise InputError(f"the value at byte {span[0]} is a JSON {type(value).__name__}, not an object")
         return value
 
 
-class Places:
-    """Where values lie in a file, and a number for each."""
+class _SpanList:
+    """The byte spans of values in a file, with a number for each."""
 
     def __init__(self):
-        self._held: list[tuple[int, int, int]] = []
+        self._spans: list[tuple[int, int, int]] = []
 
     def add(self, start: int, end: int, number: int) -> None:
-        self._held.append((start, end, number))
+        self._spans.append((start, end, number))
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """Spans i64[n 2] and numbers i64[n]."""
-        held = np.array(self._held, np.int64).reshape(-1, 3)
-        return held[:, :2].copy(), held[:, 2].copy()
+        spans = np.array(self._spans, np.int64).reshape(-1, 3)
+        return spans[:, :2].copy(), spans[:, 2].copy()
 
 
 def _number(value: object, key: str) -> int:
-    found = value.get(key) if isinstance(value, Mapping) else None
-    return found if isinstance(found, int) and 0 <= found < 1 << 62 else NO_IMAGE
+    number = value.get(key) if isinstance(value, Mapping) else None
+    return number if isinstance(number, int) and 0 <= number < 1 << 62 else NO_IMAGE
 
 
-def _skip(text: str, at: int) -> int:
-    return BLANK.match(text, at).end()
+def _skip_blanks(text: str, offset: int) -> int:
+    return BLANK.match(text, offset).end()
 
 
-def _past(text: str, at: int, letter: str) -> int:
-    """Where the next thing stands behind ``letter``, which stands at ``at`` up to blanks."""
-    at = _skip(text, at)
-    if text[at : at + 1] != letter:
-        raise InputError(f"expected {letter!r} at byte {at}, found {text[at : at + 8]!r}")
-    return _skip(text, at + 1)
+def _expect(text: str, offset: int, letter: str) -> int:
+    """The offset of what follows ``letter``, which must come next, blanks left out."""
+    offset = _skip_blanks(text, offset)
+    if text[offset : offset + 1] != letter:
+        raise InputError(f"expected {letter!r} at byte {offset}, found {text[offset : offset + 8]!r}")
+    return _skip_blanks(text, offset + 1)
 
 
-def _behind_value(text: str, at: int, closing: str) -> int:
-    """Where the next value, or the ``closing`` bracket, stands."""
-    at = _skip(text, at)
-    return at if text[at : at + 1] == closing else _past(text, at, ",")
+def _after_value(text: str, offset: int, closing: str) -> int:
+    """The offset of the next value or of the ``closing`` bracket."""
+    offset = _skip_blanks(text, offset)
+    return offset if text[offset : offset + 1] == closing else _expect(text, offset, ",")

@@ -1,4 +1,4 @@
-"""Depth of Virtual KITTI 2 and MPI Sintel, painted by dense_maps.encode_depth over one range for both."""
+"""Depth maps of Virtual KITTI 2 and MPI Sintel, painted by dense_maps.encode_depth with one range for both."""
 
 import re
 from collections.abc import Callable
@@ -6,14 +6,14 @@ from collections.abc import Callable
 import numpy as np
 
 from lumina_jax.data.omni.pictures import levels, painted
-from lumina_jax.data.omni.views import FolderViews, Kind, View
+from lumina_jax.data.omni.views import FolderLayout, FolderViews, View
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import ImageFile, read_image
 from lumina_jax.errors import InputError
 from lumina_jax.pictures import dense_maps
 
 NEAR, FAR = 0.5, 80.0
-"""Metres that are painted white and black. One request, "Depth estimation.", so one scale for every set."""
+"""Metres that are painted white and black. All sets share the request "Depth estimation.", hence one scale."""
 
 VKITTI2_PHOTO = "Scene01/clone/frames/rgb/Camera_0/rgb_00000.jpg"
 VKITTI2 = r"(?P<top>(.*/)?)(?P<clip>Scene\d\d/[^/]+)/frames/rgb/(?P<camera>Camera_[01])/rgb_(?P<frame>\d{5})\.jpg"
@@ -27,16 +27,15 @@ SINTEL_HEADER = 12
 """Bytes: the tag f32, the width i32, the height i32, all little-endian."""
 
 
-def vkitti2(folder: str, wanted: str) -> FolderViews:
-    """Virtual KITTI 2: the depth of every rendered frame, both cameras."""
-    return FolderViews(folder, "depth", [Kind(VKITTI2_PHOTO, VKITTI2, _vkitti2)], wanted)
+def vkitti2(folder: str, match: str) -> FolderViews:
+    """Virtual KITTI 2: every rendered frame of both cameras and its depth."""
+    return FolderViews(folder, "depth", [FolderLayout(VKITTI2_PHOTO, VKITTI2, _vkitti2)], match)
 
 
-def sintel(folder: str, wanted: str, render: str) -> FolderViews:
-    """MPI Sintel's training frames, ``render`` "final" or "clean", with the depth that is published beside them."""
-    return FolderViews(
-        folder, "depth", [Kind(SINTEL_PHOTO.format(render=render), SINTEL.format(render=render), _sintel)], wanted
-    )
+def sintel(folder: str, match: str, render: str) -> FolderViews:
+    """MPI Sintel's training frames, ``render`` "final" or "clean", and their depth."""
+    layout = FolderLayout(SINTEL_PHOTO.format(render=render), SINTEL.format(render=render), _sintel)
+    return FolderViews(folder, "depth", [layout], match)
 
 
 def paint(name: str, metres: np.ndarray) -> ImageFile:
@@ -45,33 +44,33 @@ def paint(name: str, metres: np.ndarray) -> ImageFile:
 
 
 def read_vkitti2(file: ImageFile) -> np.ndarray:
-    """A depth map of Virtual KITTI 2, 16 bits of centimetres, 65535 in the sky -> metres f64[Y X]."""
+    """A depth map of Virtual KITTI 2, u16 centimetres with 65535 for the sky -> metres f64[Y X]."""
     return levels(file, "depth map of 16 bits") / CENTIMETRES
 
 
 def read_sintel(file: ImageFile) -> np.ndarray:
-    """A .dpt file -> metres f32[Y X]; ValueError naming it when its tag or its length is wrong."""
-    held = file.content
-    if len(held) < SINTEL_HEADER or np.frombuffer(held, "<f4", 1)[0] != SINTEL_TAG:
+    """A .dpt file -> metres f32[Y X]; InputError naming it when its tag or its length is wrong."""
+    content = file.content
+    if len(content) < SINTEL_HEADER or np.frombuffer(content, "<f4", 1)[0] != SINTEL_TAG:
         raise InputError(f"{file.name} is no .dpt file: it does not begin with the tag {SINTEL_TAG}")
-    width, height = map(int, np.frombuffer(held, "<i4", 2, offset=4))
-    if min(width, height) < 1 or len(held) != SINTEL_HEADER + 4 * width * height:
+    width, height = map(int, np.frombuffer(content, "<i4", 2, offset=4))
+    if min(width, height) < 1 or len(content) != SINTEL_HEADER + 4 * width * height:
         raise InputError(
-            f"{file.name} has {len(held)} bytes, but a depth map of {width}x{height} takes "
+            f"{file.name} has {len(content)} bytes, but a depth map of {width}x{height} takes "
             f"{SINTEL_HEADER + 4 * width * height}; download it again"
         )
-    return np.frombuffer(held, "<f4", offset=SINTEL_HEADER).reshape(height, width)
+    return np.frombuffer(content, "<f4", offset=SINTEL_HEADER).reshape(height, width)
 
 
 def _vkitti2(folder: str, match: re.Match) -> View:
     top = match["top"].replace(RGB_PACK, DEPTH_PACK)
-    place = f"{top}{match['clip']}/frames/depth/{match['camera']}/depth_{match['frame']}.png"
-    return _view(folder, match[0], place, read_vkitti2)
+    depth = f"{top}{match['clip']}/frames/depth/{match['camera']}/depth_{match['frame']}.png"
+    return _view(folder, match[0], depth, read_vkitti2)
 
 
 def _sintel(folder: str, match: re.Match) -> View:
-    place = f"{match['top']}training/depth/{match['clip']}/frame_{match['frame']}.dpt"
-    return _view(folder, match[0], place, read_sintel)
+    depth = f"{match['top']}training/depth/{match['clip']}/frame_{match['frame']}.dpt"
+    return _view(folder, match[0], depth, read_sintel)
 
 
 def _view(folder: str, photo: str, depth: str, read: Callable[[ImageFile], np.ndarray]) -> View:

@@ -1,4 +1,4 @@
-"""COCO's person keypoints as pictures of skeletons: a hue for each joint, bones darker in the hue of their second joint."""
+"""COCO's person keypoints drawn as skeletons: a hue for each joint, bones in the darkened hue of their second joint."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,12 +23,12 @@ BONES = (
     *((0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6), (5, 6), (5, 7), (7, 9), (6, 8), (8, 10)),
     *((5, 11), (6, 12), (11, 12), (11, 13), (13, 15), (12, 14), (14, 16)),
 )
-"""COCO's skeleton, each bone away from the head and outwards; but for the one between the eyes, which would hide them."""
+"""COCO's skeleton, each bone directed away from the head and outwards. The bone between the eyes is left out: it hides them."""
 
 DOT_SHARE, LINE_SHARE = 0.02, 0.008
 """Radius of a dot and half the thickness of a bone, as shares of the longer side of the person's box."""
-LEAST_DOT, LEAST_LINE = 2.5, 1.0
-"""Px; what is smaller than this no image tokenizer keeps."""
+MIN_DOT, MIN_LINE = 2.5, 1.0
+"""In px. Image tokenizers lose anything smaller."""
 
 
 class PoseViews:
@@ -41,52 +41,53 @@ class PoseViews:
 
     def __init__(self, folder: str, split: str):
         self._folder = files.join(folder, split)
-        place = files.join(folder, f"annotations/person_keypoints_{split}.json")
-        self._coco = CocoFile(place, lambda person: person.get("num_keypoints") != 0)
+        path = files.join(folder, f"annotations/person_keypoints_{split}.json")
+        self._coco = CocoFile(path, lambda person: person.get("num_keypoints") != 0)
         self.fingerprint = self._coco.fingerprint
 
     def __len__(self) -> int:
         return len(self._coco)
 
     def name(self, index: int) -> str:
-        return f"{self._coco.place}, image {index}"
+        return f"{self._coco.path}, image {index}"
 
     def view(self, index: int) -> View:
         image, people = self._coco.entry(index)
         path = str(image.get("file_name"))
         photo = read_image(files.join(self._folder, path))
-        found = [joints(person) for person in people]
-        longer = [max(box(person)[2:]) for person in people]
+        skeletons = [joints(person) for person in people]
+        sides = [max(box(person)[2:]) for person in people]
         dots, lines = (
-            [max(least, share * side) for side in longer]
-            for least, share in ((LEAST_DOT, DOT_SHARE), (LEAST_LINE, LINE_SHARE))
+            [max(minimum, share * side) for side in sides]
+            for minimum, share in ((MIN_DOT, DOT_SHARE), (MIN_LINE, LINE_SHARE))
         )
-        picture = annotations.draw_skeletons(size_of(photo), found, BONES, dots, lines)
+        picture = annotations.draw_skeletons(size_of(photo), skeletons, BONES, dots, lines)
         return View(path, photo, painted(f"skeletons of {photo.name}", picture))
 
 
 def joints(person: Mapping) -> np.ndarray:
-    """The joints of an annotation as points f64[17 2], NaN for what is not labelled; ValueError naming a malformed one."""
-    held = person.get("keypoints")
-    if not _numbers(held, 3 * len(JOINTS)):
+    """The joints of an annotation as points (x, y) in px, f64[17 2], NaN where not labelled; InputError when malformed."""
+    keypoints = person.get("keypoints")
+    if not _numbers(keypoints, 3 * len(JOINTS)):
         raise InputError(
             f"annotation {person.get('id')}: 'keypoints' are not {3 * len(JOINTS)} numbers, x, y and v of {len(JOINTS)} joints"
         )
-    points = np.array(held, np.float64).reshape(-1, 3)
-    # COCO counts pixels from 0; a point of marks is in the middle of its pixel.
+    points = np.array(keypoints, np.float64).reshape(-1, 3)
+    # COCO gives pixel indices; the points of pictures.annotations are pixel centres.
     return np.where(points[:, 2:] > 0, points[:, :2] + 0.5, np.nan)
 
 
 def box(annotation: Mapping) -> Sequence[float]:
-    """x, y, width and height of an annotation; ValueError naming a malformed one."""
-    held = annotation.get("bbox")
-    if not _numbers(held, 4) or min(held[2:]) <= 0:
+    """x, y, width and height of an annotation in px; InputError when malformed."""
+    bbox = annotation.get("bbox")
+    if not _numbers(bbox, 4) or min(bbox[2:]) <= 0:
         raise InputError(
-            f"annotation {annotation.get('id')}: 'bbox' is {held!r}, not x, y and a positive width and height"
+            f"annotation {annotation.get('id')}: 'bbox' is {bbox!r}, not x, y and a positive width and height"
         )
-    return held
+    return bbox
 
 
-def _numbers(held: object, count: int) -> bool:
-    right = isinstance(held, list) and len(held) == count
-    return right and all(isinstance(number, int | float) and not isinstance(number, bool) for number in held)
+def _numbers(value: object, count: int) -> bool:
+    """Whether ``value`` is a list of ``count`` numbers."""
+    right_length = isinstance(value, list) and len(value) == count
+    return right_length and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)

@@ -1,6 +1,6 @@
-"""Semantic maps as OneFormer finds them: a folder of class numbers beside a folder of any images.
+"""Semantic segmentation by OneFormer: a folder of maps of class numbers and a folder of the images.
 
-Class k has colour k + 1 of dense_maps.palette; what has no class is black.
+Class k has colour k + 1 of dense_maps.palette; pixels without a class are black.
 """
 
 import posixpath
@@ -16,27 +16,27 @@ from lumina_jax.errors import InputError
 from lumina_jax.pictures import dense_maps
 
 CLASSES = {"ade20k": 150, "coco": 133, "cityscapes": 19}
-"""How many classes OneFormer's published checkpoints tell apart, by the set they were trained on."""
+"""The number of classes of OneFormer's published checkpoints, by the data set they were trained on."""
 NO_CLASS = 255
 
 
 class SegmentViews:
-    """A view for each image below ``images`` whose map lies at the same path below ``maps_at``, as .png.
+    """A view for each image below ``images``; its map is the .png file of the same path below ``maps``.
 
-    Maps are OneFormer's class numbers for the set ``labels`` of CLASSES, 8 bits in one channel, NO_CLASS where there is none.
+    Maps hold OneFormer's class numbers for the data set ``labels`` of CLASSES, u8 in one channel, NO_CLASS for none.
     """
 
     task = "segmentation"
 
-    def __init__(self, maps_at: str, images: str, labels: str):
+    def __init__(self, maps: str, images: str, labels: str):
         if labels not in CLASSES:
             raise InputError(f"labels={labels}; choose {', '.join(CLASSES)}")
-        self._maps, self._images, self._classes = maps_at, images, CLASSES[labels]
+        self._maps, self._images, self._classes = maps, images, CLASSES[labels]
         listed = [(path, size) for path, size in files.listing(images) if path.lower().endswith(SUFFIXES)]
         if not listed:
             raise InputError(f"{images} holds no image ({', '.join(SUFFIXES[:4])}, ...)")
         self._paths = [path for path, _ in listed]
-        self.fingerprint = listing_digest([*listed, *files.listing(maps_at), (labels, self._classes)])
+        self.fingerprint = listing_digest([*listed, *files.listing(maps), (labels, self._classes)])
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -46,27 +46,27 @@ class SegmentViews:
 
     def view(self, index: int) -> View:
         path = self._paths[index]
-        found = read_first(files.join(self._maps, f"{posixpath.splitext(path)[0]}.png"))
-        classes = levels(found, "map of class numbers")
-        return View(path, read_image(files.join(self._images, path)), paint(found.name, classes, self._classes))
+        map_file = read_first(files.join(self._maps, f"{posixpath.splitext(path)[0]}.png"))
+        numbers = levels(map_file, "map of class numbers")
+        return View(path, read_image(files.join(self._images, path)), paint(map_file.name, numbers, self._classes))
 
 
-def paint(name: str, found: np.ndarray, classes: int) -> ImageFile:
-    """Class numbers i[Y X] below ``classes``, or NO_CLASS, as a picture with a palette; ValueError for any other number.
+def paint(name: str, numbers: np.ndarray, classes: int) -> ImageFile:
+    """Class numbers i[Y X] below ``classes``, or NO_CLASS, as a palette picture; InputError for any other number.
 
-    Such a picture keeps its colours when it is resized; one of RGB would mix neighbours into colours of third classes.
+    Resizing a palette picture keeps its colours; in an RGB picture it would mix two neighbours into a third class's colour.
     """
-    wrong = (found != NO_CLASS) & ((found < 0) | (found >= classes))
+    wrong = (numbers != NO_CLASS) & ((numbers < 0) | (numbers >= classes))
     if wrong.any():
         raise InputError(
-            f"{name} holds class {int(found[wrong][0])}, but there are 0 to {classes - 1}, and {NO_CLASS}: none"
+            f"{name} holds class {int(numbers[wrong][0])}, but there are 0 to {classes - 1}, and {NO_CLASS}: none"
         )
-    image = Image.fromarray(np.where(found == NO_CLASS, 0, found + 1).astype(np.uint8), "P")
+    image = Image.fromarray(np.where(numbers == NO_CLASS, 0, numbers + 1).astype(np.uint8), "P")
     image.putpalette(dense_maps.palette(classes + 1).tobytes())
     return painted(name, image)
 
 
 def read(picture: np.ndarray, classes: int) -> np.ndarray:
-    """The inverse, u8[Y X 3] -> i32[Y X]: the class with the nearest colour, NO_CLASS where that is black."""
-    found = dense_maps.decode_classes(picture, dense_maps.palette(classes + 1)) - 1
-    return np.where(found < 0, NO_CLASS, found)
+    """The inverse, u8[Y X 3] -> i32[Y X]: the class of the nearest colour, NO_CLASS where that is black."""
+    numbers = dense_maps.decode_classes(picture, dense_maps.palette(classes + 1)) - 1
+    return np.where(numbers < 0, NO_CLASS, numbers)

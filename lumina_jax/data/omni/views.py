@@ -1,4 +1,4 @@
-"""Photos with another picture of what they show -> records: look at the photo, or paint it from the picture."""
+"""Photos with another picture of the same view -> records: the picture from the photo, or the photo from the picture."""
 
 import hashlib
 import re
@@ -16,15 +16,15 @@ from lumina_jax.data.sources.record import StoredRecord, StoredSource
 from lumina_jax.errors import InputError
 from lumina_jax.vocab import IMAGE_SYMBOL
 
-COLOURING = 1
-"""Counts the changes of how pictures are painted: another number, another fingerprint."""
+PAINT_VERSION = 1
+"""Part of every fingerprint; raise it when pictures are painted in another way."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A photo, the picture that answers a task about it, and the text that the task takes, if any.
+    """A photo, the picture that answers a task about it, and the text of the task's request, if it has one.
 
-    ``path`` is the photo's below the folder of its set: captions are found by it.
+    ``path`` is the photo's path below the folder of its set, by which captions are looked up.
     """
 
     path: str
@@ -42,29 +42,27 @@ class Views(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """What a view is called by when it is bad."""
+        """How errors name the view."""
 
     def view(self, index: int) -> View:
-        """Raises ValueError or OSError for a bad one."""
+        """Raises ValueError or OSError for a bad view."""
 
 
 class ViewSource(StoredSource):
-    """A record for each view: the task's request and the picture as its answer.
+    """A record for each view: the task's request about the photo, and the picture as its answer.
 
-    With ``captions`` the two change places: the picture is the condition, and its photo is painted from it and the caption.
+    With ``captions`` the pair is swapped: the picture and a caption are the request, and the photo is the answer.
     """
 
     def __init__(self, views: Views, captions: Captions | None = None):
         self._views, self._captions = views, captions
-        made_of = f"{views.task} {COLOURING} {views.fingerprint} {captions.fingerprint if captions else ''}"
+        made_of = f"{views.task} {PAINT_VERSION} {views.fingerprint} {captions.fingerprint if captions else ''}"
         self.fingerprint = hashlib.sha256(made_of.encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._views)
 
     def stored(self, index: int) -> StoredRecord:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
         name = self._views.name(index)
         try:
             view = self._views.view(index)
@@ -81,41 +79,41 @@ class ViewSource(StoredSource):
             raise InputError(f"record {index}, {name}: {error}") from error
 
 
-class Kind(NamedTuple):
-    """A form that a set is published in.
+class FolderLayout(NamedTuple):
+    """One of the forms in which a set is published.
 
-    ``pattern`` matches the whole path of each of its views, as ``example`` is one; ``look`` makes the view of such a match
-    in a folder.
+    ``pattern`` matches the whole path of every photo below the folder, such as ``example``; ``view`` reads the view of a match
+    in the folder.
     """
 
     example: str
     pattern: str
-    look: Callable[[str, re.Match], View]
+    view: Callable[[str, re.Match], View]
 
 
 class FolderViews:
-    """The views of a folder: one for each path below it that matches, in the order of the paths.
+    """The views of a folder: one for each path below it that matches its layout, sorted by path.
 
-    The first of ``kinds`` that matches anything is the folder's. A path must match the shell pattern ``wanted`` as well.
-    The paths are held in memory. Raises FileNotFoundError when there is no folder, ValueError when nothing in it matches.
+    The folder has the first of ``layouts`` of which any path matches. Only paths that match the shell pattern ``match`` count.
+    The paths are in memory. Raises MissingFileError when there is no folder, InputError when no path matches.
     """
 
-    def __init__(self, folder: str, task: str, kinds: Sequence[Kind], wanted: str = "*"):
+    def __init__(self, folder: str, task: str, layouts: Sequence[FolderLayout], match: str = "*"):
         self.folder, self.task = folder, task
         listed = files.listing(folder)
-        there = [path for path, _ in listed if fnmatchcase(path, wanted)]
-        for _, pattern, look in kinds:
-            self._pattern, self._look = re.compile(pattern), look
-            self._paths = [path for path in there if self._pattern.fullmatch(path)]
+        paths = [path for path, _ in listed if fnmatchcase(path, match)]
+        for _, pattern, view in layouts:
+            self._pattern, self._view = re.compile(pattern), view
+            self._paths = [path for path in paths if self._pattern.fullmatch(path)]
             if self._paths:
                 break
         else:
             raise InputError(
-                f"{folder} holds no file like {' or '.join(kind.example for kind in kinds)}"
-                + (f" and {wanted}" if wanted != "*" else "")
+                f"{folder} holds no file like {' or '.join(layout.example for layout in layouts)}"
+                + (f" and {match}" if match != "*" else "")
                 + "; OMNI.md shows the folders of every set"
             )
-        self.fingerprint = listing_digest([*listed, (wanted, len(self._paths))])
+        self.fingerprint = listing_digest([*listed, (match, len(self._paths))])
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -124,11 +122,11 @@ class FolderViews:
         return self._paths[index]
 
     def view(self, index: int) -> View:
-        return self._look(self.folder, self._pattern.fullmatch(self._paths[index]))
+        return self._view(self.folder, self._pattern.fullmatch(self._paths[index]))
 
 
 def listing_digest(listed: Sequence[tuple[str, int]]) -> str:
-    """16 hex digits of names and sizes."""
+    """16 hex digits of the SHA-256 of names and sizes."""
     digest = hashlib.sha256()
     for path, size in listed:
         digest.update(f"{path}\0{size}\0".encode(errors="surrogateescape"))

@@ -1,4 +1,4 @@
-"""Where records come from: one small interface, and the formats behind it."""
+"""Sources of records: one small interface and the formats behind it (SOURCES.md)."""
 
 import os
 import re
@@ -26,12 +26,12 @@ COLUMNS = re.compile(r"(image|text)=([^,]+)(?:,(image|text)=([^,]+))?")
 
 
 def open_source(spec: str, seed: int = 0) -> Source:
-    """The source that ``spec`` names; ``seed`` is for sources that draw their records, which none of these does.
+    """The source that ``spec`` names. None of these draws records, so none uses ``seed``.
 
     ==================================================  =====================================================================
     PATH.json, PATH.jsonl                               Lumina's records (JsonSource)
     PATH.csv, PATH.tsv, pairs:FILE[@IMAGES]             image-caption pairs under any usual column names (adapters.pair)
-    folder:DIR                                          images with captions beside, or a metadata.jsonl (open_folder)
+    folder:DIR                                          images with caption files, or a metadata.jsonl (open_folder)
     tfds:NAME[/CONFIG][:VERSION][:SPLIT][@DATA_DIR]     a data set TFDS prepared as ArrayRecord (TfdsSource)
     webdataset:PATTERN[@INDEX.npz]                      tar shards, as shards/{000..099}.tar (WebDatasetSource)
     parquet:PATTERN[@image=COLUMN,text=COLUMN]          Parquet files of Hugging Face data sets (ParquetSource)
@@ -40,21 +40,21 @@ def open_source(spec: str, seed: int = 0) -> Source:
     SET:PATH[@OPTION=VALUE,...]                         a published set of Omni-SFT: a kind of OMNI (data.omni, OMNI.md)
     ==================================================  =====================================================================
 
-    Files may lie on this machine, on gs://, or behind http(s)://. Raises ValueError for a kind that is not known, OSError when
-    a file is not there, ImportError naming the package that an address needs.
+    Files may be local, on gs://, or on http(s)://. Raises InputError for an unknown kind, MissingFileError when a file is
+    missing, MissingPackageError naming the package that a URL needs.
     """
     kind, _, rest = spec.partition(":")
     if kind in KINDS and rest and not rest.startswith("//"):
         return KINDS[kind](rest)
-    path = spec.partition("?")[0]  # an address may carry a signature
+    path = spec.partition("?")[0]  # a URL may carry a signature
     if path.endswith(LIST_SUFFIXES):
         return JsonSource(spec)
     if path.endswith(TABLE_SUFFIXES):
         return TableSource(spec)
     if os.path.isdir(spec):
-        raise InputError(f"{spec} is a folder; say what lies in it: folder:{spec}, or {_kinds()}")
+        raise InputError(f"{spec} is a folder; name its format: folder:{spec}, or {_kinds()}")
     raise InputError(
-        f"{spec}: no kind of source that is known; give a file {', '.join(LIST_SUFFIXES + TABLE_SUFFIXES)}, or {_kinds()}"
+        f"{spec} is no known kind of source; give a file {', '.join(LIST_SUFFIXES + TABLE_SUFFIXES)}, or {_kinds()}"
     )
 
 
@@ -62,23 +62,23 @@ def _kinds() -> str:
     return ", ".join(f"{kind}:..." for kind in KINDS)
 
 
-def _behind(rest: str, wanted: Callable[[str], object]) -> tuple[str, str | None]:
-    """What stands before and behind the last @, if what is behind is ``wanted``."""
-    before, at, behind = rest.rpartition("@")
-    return (before, behind) if at and before and wanted(behind) else (rest, None)
+def _split_at(rest: str, valid: Callable[[str], object]) -> tuple[str, str | None]:
+    """``PATH@SUFFIX`` -> (PATH, SUFFIX), if SUFFIX is ``valid``; else (rest, None)."""
+    path, separator, suffix = rest.rpartition("@")
+    return (path, suffix) if separator and path and valid(suffix) else (rest, None)
 
 
 def _pairs(rest: str) -> StoredSource:
-    path, images = _behind(rest, bool)
+    path, images = _split_at(rest, bool)
     if path.partition("?")[0].endswith(TABLE_SUFFIXES):
         return TableSource(path, images)
     return JsonSource(path, images, pair)
 
 
 def _mini_gemini(rest: str) -> StoredSource:
-    path, images = _behind(rest, bool)
+    path, images = _split_at(rest, bool)
     if images is None:
-        raise InputError(f"mini-gemini:{rest}: say where its images lie: mini-gemini:FILE@IMAGES")
+        raise InputError(f"mini-gemini:{rest}: name the folder of its images: mini-gemini:FILE@IMAGES")
     return JsonSource(path, images, mini_gemini)
 
 
@@ -90,24 +90,24 @@ def _tfds(rest: str) -> StoredSource:
 
 
 def _webdataset(rest: str) -> StoredSource:
-    pattern, index = _behind(rest, lambda behind: behind.endswith(".npz"))
+    pattern, index = _split_at(rest, lambda suffix: suffix.endswith(".npz"))
     return WebDatasetSource(pattern, index)
 
 
 def _parquet(rest: str) -> StoredSource:
     from lumina_jax.data.sources.parquet import ParquetSource  # half a second of imports
 
-    pattern, columns = _behind(rest, COLUMNS.fullmatch)
+    pattern, columns = _split_at(rest, COLUMNS.fullmatch)
     return ParquetSource(pattern, **dict(word.split("=") for word in columns.split(",")) if columns else {})
 
 
 def _omni(name: str) -> Callable[[str], StoredSource]:
-    def open_it(rest: str) -> StoredSource:
-        from lumina_jax.data.omni import open_set  # it uses the files of this package
+    def open_omni(rest: str) -> StoredSource:
+        from lumina_jax.data.omni import open_set  # imports this package
 
         return open_set(name, rest)
 
-    return open_it
+    return open_omni
 
 
 KINDS: dict[str, Callable[[str], StoredSource]] = {

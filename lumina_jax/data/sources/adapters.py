@@ -1,6 +1,6 @@
-"""Published forms of records -> Lumina's (see JsonSource): pure functions from one JSON value to another.
+"""Published forms of records -> Lumina's form (see JsonSource): pure functions from JSON values to JSON values.
 
-What they do not know they leave as it is, to be refused with a reason where Lumina's form is read.
+A value of an unknown form is returned unchanged; reading it as Lumina's form then fails with a reason.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,34 +15,34 @@ PAIR_IMAGES = (
     *("jpg", "jpeg", "png", "webp"),
 )
 PAIR_CAPTIONS = ("caption", "text", "prompt", "txt", "captions", "title", "description")
-"""Names, whatever their case, under which image-text pairs are published, the likeliest first."""
+"""Keys of published image-text pairs, compared without case, the likeliest first."""
 
 
 def openhermes(item: object) -> object:
-    """Text dialogues as OpenHermes-2.5 publishes them: what its system says goes before the first human message.
+    """Text dialogues as OpenHermes-2.5 publishes them; the system message is put before the first human message.
 
-    No text gives its place to an image: there are none.
+    There are no images, so no text stands for one.
     """
     return _dialogue(item, None)
 
 
 def mini_gemini(item: object) -> object:
-    """Dialogues about images as LLaVA and Mini-Gemini publish them: a human's ``<image>`` is the place of an image.
+    """Dialogues about images as LLaVA and Mini-Gemini publish them: ``<image>`` of a human message stands for an image.
 
-    Without images ``<image>`` is text, and so it is in an answer.
+    In answers, and in dialogues without images, ``<image>`` is text.
     """
     return _dialogue(item, item.get("image")) if isinstance(item, Mapping) else item
 
 
 def dialogue(item: object) -> object:
-    """A dialogue in Lumina's form, if it has images and says ``<|image|>``, or else in LLaVA's or OpenHermes's."""
+    """A dialogue in Lumina's form if it has images and contains ``<|image|>``, else in LLaVA's or OpenHermes's form."""
     if not isinstance(item, Mapping) or (item.get("image") and IMAGE_SYMBOL in str(item.get("conversations"))):
         return item
     return mini_gemini(item)
 
 
 def pair(item: object) -> object:
-    """An image and its caption under any of the names they are published by; a list of captions counts as its first."""
+    """An image and its caption under any of the published keys; of a list of captions the first is taken."""
     if not isinstance(item, Mapping) or "conversations" in item:
         return item
     caption = _first_of(item, PAIR_CAPTIONS)
@@ -51,7 +51,7 @@ def pair(item: object) -> object:
 
 
 def imagefolder(item: object) -> object:
-    """A row of the metadata of a Hugging Face image folder: the file under ``file_name``, a caption or a dialogue beside."""
+    """A row of the metadata of a Hugging Face image folder: ``file_name``, and a caption or a dialogue."""
     if not isinstance(item, Mapping):
         return item
     images = item.get("file_name", item.get("file_names"))
@@ -63,34 +63,34 @@ def imagefolder(item: object) -> object:
 def _dialogue(item: object, images: object) -> object:
     if not isinstance(item, Mapping) or not isinstance(item.get("conversations"), list):
         return item
-    messages = [_placed(message, images) for message in item["conversations"]]
+    messages = [_mark_images(message, images) for message in item["conversations"]]
     if messages and _speaker(messages[0]) == "system":
         system, *messages = messages
-        said = system.get("value")
-        if messages and isinstance(said, str) and said.strip():
-            messages[0] = _changed(messages[0], lambda text: f"{said.strip()}\n\n{text}")
+        system_text = system.get("value")
+        if messages and isinstance(system_text, str) and system_text.strip():
+            messages[0] = _map_text(messages[0], lambda text: f"{system_text.strip()}\n\n{text}")
     return {"conversations": messages} | ({"image": images} if images else {})
 
 
-def _placed(message: object, images: object) -> object:
-    """A message in which nothing but a human's ``<image>`` is the place of an image, and that only if there are any."""
-    message = _changed(message, literal)
+def _mark_images(message: object, images: object) -> object:
+    """A message in which only a human's ``<image>`` stands for an image, and only if there are ``images``."""
+    message = _map_text(message, literal)
     if not images or _speaker(message) not in SPEAKERS[0]:
         return message
-    return _changed(message, lambda text: text.replace(LLAVA_IMAGE, IMAGE_SYMBOL))
+    return _map_text(message, lambda text: text.replace(LLAVA_IMAGE, IMAGE_SYMBOL))
 
 
 def _speaker(message: object) -> object:
     return message.get("from") if isinstance(message, Mapping) else None
 
 
-def _changed(message: object, change: Callable[[str], str]) -> object:
+def _map_text(message: object, change: Callable[[str], str]) -> object:
     if not isinstance(message, Mapping) or not isinstance(message.get("value"), str):
         return message
     return {**message, "value": change(message["value"])}
 
 
 def _first_of(item: Mapping, names: tuple[str, ...]) -> object:
-    """What stands under the first of ``names`` that ``item`` has."""
-    found = {str(key).lower(): value for key, value in item.items() if value is not None}
-    return next((found[name] for name in names if name in found), None)
+    """The value of the first of ``names`` that is a key of ``item``, compared without case; None without any."""
+    values = {str(key).lower(): value for key, value in item.items() if value is not None}
+    return next((values[name] for name in names if name in values), None)

@@ -1,7 +1,8 @@
-"""Bytes from anywhere: local paths, and gs://, http(s):// and every other address that fsspec knows, read alike.
+"""Reads local files and those on gs://, http(s):// and every other store that fsspec knows in one way.
 
-A place is a path or an address, as a text. Local files are opened anew for each read, so nothing is shared between threads
-or with child processes; of remote ones any range can be asked for, and what fails for a moment is asked for again.
+A path is a local path or a URL, as str. Each read opens a local file again, so threads and child processes share nothing. Of a
+remote file any byte range can be read; requests that fail for a moment are repeated. Errors name the file: MissingFileError when
+there is none, StorageError when it cannot be read, MissingPackageError when the URL needs a package that is not installed.
 """
 
 import glob
@@ -10,96 +11,103 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import BinaryIO, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
 
-from lumina_jax.errors import MissingFileError, StorageError
+from lumina_jax.errors import InputError, MissingFileError, MissingPackageError, StorageError
 
 ATTEMPTS = 4
 FIRST_PAUSE = 0.5
-"""Seconds before a remote read is tried again; doubled each time."""
+"""Seconds before a remote read is repeated; doubled each time."""
 
 BLOCK = 1 << 24
-FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-PASSING = (408, 429)
-"""The answers of http servers from 400 to 499 that a later request may not get."""
+"""Bytes."""
+PERMANENT = (PermissionError, IsADirectoryError, NotADirectoryError)
+"""Errors after which a request is not repeated."""
+TEMPORARY_STATUS = (408, 429)
+"""The HTTP status codes from 400 to 499 after which a request is repeated."""
 
 T = TypeVar("T")
 
 
-def is_remote(place: str) -> bool:
-    return "://" in place
+def is_remote(path: str) -> bool:
+    return "://" in path
 
 
-def size(place: str) -> int:
-    """Bytes of a file. FileNotFoundError when there is none, OSError when its size is not to be had."""
-    if not is_remote(place):
-        return os.stat(place).st_size
-    found = _asked(place, lambda system: system.size(place))
-    if found is None:
-        raise StorageError(f"{place}: the server does not say how large it is; download it and give the local path")
-    return found
+def size(path: str) -> int:
+    """The bytes of a file. StorageError also when a server does not say how many."""
+    if not is_remote(path):
+        with _local_errors(path):
+            return os.stat(path).st_size
+    length = _remote(path, lambda system: system.size(path))
+    if length is None:
+        raise StorageError(f"{path}: the server does not say how large it is; download it and give the local path")
+    return length
 
 
-def read(place: str, start: int = 0, stop: int | None = None) -> bytes:
-    """The bytes from ``start`` to ``stop`` (the end) of a file; OSError naming it when it cannot be read."""
-    if is_remote(place):
-        if stop is None and not start:
-            return _asked(place, lambda system: system.cat_file(place))
-        stop = size(place) if stop is None else stop
-        return _asked(place, lambda system: _cut(system.cat_file(place, start, stop), start, stop))
-    with open(place, "rb") as file:
-        file.seek(start)
-        return file.read() if stop is None else file.read(stop - start)
+def read(path: str, start: int = 0, stop: int | None = None) -> bytes:
+    """The bytes of a file from ``start`` to ``stop`` (default: its end)."""
+    if not is_remote(path):
+        with _local_errors(path), open(path, "rb") as file:
+            file.seek(start)
+            return file.read() if stop is None else file.read(stop - start)
+    if stop is None and not start:
+        return _remote(path, lambda system: system.cat_file(path))
+    stop = size(path) if stop is None else stop
+    return _remote(path, lambda system: _cut(system.cat_file(path, start, stop), start, stop))
 
 
-def open_binary(place: str) -> BinaryIO:
-    """A file to read and seek in; close it."""
-    return _asked(place, lambda system: system.open(place, "rb")) if is_remote(place) else open(place, "rb")
+def open_binary(path: str) -> BinaryIO:
+    """A file open for reading and seeking; the caller closes it."""
+    if is_remote(path):
+        return _remote(path, lambda system: system.open(path, "rb"))
+    with _local_errors(path):
+        return open(path, "rb")
 
 
-def blocks(place: str, length: int = BLOCK) -> Iterator[bytes]:
+def blocks(path: str, length: int = BLOCK) -> Iterator[bytes]:
     """A file in blocks of ``length`` bytes, one at a time in memory."""
-    with open_binary(place) as file:
+    with open_binary(path) as file:
         while block := file.read(length):
             yield block
 
 
-def folder_of(place: str) -> str:
-    """Where a file lies."""
-    return place.rpartition("/")[0] if is_remote(place) else os.path.dirname(place)
+def folder_of(path: str) -> str:
+    """The folder of a file."""
+    return path.rpartition("/")[0] if is_remote(path) else os.path.dirname(path)
 
 
 def join(folder: str, path: str) -> str:
-    """``path`` as seen from ``folder``; an absolute path or an address stands for itself."""
+    """``path`` relative to ``folder``; an absolute path or a URL is returned as it is."""
     if is_remote(path) or not is_remote(folder):
         return path if is_remote(path) else os.path.join(folder, path)
     return f"{folder.rstrip('/')}/{path.removeprefix('./')}"
 
 
 def listing(folder: str) -> list[tuple[str, int]]:
-    """(path below ``folder``, bytes) of every file in it and its subfolders, in the order of the paths."""
+    """(path below ``folder``, bytes) of every file in it and its subfolders, sorted by path."""
     if is_remote(folder):
-        found = _asked(folder, lambda system: system.find(folder, detail=True))
+        entries = _remote(folder, lambda system: system.find(folder, detail=True))
         root = fsspec.core.strip_protocol(folder).rstrip("/") + "/"
-        return sorted((path.removeprefix(root), entry["size"]) for path, entry in found.items())
+        return sorted((path.removeprefix(root), entry["size"]) for path, entry in entries.items())
     if not os.path.isdir(folder):
         raise MissingFileError(f"no folder {folder}")
     paths = (os.path.join(top, name) for top, _, names in os.walk(folder) for name in names)
-    return sorted((os.path.relpath(path, folder).replace(os.sep, "/"), os.stat(path).st_size) for path in paths)
+    return sorted((os.path.relpath(path, folder).replace(os.sep, "/"), size(path)) for path in paths)
 
 
 def expand(pattern: str) -> list[str]:
-    """The files a pattern stands for: ``{a,b}`` and ``{000..099}`` in the order written, ``*?[`` in that of the names.
+    """The files that match a pattern: ``{a,b}`` and ``{000..099}`` in the order written, ``*?[`` sorted by name.
 
-    FileNotFoundError when there is no such file. An address of http(s) holds no ``*``: servers do not list their files.
+    MissingFileError when none does. ``*`` does not work for http(s), where servers do not list their files.
     """
-    found = [place for word in _braces(pattern) for place in _globbed(word)]
-    if not found:
-        raise MissingFileError(f"{pattern} matches no file")
-    return found
+    paths = [path for word in _braces(pattern) for path in _glob(word)]
+    if not paths:
+        raise MissingFileError(f"{pattern} matches no file; check the path and the pattern")
+    return paths
 
 
 def _braces(pattern: str) -> list[str]:
@@ -116,32 +124,47 @@ def _braces(pattern: str) -> list[str]:
     return [head + tail for head, tail in itertools.product(heads, tails)]
 
 
-def _globbed(word: str) -> list[str]:
+def _glob(word: str) -> list[str]:
     if not glob.has_magic(word) or word.startswith(("http://", "https://")):
         return [word]
     if not is_remote(word):
         return sorted(glob.glob(word, recursive=True))
-    return _asked(word, lambda system: [system.unstrip_protocol(path) for path in sorted(system.glob(word))])
+    return _remote(word, lambda system: [system.unstrip_protocol(path) for path in sorted(system.glob(word))])
 
 
 def _cut(content: bytes, start: int, stop: int) -> bytes:
-    """Some servers of http know no ranges and send the whole file."""
+    """The range start to stop. HTTP servers that do not support ranges send the whole file."""
     return content[start:stop] if len(content) > stop - start else content
 
 
-def _asked(place: str, ask: Callable[[AbstractFileSystem], T]) -> T:
-    """What ``ask`` gets from the file system of ``place``, tried again after a failure that may pass; OSError naming it."""
-    system = fsspec.filesystem(fsspec.utils.get_protocol(place))
+@contextmanager
+def _local_errors(path: str) -> Iterator[None]:
+    """Turns the system's errors for a local file into this module's."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: {error.strerror}") from error
+    except OSError as error:
+        raise StorageError(f"{path}: {error.strerror or error}") from error
+
+
+def _remote(path: str, request: Callable[[AbstractFileSystem], T]) -> T:
+    """The result of ``request`` to the file system of ``path``, repeated after a failure that may be temporary."""
+    try:
+        system = fsspec.filesystem(fsspec.utils.get_protocol(path))
+    except ImportError as error:
+        raise MissingPackageError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; download the files and give a local path") from error
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return ask(system)
-        except FINAL as error:
-            reason = "not found" if isinstance(error, FileNotFoundError) else str(error)
-            raise type(error)(f"{place}: {reason}") from error
-        except Exception as error:  # each file system raises classes of its own
+            return request(system)
+        except FileNotFoundError as error:
+            raise MissingFileError(f"{path}: not found") from error
+        except Exception as error:  # each file system raises its own classes
             status = getattr(error, "status", None)
-            refused = isinstance(status, int) and 400 <= status < 500 and status not in PASSING
-            if refused or attempt == ATTEMPTS:
-                raise StorageError(f"{place}: {type(error).__name__}: {error} (attempt {attempt})") from error
+            refused = isinstance(status, int) and 400 <= status < 500 and status not in TEMPORARY_STATUS
+            if refused or isinstance(error, PERMANENT) or attempt == ATTEMPTS:
+                raise StorageError(f"{path}: {type(error).__name__}: {error} (attempt {attempt})") from error
         time.sleep(FIRST_PAUSE * 2 ** (attempt - 1))
     raise AssertionError("the last attempt returns or raises")

@@ -1,4 +1,4 @@
-"""A folder of images with their captions beside them."""
+"""A folder of images with a caption file for each, or with a metadata file."""
 
 import hashlib
 import json
@@ -17,24 +17,23 @@ TEXTS = (".txt", ".caption", ".json")
 
 
 def open_folder(folder: str) -> StoredSource:
-    """The records of a folder: those its metadata.jsonl or metadata.csv lists, or else its images by their companions.
+    """The records of metadata.jsonl or metadata.csv in ``folder``, else a FolderSource.
 
-    The first is the form of Hugging Face's imagefolder: ``file_name`` and ``text`` (or ``caption``, or ``conversations``).
+    Metadata are as Hugging Face's imagefolder has them: ``file_name`` and ``text`` (or ``caption``, or ``conversations``).
     """
     listed = files.listing(folder)
     for name in METADATA:
         if any(path == name for path, _ in listed):
-            place = files.join(folder, name)
             reader = JsonSource if name.endswith(".jsonl") else TableSource
-            return reader(place, adapt=imagefolder)
+            return reader(files.join(folder, name), adapt=imagefolder)
     return FolderSource(folder, listed)
 
 
 class FolderSource(StoredSource):
-    """Every image below a folder, with the caption in the .txt, .caption or .json of its name; .json may hold a whole record.
+    """Every image below a folder, sorted by path, with the caption in the .txt, .caption or .json file of the same name.
 
-    In the order of the paths. An image without a caption and a text without an image are bad records; a .json without an
-    image is a record of text. Names are held in memory: sets past a few million images belong in tar shards.
+    A .json file may hold a whole record, also one without an image. An image without a caption and a text file without an image
+    are bad records. All names are in memory: pack more than a few million images into tar shards.
     """
 
     def __init__(self, folder: str, listed: list[tuple[str, int]]):
@@ -76,7 +75,7 @@ class FolderSource(StoredSource):
         return read_image(files.join(self.folder, str(image)))
 
     def _digest(self, listed: list[tuple[str, int]]) -> str:
-        """Of every name and size, and of what the texts say."""
+        """A digest of every name and size, and of the text files' content."""
         digest = hashlib.sha256()
         for path, size in listed:
             digest.update(f"{path}\0{size}\0".encode(errors="surrogateescape"))
@@ -87,7 +86,7 @@ class FolderSource(StoredSource):
 
 
 def _records(paths: list[str]) -> list[tuple[str | None, str | None]]:
-    """(image, text) for each image of one name, or (None, text) where there is no image."""
+    """(image, text file) for each image of one name, or (None, text file) where there is no image."""
     images = sorted(path for path in paths if posixpath.splitext(path)[1].lower() in SUFFIXES)
     by_suffix = {posixpath.splitext(path)[1].lower(): path for path in paths}
     text = next((by_suffix[suffix] for suffix in TEXTS if suffix in by_suffix), None)

@@ -1,4 +1,4 @@
-"""The content of an image file -> a picture, whole, or the reason why it is none."""
+"""Image files and the pictures decoded from them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 from PIL import Image
 
 from lumina_jax.data.sources import files
-from lumina_jax.errors import StorageError
 from lumina_jax.pictures.pixels import decode
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".avif")
@@ -14,26 +13,22 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", "
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image as it is stored, and a name to speak of it."""
+    """The bytes of an image file, and the name that errors call it by."""
 
     name: str
     content: bytes
 
 
-def read_image(place: str) -> ImageFile:
-    """An image file, not decoded yet; OSError naming it when it cannot be read."""
-    try:
-        return ImageFile(place, files.read(place))
-    except OSError as error:
-        # Not the error's own text, which names the file again.
-        raise StorageError(f"{place}: {error.strerror}" if error.strerror else str(error)) from error
+def read_image(path: str) -> ImageFile:
+    """An image file, not decoded. Errors: see files."""
+    return ImageFile(path, files.read(path))
 
 
-def open_image(place: str | Path) -> Image.Image:
-    """Reads an image whole, so that a damaged one fails here: OSError or ValueError naming the file."""
-    return decode_image(read_image(str(place)))
+def open_image(path: str | Path) -> Image.Image:
+    """Reads and decodes a whole image; errors as of :func:`read_image` and :func:`decode_image`."""
+    return decode_image(read_image(str(path)))
 
 
 def decode_image(file: ImageFile) -> Image.Image:
-    """An image file -> its picture (pixels.decode); ValueError naming the file when it is damaged or none."""
+    """An image file -> its picture (pixels.decode); InputError naming the file when it is damaged or no image."""
     return decode(file.content, file.name)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from lumina_jax.data.sources import files, json_spans
 from lumina_jax.data.sources.images import ImageFile, read_image
-from lumina_jax.data.sources.lru import Recent
+from lumina_jax.data.sources.lru import LRUCache
 from lumina_jax.data.sources.record import Record, StoredRecord, StoredSource, stored_record
 from lumina_jax.errors import InputError, MissingFileError
 
 REMOTE_BLOCK = 1 << 22
 REMOTE_BLOCKS = 16
-"""A remote file is read in blocks of REMOTE_BLOCK bytes, of which so many are kept: neighbours come with one request."""
+"""A remote file is read in blocks of REMOTE_BLOCK bytes, the last REMOTE_BLOCKS of which stay in memory."""
 
 
 def unchanged(item: object) -> object:
@@ -24,11 +24,11 @@ class JsonSource(StoredSource):
 
     A record is ``{"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}, ...], "image": ...}``
     with one path or a list of paths under ``image`` (or ``<|image|>``), or ``{"image": ..., "caption": ...}`` (or ``text``),
-    which asks for the image by its caption. The file and the images may be local or remote (see files); paths are relative
-    to ``folder``, by default the file's own, or absolute. ``adapt`` brings records of other forms into this one.
+    whose conversation asks for the image. The file and the images may be local or remote (see files). Image paths are absolute
+    or relative to ``folder``, by default the folder of the file. ``adapt`` converts records of other forms into this one.
 
-    Only the places of the records are in memory. Raises FileNotFoundError, or ValueError when a file that begins with ``[``
-    is no whole JSON list.
+    In memory are only the byte spans of the records. Raises MissingFileError, or InputError when a file that begins with ``[``
+    is no complete JSON list.
     """
 
     def __init__(self, path: str | Path, folder: str | None = None, adapt: Callable[[object], object] = unchanged):
@@ -40,7 +40,7 @@ class JsonSource(StoredSource):
         self._spans, self.fingerprint = (
             json_spans.index_list(self.path) if json_spans.begins_list(self.path) else json_spans.index_lines(self.path)
         )
-        self._blocks: Recent[bytes] = Recent(REMOTE_BLOCKS)
+        self._blocks: LRUCache[bytes] = LRUCache(REMOTE_BLOCKS)
 
     def __len__(self) -> int:
         return len(self._spans)
@@ -53,7 +53,7 @@ class JsonSource(StoredSource):
             raise InputError(f"{self.path}, record {index}: {error}") from error
 
     def _fetch(self, image: object) -> ImageFile:
-        return _image_at(self.folder, image)
+        return _read_image(self.folder, image)
 
     def _read(self, start: int, stop: int) -> bytes:
         if not files.is_remote(self.path):
@@ -70,11 +70,11 @@ class JsonSource(StoredSource):
 
 
 def parse_record(item: object, folder: str | Path) -> Record:
-    """One JSON value -> its Record, image paths taken relative to ``folder``; ValueError or OSError when it is not well-formed."""
-    return stored_record(item, lambda image: _image_at(str(folder), image)).decode()
+    """A JSON value -> its Record, with image paths relative to ``folder``; ValueError or OSError when it is a bad record."""
+    return stored_record(item, lambda image: _read_image(str(folder), image)).decode()
 
 
-def _image_at(folder: str, image: object) -> ImageFile:
+def _read_image(folder: str, image: object) -> ImageFile:
     if not isinstance(image, str):
         raise InputError(f"an image is a JSON {type(image).__name__}, neither a path nor a list of paths")
     return read_image(files.join(folder, image))

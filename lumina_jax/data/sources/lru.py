@@ -1,4 +1,4 @@
-"""A small memory of what was made last, shared by threads."""
+"""A least-recently-used cache that threads share."""
 
 import threading
 from collections import OrderedDict
@@ -9,32 +9,32 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Recent(Generic[T]):
-    """Holds the ``limit`` results asked for last. A pickled one comes back empty, so that its owner can change process."""
+class LRUCache(Generic[T]):
+    """Holds the ``limit`` results used last. Pickling keeps none, so that the object that owns it can change process."""
 
     def __init__(self, limit: int):
         self._limit = limit
-        self._made: OrderedDict[Hashable, Future[T]] = OrderedDict()
+        self._results: OrderedDict[Hashable, Future[T]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The result under ``key``, made by one thread while others that ask for it wait; a failure is not held."""
+        """The result of ``make`` for ``key``, computed by one thread while others wait for it; failures are not held."""
         with self._lock:
-            result = self._made.get(key)
-            if mine := result is None:
-                result = self._made[key] = Future()
-            self._made.move_to_end(key)
-            while len(self._made) > self._limit:
-                self._made.popitem(last=False)
-        if mine:
+            result = self._results.get(key)
+            if missing := result is None:
+                result = self._results[key] = Future()
+            self._results.move_to_end(key)
+            while len(self._results) > self._limit:
+                self._results.popitem(last=False)
+        if missing:
             try:
                 result.set_result(make())
             except BaseException as error:
                 result.set_exception(error)
                 with self._lock:
-                    if self._made.get(key) is result:
-                        del self._made[key]
+                    if self._results.get(key) is result:
+                        del self._results[key]
         return result.result()
 
-    def __reduce__(self) -> tuple[type["Recent"], tuple[int]]:
-        return Recent, (self._limit,)
+    def __reduce__(self) -> tuple[type["LRUCache"], tuple[int]]:
+        return LRUCache, (self._limit,)

@@ -1,4 +1,4 @@
-"""Parquet files as Hugging Face data sets ship: rows by number, one row group in memory at a time."""
+"""Parquet files as Hugging Face publishes data sets: random access to rows, with few row groups in memory."""
 
 import hashlib
 import json
@@ -12,63 +12,62 @@ import pyarrow.parquet as pq
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, PAIR_IMAGES, dialogue, pair
 from lumina_jax.data.sources.images import ImageFile, read_image
-from lumina_jax.data.sources.lru import Recent
+from lumina_jax.data.sources.lru import LRUCache
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
 from lumina_jax.errors import InputError
 
-KEPT_GROUPS = 4
+CACHED_GROUPS = 4
+"""Row groups in memory."""
 MAGIC = b"PAR1"
 
 
 class ParquetSource(StoredSource):
-    """Rows of the Parquet files that ``pattern`` stands for (see files.expand), file by file.
+    """The rows of the Parquet files that match ``pattern`` (see files.expand), file by file.
 
-    The image column holds ``{bytes, path}``, bare bytes or a path relative to the file, or lists of these; beside it
-    stands a caption, or ``conversations`` of ``from`` and ``value`` in Lumina's or LLaVA's form. Which columns these are
-    the file's own Hugging Face features tell, or their names (adapters.pair), or ``image`` and ``text``.
+    The image column holds ``{bytes, path}``, bytes, a path relative to the file, or lists of these. The text column holds a
+    caption, or ``conversations`` of ``from`` and ``value`` in Lumina's or LLaVA's form. ``image`` and ``text`` name the columns;
+    by default they follow from the file's Hugging Face features, or from the usual names (adapters.pair).
 
-    In memory are 16 bytes for each row group, and the KEPT_GROUPS groups read last. Raises FileNotFoundError, or
-    ValueError when a file is no Parquet or no column fits.
+    In memory are 16 bytes for each row group, and the CACHED_GROUPS groups used last. Raises MissingFileError, or InputError
+    when a file is no Parquet or no column fits.
     """
 
     def __init__(self, pattern: str, image: str | None = None, text: str | None = None):
-        self.places = files.expand(pattern)
+        self.paths = files.expand(pattern)
         digest, counts, groups = hashlib.sha256(), [], []
-        for number, place in enumerate(self.places):
-            footer, rows, schema = _footer(place)
-            digest.update(posixpath.basename(place).encode() + footer)
+        for number, path in enumerate(self.paths):
+            footer, rows, schema = _footer(path)
+            digest.update(posixpath.basename(path).encode() + footer)
             counts += rows
             groups += [(number, group) for group in range(len(rows))]
             if number == 0:
-                self._image, self._text = _columns(schema, place, image, text)
+                self._image, self._text = _columns(schema, path, image, text)
         self.fingerprint = digest.hexdigest()[:16]
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._groups = np.array(groups, np.int32).reshape(-1, 2)
-        self._recent: Recent[pa.Table] = Recent(KEPT_GROUPS)
+        self._cache: LRUCache[pa.Table] = LRUCache(CACHED_GROUPS)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def stored(self, index: int) -> StoredRecord:
-        if not 0 <= index < len(self):
-            raise IndexError(f"record {index} of {len(self)}")
         group = int(np.searchsorted(self._ends, index, side="right"))
         row = index - (int(self._ends[group - 1]) if group else 0)
-        place = self.places[self._groups[group, 0]]
-        name = f"{place}, row group {self._groups[group, 1]}, row {row}"
+        path = self.paths[self._groups[group, 0]]
+        name = f"{path}, row group {self._groups[group, 1]}, row {row}"
         try:
-            table = self._recent.get(group, lambda: self._read_group(group))
+            table = self._cache.get(group, lambda: self._read_group(group))
             (values,) = table.slice(row, 1).to_pylist()
-            return stored_record(self._item(values), lambda image: _file(image, place, name))
+            return stored_record(self._item(values), lambda image: _image_file(image, path, name))
         except (ValueError, pa.ArrowException) as error:
             raise InputError(f"{name}: {error}") from error
 
     def _read_group(self, group: int) -> pa.Table:
-        number, inside = map(int, self._groups[group])
+        number, group_of_file = map(int, self._groups[group])
         columns = [name for name in (self._image, self._text) if name is not None]
         try:
-            with files.open_binary(self.places[number]) as file:
-                return pq.ParquetFile(file).read_row_group(inside, columns=columns)
+            with files.open_binary(self.paths[number]) as file:
+                return pq.ParquetFile(file).read_row_group(group_of_file, columns=columns)
         except OSError as error:  # also how pyarrow says "damaged"
             raise InputError(str(error).strip()) from error
 
@@ -79,48 +78,45 @@ class ParquetSource(StoredSource):
         return pair({"image": image, "caption": values[self._text]})
 
 
-def _footer(place: str) -> tuple[bytes, list[int], pa.Schema]:
-    """The bytes that describe a file, the rows of each of its groups, and its columns."""
-    size = files.size(place)
-    tail = files.read(place, max(size - 8, 0), size)
+def _footer(path: str) -> tuple[bytes, list[int], pa.Schema]:
+    """The bytes of a file's footer, the number of rows of each of its row groups, and its columns."""
+    size = files.size(path)
+    tail = files.read(path, max(size - 8, 0), size)
     if tail[4:] != MAGIC:
-        raise InputError(f"{place} is no Parquet file, or is cut short: it does not end with {MAGIC.decode()}")
-    footer = files.read(place, max(size - 8 - int.from_bytes(tail[:4], "little"), 0), size)
+        raise InputError(f"{path} is no Parquet file, or is cut short: it does not end with {MAGIC.decode()}")
+    footer = files.read(path, max(size - 8 - int.from_bytes(tail[:4], "little"), 0), size)
     try:
-        described = pq.read_metadata(pa.BufferReader(MAGIC + footer))
-        return (
-            footer,
-            [described.row_group(i).num_rows for i in range(described.num_row_groups)],
-            described.schema.to_arrow_schema(),
-        )
+        metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
+        rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        return footer, rows, metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{place}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
 
 
-def _columns(schema: pa.Schema, place: str, image: str | None, text: str | None) -> tuple[str | None, str]:
-    """The image column, or None, and that of the caption or the conversations."""
+def _columns(schema: pa.Schema, path: str, image: str | None, text: str | None) -> tuple[str | None, str]:
+    """The image column or None, and the column of captions or conversations."""
     if unknown := [name for name in (image, text) if name is not None and name not in schema.names]:
-        raise InputError(f"{place} has no column {unknown[0]!r}, only {', '.join(schema.names)}")
+        raise InputError(f"{path} has no column {unknown[0]!r}, only {', '.join(schema.names)}")
     by_name = {name.lower(): name for name in reversed(schema.names)}
     declared = _image_features(schema)
     image = image or next(iter(declared), None) or next((by_name[n] for n in PAIR_IMAGES if n in by_name), None)
     text = text or next((by_name[n] for n in ("conversations", *PAIR_CAPTIONS) if n in by_name), None)
     if text is None or (image is None and text != "conversations"):
         raise InputError(
-            f"{place} has columns {', '.join(schema.names)}: which is the image, which the caption or the conversations? "
-            "Say it behind the pattern: @image=COLUMN,text=COLUMN"
+            f"{path} has columns {', '.join(schema.names)}: which is the image, which the caption or the conversations? "
+            "Name them after the pattern: @image=COLUMN,text=COLUMN"
         )
     return image, text
 
 
 def _image_features(schema: pa.Schema) -> list[str]:
-    """The columns that the Hugging Face features in the file call images."""
-    held = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = held.get("info", {}).get("features", {})
+    """The columns that are images by the file's Hugging Face features."""
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = metadata.get("info", {}).get("features", {})
     return [name for name, feature in features.items() if '"Image"' in json.dumps(feature) and name in schema.names]
 
 
-def _file(image: object, place: str, name: str) -> ImageFile:
+def _image_file(image: object, parquet_path: str, name: str) -> ImageFile:
     if isinstance(image, Mapping):
         content, path = image.get("bytes"), image.get("path")
         image = path if content is None else content
@@ -128,5 +124,5 @@ def _file(image: object, place: str, name: str) -> ImageFile:
     if isinstance(image, bytes):
         return ImageFile(name, image)
     if isinstance(image, str):
-        return read_image(files.join(files.folder_of(place), image))
+        return read_image(files.join(files.folder_of(parquet_path), image))
     raise InputError("the image is neither {bytes, path} nor bytes nor a path")

@@ -81,6 +81,8 @@ class StoredSource:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
         return self.stored(index).decode()
 
 

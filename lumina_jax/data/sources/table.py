@@ -1,4 +1,4 @@
-"""Image-text pairs as the rows of a CSV or TSV file."""
+"""Image-text pairs in the rows of a CSV or TSV file."""
 
 import csv
 import hashlib
@@ -12,14 +12,14 @@ from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_re
 from lumina_jax.errors import InputError
 
 BARE = ("caption", "url")
-"""The columns of a file without a header, as Conceptual Captions is published."""
+"""The columns of a file without a header, which is how Conceptual Captions is published."""
 
 
 class TableSource(StoredSource):
-    """Records of a .csv or .tsv file, all of it in memory; its header names an image column and a caption column.
+    """Records of a .csv or .tsv file, which is in memory; its header names an image and a caption column (adapters.pair).
 
-    Names as in adapters.pair; image paths are relative to ``folder``, by default the file's own. Two columns without a
-    header are caption and image. Raises FileNotFoundError, or ValueError when the columns cannot be told.
+    Two columns without a header are caption and image. Image paths are relative to ``folder``, by default the folder of the
+    file. Raises MissingFileError, or InputError when the columns are not known or the file is no CSV.
     """
 
     def __init__(self, path: str, folder: str | None = None, adapt: Callable[[object], object] = pair):
@@ -27,10 +27,12 @@ class TableSource(StoredSource):
         self.folder = files.folder_of(path) if folder is None else folder
         content = files.read(path)
         self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
-        # What is no UTF-8 survives as half surrogates, which the record that holds them is refused for.
+        # Bytes that are no UTF-8 become half surrogates, for which the record that holds them is rejected.
         text = io.StringIO(content.decode("utf-8-sig", errors="surrogateescape"), newline="")
-        rows = csv.reader(text, delimiter="\t" if path.endswith(".tsv") else ",")
-        rows = [row for row in rows if row]
+        try:
+            rows = [row for row in csv.reader(text, delimiter="\t" if path.endswith(".tsv") else ",") if row]
+        except csv.Error as error:
+            raise InputError(f"{path} is no CSV or TSV file: {error}") from error
         self._header, self._rows = _split_header(rows, path)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Data sets that TFDS has prepared as ArrayRecord: those of its catalogue, and those of data.prepare."""
+"""Data sets prepared by TFDS as ArrayRecord: those of its catalogue and those of data.prepare."""
 
 import hashlib
 import json
@@ -16,30 +16,30 @@ from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_re
 from lumina_jax.errors import InputError, MissingFileError
 
 IMAGES, RECORD = "images", "record"
-"""The features of what data.prepare writes: the image files, and the JSON of a record in Lumina's form without them."""
+"""The features that data.prepare writes: the image files, and the record's JSON in Lumina's form without images."""
 
 NAME = re.compile(r"(?P<name>[\w/-]+)(:(?P<version>\d+\.\d+\.\d+))?(:(?P<split>.+))?")
 HOME = "~/tensorflow_datasets"
 
 
 class TfdsSource(StoredSource):
-    """The examples of a data set that lies prepared in ``data_dir`` ($TFDS_DATA_DIR, else ~/tensorflow_datasets).
+    """The examples of a data set prepared in ``data_dir`` (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets).
 
-    ``name`` is ``NAME[/CONFIG][:VERSION][:SPLIT]``, by default the newest version and the split train; a part of a split is
-    written as in ``train[:10%]``. Of a set of the catalogue the first image feature and the feature called caption, text or
-    the like (of several captions the first) are taken. TensorFlow is not needed: nothing is downloaded or prepared here.
+    ``name`` is ``NAME[/CONFIG][:VERSION][:SPLIT]``, by default the newest version and the split train; ``train[:10%]`` is part
+    of a split. Of a set of the catalogue it uses the first image feature and the feature called caption, text or the like (of
+    several captions the first). Needs no TensorFlow, downloads nothing.
 
-    Raises FileNotFoundError naming what lies there instead, or ValueError when the set has another file format, no such
-    split, or no image and caption.
+    Raises MissingFileError naming the sets that are there, or InputError when the set has another file format, no such split,
+    or no image and caption.
     """
 
     def __init__(self, name: str, data_dir: str | None = None):
-        parts = NAME.fullmatch(name)
-        if parts is None:
+        match = NAME.fullmatch(name)
+        if match is None:
             raise InputError(f"{name!r} is not NAME[/CONFIG][:VERSION][:SPLIT]")
         home = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or HOME).expanduser()
-        self.folder = str(_version_folder(home, parts["name"], parts["version"]))
-        split = parts["split"] or "train"
+        self.folder = str(_version_folder(home, match["name"], match["version"]))
+        split = match["split"] or "train"
         builder = tfds.builder_from_directory(self.folder)
         if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise InputError(
@@ -48,7 +48,10 @@ class TfdsSource(StoredSource):
             )
         self._image, self._text = _features(builder.info.features, self.folder)
         decoders = {self._image: tfds.decode.SkipDecoding()} if self._image != IMAGES else None
-        self._examples = builder.as_data_source(split=split, decoders=decoders)
+        try:
+            self._examples = builder.as_data_source(split=split, decoders=decoders)
+        except ValueError as error:
+            raise InputError(f"{self.folder}, split {split}: {error}") from error
         self.fingerprint = _fingerprint(builder.info, split)
 
     def __len__(self) -> int:
@@ -59,7 +62,7 @@ class TfdsSource(StoredSource):
         try:
             example = self._examples[index]
             return stored_record(self._item(example), lambda content: ImageFile(name, content))
-        except (ValueError, RuntimeError) as error:  # RuntimeError is how ArrayRecord says "damaged"
+        except (ValueError, RuntimeError) as error:  # ArrayRecord raises RuntimeError for a damaged file
             raise InputError(f"{name}: {error}") from error
 
     def _item(self, example: Mapping[str, object]) -> dict:
@@ -69,21 +72,21 @@ class TfdsSource(StoredSource):
 
 
 def _version_folder(home: Path, name: str, version: str | None) -> Path:
-    """Where the wanted, or newest, version of a data set lies."""
-    held = [path for path in (home / name).glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    """The folder of ``version``, or of the newest version, of a data set."""
+    folders = [path for path in (home / name).glob("*") if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
     if version is not None:
-        held = [path for path in held if path.name == version]
-    if not held:
-        there = sorted(str(path.parent.relative_to(home)) for path in home.glob("**/features.json"))
+        folders = [path for path in folders if path.name == version]
+    if not folders:
+        prepared = sorted(str(path.parent.relative_to(home)) for path in home.glob("**/features.json"))
         raise MissingFileError(
-            f"no data set {name}{f':{version}' if version else ''} in {home}, which holds {', '.join(there) or 'none'}; "
-            "prepare it there with TFDS, or name its folder behind an @"
+            f"no data set {name}{f':{version}' if version else ''} in {home}, which holds {', '.join(prepared) or 'none'}; "
+            "prepare it there with TFDS, or give its folder after an @"
         )
-    return max(held, key=lambda path: tuple(map(int, path.name.split("."))))
+    return max(folders, key=lambda path: tuple(map(int, path.name.split("."))))
 
 
 def _features(features: Mapping[str, object], folder: str) -> tuple[str, str]:
-    """The image feature and that of the text."""
+    """The names of the image feature and of the text feature."""
     if {IMAGES, RECORD} <= set(features):
         return IMAGES, RECORD
     image = next((name for name in features if isinstance(features[name], tfds.features.Image)), None)
@@ -96,7 +99,7 @@ def _features(features: Mapping[str, object], folder: str) -> tuple[str, str]:
 
 
 def _caption(value: object) -> object:
-    """The text of a feature, of several the first."""
+    """The text of a feature; of several texts the first."""
     if isinstance(value, Mapping):
         value = value.get("text")
     if not isinstance(value, bytes | str) and value is not None and len(value):
@@ -105,8 +108,8 @@ def _caption(value: object) -> object:
 
 
 def _fingerprint(info: tfds.core.DatasetInfo, split: str) -> str:
-    """Of the set's name, description and features, and of the sizes of the split's files."""
-    told = [info.full_name, info.description, split, str(info.features)]
+    """A digest of the set's name, description and features, and of the sizes of the split's files."""
+    described = [info.full_name, info.description, split, str(info.features)]
     base = re.split(r"[\[+]", split)[0]
     sizes = [files.size(os.fspath(path)) for path in info.splits[base].filepaths] if base in info.splits else []
-    return hashlib.sha256(json.dumps([*told, sizes]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([*described, sizes]).encode()).hexdigest()[:16]

@@ -1,10 +1,11 @@
-"""WebDataset: samples in tar shards, found once by their headers, then read by number without unpacking."""
+"""WebDataset: samples in tar shards, indexed once by the tar headers, then read by number without unpacking."""
 
 import hashlib
 import io
 import json
 import posixpath
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,19 +27,24 @@ COMPRESSED = (".gz", ".tgz", ".bz2", ".xz", ".zst")
 
 @dataclass(frozen=True)
 class TarIndex:
-    """Where the samples lie: bytes ``starts`` to ``stops`` (i64[n]) of shard number ``shards`` (i32[n])."""
+    """Where the samples are: bytes ``starts`` to ``stops`` (i64[n]) of shard number ``shards`` (i32[n])."""
 
     shards: np.ndarray
     starts: np.ndarray
     stops: np.ndarray
     fingerprint: str
     made_of: str
-    """The names and sizes of the shards."""
+    """The names and sizes of the shards that were indexed."""
 
     @classmethod
     def load(cls, path: Path) -> "TarIndex":
-        with np.load(path, allow_pickle=False) as held:
-            return cls(held["shards"], held["starts"], held["stops"], str(held["fingerprint"]), str(held["made_of"]))
+        """Raises InputError when the file is no index."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                texts = (str(arrays[name]) for name in ("fingerprint", "made_of"))
+                return cls(arrays["shards"], arrays["starts"], arrays["stops"], *texts)
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} is no index of tar shards: {error}; delete it, and it is made again") from error
 
     def save(self, path: Path) -> None:
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
@@ -46,104 +52,96 @@ class TarIndex:
 
 
 class WebDatasetSource(StoredSource):
-    """Samples of the tar shards that ``pattern`` stands for (see files.expand), in the order they are stored.
+    """The samples of the tar shards that match ``pattern`` (see files.expand), in the order they are stored.
 
-    Members that follow each other with the same path up to the first dot of the file's name are one sample: one or more
-    images, and a caption (.txt, .caption, .text, or in .json) or, in .json, ``conversations`` in Lumina's or LLaVA's form.
-    In memory a sample is 20 bytes. ``index`` names an .npz file that keeps what the headers told; while the shards keep
-    names and sizes they are not scanned again.
+    Consecutive members whose paths are equal up to the first dot of the file name are one sample: one or more images, and a
+    caption (.txt, .caption, .text, or in .json) or, in .json, ``conversations`` in Lumina's or LLaVA's form. A sample takes 20
+    bytes of memory. ``index`` is an .npz file that keeps the index of the shards while their names and sizes stay the same.
 
-    Raises FileNotFoundError when there are no shards, ValueError when one is compressed. Where a shard is cut short or
-    damaged, what lies before is kept and one bad record tells of the rest.
+    Raises MissingFileError when there are no shards, InputError when one is compressed. Of a truncated or damaged shard the
+    samples before the damage are kept, and one bad record stands for the rest.
     """
 
     def __init__(self, pattern: str, index: str | None = None, progress: bool = True):
-        self.places = files.expand(pattern)
-        if packed := [place for place in self.places if place.endswith(COMPRESSED)]:
+        self.paths = files.expand(pattern)
+        if compressed := [path for path in self.paths if path.endswith(COMPRESSED)]:
             raise InputError(
-                f"{packed[0]} is compressed, so no sample of it can be read alone; unpack it to a plain .tar"
+                f"{compressed[0]} is compressed, so no sample of it can be read alone; unpack it to a plain .tar"
             )
-        sizes = [files.size(place) for place in self.places]
-        made_of = "\n".join(
-            f"{posixpath.basename(place)} {size}" for place, size in zip(self.places, sizes, strict=True)
-        )
-        held = TarIndex.load(Path(index)) if index and Path(index).is_file() else None
-        if held is None or held.made_of != made_of:
-            held = _index(self.places, sizes, made_of, progress)
+        sizes = [files.size(path) for path in self.paths]
+        made_of = "\n".join(f"{posixpath.basename(path)} {size}" for path, size in zip(self.paths, sizes, strict=True))
+        tar_index = TarIndex.load(Path(index)) if index and Path(index).is_file() else None
+        if tar_index is None or tar_index.made_of != made_of:
+            tar_index = _index(self.paths, sizes, made_of, progress)
             if index:
-                held.save(Path(index))
-        self._index, self.fingerprint = held, held.fingerprint
+                tar_index.save(Path(index))
+        self._index, self.fingerprint = tar_index, tar_index.fingerprint
 
     def __len__(self) -> int:
         return len(self._index.starts)
 
     def stored(self, index: int) -> StoredRecord:
-        place, start = self.places[self._index.shards[index]], int(self._index.starts[index])
-        name = f"{place}, byte {start}"
+        shard, start = self.paths[self._index.shards[index]], int(self._index.starts[index])
+        name = f"{shard}, byte {start}"
         try:
-            members = read_members(files.read(place, start, int(self._index.stops[index])))
-            name = f"{place}/{sample_key(next(iter(members), str(start)))}"
-            images = [ImageFile(f"{place}/{path}", content) for path, content in members.items() if _is_image(path)]
-            return stored_record(_item(members) | {"image": images or None}, _as_file)
+            members = read_members(files.read(shard, start, int(self._index.stops[index])))
+            name = f"{shard}/{sample_key(next(iter(members), str(start)))}"
+            images = [ImageFile(f"{shard}/{path}", content) for path, content in members.items() if _is_image(path)]
+            return stored_record(_item(members) | {"image": images or None}, lambda image: image)
         except (ValueError, tarfile.TarError) as error:
             raise InputError(f"{name}: {error}") from error
 
 
 def sample_key(name: str) -> str:
-    """What the members of one sample have in common: the path up to the first dot of the file's name."""
+    """The part of the path that all members of a sample share: up to the first dot of the file name."""
     folder, _, base = name.rpartition("/")
     return posixpath.join(folder, base.partition(".")[0])
 
 
 def read_members(content: bytes) -> dict[str, bytes]:
-    """Name -> content of the files in a piece of a tar shard."""
+    """Name -> content of the files in a byte range of a tar shard."""
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as tar:
         return {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}
 
 
 def _item(members: dict[str, bytes]) -> dict:
-    """The texts of a sample in Lumina's form."""
+    """The record of a sample in Lumina's form, without its images."""
     texts = {name.lower().rpartition(".")[2]: content for name, content in members.items() if not _is_image(name)}
-    held = json.loads(texts["json"]) if "json" in texts else {}
-    if not isinstance(held, dict):
-        raise InputError(f"its .json holds a JSON {type(held).__name__}, not an object")
-    if "conversations" in held:
-        return dialogue({"conversations": held["conversations"], "image": any(map(_is_image, members))})
-    beside = next((texts[suffix] for suffix in TEXTS if suffix in texts), None)
-    if beside is not None:
-        return {"caption": beside.decode("utf-8-sig").strip()}
-    if not any(str(name).lower() in PAIR_CAPTIONS for name in held):
+    item = json.loads(texts["json"]) if "json" in texts else {}
+    if not isinstance(item, dict):
+        raise InputError(f"its .json holds a JSON {type(item).__name__}, not an object")
+    if "conversations" in item:
+        return dialogue({"conversations": item["conversations"], "image": any(map(_is_image, members))})
+    caption = next((texts[suffix] for suffix in TEXTS if suffix in texts), None)
+    if caption is not None:
+        return {"caption": caption.decode("utf-8-sig").strip()}
+    if not any(str(name).lower() in PAIR_CAPTIONS for name in item):
         raise InputError(f"no caption: the sample holds {', '.join(members)}")
-    return pair(held)
+    return pair(item)
 
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _as_file(image: object) -> ImageFile:
-    return image
-
-
-def _index(places: list[str], sizes: list[int], made_of: str, progress: bool) -> TarIndex:
+def _index(paths: list[str], sizes: list[int], made_of: str, progress: bool) -> TarIndex:
     digest, shards, spans = hashlib.sha256(), [], []
     with ProgressDisplay("index", sum(sizes), progress, "MB", 10**6) as meter:
-        for number, (place, size) in enumerate(zip(places, sizes, strict=True)):
-            found = np.fromiter(_samples(place, size, digest.update), np.dtype((np.int64, 2)))
-            spans.append(found)
-            shards.append(np.full(len(found), number, np.int32))
+        for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+            spans.append(np.fromiter(_samples(path, size, digest.update), np.dtype((np.int64, 2))))
+            shards.append(np.full(len(spans[-1]), number, np.int32))
             meter.advance(size)
     starts, stops = np.concatenate(spans).T.copy()
     return TarIndex(np.concatenate(shards), starts, stops, digest.hexdigest()[:16], made_of)
 
 
-def _samples(place: str, size: int, note: Callable[[bytes], object]) -> Iterator[tuple[int, int]]:
-    """The byte spans of a shard's samples; ``note`` is told every name, size and time.
+def _samples(path: str, size: int, note: Callable[[bytes], object]) -> Iterator[tuple[int, int]]:
+    """The byte spans of a shard's samples; ``note`` receives the name, size and time of every member.
 
-    Where the shard is damaged stands one span more, whose reading fails: the loss is listed, what lies before it is kept.
+    A damaged shard has one more span at the damage; reading it fails, so that the loss is listed as a bad record.
     """
     key, start, stop, end = None, 0, 0, 0
-    for member in _members(place):
+    for member in _members(path):
         end = min(member.offset_data + -(-member.size // BLOCK) * BLOCK, size)
         if not member.isfile():
             continue
@@ -155,17 +153,17 @@ def _samples(place: str, size: int, note: Callable[[bytes], object]) -> Iterator
         stop = end
     if key is not None:
         yield start, stop
-    # Padding is all there may be behind the last member.
-    if size == 0 or (end < size and files.read(place, end, min(end + BLOCK, size)).strip(b"\0")):
+    # After the last member only zero padding may follow.
+    if size == 0 or (end < size and files.read(path, end, min(end + BLOCK, size)).strip(b"\0")):
         yield end, min(end + BLOCK, size)
 
 
-def _members(place: str) -> Iterator[tarfile.TarInfo]:
-    """What a shard holds, up to its end or to where it is damaged."""
+def _members(path: str) -> Iterator[tarfile.TarInfo]:
+    """The members of a shard, up to its end or to the damage."""
     try:
-        with files.open_binary(place) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with files.open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # else tarfile holds every header it has seen
+                tar.members = []  # else tarfile keeps every header in memory
                 yield member
     except tarfile.TarError:
         return

@@ -1,0 +1,57 @@
+"""The training step, compiled once for each shape of batch."""
+
+import time
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lumina_jax.batch import DTYPES, Batch
+from lumina_jax.config import Experiment
+from lumina_jax.sharding import ROWS
+from lumina_jax.train.step import Metrics, Step, TrainState, jitted_step, state_shapes
+
+BatchShape = tuple[int, int]
+"""[B T] of a global batch."""
+
+
+class CompiledSteps:
+    """A :data:`Step` that runs ``step``, which compiles for each new shape, or the programs of :meth:`compile_all`.
+
+    ``print_line`` gets a line for each compilation.
+    """
+
+    def __init__(self, cfg: Experiment, mesh: Mesh, step: Step, print_line: Callable[[str], None]):
+        self._cfg, self._mesh, self._step, self._print_line = cfg, mesh, step, print_line
+        self._by_shape: dict[BatchShape, Step] = {}
+
+    def compile_all(self) -> None:
+        """Compiles the step for every length in ``data.buckets``, without data."""
+        jitted, state = jitted_step(self._cfg, self._mesh), state_shapes(self._cfg, self._mesh)
+        for length in self._cfg.data.buckets:
+            shape, start = (self._cfg.data.rows(length), length), time.monotonic()
+            with jax.set_mesh(self._mesh):
+                self._by_shape[shape] = jitted.lower(state, batch_shapes(shape, self._mesh)).compile()
+            self._print_time(shape, start, "ahead")
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        shape = batch.inputs.shape
+        if shape in self._by_shape:
+            with jax.set_mesh(self._mesh):
+                return self._by_shape[shape](state, batch)
+        start = time.monotonic()
+        result = self._step(state, batch)
+        self._by_shape[shape] = self._step
+        self._print_time(shape, start, f"program {len(self._by_shape)} of at most {len(self._cfg.data.buckets)}")
+        return result
+
+    def _print_time(self, shape: BatchShape, start: float, which: str) -> None:
+        seconds = time.monotonic() - start
+        self._print_line(f"compiled the step for {shape[0]:,} rows of {shape[1]:,} tokens in {seconds:.1f} s ({which})")
+
+
+def batch_shapes(shape: BatchShape, mesh: Mesh) -> Batch:
+    """The shapes, dtypes and shardings of a global batch [B T], as :func:`lumina_jax.sharding.global_batch` places it."""
+    rows = NamedSharding(mesh, P(ROWS))
+    return Batch(*(jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for dtype in DTYPES))

@@ -1,0 +1,62 @@
+"""The commands and code that the guides print: read from Markdown, and split into words by bash itself."""
+
+import os
+import re
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`]+)`")
+PROGRAMS = ("python ", "run.py ", ".venv/bin/python ")
+OURS = re.compile(r"^(\S*python[\d.]* )?(-u )?(run\.py|tests/bench/\w+\.py)\b")
+RECORDER = r"""
+record() { printf '%s\0' "$#" "$@" >&3; }
+command_not_found_handle() { record "$@"; }
+for program in python pip ruff; do eval "function .venv/bin/$program { record $program \"\$@\"; }"; done
+function .ci/run { record .ci/run; }
+PATH=/nowhere
+"""
+"""Bash that writes down the programs a script calls, as a count and that many words, and starts none of them."""
+
+
+def blocks(text: str, language: str) -> list[tuple[int, str]]:
+    """(line number, content) of each fenced block of ``language`` ("" for none)."""
+    found = [match for match in FENCE.finditer(text) if match[1] == language]
+    return [(text.count("\n", 0, match.start()) + 1, match[2]) for match in found]
+
+
+def spans(text: str) -> list[str]:
+    """The inline code of a text that calls Python or run.py, each once."""
+    code = [" ".join(match.split()) for match in SPAN.findall(FENCE.sub("", text))]
+    return list(dict.fromkeys(line for line in code if line.startswith(PROGRAMS)))
+
+
+def named_files(text: str) -> list[str]:
+    """The files of the repository, from its root on, that a text names in code or links to."""
+    return re.findall(r"(?:`|\]\((?:\.\./)*)((?:lumina_jax|tests|configs|convert|\.ci)/[\w./]*\w)(?=[`)#:\s])", text)
+
+
+def commands(script: str, folder: Path) -> list[str]:
+    """The programs that a bash script calls in ``folder``, in order and quoted for a shell; builtins such as printf do run.
+
+    Raises ValueError with bash's words when the script is no bash.
+    """
+    with tempfile.TemporaryFile() as calls:
+        bash = ["bash", "-c", f"exec 3>&{calls.fileno()}\n{RECORDER}{script}"]
+        pipes = dict(pass_fds=(calls.fileno(),), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        result = subprocess.run(bash, cwd=folder, env={**os.environ, "LC_ALL": "C"}, **pipes)
+        if result.returncode or result.stderr:
+            raise ValueError(f"bash ends with code {result.returncode}: {result.stderr}")
+        calls.seek(0)
+        words = iter(calls.read().decode().split("\0"))
+    lines = []
+    while count := next(words):
+        lines.append(shlex.join([next(words) for _ in range(int(count))]))
+    return lines
+
+
+def arguments(command: str) -> list[str]:
+    """The words of a command of ours from run.py or the benchmark's file on: ["run.py", "train", ...]."""
+    return shlex.split(OURS.sub(r"\3", command))
