@@ -5,7 +5,6 @@ import io
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -230,6 +229,4 @@ def save(outcome: Outcome, folder: Path) -> list[Path]:
 
 def stem(outcome: Outcome) -> str:
     """The stem of file names: lumina_7b_512.v5p-4x4x4, or lumina_7b_512.2-v5p-4x4x4 for two slices."""
-    topology = replace(outcome.topology, slices=1)
-    slices = f"{outcome.topology.slices}-" if outcome.topology.slices > 1 else ""
-    return f"{outcome.experiment.name}.{slices}{str(topology).replace(':', '-')}"
+    return f"{outcome.experiment.name}.{str(outcome.topology).replace(' x ', '-').replace(':', '-')}"
