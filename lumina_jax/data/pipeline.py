@@ -52,17 +52,15 @@ def batches(
 
 def open_shards(cfg: DataConfig, vocab: Vocab) -> list[Shards]:
     """The folders of ``cfg``, checked to be made with ``vocab`` and, where they hold images, with one VQ model."""
-    shards = [Shards(path) for path in cfg.paths]
+    shards, first_path = [Shards(path) for path in cfg.paths], {}
     for path, folder in zip(cfg.paths, shards, strict=True):
         check_made_with(folder.manifest, vocab, where=path)
-    with_images = [(path, folder.manifest) for path, folder in zip(cfg.paths, shards, strict=True)]
-    with_images = [(path, manifest.settings.vq) for path, manifest in with_images if manifest.crops]
-    for path, vq in with_images:
-        if vq != with_images[0][1]:
-            raise InputError(
-                f"{path} was made with the VQ model {vq}, but {with_images[0][0]} with {with_images[0][1]}; "
-                "pretokenize one of them again"
-            )
+        if folder.manifest.crops:
+            first_path.setdefault(folder.manifest.settings.vq, path)
+    if len(first_path) > 1:
+        (vq, path), (other_vq, other_path), *_ = first_path.items()
+        made_with = f"{other_path} was made with the VQ model {other_vq}, but {path} with {vq}"
+        raise InputError(f"{made_with}; pretokenize one of them again")
     return shards
 
 

@@ -80,9 +80,7 @@ class Settings:
         """The compared fields that differ from ``other``'s, as "name=value here instead of value there"."""
         names = [field.name for field in fields(self) if field.compare]
         pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
-        return [
-            f"{name}={_short(value)} instead of {_short(others)}" for name, value, others in pairs if value != others
-        ]
+        return [f"{name}={_short(here)} instead of {_short(there)}" for name, here, there in pairs if here != there]
 
 
 @dataclass(frozen=True)
@@ -127,9 +125,7 @@ def unpack(record: bytes) -> tuple[np.ndarray, np.ndarray]:
     return (signed ^ (signed >> 31)).astype(np.int32), signed >= 0
 
 
-def check_made_with(
-    manifest: Manifest, vocab: Vocab, vq: str | None = None, where: str = "the folder of tokens"
-) -> None:
+def check_made_with(manifest: Manifest, vocab: Vocab, vq: str | None = None, where: str = "the token folder") -> None:
     """Raises InputError unless the tokens were made with ``vocab`` and with the VQ model of fingerprint ``vq``.
 
     The VQ model is not compared when ``vq`` is None or no record holds an image.

@@ -29,9 +29,7 @@ class PatchVQ:
 
     def __init__(self, codebook: np.ndarray):
         if codebook.ndim != 4 or codebook.dtype != np.uint8 or codebook.shape[1:] != (codebook.shape[1],) * 2 + (3,):
-            raise InputError(
-                f"the codebook is {codebook.dtype}{list(codebook.shape)}; expected uint8[E stride stride 3]"
-            )
+            raise InputError(f"a codebook is {codebook.dtype}{list(codebook.shape)}; expected uint8[E stride stride 3]")
         self.codebook = codebook
         self._rows = codebook.reshape(len(codebook), -1)
         self._centred = _centred(self._rows)
@@ -75,9 +73,8 @@ class PatchVQ:
         step = max(1, BLOCK // max(1, 4 * pixels[:1].size))
         for start in range(0, batch, step):
             block = codes[start : start + step]
-            block[...] = self._lookup(_patches(_to_bytes(pixels[start : start + step]), self.stride)).reshape(
-                block.shape
-            )
+            patches = _patches(_to_bytes(pixels[start : start + step]), self.stride)
+            block[...] = self._lookup(patches).reshape(block.shape)
         return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -104,7 +101,7 @@ class PatchVQ:
         """Reads a file of :meth:`save`; MissingFileError where there is none, InputError for any other file."""
         if not Path(path).is_file():
             raise MissingFileError(
-                f"no codebook {path}; PatchVQ.fit(...).save(path) or run.py pretokenize --fit writes one"
+                f"no codebook {path}; PatchVQ.fit(...).save(path) or run.py pretokenize --fit makes it"
             )
         with open(path, "rb") as file:
             if zipfile.is_zipfile(file):

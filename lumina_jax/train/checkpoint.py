@@ -15,7 +15,7 @@ from lumina_jax.config import Experiment, MeshConfig, ModelConfig, from_dict, to
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import make_mesh, shardings
-from lumina_jax.train.step import TrainState
+from lumina_jax.train.step import TrainState, with_shardings
 
 FOLDER = "checkpoints"
 STATE = "state"
@@ -102,9 +102,7 @@ def newest(folder: Path | str) -> Path:
     for checkpoint in (folder, *_step_folders(folder / FOLDER)):
         if _is_complete(checkpoint):
             return checkpoint
-    raise MissingFileError(
-        f"{folder} holds no checkpoint; expected {folder / FOLDER}/<step>, as run.py train writes it"
-    )
+    raise MissingFileError(f"{folder} holds no checkpoint; expected {folder / FOLDER}/<step>, as run.py train writes")
 
 
 def read_experiment(checkpoint: Path) -> Experiment:
@@ -138,10 +136,7 @@ def restore_model(checkpoint: Path, cfg: ModelConfig, mesh: Mesh | None = None) 
     """The model of ``checkpoint``, without optimizer state, sharded over ``mesh`` (default: the first device alone)."""
     mesh = mesh or make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     shapes = jax.eval_shape(lambda: Chameleon(cfg, nnx.Rngs(0)))
-    sharded = jax.tree.map(
-        lambda w, s: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=s), shapes, shardings(shapes, mesh)
-    )
-    return load_weights(checkpoint, sharded)
+    return load_weights(checkpoint, with_shardings(shapes, shardings(shapes, mesh)))
 
 
 def _step_folders(folder: Path) -> list[Path]:

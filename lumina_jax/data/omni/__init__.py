@@ -21,14 +21,6 @@ FOLDER_OPTIONS = {"captions": "", "match": "*"}
 """Options, with their defaults, of the sets that are a folder of files."""
 
 
-def open_set(name: str, rest: str) -> StoredSource:
-    """The set ``name`` of SETS; ``rest`` is PATH or PATH@option=value,...
-
-    Raises InputError for an unknown option or files of another form, MissingFileError when a file is missing.
-    """
-    return SETS[name](rest)
-
-
 def _magicbrush(rest: str) -> StoredSource:
     path, options = parse(rest, {"turns": "0"})
     max_turns = _whole(options["turns"], "turns")
@@ -98,3 +90,4 @@ SETS: dict[str, Opener] = {
     "oneformer": _oneformer,
     "refcoco": _refcoco,
 }
+"""Open a set from PATH or PATH@option=value,...: InputError for an unknown option or files of another form."""

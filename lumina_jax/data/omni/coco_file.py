@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import numpy as np
 
 from lumina_jax.data.sources import files
+from lumina_jax.data.sources.record import checked_object
 from lumina_jax.errors import InputError
 
 BLANK = re.compile(r"[ \t\r\n]*")
@@ -86,9 +87,7 @@ class CocoFile:
 
     def _read(self, span: np.ndarray) -> Mapping:
         value = json.loads(files.read(self.path, int(span[0]), int(span[1])))
-        if not isinstance(value, Mapping):
-            raise InputError(f"the value at byte {span[0]} is a JSON {type(value).__name__}, not an object")
-        return value
+        return checked_object(value, f"the value at byte {span[0]} is")
 
 
 class _SpanList:

@@ -36,9 +36,8 @@ class EditSource(StoredSource):
             edits = self._sessions.edits(session, first, first + int(self._turns[index]))
             return dialog(edits, self._sessions.fetch)
         except ValueError as error:
-            raise InputError(
-                f"record {index}, {self._sessions.name(session)}, from turn {first + 1}: {error}"
-            ) from error
+            name = self._sessions.name(session)
+            raise InputError(f"record {index}, {name}, from turn {first + 1}: {error}") from error
 
 
 def split(lengths: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
