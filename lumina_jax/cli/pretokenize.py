@@ -28,7 +28,7 @@ def add_pretokenize(verbs: _SubParsersAction) -> None:
     share.add_argument("--shards", metavar="A:B", help="only the shards from A up to, not including, B")
     share.add_argument("--runner", help="run as an Apache Beam pipeline on this runner: DirectRunner, DataflowRunner")
     pretokenize.add_argument(
-        "--beam", default="", metavar="OPTIONS", help="with --runner: Beam's options, as one string"
+        "--beam", default="", metavar="OPTIONS", help="with --runner: Beam's options as one string"
     )
     pretokenize.set_defaults(run=_pretokenize)
 

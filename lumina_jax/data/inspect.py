@@ -94,9 +94,7 @@ def _folders(folders: Sequence[Shards]) -> Table:
         counts = (manifest.kept, manifest.rejected, manifest.tokens, *quantiles)
         rows.append((str(folder.path), *(f"{count:,}" for count in counts), manifest.learned / manifest.tokens))
     heads = ("folder", "records", "rejected", "tokens", "shortest", "median", "longest", "learned")
-    return Table(
-        "Folders", "Lengths are in tokens; the last column is the share of learned tokens.", heads, tuple(rows)
-    )
+    return Table("Folders", "Lengths are in tokens; the last column is the share of learned ones.", heads, tuple(rows))
 
 
 def _settings(folders: Sequence[Shards]) -> Table:
@@ -141,18 +139,11 @@ def _batches(folders: Sequence[Shards], cfg: DataConfig, seed: int) -> Table:
 def _mixture(folders: Sequence[Shards], cfg: DataConfig) -> Table:
     counts = _counts(folders)
     quota = quotas(counts, cfg.weights, cfg.mix_by)
-    positions = quota @ np.arange(counts.shape[1])
-    weights = cfg.weights or ("",) * len(folders)
-    rows = tuple(
-        (
-            str(folder.path),
-            f"{weight}",
-            float(folder_quota.sum() / quota.sum()),
-            float(folder_positions / positions.sum()),
-            f"{folder_quota.sum() / len(folder):.2f}",
-        )
-        for folder, weight, folder_quota, folder_positions in zip(folders, weights, quota, positions, strict=True)
-    )
+    records, positions = quota.sum(1), quota @ np.arange(counts.shape[1])
+    shares = ((number / number.sum()).tolist() for number in (records, positions))
+    times = (f"{number / len(folder):.2f}" for number, folder in zip(records, folders, strict=True))
+    weights = map(str, cfg.weights or ("",) * len(folders))
+    rows = tuple(zip((str(folder.path) for folder in folders), weights, *shares, times, strict=True))
     caption = f"Weights are shares of {cfg.mix_by}." if cfg.weights else "No weights: every record once an epoch."
     heads = ("folder", "weight", "share of records", "share of positions", "times an epoch")
     return Table("Mixture", caption, heads, rows)

@@ -17,7 +17,6 @@ import json
 import os
 import resource
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
@@ -207,10 +206,6 @@ class Shards:
         if len(record) != count:
             raise StorageError(f"{self._files[shard]} ended in record {index}; it was truncated after it was opened")
         return unpack(record)
-
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The samples of ``indices``, in their order."""
-        return [self[index] for index in indices]
 
     def __reduce__(self):
         return Shards, (self.path,)

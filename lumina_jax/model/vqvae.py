@@ -32,9 +32,7 @@ def check_size(size: tuple[int, int], stride: int) -> None:
     """Raises InputError unless both Y and X of ``size`` are positive multiples of ``stride``."""
     if any(edge < 1 or edge % stride for edge in size):
         edges = f"{size[1]}x{size[0]} pixels (width x height)"
-        raise InputError(
-            f"a picture is {edges}; the tokenizer needs multiples of its stride {stride}: crop or resize it"
-        )
+        raise InputError(f"a picture is {edges}; the tokenizer needs multiples of its stride {stride}: crop or resize")
 
 
 class Conv(nnx.Module):

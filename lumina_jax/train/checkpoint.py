@@ -127,7 +127,9 @@ def load_weights(checkpoint: Path, shapes: Chameleon) -> Chameleon:
     ]
     if mismatches:
         raise InputError(f"{checkpoint} holds another model: {'; '.join(mismatches[:5])}; make model.* agree with it")
-    with _partial():
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True  # some of the checkpoint's arrays
+    with context:
         arrays = ocp.load_checkpointables(checkpoint, {STATE: expected})[STATE]
     return unflatten(shapes, {name.removeprefix(WEIGHTS): array for name, array in arrays.items()})
 
@@ -170,11 +172,4 @@ def _uncompressed() -> ocp.Context:
     """Without compression, which saves 8% of the size of float32 weights and triples the time."""
     context = ocp.Context()
     context.array.saving.use_compression = False
-    return context
-
-
-def _partial() -> ocp.Context:
-    """For reading some of a checkpoint's arrays."""
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
     return context

@@ -1,6 +1,6 @@
 """The published sets of Omni-SFT as sources: reads the files as they are published, yields dialogs. OMNI.md describes each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from lumina_jax.data.omni import depth, normals
 from lumina_jax.data.omni.boxes import MdetrViews, ReferViews, TfdsViews
@@ -23,15 +23,14 @@ FOLDER_OPTIONS = {"captions": "", "match": "*"}
 
 def _magicbrush(rest: str) -> StoredSource:
     path, options = parse(rest, {"turns": "0"})
-    max_turns = _whole(options["turns"], "turns")
-    return EditSource((MagicBrushParquet if path.endswith(".parquet") else MagicBrushFolder)(path), max_turns)
+    sessions = (MagicBrushParquet if path.endswith(".parquet") else MagicBrushFolder)(path)
+    return EditSource(sessions, _max_turns(options))
 
 
 def _seed_edit(rest: str) -> StoredSource:
     path, options = parse(rest, {"subset": "multi_turn", "turns": "0"})
     subset = choice(options["subset"], "subset", ("real", "multi_turn"))
-    max_turns = _whole(options["turns"], "turns")
-    return EditSource(SeedSessions(files.join(path, f"{subset}_editing")), max_turns)
+    return EditSource(SeedSessions(files.join(path, f"{subset}_editing")), _max_turns(options))
 
 
 def _folder(views: Callable[..., FolderViews], option: str = "", values: tuple[str, ...] = ("",)) -> Opener:
@@ -73,10 +72,11 @@ def _source(views: Views, captions: str) -> StoredSource:
     return ViewSource(views, open_captions(captions) if captions else None)
 
 
-def _whole(value: str, name: str) -> int:
-    if not value.isdigit():
-        raise InputError(f"{name}={value}; give a whole number")
-    return int(value)
+def _max_turns(options: Mapping[str, str]) -> int:
+    turns = options["turns"]
+    if not turns.isdigit():
+        raise InputError(f"turns={turns}; give a whole number: the most turns of a dialog, or 0 for no limit")
+    return int(turns)
 
 
 SETS: dict[str, Opener] = {

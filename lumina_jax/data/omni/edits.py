@@ -20,8 +20,6 @@ class EditSource(StoredSource):
     """
 
     def __init__(self, sessions: Sessions, max_turns: int):
-        if max_turns < 0:
-            raise InputError(f"turns={max_turns}; give the most turns of a dialog, or 0 for no limit")
         self._sessions = sessions
         limit = max_turns or max(1, sessions.lengths.max(initial=1))
         self._session, self._first, self._turns = split(sessions.lengths, limit)
