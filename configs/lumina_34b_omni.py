@@ -13,11 +13,5 @@ experiment = replace(
     name="lumina_34b_omni",
     out="out/lumina_34b_omni",
     start=stage_2.out,
-    data=replace(
-        stage_2.data,
-        path=omni.data.path,
-        weights=omni.data.weights,
-        buckets=(2560, 5120),
-        batch=256,
-    ),
+    data=replace(stage_2.data, path=omni.data.path, weights=omni.data.weights, buckets=(2560, 5120), batch=256),
 )

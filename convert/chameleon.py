@@ -75,9 +75,7 @@ def save_model(
     InputError for a model that the layout cannot represent, StorageError, MissingPackageError without torch ("meta" only).
     """
     if layout == "ours":
-        raise InputError(
-            "layout='ours' (Orbax) is written by training, and by run.py convert import; choose hf, lumina or meta"
-        )
+        raise InputError("layout='ours' is written by run.py train or convert import; choose hf, lumina or meta")
     source = ModelSource(model, cfg, vqvae if layout == "hf" else None)
     with atomic_folder(Path(path), replace=True) as folder:
         write(source, TokenizerFiles(), folder, Target(layout, shards), show=False)

@@ -233,12 +233,9 @@ def _with_zeroed_head(source: Checkpoint, tokens: np.ndarray) -> Read:
 
 
 def _image_tokens(files: TokenizerFiles) -> np.ndarray:
-    vocab = files.vocab()
-    if vocab is None:
-        raise InputError(
-            "--zero-image-head needs the tokenizer to know which rows are image tokens; give --tokenizer PATH"
-        )
-    return vocab.code_ids
+    if vocab := files.vocab():
+        return vocab.code_ids
+    raise InputError("--zero-image-head needs the tokenizer, which names the image tokens; give --tokenizer PATH")
 
 
 def _check_space(folder: Path, needed: int) -> None:

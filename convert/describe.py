@@ -95,9 +95,8 @@ def describe(path: str | Path) -> FolderReport:
     next_command = f"mend this, then: python run.py convert inspect {path}"
     if not any(finding.topic == "problem" for finding in findings):
         is_orbax = opened[0].layout == "ours"
-        next_command = (
-            f"python run.py convert {'export' if is_orbax else 'import'} {path} DST{' --layout hf' * is_orbax}"
-        )
+        verb, options = ("export", " --layout hf") if is_orbax else ("import", "")
+        next_command = f"python run.py convert {verb} {path} DST{options}"
     return FolderReport(path, findings, next_command)
 
 
@@ -162,9 +161,7 @@ def _model(source: Checkpoint) -> Iterator[Finding]:
     yield Finding("QK-norm rows", QK_NORM_ROWS[source.layout].format_map(vars(cfg)))
     yield Finding("RoPE base", f"{cfg.rope_base:g}")
     if source.layout != "ours" and source.settings.get("mask_image_logits"):
-        yield Finding(
-            "note", "config.json says mask_image_logits: PyTorch would draw no images; lumina_jax masks no logits"
-        )
+        yield Finding("note", "config.json says mask_image_logits: PyTorch draws no images; lumina_jax masks no logits")
 
 
 def _published_name(cfg: ModelConfig) -> str:

@@ -90,9 +90,7 @@ def _contents(checkpoint: Path) -> tuple[dict, dict]:
     except Exception:  # damaged metadata makes Orbax raise errors of any kind
         stored, metadata = None, None
     if not stored or not metadata or EXPERIMENT not in metadata:
-        raise InputError(
-            f"{checkpoint} does not say what it holds: it is damaged or incomplete; copy or write it again"
-        )
+        raise InputError(f"{checkpoint} does not say what it holds: damaged or incomplete; copy or write it again")
     return stored, metadata
 
 
@@ -170,9 +168,7 @@ def write_orbax(
             ocp.partial.finalize(checkpoint)
     except BaseException:
         if saving:
-            with suppress(
-                Exception
-            ):  # waits until nothing writes into the folder; the first error is the one to report
+            with suppress(Exception):  # wait until nothing writes into the folder, and report the first error
                 saving.result()
         raise
 

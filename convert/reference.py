@@ -39,9 +39,8 @@ def read_meta(folder: Path) -> tuple[list[Weights], dict]:
 def read_hugging_face(folder: Path) -> tuple[Weights, dict]:
     """The first two arguments of :func:`transformers_forward` from a Hugging Face folder; weights are mapped."""
     files = sorted(set(weight_files(folder).values()))
-    return {name: array for file in files for name, array in open_tensors(file).items()}, read_json(
-        folder / "config.json"
-    )
+    tensors = {name: array for file in files for name, array in open_tensors(file).items()}
+    return tensors, read_json(folder / "config.json")
 
 
 def meta_forward(shards: list[Weights], params: dict, ids: np.ndarray) -> ForwardPass:

@@ -111,9 +111,8 @@ def model_config(settings: dict, file: Path) -> ModelConfig:
     """
     with field_errors(file):
         settings = settings | _json_object(settings, "rope_parameters")
-        if wrong := [
-            f"{n} is {settings[n]!r}" for n, value in HF_FIXED.items() if settings.get(n) not in (None, value)
-        ]:
+        wrong = [f"{n} is {settings[n]!r}" for n, value in HF_FIXED.items() if settings.get(n) not in (None, value)]
+        if wrong:
             raise InputError(f"{', '.join(wrong)}; only Chameleon's {HF_FIXED} is supported")
         return _with_heads(read_fields(settings, HF_NAMES | {"head_dim": "head_dim"}, DEFAULTS))
 
@@ -157,9 +156,7 @@ def meta_config(params: dict, file: Path) -> tuple[ModelConfig, int]:
     with field_errors(file):
         fields = read_fields(params, META_NAMES, DEFAULTS)
         if params.get("qk_normalization") not in (None, True):
-            raise InputError(
-                "qk_normalization is false; only models with QK-norm, as all of Chameleon's, are supported"
-            )
+            raise InputError("qk_normalization is false; only models with QK-norm, such as Chameleon, are supported")
         mlp = meta_mlp_width(fields["width"], fields.pop("multiplier"), fields.pop("multiple"))
         cfg = _with_heads({**fields, "head_dim": None, "mlp": mlp, "dropout": 0.0})
         return cfg, cfg.qk_groups

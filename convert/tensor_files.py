@@ -126,9 +126,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
         if index.is_file():
             files = read_json(index).get("weight_map")
             if not isinstance(files, dict) or not files or any(Path(str(file)).name != file for file in files.values()):
-                raise InputError(
-                    f"{index}: no weight_map that names a file of this folder for each weight; fetch it again"
-                )
+                raise InputError(f"{index}: no weight_map that names a file in this folder per weight; fetch it again")
             return {name: folder / file for name, file in files.items()}
         if (folder / single).is_file():
             return dict.fromkeys(open_tensors(folder / single), folder / single)

@@ -112,9 +112,8 @@ def verify(
     notes, problems = _tokenizers(pair)
     values = [(field.name, *(getattr(source.cfg, field.name) for source in pair)) for field in fields(ModelConfig)]
     if other := [f"model.{name} is {x} in A and {y} in B" for name, x, y in values if name not in VARYING and x != y]:
-        return Comparison(
-            sides, "models of different sizes are not compared further", (), "", (*other, *problems), notes
-        )
+        problems = (*other, *problems)
+        return Comparison(sides, "models of different sizes are not compared further", problems=problems, notes=notes)
     method, reason = _choose(by, pair)
     tolerance = TOLERANCE[method] if tolerance is None else tolerance
     if method == "logits":

@@ -15,23 +15,15 @@ def add_convert(verbs: _SubParsersAction) -> None:
 
     importer = actions.add_parser("import", help="any checkpoint into lumina_jax's own layout (Orbax)")
     _path_arguments(importer)
-    process_arguments(importer)
-    importer.set_defaults(run=_import)
+    importer.set_defaults(run=_convert, layout="ours", shards=None, bin=False)
 
     exporter = actions.add_parser("export", help="any checkpoint, a run's among them, into a layout for PyTorch")
     _path_arguments(exporter)
-    exporter.add_argument(
-        "--layout",
-        choices=("hf", "lumina", "meta"),
-        required=True,
-        help="transformers, Lumina-mGPT or Meta's Chameleon",
-    )
-    exporter.add_argument(
-        "--shards", type=int, help="number of files (default: 5 GB each; Meta: one per QK-norm group)"
-    )
+    layouts = ("hf", "lumina", "meta")
+    exporter.add_argument("--layout", choices=layouts, required=True, help="transformers', Lumina-mGPT's or Meta's")
+    exporter.add_argument("--shards", type=int, help="number of files (default: 5 GB each; Meta: one a QK-norm group)")
     exporter.add_argument("--bin", action="store_true", help="torch's .bin files instead of safetensors")
-    process_arguments(exporter)
-    exporter.set_defaults(run=_export)
+    exporter.set_defaults(run=_convert)
 
     inspector = actions.add_parser("inspect", help="what a folder holds, what is missing, and where to put it")
     inspector.add_argument("path", help="a checkpoint's folder, of any layout")
@@ -40,13 +32,8 @@ def add_convert(verbs: _SubParsersAction) -> None:
     verifier = actions.add_parser("verify", help="whether two checkpoints are the same model; exit code 1 if not")
     verifier.add_argument("a", metavar="A", help="a checkpoint's folder, of any layout")
     verifier.add_argument("b", metavar="B", help="another")
-    verifier.add_argument(
-        "--by",
-        choices=("auto", "logits", "weights"),
-        default="auto",
-        help="logits: the same tokens through both, each by the code of its own layout; weights: number by number, for models "
-        "too large for that (auto: logits where they fit)",
-    )
+    by_help = "logits: the same tokens through both, each by its layout's code; weights: every number (auto: by memory)"
+    verifier.add_argument("--by", choices=("auto", "logits", "weights"), default="auto", help=by_help)
     verifier.add_argument("--tokens", type=int, default=32, help="with logits: length of the two random prompts (32)")
     verifier.add_argument("--seed", type=seed, default=0, help="with logits: draws the prompts (0)")
     verifier.add_argument("--tolerance", type=float, help="largest difference allowed (logits 5e-4, weights 0)")
@@ -57,33 +44,23 @@ def _path_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a checkpoint's folder: Hugging Face, Meta's, or a run's")
     parser.add_argument("target", type=output_path, metavar="DST", help="the folder to write; it must not exist")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the weights (default: as they are)")
-    parser.add_argument(
-        "--zero-image-head",
-        action="store_true",
-        help="zero the image tokens' rows of the output head: where FP-SFT starts from Chameleon",
-    )
+    head_help = "zero the image tokens' rows of the output head: where FP-SFT starts from Chameleon"
+    parser.add_argument("--zero-image-head", action="store_true", help=head_help)
     parser.add_argument("--tokenizer", default="", help="a tokenizer that is not near the weights")
     parser.add_argument("--vq", default="", help="a vqgan.ckpt (its .yaml beside it) that is not near the weights")
+    process_arguments(parser)
 
 
-def _import(options: Namespace) -> None:
-    _convert(options, "ours")
-
-
-def _export(options: Namespace) -> None:
-    _convert(options, options.layout, options.shards, options.bin)
-
-
-def _convert(options: Namespace, layout: str, shards: int | None = None, binary: bool = False) -> None:
+def _convert(options: Namespace) -> None:
     from lumina_jax.config import PodConfig
 
-    dtype = DTYPES[options.dtype] if options.dtype else ""
+    o, dtype = options, DTYPES[options.dtype] if options.dtype else ""
     with join(options, PodConfig()):
         import jax
 
         from convert.convert import Target, convert
 
-        target = Target(layout, shards, dtype, binary, options.zero_image_head, options.tokenizer, options.vq)
+        target = Target(o.layout, o.shards, dtype, o.bin, o.zero_image_head, o.tokenizer, o.vq)
         notes = convert(options.source, options.target, target)
         first = jax.process_index() == 0
     if first:

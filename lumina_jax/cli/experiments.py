@@ -11,9 +11,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def config_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "config", help="a file of configs/, such as configs/toy_stage1.py, or FILE.py:NAME where a file holds several"
-    )
+    parser.add_argument("config", help="a file such as configs/toy_stage1.py, or FILE.py:NAME where it holds several")
     parser.add_argument("changes", nargs="*", metavar="a.b=value", help="fields to change, such as optim.lr=1e-4")
 
 
@@ -35,9 +33,7 @@ def load_experiment(address: str, changes: list[str]):
     if name not in experiments:
         raise InputError(_unknown_name(path, name, list(experiments)))
     if not isinstance(experiments[name], Experiment):
-        raise InputError(
-            f"{path} does not end in `experiment = Experiment(...)` or `experiments = {{NAME: Experiment(...)}}`"
-        )
+        raise InputError(f"{path} ends neither in `experiment = Experiment(...)` nor in `experiments = {{NAME: ...}}`")
     return override(experiments[name], changes)
 
 

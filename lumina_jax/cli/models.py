@@ -10,16 +10,11 @@ TOY_MODEL = "assets/toy"
 
 
 def model_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--model",
-        default=str(REPOSITORY / TOY_MODEL),
-        help=f"a run's folder or a checkpoint of any layout ({TOY_MODEL})",
-    )
+    model_help = f"a run's folder or a checkpoint of any layout ({TOY_MODEL})"
+    parser.add_argument("--model", default=str(REPOSITORY / TOY_MODEL), help=model_help)
     parser.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the one the model names or holds)")
     parser.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
-    parser.add_argument(
-        "--int8", action="store_true", help="store the blocks' matrices in int8, which halves the memory to read"
-    )
+    parser.add_argument("--int8", action="store_true", help="blocks' matrices in int8, which halves the memory to read")
 
 
 def size(text: str) -> tuple[int, int]:

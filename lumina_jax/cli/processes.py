@@ -6,9 +6,7 @@ from lumina_jax.errors import InputError
 
 
 def process_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "--distributed", action="store_true", help="join the other processes of the run; enough on Cloud TPU"
-    )
+    parser.add_argument("--distributed", action="store_true", help="join the other processes; enough on Cloud TPU")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: the address of process 0")
     parser.add_argument("--processes", type=int, metavar="N", help="elsewhere: how many there are")
     parser.add_argument("--process", type=int, metavar="I", help="elsewhere: the number of this one, from 0")

@@ -13,38 +13,32 @@ from lumina_jax.errors import InputError
 def add_sample(verbs: _SubParsersAction) -> None:
     sample = verbs.add_parser("sample", help="text to pictures and text")
     model_arguments(sample)
-    sample.add_argument("--prompt", action="append", default=[], help="what to paint, or to do; may be given again")
+    sample.add_argument("--prompt", action="append", default=[], help="what to paint, or to do; may be repeated")
     sample.add_argument(
-        "--prompts", metavar="FILE", help="a prompt a line; in .jsonl files an object with prompt, size, task ..."
+        "--prompts", metavar="FILE", help="a prompt per line, or .jsonl with prompt, size, task, image ..."
     )
     sample.add_argument("--task", help="what to do with --image: depth, segmentation, edit, describe ... (generate)")
-    sample.add_argument(
-        "--image", action="append", default=[], help="a picture for --task or --raw; may be given again"
-    )
-    sample.add_argument(
-        "--size", type=size, help="WIDTHxHEIGHT in pixels (default: a square of the model's training area)"
-    )
+    sample.add_argument("--image", action="append", default=[], help="a picture for --task or --raw; may be repeated")
+    sample.add_argument("--size", type=size, help="WIDTHxHEIGHT in pixels (a square of the model's training area)")
     sample.add_argument("--free-size", action="store_true", help="say the size in the prompt only; do not force it")
-    sample.add_argument("--raw", action="store_true", help="give the prompts as they are: for dialog, without a size")
-    sample.add_argument("--chat", action="store_true", help="talk: a line a turn, pictures where @file.png stands")
-    sample.add_argument(
-        "--live", action="store_true", help="show one answer as it grows: text here, the picture in live.png"
-    )
+    sample.add_argument("--raw", action="store_true", help="use the prompts as they are: for dialog, without a size")
+    sample.add_argument("--chat", action="store_true", help="a dialog: a turn per line, with pictures as @file.png")
+    sample.add_argument("--live", action="store_true", help="show one answer while it grows; the picture in live.png")
     sample.add_argument("--per-prompt", type=int, default=1, metavar="N", help="answers to each prompt (1)")
+    sample.add_argument("--rows", type=int, default=16, help="answers sampled at once, by continuous batching (16)")
     sample.add_argument(
-        "--rows", type=int, default=16, help="answers at work at once; a row that ends takes the next (16)"
+        "--tensor", type=int, metavar="N", help="split the model over N devices, answers over the others"
     )
     sample.add_argument(
-        "--tensor", type=int, metavar="N", help="split the model over N of this host's devices, answers over the others"
+        "--resume", action="store_true", help="continue in the folder of a stopped run of the same command"
     )
-    sample.add_argument("--resume", action="store_true", help="go on in a folder that a run of the same command left")
-    sample.add_argument(
-        "--worker", metavar="I/N", help="the share of process I of N, from 0; auto on a TPU pod, Slurm or MPI"
-    )
+    sample.add_argument("--worker", metavar="I/N", help="process I (from 0) of N; auto on a TPU pod, Slurm or MPI")
     sample.add_argument("--seed", type=seed, default=0, help="same seed, same pictures (0)")
     sample.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is off")
     sample.add_argument("--temperature", type=float, help="below 1 safer, above 1 wilder")
-    sample.add_argument("--top-k", type=int, help="image tokens to draw from; 1 is greedy")
+    sample.add_argument(
+        "--top-k", type=int, metavar="K", dest="image_top_k", help="image tokens to draw from; 1 is greedy"
+    )
     sample.add_argument("--min-p", type=float, help="drop tokens less likely than this share of the likeliest")
     sample.add_argument("--max-new-tokens", type=int, help="longest answer")
     sample.add_argument("--grid", action="store_true", help="also write all pictures on one sheet")
@@ -53,6 +47,10 @@ def add_sample(verbs: _SubParsersAction) -> None:
 
 
 def _sample(options: Namespace) -> None:
+    from contextlib import nullcontext
+
+    import jax
+
     from lumina_jax.sample.prompt import read_lines
 
     lines = read_lines(Path(options.prompts)) if options.prompts else []
@@ -60,7 +58,8 @@ def _sample(options: Namespace) -> None:
         raise InputError("no prompts; give --prompt TEXT (again for more), --prompts FILE, or --task NAME --image FILE")
     if options.per_prompt < 1 or options.rows < 1:
         raise InputError(f"--per-prompt {options.per_prompt} --rows {options.rows}; both must be at least 1")
-    with _sampling_mesh(options) as mesh:
+    mesh = _sampling_mesh(options)
+    with nullcontext() if mesh is None else jax.set_mesh(mesh):
         model, vocab, vq, experiment = load_for_sampling(options, mesh)
         builder = make_prompt_builder(vq, vocab, experiment, not options.free_size)
         if options.chat:
@@ -74,9 +73,7 @@ def _prompts(builder, options: Namespace, records: list[dict], settings) -> list
 
     images, task = [open_image(Path(file)) for file in options.image], options.task or "generate"
     if options.size and (options.raw or task != "generate"):
-        raise InputError(
-            "--size goes with pictures made from text alone; those of other tasks have their picture's size"
-        )
+        raise InputError("--size goes with text to picture; other tasks answer at the size of their picture")
     if options.raw:
         prompts = [builder.message(text, images, settings("question")) for text in options.prompt]
     elif task == "generate":
@@ -185,34 +182,19 @@ def _settings(options: Namespace, experiment):
 
     if options.task and options.task not in TASKS:
         raise InputError(f"--task {options.task}: the tasks are {', '.join(TASKS)}")
-    arguments = dict(
-        guidance=options.guidance,
-        temperature=options.temperature,
-        image_top_k=options.top_k,
-        min_p=options.min_p,
-        max_new_tokens=options.max_new_tokens,
-    )
-    changes = {name: value for name, value in arguments.items() if value is not None}
+    names = ("guidance", "temperature", "image_top_k", "min_p", "max_new_tokens")
+    changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     base = settings_of(experiment)
     return lambda task: replace(base if task == "generate" else served(task, base), **changes)
 
 
 def _sampling_mesh(options: Namespace):
-    """A context manager that sets the mesh of the devices that share the model; without --tensor one device."""
-    from contextlib import contextmanager, nullcontext
-
+    """The mesh of this host's devices that --tensor asks for; None without it: one device."""
     if options.tensor is None:
-        return nullcontext()
+        return None
     import jax
 
     from lumina_jax.config import MeshConfig
     from lumina_jax.sharding import make_mesh
 
-    mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=options.tensor), jax.local_devices())
-
-    @contextmanager
-    def on():
-        with jax.set_mesh(mesh):
-            yield mesh
-
-    return on()
+    return make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=options.tensor), jax.local_devices())

@@ -20,13 +20,9 @@ def add_compile(verbs: _SubParsersAction) -> None:
     check = verbs.add_parser("compile", help="what a config needs on a TPU pod and how fast it can be, without the pod")
     config_arguments(check)
     check.add_argument("--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16")
-    check.add_argument(
-        "--slices", type=int, default=1, help="number of slices, connected by the data-center network (1)"
-    )
+    check.add_argument("--slices", type=int, default=1, help="slices, connected by the data-center network (1)")
     check.add_argument("--what", default="train,prefill,decode", help="programs, with commas (train,prefill,decode)")
-    check.add_argument(
-        "--plan", action="store_true", help="try meshes, remat and accumulation for training, and recommend the fastest"
-    )
+    check.add_argument("--plan", action="store_true", help="find the fastest mesh, remat and accumulation to train")
     check.add_argument("--int8", action="store_true", help="sampling with int8 matrices, as run.py sample --int8")
     check.add_argument("--tries", type=int, default=6, help="with --plan: the most compilations (6)")
     check.add_argument("--out", help="also write tables, JSON and the compiled programs into this folder")

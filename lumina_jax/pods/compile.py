@@ -28,8 +28,8 @@ from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.executable import Costs, HbmUsage, hbm_usage, iteration_costs, program_costs
 from lumina_jax.pods.flags import compiler_options
 from lumina_jax.pods.topology import Topology
+from lumina_jax.sample import decode
 from lumina_jax.sample.loop import KNOWN
-from lumina_jax.sample.lowering import lower
 from lumina_jax.sharding import check_rows, make_mesh, shardings
 from lumina_jax.train.compiled_steps import batch_shapes
 from lumina_jax.train.step import jitted_step, state_shapes
@@ -168,7 +168,7 @@ def compile_sampling(
     prompts = [np.zeros(PROMPT_TOKENS, np.int32)] * mesh.shape["replica"]
     window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window or backend(mesh).draft_window
     settings = replace(cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT_TOKENS - window, 1))
-    lowered = lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
+    lowered = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
     work = Workload(
         len(prompts) * (2 if cfg.sample.guidance != 1 else 1),
         PROMPT_TOKENS,

@@ -116,9 +116,7 @@ def verdict(outcome: Outcome) -> str:
 def _cure(o: Outcome) -> str:
     cfg, chip = o.experiment, o.topology.chip
     if o.program != "train":
-        return (
-            f"split the model over more chips with a larger mesh.tensor than {o.mesh['tensor']}, or use larger chips."
-        )
+        return f"split the model over more chips (mesh.tensor above {o.mesh['tensor']}), or use larger chips."
     state = o.work.weights + o.work.optimizer
     if state > 0.7 * chip.hbm:
         return (

@@ -97,9 +97,7 @@ def parse(text: str, slices: int = 1) -> Topology:
     if len(shape) != len(sides) or shape not in legal:
         small = ", ".join("x".join(map(str, known)) for known in legal[:8])
         rest = "" if chip.axes == 2 else ", and larger ones of multiples of 4 up to 28, smallest first"
-        raise InputError(
-            f"--topology {text}: {name} has no slice of {sizes or 'no size'}; the slices are {small}{rest}"
-        )
+        raise InputError(f"--topology {text}: {name} has no slice of {sizes or 'no size'}; choose {small}{rest}")
     if slices < 1:
         raise InputError(f"--slices {slices}; it must be at least 1")
     return Topology(chip, shape, slices)

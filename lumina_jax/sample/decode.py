@@ -7,10 +7,14 @@ prompts, and :func:`decode` is a loop of passes, each of which may feed several 
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Format, Layout
+from jax.sharding import Mesh, NamedSharding
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.errors import NotFiniteError
@@ -23,7 +27,7 @@ from lumina_jax.sample.loop import KNOWN, feed, run
 from lumina_jax.sample.position import ImagePosition, advance
 from lumina_jax.sample.request import bucket, lay_out
 from lumina_jax.sample.state import Context, ProgramKey, Request, RequestRows, State, paired
-from lumina_jax.sharding import ROWS, axis_size, constrain
+from lumina_jax.sharding import COMPUTE, ROWS, axis_size, constrain, spec
 from lumina_jax.vocab import Vocab
 
 NO_LIMIT = np.int32(np.iinfo(np.int32).max)
@@ -101,21 +105,14 @@ def generate(
     Raises InputError for wrong prompts or sizes, and NotFiniteError naming a weight that is not finite, before anything is
     compiled; NotFiniteError when logits overflow.
     """
-    return answers(model, prompts, key, cfg, vocab, sizes=sizes, keys=keys)[0]
+    groups = math.prod(map(axis_size, ROWS))
+    return answers(model, lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys, groups), cfg, vocab)[0]
 
 
 def answers(
-    model: Chameleon,
-    prompts: Sequence[np.ndarray],
-    key: jax.Array,
-    cfg: SampleConfig,
-    vocab: Vocab,
-    *,
-    sizes: Sequence[tuple[int, int] | None] | None = None,
-    keys: Sequence[jax.Array] | jax.Array | None = None,
+    model: Chameleon, laid_out: RequestRows, cfg: SampleConfig, vocab: Vocab
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """What :func:`generate` returns, and the number of passes each answer took, i32[B]."""
-    laid_out = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys, math.prod(map(axis_size, ROWS)))
+    """What :func:`generate` returns, for prompts that :func:`.request.lay_out` has checked; and the passes each took, i32[B]."""
     check_finite(model)
     ctx, state = start(model, laid_out, cfg, vocab)
     state = decode(ctx, state, NO_LIMIT, np.int32(len(ctx.request.ids)))
@@ -161,29 +158,20 @@ def prefill(
         filled = jnp.repeat(filled, copies, axis=2).reshape(L, visible_from.size, N, length - 1, K)
         return constrain(jnp.pad(filled, ((0, 0), (0, 0), (0, 0), (0, program.slots - length + 1), (0, 0))), "BNSK")
 
+    cache = cache._replace(keys=spread(cache.keys), values=spread(cache.values))
     head = columns(model.head[...], code_ids(vocab, model.cfg.vocab))
     drafts = program.window - 1 if drafter_of(program.method).keeps_q else 0
     state = State(
         tokens=jnp.pad(request.ids, ((0, 0), (0, program.slots - length + program.window))),
         count=jnp.zeros(B, jnp.int32),
-        cache=KVCache(
-            keys=spread(cache.keys),
-            values=spread(cache.values),
-            length=jnp.full(visible_from.size, length - 1),
-            visible_from=visible_from.ravel(),
-        ),
+        cache=cache._replace(length=jnp.full(visible_from.size, length - 1), visible_from=visible_from.ravel()),
         q=jnp.zeros((B, drafts, head.shape[1])),
         position=ImagePosition(*map(jnp.asarray, request.position)),
         passes=jnp.zeros(B, jnp.int32),
         done=jnp.asarray(request.idle),
         finite=jnp.ones((), bool),
     )
-    return state, constrain(head, head_letters(head, axis_size("tensor")))
-
-
-def head_letters(head: jax.Array, tensor: int) -> str:
-    """The axes of the head's columns [D E]: E is split over the ``tensor`` axis as V is, where it divides."""
-    return "DV" if head.shape[1] % tensor == 0 else "DE"
+    return state, constrain(head, _head_letters(head, axis_size("tensor")))
 
 
 @functools.partial(jax.jit, donate_argnames="state")
@@ -210,3 +198,55 @@ def check_finite(model: Chameleon) -> None:
 @jax.jit
 def _largest(model: Chameleon) -> Chameleon:
     return jax.tree.map(lambda weight: jnp.max(jnp.abs(weight)), model)
+
+
+class LoweredSampler(NamedTuple):
+    """The two programs of :func:`generate`, ready to be compiled, and the bytes of the cache on all devices."""
+
+    prefill: jax.stages.Lowered
+    decode: jax.stages.Lowered
+    cache: int
+
+
+def lower(
+    model: Chameleon, prompts: Sequence[np.ndarray], cfg: SampleConfig, vocab: Vocab, mesh: Mesh
+) -> LoweredSampler:
+    """The programs that :func:`generate` would run on ``mesh``; the prompts split evenly over its rows.
+
+    ``model`` may hold shapes (jax.ShapeDtypeStruct), and the mesh absent devices: nothing is computed. The compiler chooses the
+    memory layout of weights and cache; in any other layout the loop would begin with a copy of them.
+    """
+
+    def free(leaf):
+        return Format(Layout.AUTO, leaf.sharding)
+
+    groups = math.prod(mesh.shape[axis] for axis in ROWS)
+    request, copies, _ = lay_out(prompts, jax.random.key(0), vocab, model.cfg.vocab, groups=groups)
+    with jax.set_mesh(mesh):
+        program = program_key(request, cfg)
+        first = prefill.lower(model, request, copies=copies, vocab=vocab, program=program)
+        state, head = _placed(*first.out_info, mesh)
+        ctx = Context(model, head, request, DynamicConfig.of(cfg), vocab, program)
+        free_ctx = replace(ctx, model=jax.tree.map(free, model), head=free(head), request=None, config=None)
+        free_state = jax.tree.map(free, state)
+        shardings = (free_ctx, free_state, None, None)
+        loop = jax.jit(decode.__wrapped__, in_shardings=shardings, out_shardings=free_state, donate_argnums=1)
+        second = loop.lower(ctx, state, NO_LIMIT, np.int32(len(request.ids)))
+    return LoweredSampler(first, second, sum(x.size * x.dtype.itemsize for x in (state.cache.keys, state.cache.values)))
+
+
+def _placed(state: State, head: jax.Array, mesh: Mesh) -> tuple[State, jax.Array]:
+    """The shapes of what :func:`prefill` returns, placed on a mesh: rows and heads split, the rest whole."""
+
+    def place(leaf, letters):
+        sharding = NamedSharding(mesh, spec(letters, leaf.shape, COMPUTE, mesh))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    rows = jax.tree.map(lambda leaf: place(leaf, "BTE"[: leaf.ndim]), state._replace(cache=None))
+    cache = KVCache(*(place(leaf, "LBNSK" if leaf.ndim == 5 else "B") for leaf in state.cache))
+    return rows._replace(cache=cache), place(head, _head_letters(head, mesh.shape["tensor"]))
+
+
+def _head_letters(head: jax.Array, tensor: int) -> str:
+    """The axes of the head's columns [D E]: E is split over the ``tensor`` axis as V is, where it divides."""
+    return "DV" if head.shape[1] % tensor == 0 else "DE"

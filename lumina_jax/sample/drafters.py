@@ -1,10 +1,12 @@
-"""What a pass does with its drafts: a drafter judges the drafts that were fed and proposes those of the next pass.
+"""What a pass does with its drafts: a drafter judges those that were fed and proposes those of the next pass.
 
-There are two, :class:`Matched` and :class:`Rejection` (:mod:`.speculative` has their mathematics), and :class:`NoDrafts`.
+There are two, :class:`Matched` and :class:`Rejection` (:mod:`.speculative` has their mathematics), and :class:`NoDrafts`. ``judge``
+says how many fed tokens are kept and what follows them; ``propose`` adds the next drafts to a state that has these tokens already.
+``drafts_codes``: codes are fed before they are known; ``keeps_q``: State.q holds the probabilities that drafts were drawn from.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,26 +48,13 @@ class Judgement(NamedTuple):
     finite: jax.Array
 
 
-class Drafter(Protocol):
-    """``drafts_codes``: codes may be fed before they are known. ``keeps_q``: State.q holds the drafts' probabilities."""
-
-    drafts_codes: bool
-    keeps_q: bool
-
-    def judge(self, ctx: Context, state: State, window: Window) -> Judgement:
-        """How many fed tokens are kept, and what follows them."""
-
-    def propose(self, ctx: Context, state: State, window: Window, judged: Judgement) -> State:
-        """``state`` with the next pass's drafts; it has the kept tokens and the one behind them already."""
-
-
 class NoDrafts:
     """One token per pass, and those that the rule knows."""
 
     drafts_codes = keeps_q = False
 
     def judge(self, ctx: Context, state: State, window: Window) -> Judgement:
-        keys, hidden = _next_keys(ctx, state, window.ahead), _next_hidden(ctx, window, window.ahead)
+        hidden, keys = _next(ctx, state, window, window.ahead)
         logits = jnp.einsum("BD,DV->BV", hidden, ctx.head, preferred_element_type=jnp.float32)
         cond, uncond, finite = split_pairs(ctx, logits)
         code = draw_code(keys, code_scores(cond, uncond, ctx.config), ctx.config.temperature, ctx.code_ids)
@@ -83,7 +72,7 @@ class Matched:
     def judge(self, ctx: Context, state: State, window: Window) -> Judgement:
         scored, finite = _window_scores(ctx, window)
         forced, drafts = window.rule >= 0, jnp.roll(window.ids, -1, axis=1)
-        kept, codes = match(scored, drafts, forced, _noise(ctx, state, window).token, ctx.code_ids)
+        kept, codes = match(scored, drafts, forced, _noise(ctx, state, window.ids.shape[1]).token, ctx.code_ids)
         return _judgement(ctx, state, window, kept, codes, state.q, finite)
 
     def propose(self, ctx: Context, state: State, window: Window, judged: Judgement) -> State:
@@ -106,7 +95,7 @@ class Rejection:
         scored, finite = _window_scores(ctx, window)
         forced, drafts = window.rule >= 0, jnp.roll(window.ids, -1, axis=1)
         q = jnp.pad(jnp.where(forced[:, :-1, None], 0, state.q), ((0, 0), (0, 1), (0, 0)))
-        drafted, noise = Drafts(ctx.code_index[drafts], q), _noise(ctx, state, window)
+        drafted, noise = Drafts(ctx.code_index[drafts], q), _noise(ctx, state, window.ids.shape[1])
         logp = jax.nn.log_softmax(scored)
         kept, (codes, q) = rejection_sample(self.method, logp, drafted, forced, noise, ctx.code_ids)
         return _judgement(ctx, state, window, kept, codes, q, finite)
@@ -116,14 +105,16 @@ class Rejection:
         n, old = window.ids.shape[1] - 1, _old(window, judged)
         first, ids = ctx.answer_slot + state.count, ctx.code_ids
         tokens, inside = neighbours(state.tokens, first, first + old, state.position, n)
-        noise = Noise.of(ctx.request.keys, state.count[:, None] + jnp.arange(n), state.passes)
-        new = guess(tokens, inside, noise.guess, ids, ctx.code_index)
+        new = guess(tokens, inside, _noise(ctx, state, n).guess, ids, ctx.code_index)
         slots = jnp.arange(n)
         is_old = slots < old[:, None]
         drafts = jnp.where(is_old, slots_from(state.tokens, first, n), jnp.asarray(ids)[new.codes])
         old_q = jnp.take_along_axis(judged.q, jnp.minimum(judged.kept[:, None] + 1 + slots, n)[..., None], axis=1)
         q = jnp.where(is_old[..., None], old_q, new.q)
         return state._replace(tokens=write_slots(state.tokens, drafts, first), q=q)
+
+
+Drafter = NoDrafts | Matched | Rejection
 
 
 def drafter_of(method: str) -> Drafter:
@@ -157,23 +148,19 @@ def _judgement(ctx: Context, state: State, window: Window, kept, codes, q, finit
     """A Judgement from the kept drafts i32[B] and the codes i32[B W] from now on, with forced tokens in their places."""
     kept = jnp.minimum(kept, window.ahead)
     tokens = jnp.where(window.rule >= 0, window.rule, jnp.asarray(ctx.code_ids)[codes])
-    hidden, keys = _next_hidden(ctx, window, kept), _next_keys(ctx, state, kept)
+    hidden, keys = _next(ctx, state, window, kept)
     return Judgement(kept, hidden, at_slot(tokens, kept), keys, tokens, q, finite)
 
 
-def _noise(ctx: Context, state: State, window: Window) -> Noise:
-    indices = state.count[:, None] + jnp.arange(window.ids.shape[1])
-    return Noise.of(ctx.request.keys, indices, state.passes)
+def _noise(ctx: Context, state: State, n: int) -> Noise:
+    """The noise of the next ``n`` tokens."""
+    return Noise.of(ctx.request.keys, state.count[:, None] + jnp.arange(n), state.passes)
 
 
-def _next_hidden(ctx: Context, window: Window, kept: jax.Array) -> jax.Array:
-    """[B D], or [2B D]: the hidden states that predict the token behind ``kept`` i32[B] others."""
-    return at_slot(window.hidden, paired(kept, ctx.program.pairs))
-
-
-def _next_keys(ctx: Context, state: State, kept: jax.Array) -> jax.Array:
-    """[B]: what the token behind ``kept`` i32[B] others is drawn with, whichever way it is reached."""
-    return jax.vmap(jax.random.fold_in)(ctx.request.keys, state.count + kept)
+def _next(ctx: Context, state: State, window: Window, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The token behind ``kept`` i32[B] others: hidden states [B D], or [2B D], that predict it, and keys [B] that draw it."""
+    hidden = at_slot(window.hidden, paired(kept, ctx.program.pairs))
+    return hidden, jax.vmap(jax.random.fold_in)(ctx.request.keys, state.count + kept)
 
 
 def _old(window: Window, judged: Judgement) -> jax.Array:

@@ -62,9 +62,7 @@ def step(ctx: Context, state: State) -> State:
     drafter, last = drafter_of(ctx.program.method), ctx.answer_slot - 1 + state.count
     window, cache = _feed_window(ctx, state, last, drafter)
     judged = drafter.judge(ctx, state, window)
-    rule = at_slot(window.rule, judged.kept)
-    position = skip(state.position, judged.kept, rule)
-    token, finite = _draw_next(ctx, state, judged, rule, position)
+    token, position, finite = _draw_next(ctx, state, window, judged)
     slots, kept = jnp.arange(ctx.program.window), judged.kept[:, None]
     written = jnp.where(slots == kept, token[:, None], judged.tokens)
     written = jnp.where(slots < kept, jnp.roll(window.ids, -1, axis=1), written)
@@ -95,12 +93,14 @@ def _feed_window(ctx: Context, state: State, last: jax.Array, drafter: Drafter) 
 
 
 def _draw_next(
-    ctx: Context, state: State, judged: Judgement, rule: jax.Array, position: ImagePosition
-) -> tuple[jax.Array, jax.Array]:
-    """The next token of each row, i32[B], at ``position`` under ``rule`` i32[B], and whether the logits for it were finite.
+    ctx: Context, state: State, window: Window, judged: Judgement
+) -> tuple[jax.Array, ImagePosition, jax.Array]:
+    """(the next token of each row, i32[B]; its position; whether the logits for it were finite, bool[]).
 
     Inside images ``judged.code`` is that token; the logits of all V tokens are computed only when a row is elsewhere.
     """
+    rule = at_slot(window.rule, judged.kept)
+    position = skip(state.position, judged.kept, rule)
 
     def elsewhere():
         cond, uncond, finite = split_pairs(ctx, ctx.model.logits(judged.hidden[:, None])[:, 0])
@@ -111,7 +111,7 @@ def _draw_next(
     nothing = (jnp.zeros(len(rule), jnp.int32), jnp.ones((), bool))
     other, finite = jax.lax.cond(free.any(), elsewhere, lambda: nothing)
     token = jnp.where(rule >= 0, rule, jnp.where(free, other, judged.code))
-    return jnp.where(state.done, ctx.vocab.end_of_turn, token), finite
+    return jnp.where(state.done, ctx.vocab.end_of_turn, token), position, finite
 
 
 def feed(

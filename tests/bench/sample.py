@@ -33,6 +33,7 @@ from lumina_jax.config import PARALLEL, Experiment, SampleConfig, from_dict
 from lumina_jax.conversation import image_prompt, tokenize
 from lumina_jax.layout import answer_tokens
 from lumina_jax.sample.decode import answers
+from lumina_jax.sample.request import lay_out
 from lumina_jax.toyworld.scenes import MINI
 from lumina_jax.toyworld.source import prompts, stage_sizes
 from lumina_jax.vocab import Vocab
@@ -52,13 +53,13 @@ def toy(options) -> dict:
     turns: dict[str, Turn] = {}
 
     def together(name: str, cfg: SampleConfig) -> float:
-        drawn[name], counted[name] = answers(model, ids, keys[0], cfg, vocab, keys=keys)
+        laid_out = lay_out(ids, keys[0], vocab, model.cfg.vocab, keys=keys)
+        drawn[name], counted[name] = answers(model, laid_out, cfg, vocab)
         return float(counted[name].mean())
 
     def alone(cfg: SampleConfig) -> float:
-        return float(
-            np.mean([answers(model, ids[i : i + 1], keys[0], cfg, vocab, keys=keys[i : i + 1])[1] for i in first])
-        )
+        single = (lay_out(ids[i : i + 1], keys[0], vocab, model.cfg.vocab, keys=keys[i : i + 1]) for i in first)
+        return float(np.mean([answers(model, laid_out, cfg, vocab)[1] for laid_out in single]))
 
     first = range(min(options.alone, len(ids)))
     configs = {

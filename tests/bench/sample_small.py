@@ -98,7 +98,8 @@ def peer(options) -> dict:
     passes = {}
 
     def ours(name: str, cfg: SampleConfig, B: int) -> float:
-        _, counted = answers(model, [prompt] * B, jax.random.key(0), cfg, vocab)
+        laid_out = lay_out([prompt] * B, jax.random.key(0), vocab, model.cfg.vocab)
+        _, counted = answers(model, laid_out, cfg, vocab)
         passes[name] = float(counted.max())
         return float(B)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny import tiny_model, tiny_vocab
+from tiny import answers, tiny_model, tiny_vocab
 
 from convert import load_model
 from convert.metadata import EXPERIMENT_FILE
@@ -15,7 +15,6 @@ from lumina_jax.config import PARALLEL, Experiment, SampleConfig, from_dict
 from lumina_jax.conversation import image_prompt, tokenize
 from lumina_jax.layout import encode_grid
 from lumina_jax.sample import decode, drafters, generate
-from lumina_jax.sample.decode import answers
 from lumina_jax.sample.request import lay_out
 from lumina_jax.toyworld.scenes import MINI
 from lumina_jax.toyworld.source import prompts, stage_sizes
