@@ -89,7 +89,11 @@ def convert(
     if target.layout == "hf":
         source = with_encoder(source, files)
     with atomic_folder(destination) as folder:
-        write(source, files, _weights_folder(folder, source, target), target, mesh, show)
+        weights = folder
+        if target.layout == "meta":  # the folders of Meta's release
+            weights /= "models/7b" if (target.shards or source.cfg.qk_groups) == 1 else "models/30b"
+            weights.mkdir(parents=True, exist_ok=True)
+        write(source, files, weights, target, mesh, show)
         if jax.process_index() == 0:
             tokenizer_files.copy(files, folder, target.layout)
     notes = tokenizer_files.notes(files, destination)
@@ -210,15 +214,6 @@ def _move_into(folder: Path, destination: Path) -> None:
     for file in folder.iterdir():
         os.replace(file, destination / file.name)
     folder.rmdir()
-
-
-def _weights_folder(folder: Path, source: Checkpoint, target: Target) -> Path:
-    """Where the weights go: in Meta's release models/7b or models/30b, apart from their tokenizer, else ``folder`` itself."""
-    if target.layout != "meta":
-        return folder
-    subfolder = folder / "models" / ("7b" if (target.shards or source.cfg.qk_groups) == 1 else "30b")
-    subfolder.mkdir(parents=True, exist_ok=True)
-    return subfolder
 
 
 def _with_zeroed_head(source: Checkpoint, files: TokenizerFiles) -> Read:

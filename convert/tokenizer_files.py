@@ -89,17 +89,11 @@ def nbytes(files: TokenizerFiles) -> int:
 def notes(files: TokenizerFiles, folder: Path) -> list[str]:
     """One line for each missing file, saying where to put it."""
     folder = folder.parent.parent if folder.parent.name == "models" else folder  # Meta's release: weights in models/7b
-    missing = []
+    cure, missing = f"of Meta's Chameleon release into {folder / 'tokenizer'}, or name", []
     if not files.tokenizer:
-        missing.append(
-            f"no tokenizer: put text_tokenizer.json of Meta's Chameleon release into {folder / 'tokenizer'}, or name it with "
-            "--tokenizer"
-        )
+        missing.append(f"no tokenizer: put text_tokenizer.json {cure} it with --tokenizer")
     if not files.vq:
-        missing.append(
-            f"no image tokenizer: put vqgan.ckpt and vqgan.yaml of Meta's Chameleon release into {folder / 'tokenizer'}, or "
-            "name them with --vq"
-        )
+        missing.append(f"no image tokenizer: put vqgan.ckpt and vqgan.yaml {cure} them with --vq")
     return missing
 
 
