@@ -86,8 +86,10 @@ def convert(
     source, destination = open_source(path), Path(destination)
     files = tokenizer_files.find(source.folder, experiment_of(source), target.tokenizer, target.vq)
     tokenizer_files.check(files, source.cfg)
-    if target.layout == "hf":
-        source = with_encoder(source, files)
+    has_encoder = any(row.path.startswith(VQ_PATH) for row in source.rows)
+    if target.layout == "hf" and not has_encoder and files.vq and files.vq.suffix == ".ckpt":
+        source = SourceWithEncoder(source, files.vq, read_config(files.vq.with_suffix(".yaml")))
+        has_encoder = True
     with atomic_folder(destination) as folder:
         weights = folder
         if target.layout == "meta":  # the folders of Meta's release
@@ -97,7 +99,7 @@ def convert(
         if jax.process_index() == 0:
             tokenizer_files.copy(files, folder, target.layout)
     notes = tokenizer_files.notes(files, destination)
-    if target.layout == "hf" and not any(row.path.startswith(VQ_PATH) for row in source.rows):
+    if target.layout == "hf" and not has_encoder:
         notes.append("no VQ encoder to write: transformers will say that it draws model.vqmodel.* at random")
     return notes
 
@@ -113,7 +115,8 @@ def write(
         math.prod(source.sizes[row.path].values()) * dtypes[row.path].itemsize * len(layers_of(source, row))
         for row in source.rows
     )
-    needed, free = total + tokenizer_files.nbytes(files), shutil.disk_usage(folder).free
+    needed = total + sum(path.stat().st_size for path in (files.tokenizer, files.vq) if path)
+    free = shutil.disk_usage(folder).free
     if needed > free:
         sizes = f"{free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB will be written"
         raise StorageError(f"{folder.parent} has {sizes}; free space or choose another disk")
@@ -156,14 +159,6 @@ def target_dtypes(source: Checkpoint, dtype: str = "") -> dict[str, np.dtype]:
         raise InputError(f"{source.folder} holds weights of several dtypes: {examples}; choose one with --dtype")
     chosen = np.dtype(jnp.dtype(dtype or next(iter(source.dtype_examples))))
     return {row.path: source.dtypes[row.path] if row.path.startswith(VQ_PATH) else chosen for row in source.rows}
-
-
-def with_encoder(source: Checkpoint, files: TokenizerFiles) -> Checkpoint:
-    """``source`` with the VQ encoder that transformers expects in a checkpoint: its own, or that of ``files``, if any."""
-    has_encoder = any(row.path.startswith(VQ_PATH) for row in source.rows)
-    if has_encoder or not files.vq or files.vq.suffix != ".ckpt":
-        return source
-    return SourceWithEncoder(source, files.vq, read_config(files.vq.with_suffix(".yaml")))
 
 
 @contextmanager

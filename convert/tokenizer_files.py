@@ -81,11 +81,6 @@ def copy(files: TokenizerFiles, folder: Path, layout: str) -> None:
             _copy(files.vq.with_suffix(suffix), (folder / subfolder / VQGAN_NAME).with_suffix(suffix))
 
 
-def nbytes(files: TokenizerFiles) -> int:
-    """Bytes that :func:`copy` will write."""
-    return sum(path.stat().st_size for path in (files.tokenizer, files.vq) if path)
-
-
 def notes(files: TokenizerFiles, folder: Path) -> list[str]:
     """One line for each missing file, saying where to put it."""
     folder = folder.parent.parent if folder.parent.name == "models" else folder  # Meta's release: weights in models/7b
