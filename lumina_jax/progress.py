@@ -64,9 +64,6 @@ class ProgressDisplay:
         rate = self._counted / elapsed
         left = (self._total - self.done) / max(rate, 1e-9)
         done, total, rate = (count / self._unit_size for count in (self.done, self._total, rate))
-        fields = dict(title=self._title, done=done, total=total, unit=self._unit, rate=_rate(rate), text=text)
+        rate = f"{rate:,.0f}" if rate >= 10 or rate == 0 else f"{rate:.2g}"
+        fields = dict(title=self._title, done=done, total=total, unit=self._unit, rate=rate, text=text)
         return self.line.format(**fields, seconds_left=left, time_left=timedelta(seconds=round(left)))
-
-
-def _rate(rate: float) -> str:
-    return f"{rate:,.0f}" if rate >= 10 or rate == 0 else f"{rate:.2g}"

@@ -63,16 +63,16 @@ def spec(letters: str, shape: tuple[int, ...], rules: dict, mesh: Mesh | Abstrac
     """
     partitions, owners = [None] * (len(shape) - len(letters)), {}
     for letter, size in zip(letters, shape[len(partitions) :], strict=True):
-        axes = tuple(name for name in _names(rules.get(letter)) if mesh.shape[name] > 1)
+        names = rules.get(letter, ())
+        axes = tuple(name for name in ((names,) if isinstance(names, str) else names) if mesh.shape[name] > 1)
         parts = math.prod(mesh.shape[name] for name in axes)
         for name in axes:
             if name in owners:
                 raise InputError(f"axes {owners[name]} and {letter} of {letters} both claim mesh axis {name!r}")
             owners[name] = letter
         if size % parts:
-            cures = [f"a smaller mesh.{name}" for name in axes] + ["mesh.zero1=false"] * (
-                rules is ZERO and len(axes) > 1
-            )
+            replicated = ["mesh.zero1=false"] if rules is ZERO and len(axes) > 1 else []
+            cures = [f"a smaller mesh.{name}" for name in axes] + replicated
             raise InputError(
                 f"axis {letter} of an array {letters} has size {size}, which {parts} parts (mesh {' x '.join(axes)}) "
                 f"do not divide; choose {' or '.join(cures)}"
@@ -119,9 +119,7 @@ def gathered(x: jax.Array, letters: str) -> jax.Array:
     return constrain(x, letters)
 
 
-gathered.defvjp(
-    lambda x, letters: (constrain(x, letters), None), lambda letters, _, change: (constrain(change, letters, STORE),)
-)
+gathered.defvjp(lambda x, letters: (constrain(x, letters), None), lambda letters, _, g: (constrain(g, letters, STORE),))
 
 
 def per_device(run: Callable, inputs: Sequence[str | P], outputs: str | P | tuple[str | P, ...]) -> Callable:
@@ -208,10 +206,6 @@ def global_batch(local: Batch, mesh: Mesh) -> Batch:
     if jax.process_count() == 1:
         return jax.device_put(local, rows)
     return Batch(*(jax.make_array_from_process_local_data(rows, np.asarray(x)) for x in local))
-
-
-def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (axes,) if isinstance(axes, str) else axes or ()
 
 
 def _has_letters(node: object) -> bool:

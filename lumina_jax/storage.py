@@ -100,9 +100,7 @@ class StorageFolder:
             try:
                 return self._system.cat_file(self._path(name))
             except FileNotFoundError as error:
-                raise MissingFileError(
-                    f"{self.url} has no file {name}; copy the folder whole, or write it again"
-                ) from error
+                raise MissingFileError(f"{self.url} has no file {name}; copy all of it, or write it again") from error
 
     def write(self, name: str, write: Callable[[Path], object]) -> None:
         """Calls ``write`` with a temporary local path; its file appears here as ``name`` once it is complete."""

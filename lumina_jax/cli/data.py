@@ -20,9 +20,7 @@ def add_data(verbs: _SubParsersAction) -> None:
     inspect.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: the config's)")
     inspect.add_argument("--samples", type=int, default=24, help="records on the sheet (24)")
     inspect.add_argument("--seed", type=seed, default=0, help="of the draw of samples (0)")
-    inspect.add_argument(
-        "--out", type=output_file, default="out/data.html", help="the HTML file to write (out/data.html)"
-    )
+    inspect.add_argument("--out", type=output_file, default="out/data.html", help="the HTML file (out/data.html)")
     inspect.set_defaults(run=_data_inspect)
 
     prepare = what.add_parser("prepare", help="write any source as a TFDS data set, to share it")
@@ -46,6 +44,7 @@ def _data_inspect(options: Namespace) -> None:
     from convert import load_image_tokenizer
     from lumina_jax.data.inspect import as_text, sheet, tables
     from lumina_jax.data.shards import Shards, check_made_with
+    from lumina_jax.storage import atomic_write_text
     from lumina_jax.vocab import Vocab
 
     folders = [Shards(path.strip()) for path in options.path.split(",")]
@@ -58,11 +57,9 @@ def _data_inspect(options: Namespace) -> None:
     vocab = Vocab.load(tokenizer)
     for folder in folders:
         check_made_with(folder.manifest, vocab, where=str(folder.path))
+    html = sheet(folders, report, vocab, load_image_tokenizer(vq), options.samples, options.seed)
     out = Path(options.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        sheet(folders, report, vocab, load_image_tokenizer(vq), options.samples, options.seed), encoding="utf-8"
-    )
+    atomic_write_text(out, html)
     print(out)
 
 

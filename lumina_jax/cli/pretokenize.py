@@ -12,35 +12,23 @@ from lumina_jax.errors import InputError
 def add_pretokenize(verbs: _SubParsersAction) -> None:
     pretokenize = verbs.add_parser("pretokenize", help="pictures and text to token shards")
     config_arguments(pretokenize)
-    pretokenize.add_argument(
-        "--source",
-        required=True,
-        help="toy:COUNT, omni:COUNT, omni_slow:COUNT, or any of lumina_jax.data.sources.open_source",
-    )
+    sources = "toy:COUNT, omni:COUNT, omni_slow:COUNT, or any of lumina_jax.data.sources.open_source"
+    pretokenize.add_argument("--source", required=True, help=sources)
     pretokenize.add_argument("--fit", action="store_true", help="first fit a codebook and a tokenizer to these records")
     pretokenize.add_argument("--base", help="with --fit and omni: the PatchVQ .npz whose codes keep their numbers")
     pretokenize.add_argument("--seed", type=seed, default=0, help="of the crops and of the embedded world's scenes (0)")
-    pretokenize.add_argument(
-        "--sizes",
-        type=_numbers,
-        metavar="S,S",
-        help="read once for several stages: data.size S into data.path/S, each",
-    )
-    pretokenize.add_argument(
-        "--max-tokens",
-        type=_numbers,
-        metavar="N",
-        help="reject longer samples; 0: no limit; with --sizes one for all or one for each (what data.buckets hold)",
-    )
+    stages = "read once for several stages: data.size S into data.path/S, each"
+    pretokenize.add_argument("--sizes", type=_numbers, metavar="S,S", help=stages)
+    limits = "reject longer samples; 0: no limit; with --sizes one for all or one for each (what data.buckets hold)"
+    pretokenize.add_argument("--max-tokens", type=_numbers, metavar="N", help=limits)
     pretokenize.add_argument("--shard-records", type=at_least(1), default=8192, help="source records per shard (8192)")
     share = pretokenize.add_mutually_exclusive_group()
-    share.add_argument(
-        "--worker", metavar="I/N", help="the shards of process I of N, counted from 0; auto on a TPU pod, Slurm or MPI"
-    )
+    worker_help = "the shards of process I of N, counted from 0; auto on a TPU pod, Slurm or MPI"
+    share.add_argument("--worker", metavar="I/N", help=worker_help)
     share.add_argument("--shards", metavar="A:B", help="only the shards from A up to, not including, B")
     share.add_argument("--runner", help="run as an Apache Beam pipeline on this runner: DirectRunner, DataflowRunner")
     pretokenize.add_argument(
-        "--beam", default="", metavar="OPTIONS", help="with --runner: Beam's own options, as one string"
+        "--beam", default="", metavar="OPTIONS", help="with --runner: Beam's options as one string"
     )
     pretokenize.set_defaults(run=_pretokenize)
 
@@ -92,9 +80,7 @@ def _stages(options: Namespace, cfg, sizes) -> list:
     from lumina_jax.layout import crop_sizes
 
     if options.sizes and sizes:
-        raise InputError(
-            f"--sizes needs pictures to crop, but {options.source} draws its pictures for data.size; leave it out"
-        )
+        raise InputError(f"--sizes needs pictures to crop, but {options.source} draws them for data.size; leave it out")
     edges = options.sizes or [cfg.data.size]
     limits = options.max_tokens or [0 if options.sizes else cfg.data.buckets[-1] + 1]
     if len(limits) not in (1, len(edges)):
@@ -125,27 +111,25 @@ def _shard_slice(options: Namespace) -> slice:
 def _source(spec: str, seed: int, cfg):
     """The records of --source, and their canvas sizes (width, height), or None for the config's crop sizes."""
     kind, _, count = spec.partition(":")
+    if kind != "toy" and not kind.startswith("omni"):
+        from lumina_jax.data.sources import open_source
+
+        return open_source(spec), None
+    if not count.isdigit() or int(count) < 1:
+        raise InputError(f"--source {spec}: say how many {'scenes' if kind == 'toy' else 'exercises'}, as {kind}:10000")
     if kind == "toy":
         from lumina_jax.toyworld.scenes import MINI
         from lumina_jax.toyworld.source import ToySource, training_sizes
 
-        if not count.isdigit() or int(count) < 1:
-            raise InputError(f"--source {spec}: say how many scenes, as toy:10000")
         source = ToySource(MINI, training_sizes(cfg.data.size), int(count), seed)
-        return source, source.sizes
-    if kind.startswith("omni"):
+    else:
         from lumina_jax.toyworld.omni import LESSONS, OmniSource
         from lumina_jax.toyworld.scenes import OMNI
 
-        if not count.isdigit() or int(count) < 1:
-            raise InputError(f"--source {spec}: say how many exercises, as omni:10000")
         if kind not in LESSONS:
             raise InputError(f"--source {spec}: no {kind}; choose one of {', '.join(LESSONS)}")
         source = OmniSource(OMNI, LESSONS[kind].sizes(cfg.data.size), int(count), seed, LESSONS[kind].mix)
-        return source, source.sizes
-    from lumina_jax.data.sources import open_source
-
-    return open_source(spec, seed), None
+    return source, source.sizes
 
 
 def _fit(cfg, source, options: Namespace, sizes) -> None:

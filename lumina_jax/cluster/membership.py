@@ -92,7 +92,7 @@ class Membership:
         for name, barrier in self._barriers.items():
             if now - barrier.start > barrier.timeout:
                 missing = [index for index in range(self._processes) if index not in barrier.values]
-                names = self._describe_missing(missing, now)
+                names = _listed([self._last_sign(index, now) for index in missing], "; ")
                 return self._end(f"{name}: waited {barrier.timeout:.0f} s for {names}", EXIT_RESTART)
         return self._check_stall(now)
 
@@ -123,18 +123,12 @@ class Membership:
         return []
 
     def _describe_all(self) -> str:
-        by_doing: dict[str, list[int]] = {}
+        by_doing: dict[str, list[str]] = {}
         for index, member in sorted(self._members.items()):
-            by_doing.setdefault(member.doing, []).append(index)
+            by_doing.setdefault(member.doing, []).append(self._name(index))
         # The smallest group first: it is the straggler that a reader looks for.
-        return "; ".join(map(self._describe_group, sorted(by_doing.values(), key=len)))
-
-    def _describe_group(self, indices: list[int]) -> str:
-        names = ", ".join(map(self._name, indices[:MAX_NAMED])) + _and_more(indices)
-        return f"{names} at {self._members[indices[0]].doing}"
-
-    def _describe_missing(self, missing: list[int], now: float) -> str:
-        return "; ".join(self._last_sign(index, now) for index in missing[:MAX_NAMED]) + _and_more(missing)
+        groups = sorted(by_doing.items(), key=lambda group: len(group[1]))
+        return "; ".join(f"{_listed(names, ', ')} at {doing}" for doing, names in groups)
 
     def _last_sign(self, index: int, now: float) -> str:
         member = self._members.get(index)
@@ -151,5 +145,6 @@ class Membership:
         return [{"kind": "end", "reason": reason, "exit_code": exit_code}]
 
 
-def _and_more(indices: list[int]) -> str:
-    return f" and {len(indices) - MAX_NAMED} more" if len(indices) > MAX_NAMED else ""
+def _listed(names: list[str], separator: str) -> str:
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return separator.join(names[:MAX_NAMED]) + more

@@ -1,12 +1,12 @@
 """What training will see of folders of tokens: counts, lengths, batches and their padding, the mixture, samples."""
 
+import fileinput
 import io
 import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from rich import box
@@ -94,9 +94,7 @@ def _folders(folders: Sequence[Shards]) -> Table:
         counts = (manifest.kept, manifest.rejected, manifest.tokens, *quantiles)
         rows.append((str(folder.path), *(f"{count:,}" for count in counts), manifest.learned / manifest.tokens))
     heads = ("folder", "records", "rejected", "tokens", "shortest", "median", "longest", "learned")
-    return Table(
-        "Folders", "Lengths are in tokens; the last column is the share of tokens that are learned.", heads, tuple(rows)
-    )
+    return Table("Folders", "Lengths are in tokens; the last column is the share of learned ones.", heads, tuple(rows))
 
 
 def _settings(folders: Sequence[Shards]) -> Table:
@@ -124,9 +122,8 @@ def _lengths(folders: Sequence[Shards]) -> Table:
         for low, high in itertools.pairwise(edges)
         for number in [counts[low:high].sum()]
     )
-    return Table(
-        "Lengths", "Positions a record takes: one less than its tokens.", ("positions", "records", "share"), rows
-    )
+    caption = "Positions a record takes: one less than its tokens."
+    return Table("Lengths", caption, ("positions", "records", "share"), rows)
 
 
 def _batches(folders: Sequence[Shards], cfg: DataConfig, seed: int) -> Table:
@@ -135,44 +132,30 @@ def _batches(folders: Sequence[Shards], cfg: DataConfig, seed: int) -> Table:
         (f"{b.length:,}", f"{b.rows:,}", f"{b.steps:,}", f"{b.samples / (b.steps * b.rows):.2f}", b.padding)
         for b in plan.buckets
     )
-    caption = (
-        f"An epoch takes {plan.steps:,} steps; {percent(plan.padding)} of its positions are padding or come twice."
-    )
+    caption = f"An epoch takes {plan.steps:,} steps; {percent(plan.padding)} of it is padding or comes twice."
     return Table("Batches", caption, ("row length", "rows", "steps an epoch", "samples a row", "padding"), rows)
 
 
 def _mixture(folders: Sequence[Shards], cfg: DataConfig) -> Table:
     counts = _counts(folders)
     quota = quotas(counts, cfg.weights, cfg.mix_by)
-    positions = quota @ np.arange(counts.shape[1])
-    weights = cfg.weights or ("",) * len(folders)
-    rows = tuple(
-        (
-            str(folder.path),
-            f"{weight}",
-            float(folder_quota.sum() / quota.sum()),
-            float(folder_positions / positions.sum()),
-            f"{folder_quota.sum() / len(folder):.2f}",
-        )
-        for folder, weight, folder_quota, folder_positions in zip(folders, weights, quota, positions, strict=True)
-    )
+    records, positions = quota.sum(1), quota @ np.arange(counts.shape[1])
+    shares = ((number / number.sum()).tolist() for number in (records, positions))
+    times = (f"{number / len(folder):.2f}" for number, folder in zip(records, folders, strict=True))
+    weights = map(str, cfg.weights or ("",) * len(folders))
+    rows = tuple(zip((str(folder.path) for folder in folders), weights, *shares, times, strict=True))
     caption = f"Weights are shares of {cfg.mix_by}." if cfg.weights else "No weights: every record once an epoch."
     heads = ("folder", "weight", "share of records", "share of positions", "times an epoch")
     return Table("Mixture", caption, heads, rows)
 
 
 def _rejected(folders: Sequence[Shards]) -> Table:
-    lines = (line for folder in folders for line in _lines(folder.path / REJECTS))
-    rejects = map(json.loads, itertools.islice(lines, MAX_ROWS))
+    with fileinput.FileInput([folder.path / REJECTS for folder in folders], encoding="utf-8") as lines:
+        rejects = [json.loads(line) for line in itertools.islice(lines, MAX_ROWS)]
     rows = tuple((f"{reject['index']:,}", reject["reason"]) for reject in rejects)
     count = sum(folder.manifest.rejected for folder in folders)
     caption = f"{count:,} records were not kept{_the_first(count)}; {REJECTS} in each folder lists all."
     return Table("Rejected", caption, ("record of the source", "why"), rows)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with open(path, encoding="utf-8") as file:
-        yield from file
 
 
 def _counts(folders: Sequence[Shards]) -> np.ndarray:
@@ -200,9 +183,8 @@ def _card(folder: Shards, index: int, vocab: Vocab, vq: ImageTokenizer) -> Html:
 
 def _grid(table: Table) -> Html:
     heads = tag("tr", *(tag("th", head, scope="col") for head in table.heads))
-    rows = (
-        tag("tr", *(tag("td", cell if isinstance(cell, str) else meter(cell)) for cell in row)) for row in table.rows
-    )
+    cells = ([tag("td", cell if isinstance(cell, str) else meter(cell)) for cell in row] for row in table.rows)
+    rows = (tag("tr", *row) for row in cells)
     return tag("div", tag("table", tag("thead", heads), tag("tbody", *rows), class_="facts"), class_="wide")
 
 

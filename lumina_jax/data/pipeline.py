@@ -11,7 +11,7 @@ import numpy as np
 from lumina_jax.batch import DTYPES, Batch
 from lumina_jax.config import DataConfig
 from lumina_jax.conversation import drop_context
-from lumina_jax.data.batch_plan import BatchPlan, BatchRecords
+from lumina_jax.data.batch_plan import BatchPlan
 from lumina_jax.data.shards import Shards, check_made_with
 from lumina_jax.errors import InputError
 from lumina_jax.vocab import Vocab
@@ -52,17 +52,15 @@ def batches(
 
 def open_shards(cfg: DataConfig, vocab: Vocab) -> list[Shards]:
     """The folders of ``cfg``, checked to be made with ``vocab`` and, where they hold images, with one VQ model."""
-    shards = [Shards(path) for path in cfg.paths]
+    shards, first_path = [Shards(path) for path in cfg.paths], {}
     for path, folder in zip(cfg.paths, shards, strict=True):
         check_made_with(folder.manifest, vocab, where=path)
-    with_images = [(path, folder.manifest) for path, folder in zip(cfg.paths, shards, strict=True)]
-    with_images = [(path, manifest.settings.vq) for path, manifest in with_images if manifest.crops]
-    for path, vq in with_images:
-        if vq != with_images[0][1]:
-            raise InputError(
-                f"{path} was made with the VQ model {vq}, but {with_images[0][0]} with {with_images[0][1]}; "
-                "pretokenize one of them again"
-            )
+        if folder.manifest.crops:
+            first_path.setdefault(folder.manifest.settings.vq, path)
+    if len(first_path) > 1:
+        (vq, path), (other_vq, other_path), *_ = first_path.items()
+        made_with = f"{other_path} was made with the VQ model {other_vq}, but {path} with {vq}"
+        raise InputError(f"{made_with}; pretokenize one of them again")
     return shards
 
 
@@ -95,20 +93,12 @@ class _BatchSource:
         begin, end = np.searchsorted(records.row, [self.host * share, (self.host + 1) * share])
         # One draw for each sample of the global batch: the same for any number of hosts.
         draws = np.random.default_rng([self.plan.seed, step, DROP_STREAM]).random(len(records.row))[begin:end]
+        numbers = zip(records.folder[begin:end].tolist(), records.record[begin:end].tolist(), strict=True)
         samples = [
             drop_context(*sample, self.vocab) if draw < self.plan.cfg.drop_context else sample
-            for sample, draw in zip(self._read(records, slice(begin, end)), draws, strict=True)
+            for sample, draw in zip((self.shards[folder][record] for folder, record in numbers), draws, strict=True)
         ]
         return collate(samples, records.row[begin:end] - self.host * share, (share, records.length))
-
-    def _read(self, batch: BatchRecords, host_samples: slice) -> list[Sample]:
-        folders, records = batch.folder[host_samples], batch.record[host_samples]
-        order = np.argsort(folders, kind="stable")
-        samples: list[Sample] = []
-        for folder, shards in enumerate(self.shards):
-            samples += shards.__getitems__(records[order[folders[order] == folder]].tolist())
-        inverse = np.argsort(order, kind="stable")
-        return [samples[index] for index in inverse]
 
 
 def collate(samples: Sequence[Sample], rows: Sequence[int], shape: tuple[int, int]) -> Batch:

@@ -103,18 +103,11 @@ def stage_settings(
         raise InputError("the source has no records; there is nothing to pretokenize")
     for stage in stages:
         _check_fit(stage.sizes, vq, vocab)
-    common = dict(
-        records=len(source), source=source.fingerprint, tokenizer=vocab.fingerprint, vq=fingerprint(vq), seed=seed
-    )
+    made_from = (len(source), source.fingerprint, vocab.fingerprint, fingerprint(vq), seed)
+    crops = [tuple(f"{width}x{height}" for width, height in stage.sizes) for stage in stages]
     return [
-        Settings(
-            **common,
-            crops=tuple(f"{width}x{height}" for width, height in stage.sizes),
-            shard_records=shard_records,
-            max_tokens=stage.max_tokens,
-            name=name,
-        )
-        for stage in stages
+        Settings(*made_from, stage_crops, shard_records, stage.max_tokens, name)
+        for stage, stage_crops in zip(stages, crops, strict=True)
     ]
 
 

@@ -80,13 +80,11 @@ class ShardMaker:
         next is read and encoded.
         """
         with ThreadPoolExecutor(1) as writer:
-            writing: Future[None] | None = None
+            writing: Future[None] = writer.submit(lambda: None)
             for shard, drafts in self._drafts(todo, meter):
-                if writing is not None:
-                    writing.result()
-                writing = writer.submit(self._write, shard, drafts, meter)
-            if writing is not None:
                 writing.result()
+                writing = writer.submit(self._write, shard, drafts, meter)
+            writing.result()
 
     def _drafts(
         self, todo: Mapping[int, Sequence[int]], meter: ProgressDisplay

@@ -9,19 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lumina_jax.data.shards import (
-    LENGTHS,
-    MANIFEST,
-    REJECTS,
-    REPORT,
-    TOKENS,
-    Manifest,
-    Reject,
-    Settings,
-    pack,
-    read_json,
-    write_json,
-)
+from lumina_jax.data import shards
 from lumina_jax.storage import StorageFolder
 
 BINS = 16
@@ -38,15 +26,15 @@ class ShardReport:
     learned: int
     kinds: dict[str, int]
     crops: dict[str, int]
-    rejects: tuple[Reject, ...]
+    rejects: tuple[shards.Reject, ...]
 
 
 def write_shard(
     folder: StorageFolder,
-    settings: Settings,
+    settings: shards.Settings,
     shard: int,
     samples: Sequence[tuple[np.ndarray, np.ndarray]],
-    rejects: Sequence[Reject] = (),
+    rejects: Sequence[shards.Reject] = (),
     kinds: Mapping[str, int] | None = None,
     crops: Mapping[str, int] | None = None,
 ) -> None:
@@ -58,21 +46,21 @@ def write_shard(
 
     def tokens(path: Path) -> None:
         with open(path, "wb") as file:
-            file.writelines(pack(*sample) for sample in samples)
+            file.writelines(shards.pack(*sample) for sample in samples)
 
-    write_json(folder, settings.file(shard, REPORT), report, indent=None)
-    folder.write(settings.file(shard, TOKENS), tokens)
+    shards.write_json(folder, settings.file(shard, shards.REPORT), report, indent=None)
+    folder.write(settings.file(shard, shards.TOKENS), tokens)
 
 
-def write_totals(folder: StorageFolder, settings: Settings) -> Manifest:
+def write_totals(folder: StorageFolder, settings: shards.Settings) -> shards.Manifest:
     """Adds up the reports of all shards, which must be complete, and writes the manifest last. Reads no tokens."""
-    names = [settings.file(shard, REPORT) for shard in range(settings.shards)]
+    names = [settings.file(shard, shards.REPORT) for shard in range(settings.shards)]
     with ThreadPoolExecutor(READERS) as pool:
-        reports = list(pool.map(lambda name: _compact(read_json(folder, name, ShardReport)), names))
+        reports = list(pool.map(lambda name: _compact(shards.read_json(folder, name, ShardReport)), names))
     lengths = [lengths for lengths, _ in reports]
     rejects = [reject for _, report in reports for reject in report.rejects]
     edges, histogram = _histogram(lengths)
-    manifest = Manifest(
+    manifest = shards.Manifest(
         settings=settings,
         kept=sum(map(len, lengths)),
         rejected=len(rejects),
@@ -84,9 +72,9 @@ def write_totals(folder: StorageFolder, settings: Settings) -> Manifest:
         crops=_sum(report.crops for _, report in reports),
         shard_kept=tuple(map(len, lengths)),
     )
-    folder.write(LENGTHS, lambda path: _save_joined(path, lengths))
-    folder.write_text(REJECTS, "".join(json.dumps(reject) + "\n" for reject in rejects))
-    write_json(folder, MANIFEST, manifest)
+    folder.write(shards.LENGTHS, lambda path: _save_joined(path, lengths))
+    folder.write_text(shards.REJECTS, "".join(json.dumps(reject) + "\n" for reject in rejects))
+    shards.write_json(folder, shards.MANIFEST, manifest)
     folder.remove_temporary_files()
     return manifest
 
@@ -98,10 +86,10 @@ def _compact(report: ShardReport) -> tuple[np.ndarray, ShardReport]:
 
 def _histogram(lengths: list[np.ndarray]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Edges and counts over the lengths i32[n] of all shards."""
-    shards = [shard for shard in lengths if len(shard)] or [np.zeros(0, np.int32)]
-    shortest, longest = min(s.min(initial=2**31 - 1) for s in shards), max(s.max(initial=0) for s in shards)
+    filled = [shard for shard in lengths if len(shard)] or [np.zeros(0, np.int32)]
+    shortest, longest = min(s.min(initial=2**31 - 1) for s in filled), max(s.max(initial=0) for s in filled)
     edges = np.unique(np.linspace(min(shortest, longest), longest + 1, BINS + 1).astype(int))
-    counts = sum(np.histogram(shard, edges)[0] for shard in shards)
+    counts = sum(np.histogram(shard, edges)[0] for shard in filled)
     return tuple(edges.tolist()), tuple(counts.tolist())
 
 

@@ -17,7 +17,6 @@ import json
 import os
 import resource
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
@@ -80,9 +79,7 @@ class Settings:
         """The compared fields that differ from ``other``'s, as "name=value here instead of value there"."""
         names = [field.name for field in fields(self) if field.compare]
         pairs = [(name, getattr(self, name), getattr(other, name)) for name in names]
-        return [
-            f"{name}={_short(value)} instead of {_short(others)}" for name, value, others in pairs if value != others
-        ]
+        return [f"{name}={_short(here)} instead of {_short(there)}" for name, here, there in pairs if here != there]
 
 
 @dataclass(frozen=True)
@@ -127,9 +124,7 @@ def unpack(record: bytes) -> tuple[np.ndarray, np.ndarray]:
     return (signed ^ (signed >> 31)).astype(np.int32), signed >= 0
 
 
-def check_made_with(
-    manifest: Manifest, vocab: Vocab, vq: str | None = None, where: str = "the folder of tokens"
-) -> None:
+def check_made_with(manifest: Manifest, vocab: Vocab, vq: str | None = None, where: str = "the token folder") -> None:
     """Raises InputError unless the tokens were made with ``vocab`` and with the VQ model of fingerprint ``vq``.
 
     The VQ model is not compared when ``vq`` is None or no record holds an image.
@@ -211,10 +206,6 @@ class Shards:
         if len(record) != count:
             raise StorageError(f"{self._files[shard]} ended in record {index}; it was truncated after it was opened")
         return unpack(record)
-
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The samples of ``indices``, in their order."""
-        return [self[index] for index in indices]
 
     def __reduce__(self):
         return Shards, (self.path,)

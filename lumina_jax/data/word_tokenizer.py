@@ -11,19 +11,10 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from lumina_jax import vocab
 from lumina_jax.conversation import TASKS, image_prompt
 from lumina_jax.errors import InputError
 from lumina_jax.storage import atomic_write
-from lumina_jax.vocab import (
-    BEGIN,
-    BEGIN_IMAGE,
-    END_IMAGE,
-    END_OF_LINE,
-    END_OF_TURN,
-    FILE_NAMES,
-    image_code_name,
-    size_name,
-)
 
 SIZE_UNITS = 16
 """The longest side, in units of data.patch pixels, that has a size token."""
@@ -60,10 +51,10 @@ def build(
     if codes < 1:
         raise InputError(f"{codes} image codes; a tokenizer needs at least 1")
     special = [
-        *(BEGIN, "<pad>", "</s>", "<unk>"),
-        *(image_code_name(code) for code in range(codes)),
-        *(END_IMAGE, BEGIN_IMAGE, END_OF_TURN, END_OF_LINE),
-        *(size_name(units) for units in range(1, size_units + 1)),
+        *(vocab.BEGIN, "<pad>", "</s>", "<unk>"),
+        *(vocab.image_code_name(code) for code in range(codes)),
+        *(vocab.END_IMAGE, vocab.BEGIN_IMAGE, vocab.END_OF_TURN, vocab.END_OF_LINE),
+        *(vocab.size_name(units) for units in range(1, size_units + 1)),
     ]
     split = _pre_tokenizer(templates)
     names = (*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), *_pieces(split, [*templates, *words]))
@@ -79,7 +70,7 @@ def build(
 
 def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
     """Writes tokenizer.json into ``folder``, which is created if it is missing; returns the file's path."""
-    path = Path(folder) / FILE_NAMES[0]
+    path = Path(folder) / vocab.FILE_NAMES[0]
     with atomic_write(path) as temporary:
         tokenizer.save(str(temporary))
     return path

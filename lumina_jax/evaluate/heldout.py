@@ -103,4 +103,4 @@ def _batches(shards: Shards, limit: int) -> Iterator[list[tuple[np.ndarray, np.n
     indices = np.unique(np.linspace(0, len(shards) - 1, min(limit, len(shards))).astype(int))
     indices = indices[np.argsort(np.asarray(shards.lengths)[indices], kind="stable")]
     for start in range(0, len(indices), ROWS):
-        yield shards.__getitems__([int(index) for index in indices[start : start + ROWS]])
+        yield [shards[int(index)] for index in indices[start : start + ROWS]]

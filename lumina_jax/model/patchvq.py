@@ -29,16 +29,15 @@ class PatchVQ:
 
     def __init__(self, codebook: np.ndarray):
         if codebook.ndim != 4 or codebook.dtype != np.uint8 or codebook.shape[1:] != (codebook.shape[1],) * 2 + (3,):
-            raise InputError(
-                f"the codebook is {codebook.dtype}{list(codebook.shape)}; expected uint8[E stride stride 3]"
-            )
+            raise InputError(f"a codebook is {codebook.dtype}{list(codebook.shape)}; expected uint8[E stride stride 3]")
         self.codebook = codebook
         self._rows = codebook.reshape(len(codebook), -1)
         self._centred = _centred(self._rows)
         hashes = _hashes(self._rows, seed=0)
         self._by_hash = np.argsort(hashes, kind="stable")
         self._sorted_hashes = hashes[self._by_hash]
-        self._values = _to_pixels(codebook)
+        # A thousandth of a level too high, so that float rounding and truncation never lose a level.
+        self._values = np.minimum((codebook + np.float32(2**-10)) / np.float32(127.5) - 1, 1).astype(np.float32)
 
     @property
     def codes(self) -> int:
@@ -75,9 +74,9 @@ class PatchVQ:
         step = max(1, BLOCK // max(1, 4 * pixels[:1].size))
         for start in range(0, batch, step):
             block = codes[start : start + step]
-            block[...] = self._lookup(_patches(_to_bytes(pixels[start : start + step]), self.stride)).reshape(
-                block.shape
-            )
+            levels = np.asarray(pixels[start : start + step], np.float32) * 127.5 + 128
+            patches = _patches(np.clip(levels, 0, 255).astype(np.uint8), self.stride)
+            block[...] = self._lookup(patches).reshape(block.shape)
         return codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
@@ -103,9 +102,7 @@ class PatchVQ:
     def load(cls, path: str | Path) -> "PatchVQ":
         """Reads a file of :meth:`save`; MissingFileError where there is none, InputError for any other file."""
         if not Path(path).is_file():
-            raise MissingFileError(
-                f"no codebook {path}; PatchVQ.fit(...).save(path) or run.py pretokenize --fit writes one"
-            )
+            raise MissingFileError(f"no codebook {path}; PatchVQ.fit(...).save or run.py pretokenize --fit writes one")
         with open(path, "rb") as file:
             if zipfile.is_zipfile(file):
                 file.seek(0)
@@ -143,16 +140,6 @@ class PatchVQ:
         if len(misses):
             codes[misses], _ = _nearest(_centred(patches[misses]), self._centred)
         return codes
-
-
-def _to_bytes(pixels: np.ndarray) -> np.ndarray:
-    """[-1, 1] -> the nearest bytes."""
-    return np.clip(np.asarray(pixels, np.float32) * 127.5 + 128, 0, 255).astype(np.uint8)
-
-
-def _to_pixels(values: np.ndarray) -> np.ndarray:
-    """Bytes -> f32 in [-1, 1], a thousandth of a level too high, so that float rounding and truncation never lose a level."""
-    return np.minimum((values + np.float32(2**-10)) / np.float32(127.5) - 1, 1).astype(np.float32)
 
 
 def _patches(pictures: np.ndarray, stride: int) -> np.ndarray:

@@ -22,9 +22,7 @@ DECODER_PARTS = ("decoder", "post_quant_conv")
 def check_pixels(pixels: jax.Array, stride: int) -> None:
     """Raises InputError unless ``pixels`` is a float [B Y X 3] whose Y and X are multiples of ``stride``."""
     if pixels.ndim != 4 or pixels.shape[-1] != 3:
-        raise InputError(
-            f"pixels have shape {tuple(pixels.shape)}; expected [B Y X 3], one or more RGB pictures of one size"
-        )
+        raise InputError(f"pixels have shape {tuple(pixels.shape)}; expected [B Y X 3], RGB pictures of one size")
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise InputError(f"pixels are {pixels.dtype}; expected floats in [-1, 1] (pixels.to_pixels makes them)")
     check_size(pixels.shape[1:3], stride)
@@ -33,10 +31,8 @@ def check_pixels(pixels: jax.Array, stride: int) -> None:
 def check_size(size: tuple[int, int], stride: int) -> None:
     """Raises InputError unless both Y and X of ``size`` are positive multiples of ``stride``."""
     if any(edge < 1 or edge % stride for edge in size):
-        raise InputError(
-            f"a picture is {size[1]}x{size[0]} pixels (width x height); the tokenizer needs multiples of its "
-            f"stride {stride}: crop or resize it"
-        )
+        edges = f"{size[1]}x{size[0]} pixels (width x height)"
+        raise InputError(f"a picture is {edges}; the tokenizer needs multiples of its stride {stride}: crop or resize")
 
 
 class Conv(nnx.Module):

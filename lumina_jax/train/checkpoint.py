@@ -15,7 +15,7 @@ from lumina_jax.config import Experiment, MeshConfig, ModelConfig, from_dict, to
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import make_mesh, shardings
-from lumina_jax.train.step import TrainState
+from lumina_jax.train.step import TrainState, with_shardings
 
 FOLDER = "checkpoints"
 STATE = "state"
@@ -102,9 +102,7 @@ def newest(folder: Path | str) -> Path:
     for checkpoint in (folder, *_step_folders(folder / FOLDER)):
         if _is_complete(checkpoint):
             return checkpoint
-    raise MissingFileError(
-        f"{folder} holds no checkpoint; expected {folder / FOLDER}/<step>, as run.py train writes it"
-    )
+    raise MissingFileError(f"{folder} holds no checkpoint; expected {folder / FOLDER}/<step>, as run.py train writes")
 
 
 def read_experiment(checkpoint: Path) -> Experiment:
@@ -129,7 +127,9 @@ def load_weights(checkpoint: Path, shapes: Chameleon) -> Chameleon:
     ]
     if mismatches:
         raise InputError(f"{checkpoint} holds another model: {'; '.join(mismatches[:5])}; make model.* agree with it")
-    with _partial():
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True  # some of the checkpoint's arrays
+    with context:
         arrays = ocp.load_checkpointables(checkpoint, {STATE: expected})[STATE]
     return unflatten(shapes, {name.removeprefix(WEIGHTS): array for name, array in arrays.items()})
 
@@ -138,10 +138,7 @@ def restore_model(checkpoint: Path, cfg: ModelConfig, mesh: Mesh | None = None) 
     """The model of ``checkpoint``, without optimizer state, sharded over ``mesh`` (default: the first device alone)."""
     mesh = mesh or make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     shapes = jax.eval_shape(lambda: Chameleon(cfg, nnx.Rngs(0)))
-    sharded = jax.tree.map(
-        lambda w, s: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=s), shapes, shardings(shapes, mesh)
-    )
-    return load_weights(checkpoint, sharded)
+    return load_weights(checkpoint, with_shardings(shapes, shardings(shapes, mesh)))
 
 
 def _step_folders(folder: Path) -> list[Path]:
@@ -175,11 +172,4 @@ def _uncompressed() -> ocp.Context:
     """Without compression, which saves 8% of the size of float32 weights and triples the time."""
     context = ocp.Context()
     context.array.saving.use_compression = False
-    return context
-
-
-def _partial() -> ocp.Context:
-    """For reading some of a checkpoint's arrays."""
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
     return context

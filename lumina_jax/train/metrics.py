@@ -46,9 +46,8 @@ class MetricsLog:
         if not self._writes:
             return
         path = Path(cfg.out) / FILE
-        atomic_write_text(
-            path, "".join(json.dumps(line) + "\n" for line in read_metrics(cfg.out) if line["step"] <= start)
-        )
+        lines = (json.dumps(line) + "\n" for line in read_metrics(cfg.out) if line["step"] <= start)
+        atomic_write_text(path, "".join(lines))
         self._file = self._open.enter_context(path.open("a", buffering=1))
         self._board = self._open.enter_context(SummaryWriter(str(path.with_name("tensorboard")), purge_step=start + 1))
         self._progress = self._open.enter_context(TrainingProgress(cfg.name, cfg.optim.steps, show, "steps"))

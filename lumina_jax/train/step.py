@@ -52,9 +52,12 @@ def new_state(cfg: Experiment) -> TrainState:
 
 def state_shapes(cfg: Experiment, mesh: Mesh) -> TrainState:
     """The abstract state: shapes, dtypes and shardings of :func:`new_state` without any memory."""
-    shapes = jax.eval_shape(lambda: new_state(cfg))
-    placement = state_shardings(cfg, mesh)
-    return jax.tree.map(lambda s, named: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=named), shapes, placement)
+    return with_shardings(jax.eval_shape(lambda: new_state(cfg)), state_shardings(cfg, mesh))
+
+
+def with_shardings(tree, placement):
+    """ShapeDtypeStructs of the arrays of ``tree``, with the shardings of the tree ``placement``."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, placement)
 
 
 def state_shardings(cfg: Experiment, mesh: Mesh) -> TrainState:
@@ -91,16 +94,8 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
     compute = jnp.dtype(cfg.mesh.compute)
 
     def loss(model: Chameleon, batch: Batch, key: jax.Array) -> tuple[jax.Array, LossSums]:
-        hidden = model(
-            batch.inputs,
-            batch.positions,
-            batch.segments,
-            key=key,
-            remat=cfg.mesh.remat,
-            unroll=cfg.mesh.unroll,
-            attention=cfg.mesh.attention,
-            dropout_rng=cfg.mesh.dropout_rng,
-        )
+        options = {name: getattr(cfg.mesh, name) for name in ("remat", "unroll", "attention", "dropout_rng")}
+        hidden = model(batch.inputs, batch.positions, batch.segments, key=key, **options)
         return step_loss(hidden, model.head[...], batch.targets, batch.learn, cfg.optim.z_loss, cfg.mesh.loss_chunk)
 
     def gradient(model: Chameleon, batch: Batch, key: jax.Array) -> tuple[Chameleon, LossSums]:

@@ -1,6 +1,6 @@
 """The published sets of Omni-SFT as sources: reads the files as they are published, yields dialogs. OMNI.md describes each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from lumina_jax.data.omni import depth, normals
 from lumina_jax.data.omni.boxes import MdetrViews, ReferViews, TfdsViews
@@ -21,25 +21,16 @@ FOLDER_OPTIONS = {"captions": "", "match": "*"}
 """Options, with their defaults, of the sets that are a folder of files."""
 
 
-def open_set(name: str, rest: str) -> StoredSource:
-    """The set ``name`` of SETS; ``rest`` is PATH or PATH@option=value,...
-
-    Raises InputError for an unknown option or files of another form, MissingFileError when a file is missing.
-    """
-    return SETS[name](rest)
-
-
 def _magicbrush(rest: str) -> StoredSource:
     path, options = parse(rest, {"turns": "0"})
-    max_turns = _whole(options["turns"], "turns")
-    return EditSource((MagicBrushParquet if path.endswith(".parquet") else MagicBrushFolder)(path), max_turns)
+    sessions = (MagicBrushParquet if path.endswith(".parquet") else MagicBrushFolder)(path)
+    return EditSource(sessions, _max_turns(options))
 
 
 def _seed_edit(rest: str) -> StoredSource:
     path, options = parse(rest, {"subset": "multi_turn", "turns": "0"})
     subset = choice(options["subset"], "subset", ("real", "multi_turn"))
-    max_turns = _whole(options["turns"], "turns")
-    return EditSource(SeedSessions(files.join(path, f"{subset}_editing")), max_turns)
+    return EditSource(SeedSessions(files.join(path, f"{subset}_editing")), _max_turns(options))
 
 
 def _folder(views: Callable[..., FolderViews], option: str = "", values: tuple[str, ...] = ("",)) -> Opener:
@@ -81,10 +72,11 @@ def _source(views: Views, captions: str) -> StoredSource:
     return ViewSource(views, open_captions(captions) if captions else None)
 
 
-def _whole(value: str, name: str) -> int:
-    if not value.isdigit():
-        raise InputError(f"{name}={value}; give a whole number")
-    return int(value)
+def _max_turns(options: Mapping[str, str]) -> int:
+    turns = options["turns"]
+    if not turns.isdigit():
+        raise InputError(f"turns={turns}; give a whole number: the most turns of a dialog, or 0 for no limit")
+    return int(turns)
 
 
 SETS: dict[str, Opener] = {
@@ -98,3 +90,4 @@ SETS: dict[str, Opener] = {
     "oneformer": _oneformer,
     "refcoco": _refcoco,
 }
+"""Open a set from PATH or PATH@option=value,...: InputError for an unknown option or files of another form."""

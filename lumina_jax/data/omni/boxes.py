@@ -10,7 +10,7 @@ import numpy as np
 from lumina_jax.data.omni.coco_file import CocoFile, members
 from lumina_jax.data.omni.pictures import colours, painted, size_of
 from lumina_jax.data.omni.pose import box
-from lumina_jax.data.omni.views import View
+from lumina_jax.data.omni.views import View, Views
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import ImageFile, read_image
 from lumina_jax.data.sources.record import checked_text
@@ -23,7 +23,7 @@ OBJECT_SUFFIX = re.compile(r"_\d+(?=\.jpg$)")
 """The number of the object that REFER's annotations append to the name of an image."""
 
 
-class MdetrViews:
+class MdetrViews(Views):
     """A view for each expression of a file of MDETR's annotations, such as finetune_refcoco_train.json.
 
     Each "image" of the file is an expression (its ``caption``) with its boxes as annotations. ``images`` is the folder of COCO's
@@ -33,23 +33,17 @@ class MdetrViews:
     task = "detect"
 
     def __init__(self, path: str, images: str):
-        self._coco, self._images = CocoFile(path, lambda annotation: True), images
-        self.fingerprint = self._coco.fingerprint
-
-    def __len__(self) -> int:
-        return len(self._coco)
-
-    def name(self, index: int) -> str:
-        return f"{self._coco.path}, expression {index}"
+        super().__init__(CocoFile(path, lambda annotation: True), f"{path}, expression")
+        self._images, self.fingerprint = images, self._entries.fingerprint
 
     def view(self, index: int) -> View:
-        image, objects = self._coco.entry(index)
+        image, objects = self._entries.entry(index)
         path = str(image.get("file_name"))
         photo = read_image(files.join(self._images, path))
         return boxed(path, photo, image.get("caption"), [box(annotation) for annotation in objects])
 
 
-class ReferViews:
+class ReferViews(Views):
     """A view for each expression of refcoco.json, REFER's annotations joined with COCO's by TFDS's script.
 
     ``selection`` are the values of "dataset", "dataset_partition" and "split" of the references to use.
@@ -72,16 +66,10 @@ class ReferViews:
         if not any(is_object for *_, is_object in refs):
             raise InputError(f"{path} has no reference with {', '.join(f'{k}={v}' for k, v in selection.items())}")
         spans = [(start, end, number) for start, end, sentences, _ in refs for number in range(sentences)]
-        self._spans = np.array(spans, np.int64)
-
-    def __len__(self) -> int:
-        return len(self._spans)
-
-    def name(self, index: int) -> str:
-        return f"{self.path}, expression {index}"
+        super().__init__(np.array(spans, np.int64), f"{path}, expression")
 
     def view(self, index: int) -> View:
-        start, end, number = map(int, self._spans[index])
+        start, end, number = map(int, self._entries[index])
         ref = json.loads(files.read(self.path, start, end))
         if not isinstance(ref, Mapping) or not isinstance(ref.get("ann"), Mapping) or not _sentences(ref, malformed=0):
             raise InputError(f"the reference at byte {start} lacks 'ann' or 'sentences'")
@@ -90,7 +78,7 @@ class ReferViews:
         return boxed(path, photo, ref["sentences"][number].get("raw"), [box(ref["ann"])])
 
 
-class TfdsViews:
+class TfdsViews(Views):
     """A view for each expression of ref_coco as TFDS prepares it, in ArrayRecord; ``name`` is ref_coco/CONFIG[:SPLIT].
 
     Opening it reads every example once; an expression takes 12 bytes of memory.
@@ -119,18 +107,12 @@ class TfdsViews:
             for thing, texts in enumerate(self._examples[example]["objects"]["refexp"]["raw"])
             for number in range(len(texts))
         ]
-        self._expressions = np.array(expressions, np.int32).reshape(-1, 3)
-        """Number of the example, of the object in it, and of the expression for the object."""
-        self.fingerprint = hashlib.sha256(self._name.encode() + self._expressions.tobytes()).hexdigest()[:16]
-
-    def __len__(self) -> int:
-        return len(self._expressions)
-
-    def name(self, index: int) -> str:
-        return f"{self._name}, expression {index}"
+        # Number of the example, of the object in it, and of the expression for the object.
+        super().__init__(np.array(expressions, np.int32).reshape(-1, 3), f"{self._name}, expression")
+        self.fingerprint = hashlib.sha256(self._name.encode() + self._entries.tobytes()).hexdigest()[:16]
 
     def view(self, index: int) -> View:
-        number_of_example, thing, number = map(int, self._expressions[index])
+        number_of_example, thing, number = map(int, self._entries[index])
         example = self._examples[number_of_example]
         photo = ImageFile(f"{self._name}, image {example['image/id']}", example["image"])
         width, height = size_of(photo)

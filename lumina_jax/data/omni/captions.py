@@ -10,7 +10,7 @@ import numpy as np
 from lumina_jax.data.omni.coco_file import CocoFile
 from lumina_jax.data.sources import files, json_spans
 from lumina_jax.data.sources.adapters import pair
-from lumina_jax.data.sources.record import checked_text
+from lumina_jax.data.sources.record import checked_object, checked_text
 from lumina_jax.errors import InputError
 
 
@@ -39,9 +39,7 @@ class LineCaptions:
             item = pair(json.loads(files.read(self.path, int(span[0]), int(span[1]))))
         except ValueError as error:
             raise InputError(f"{self.path}, byte {span[0]}: {error}") from error
-        if not isinstance(item, Mapping):
-            raise InputError(f"{self.path}, byte {span[0]}: a JSON {type(item).__name__}, not an object")
-        return item
+        return checked_object(item, f"{self.path}, byte {span[0]}:")
 
 
 class CocoCaptions:

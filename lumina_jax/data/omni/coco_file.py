@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 import numpy as np
 
 from lumina_jax.data.sources import files
+from lumina_jax.data.sources.record import checked_object
 from lumina_jax.errors import InputError
 
 BLANK = re.compile(r"[ \t\r\n]*")
@@ -49,17 +50,16 @@ class CocoFile:
         self.path = path
         content = files.read(path)
         self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
-        images, annotations = _SpanList(), _SpanList()
+        spans: dict[str, list[tuple[int, int, int]]] = {"images": [], "annotations": []}
         try:
-            for key, start, end, value in members(content, ("images", "annotations")):
-                if key == "images":
-                    images.add(start, end, _number(value, "id"))
-                elif not isinstance(value, Mapping) or keep(value):
-                    annotations.add(start, end, _number(value, "image_id"))
+            for key, start, end, value in members(content, spans):
+                if key == "images" or not isinstance(value, Mapping) or keep(value):
+                    spans[key].append((start, end, _number(value, "id" if key == "images" else "image_id")))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is no complete JSON object: {error}; download it again") from error
-        self._images, ids = images.arrays()
-        self._annotations, owners = annotations.arrays()
+        images, annotations = (np.array(rows, np.int64).reshape(-1, 3) for rows in spans.values())
+        self._images, ids = images[:, :2].copy(), images[:, 2]
+        self._annotations, owners = annotations[:, :2].copy(), annotations[:, 2]
         by_id = np.argsort(ids, kind="stable")
         rank = np.searchsorted(ids, owners, sorter=by_id)
         # Annotations without an image get rows of their own after those of all images.
@@ -86,24 +86,7 @@ class CocoFile:
 
     def _read(self, span: np.ndarray) -> Mapping:
         value = json.loads(files.read(self.path, int(span[0]), int(span[1])))
-        if not isinstance(value, Mapping):
-            raise InputError(f"the value at byte {span[0]} is a JSON {type(value).__name__}, not an object")
-        return value
-
-
-class _SpanList:
-    """The byte spans of values in a file, with a number for each."""
-
-    def __init__(self):
-        self._spans: list[tuple[int, int, int]] = []
-
-    def add(self, start: int, end: int, number: int) -> None:
-        self._spans.append((start, end, number))
-
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Spans i64[n 2] and numbers i64[n]."""
-        spans = np.array(self._spans, np.int64).reshape(-1, 3)
-        return spans[:, :2].copy(), spans[:, 2].copy()
+        return checked_object(value, f"the value at byte {span[0]} is")
 
 
 def _number(value: object, key: str) -> int:

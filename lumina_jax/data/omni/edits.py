@@ -20,8 +20,6 @@ class EditSource(StoredSource):
     """
 
     def __init__(self, sessions: Sessions, max_turns: int):
-        if max_turns < 0:
-            raise InputError(f"turns={max_turns}; give the most turns of a dialog, or 0 for no limit")
         self._sessions = sessions
         limit = max_turns or max(1, sessions.lengths.max(initial=1))
         self._session, self._first, self._turns = split(sessions.lengths, limit)
@@ -36,9 +34,8 @@ class EditSource(StoredSource):
             edits = self._sessions.edits(session, first, first + int(self._turns[index]))
             return dialog(edits, self._sessions.fetch)
         except ValueError as error:
-            raise InputError(
-                f"record {index}, {self._sessions.name(session)}, from turn {first + 1}: {error}"
-            ) from error
+            name = self._sessions.name(session)
+            raise InputError(f"record {index}, {name}, from turn {first + 1}: {error}") from error
 
 
 def split(lengths: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from lumina_jax.data.omni.coco_file import CocoFile
 from lumina_jax.data.omni.pictures import painted, size_of
-from lumina_jax.data.omni.views import View
+from lumina_jax.data.omni.views import View, Views
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import read_image
 from lumina_jax.errors import InputError
@@ -31,7 +31,7 @@ MIN_DOT, MIN_LINE = 2.5, 1.0
 """In px. Image tokenizers lose anything smaller."""
 
 
-class PoseViews:
+class PoseViews(Views):
     """A view for each image of COCO's ``split`` ("train2017", "val2017") with at least one labelled joint.
 
     ``folder`` holds annotations/person_keypoints_SPLIT.json and the images in SPLIT/.
@@ -42,17 +42,11 @@ class PoseViews:
     def __init__(self, folder: str, split: str):
         self._folder = files.join(folder, split)
         path = files.join(folder, f"annotations/person_keypoints_{split}.json")
-        self._coco = CocoFile(path, lambda person: person.get("num_keypoints") != 0)
-        self.fingerprint = self._coco.fingerprint
-
-    def __len__(self) -> int:
-        return len(self._coco)
-
-    def name(self, index: int) -> str:
-        return f"{self._coco.path}, image {index}"
+        super().__init__(CocoFile(path, lambda person: person.get("num_keypoints") != 0), f"{path}, image")
+        self.fingerprint = self._entries.fingerprint
 
     def view(self, index: int) -> View:
-        image, people = self._coco.entry(index)
+        image, people = self._entries.entry(index)
         path = str(image.get("file_name"))
         photo = read_image(files.join(self._folder, path))
         skeletons = [joints(person) for person in people]

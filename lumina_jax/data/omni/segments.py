@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.data.omni.pictures import levels, painted, read_first
-from lumina_jax.data.omni.views import View, listing_digest
+from lumina_jax.data.omni.views import PathViews, View
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import SUFFIXES, ImageFile, read_image
 from lumina_jax.errors import InputError
@@ -20,7 +20,7 @@ CLASSES = {"ade20k": 150, "coco": 133, "cityscapes": 19}
 NO_CLASS = 255
 
 
-class SegmentViews:
+class SegmentViews(PathViews):
     """A view for each image below ``images``; its map is the .png file of the same path below ``maps``.
 
     Maps hold OneFormer's class numbers for the data set ``labels`` of CLASSES, u8 in one channel, NO_CLASS for none.
@@ -35,17 +35,11 @@ class SegmentViews:
         listed = [(path, size) for path, size in files.listing(images) if path.lower().endswith(SUFFIXES)]
         if not listed:
             raise InputError(f"{images} holds no image ({', '.join(SUFFIXES[:4])}, ...)")
-        self._paths = [path for path, _ in listed]
-        self.fingerprint = listing_digest([*listed, *files.listing(maps), (labels, self._classes)])
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def name(self, index: int) -> str:
-        return self._paths[index]
+        super().__init__([path for path, _ in listed])
+        self.fingerprint = files.listing_digest([*listed, *files.listing(maps), (labels, self._classes)])
 
     def view(self, index: int) -> View:
-        path = self._paths[index]
+        path = self._entries[index]
         map_file = read_first(files.join(self._maps, f"{posixpath.splitext(path)[0]}.png"))
         numbers = levels(map_file, "map of class numbers")
         return View(path, read_image(files.join(self._images, path)), paint(map_file.name, numbers, self._classes))

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from lumina_jax.data.sources import files, json_spans
 from lumina_jax.data.sources.images import ImageFile, read_image
 from lumina_jax.data.sources.lru import LRUCache
+from lumina_jax.data.sources.record import checked_object
 from lumina_jax.errors import InputError
 
 CACHED_GROUPS = 2
@@ -140,9 +141,7 @@ class MagicBrushFolder:
         turns = self._sessions[session][1]
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, Mapping) for turn in turns):
             raise InputError("the session is no list of at least one turn with input, instruction and output")
-        return [
-            SessionEdit(turn.get("input"), turn.get("instruction"), turn.get("output")) for turn in turns[first:end]
-        ]
+        return [SessionEdit(*map(turn.get, ("input", "instruction", "output"))) for turn in turns[first:end]]
 
     def fetch(self, image: object) -> ImageFile:
         if not isinstance(image, str):
@@ -176,9 +175,7 @@ class SeedSessions:
 
     def edits(self, session: int, first: int, end: int) -> Sequence[SessionEdit]:
         number, start, stop, turns = map(int, self._lines[session])
-        item = json.loads(files.read(self.paths[number], start, stop))
-        if not isinstance(item, Mapping):
-            raise InputError(f"the line is a JSON {type(item).__name__}, not an object")
+        item = checked_object(json.loads(files.read(self.paths[number], start, stop)), "the line is")
         if "target_image" in item:
             return [SessionEdit(item.get("source_image"), item.get("instruction"), item["target_image"])]
         pictures = [item.get("source_image"), *(item.get(f"edit_image_{turn}") for turn in range(1, turns + 1))]

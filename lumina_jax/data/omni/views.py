@@ -2,10 +2,10 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from lumina_jax.conversation import task_prompt
 from lumina_jax.data.omni.captions import Captions
@@ -33,19 +33,35 @@ class View:
     text: str = ""
 
 
-class Views(Protocol):
-    """A numbered collection of views for one of conversation.TASKS."""
+class Views:
+    """A numbered collection of views for one of conversation.TASKS.
+
+    ``entries`` has one entry for each view. Errors name a view ``title``, such as "FILE, image", and its number.
+    """
 
     task: str
     fingerprint: str
 
-    def __len__(self) -> int: ...
+    def __init__(self, entries: Sized, title: str = ""):
+        self._entries, self._title = entries, title
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def name(self, index: int) -> str:
         """How errors name the view."""
+        return f"{self._title} {index}"
 
     def view(self, index: int) -> View:
         """Raises ValueError or OSError for a bad view."""
+        raise NotImplementedError
+
+
+class PathViews(Views):
+    """Views that are listed and named by the paths ``entries`` of their photos."""
+
+    def name(self, index: int) -> str:
+        return self._entries[index]
 
 
 class ViewSource(StoredSource):
@@ -66,12 +82,11 @@ class ViewSource(StoredSource):
         name = self._views.name(index)
         try:
             view = self._views.view(index)
-            if (photo := size_of(view.photo)) != (other := size_of(view.picture)):
-                raise InputError(
-                    f"the photo has {photo[0]}x{photo[1]} pixels, its {self._views.task} {other[0]}x{other[1]}"
-                )
+            task, photo, picture = self._views.task, size_of(view.photo), size_of(view.picture)
+            if photo != picture:
+                raise InputError("the photo has {}x{} pixels, its {} {}x{}".format(*photo, task, *picture))
             if self._captions is None:
-                request = task_prompt(self._views.task, view.text)
+                request = task_prompt(task, view.text)
                 return StoredRecord([(request, IMAGE_SYMBOL)], [view.photo, view.picture])
             request = task_prompt("condition", self._captions.of(view.path))
             return StoredRecord([(request, IMAGE_SYMBOL)], [view.picture, view.photo])
@@ -91,7 +106,7 @@ class FolderLayout(NamedTuple):
     view: Callable[[str, re.Match], View]
 
 
-class FolderViews:
+class FolderViews(PathViews):
     """The views of a folder: one for each path below it that matches its layout, sorted by path.
 
     The folder has the first of ``layouts`` of which any path matches. Only paths that match the shell pattern ``match`` count.
@@ -104,8 +119,7 @@ class FolderViews:
         paths = [path for path, _ in listed if fnmatchcase(path, match)]
         for _, pattern, view in layouts:
             self._pattern, self._view = re.compile(pattern), view
-            self._paths = [path for path in paths if self._pattern.fullmatch(path)]
-            if self._paths:
+            if matching := [path for path in paths if self._pattern.fullmatch(path)]:
                 break
         else:
             raise InputError(
@@ -113,21 +127,8 @@ class FolderViews:
                 + (f" and {match}" if match != "*" else "")
                 + "; OMNI.md shows the folders of every set"
             )
-        self.fingerprint = listing_digest([*listed, (match, len(self._paths))])
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def name(self, index: int) -> str:
-        return self._paths[index]
+        super().__init__(matching)
+        self.fingerprint = files.listing_digest([*listed, (match, len(matching))])
 
     def view(self, index: int) -> View:
-        return self._view(self.folder, self._pattern.fullmatch(self._paths[index]))
-
-
-def listing_digest(listed: Sequence[tuple[str, int]]) -> str:
-    """16 hex digits of the SHA-256 of names and sizes."""
-    digest = hashlib.sha256()
-    for path, size in listed:
-        digest.update(f"{path}\0{size}\0".encode(errors="surrogateescape"))
-    return digest.hexdigest()[:16]
+        return self._view(self.folder, self._pattern.fullmatch(self._entries[index]))

@@ -3,30 +3,27 @@
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 
 from lumina_jax.data.sources.adapters import mini_gemini, openhermes, pair
 from lumina_jax.data.sources.folder import open_folder
-from lumina_jax.data.sources.images import open_image
-from lumina_jax.data.sources.json_list import JsonSource, parse_record
+from lumina_jax.data.sources.json_list import JsonSource
 from lumina_jax.data.sources.json_spans import index_lines
 from lumina_jax.data.sources.record import Record, Source, StoredSource
 from lumina_jax.data.sources.table import TableSource
 from lumina_jax.data.sources.webdataset import WebDatasetSource
 from lumina_jax.errors import InputError
 
-__all__ = ["JsonSource", "Record", "Source", "index_lines", "open_image", "open_source", "parse_record"]
+__all__ = ["JsonSource", "Record", "Source", "index_lines", "open_source"]
 
 LIST_SUFFIXES = (".json", ".jsonl")
 TABLE_SUFFIXES = (".csv", ".tsv")
-OMNI = (
-    *("magicbrush", "seed-edit", "vkitti2", "sintel", "nyuv2", "scannet"),
-    *("coco-pose", "oneformer", "refcoco"),
-)
+OMNI = ("magicbrush", "seed-edit", "vkitti2", "sintel", "nyuv2", "scannet", "coco-pose", "oneformer", "refcoco")
 COLUMNS = re.compile(r"(image|text)=([^,]+)(?:,(image|text)=([^,]+))?")
 
 
-def open_source(spec: str, seed: int = 0) -> Source:
-    """The source that ``spec`` names. None of these draws records, so none uses ``seed``.
+def open_source(spec: str) -> Source:
+    """The source that ``spec`` names.
 
     ==================================================  =====================================================================
     PATH.json, PATH.jsonl                               Lumina's records (JsonSource)
@@ -53,9 +50,8 @@ def open_source(spec: str, seed: int = 0) -> Source:
         return TableSource(spec)
     if os.path.isdir(spec):
         raise InputError(f"{spec} is a folder; name its format: folder:{spec}, or {_kinds()}")
-    raise InputError(
-        f"{spec} is no known kind of source; give a file {', '.join(LIST_SUFFIXES + TABLE_SUFFIXES)}, or {_kinds()}"
-    )
+    suffixes = ", ".join(LIST_SUFFIXES + TABLE_SUFFIXES)
+    raise InputError(f"{spec} is no known kind of source; give a file {suffixes}, or {_kinds()}")
 
 
 def _kinds() -> str:
@@ -101,13 +97,10 @@ def _parquet(rest: str) -> StoredSource:
     return ParquetSource(pattern, **dict(word.split("=") for word in columns.split(",")) if columns else {})
 
 
-def _omni(name: str) -> Callable[[str], StoredSource]:
-    def open_omni(rest: str) -> StoredSource:
-        from lumina_jax.data.omni import open_set  # imports this package
+def _omni(name: str, rest: str) -> StoredSource:
+    from lumina_jax.data.omni import SETS  # imports this package
 
-        return open_set(name, rest)
-
-    return open_omni
+    return SETS[name](rest)
 
 
 KINDS: dict[str, Callable[[str], StoredSource]] = {
@@ -118,5 +111,5 @@ KINDS: dict[str, Callable[[str], StoredSource]] = {
     "pairs": _pairs,
     "openhermes": lambda rest: JsonSource(rest, adapt=openhermes),
     "mini-gemini": _mini_gemini,
-    **{name: _omni(name) for name in OMNI},
+    **{name: partial(_omni, name) for name in OMNI},
 }

@@ -6,11 +6,12 @@ there is none, StorageError when it cannot be read, MissingPackageError when the
 """
 
 import glob
+import hashlib
 import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO, TypeVar
 
@@ -97,6 +98,16 @@ def listing(folder: str) -> list[tuple[str, int]]:
         raise MissingFileError(f"no folder {folder}")
     paths = (os.path.join(top, name) for top, _, names in os.walk(folder) for name in names)
     return sorted((os.path.relpath(path, folder).replace(os.sep, "/"), size(path)) for path in paths)
+
+
+def listing_digest(listed: Iterable[tuple[str, int]], contents: Iterable[bytes] = ()) -> str:
+    """16 hex digits of the SHA-256 of names and sizes, then of ``contents``."""
+    digest = hashlib.sha256()
+    for path, size in listed:
+        digest.update(f"{path}\0{size}\0".encode(errors="surrogateescape"))
+    for content in contents:
+        digest.update(content)
+    return digest.hexdigest()[:16]
 
 
 def expand(pattern: str) -> list[str]:

@@ -1,6 +1,5 @@
 """A folder of images with a caption file for each, or with a metadata file."""
 
-import hashlib
 import json
 import posixpath
 
@@ -8,7 +7,7 @@ from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import imagefolder
 from lumina_jax.data.sources.images import SUFFIXES, ImageFile, read_image
 from lumina_jax.data.sources.json_list import JsonSource
-from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
+from lumina_jax.data.sources.record import StoredRecord, StoredSource, checked_object, stored_record
 from lumina_jax.data.sources.table import TableSource
 from lumina_jax.errors import InputError
 
@@ -44,7 +43,8 @@ class FolderSource(StoredSource):
             if suffix.lower() in SUFFIXES + TEXTS:
                 stems.setdefault(stem, []).append(path)
         self._records = [record for stem in sorted(stems) for record in _records(stems[stem])]
-        self.fingerprint = self._digest(listed)
+        texts = (files.read(files.join(folder, text)) for _, text in self._records if text is not None)
+        self.fingerprint = files.listing_digest(listed, texts)
         if not self._records:
             raise InputError(f"{folder} holds no image ({', '.join(SUFFIXES[:4])}, ...) and no {METADATA[0]}")
 
@@ -66,23 +66,11 @@ class FolderSource(StoredSource):
         content = files.read(files.join(self.folder, text))
         if not text.endswith(".json"):
             return {"caption": content.decode("utf-8-sig").strip()}
-        item = json.loads(content)
-        if not isinstance(item, dict):
-            raise InputError(f"{text} holds a JSON {type(item).__name__}, not an object")
+        item = checked_object(json.loads(content), f"{text} holds")
         return {key: item[key] for key in ("conversations", "caption", "text") if key in item}
 
     def _fetch(self, image: object) -> ImageFile:
         return read_image(files.join(self.folder, str(image)))
-
-    def _digest(self, listed: list[tuple[str, int]]) -> str:
-        """A digest of every name and size, and of the text files' content."""
-        digest = hashlib.sha256()
-        for path, size in listed:
-            digest.update(f"{path}\0{size}\0".encode(errors="surrogateescape"))
-        for _, text in self._records:
-            if text is not None:
-                digest.update(files.read(files.join(self.folder, text)))
-        return digest.hexdigest()[:16]
 
 
 def _records(paths: list[str]) -> list[tuple[str | None, str | None]]:

@@ -1,7 +1,6 @@
 """Image files and the pictures decoded from them."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
@@ -22,11 +21,6 @@ class ImageFile:
 def read_image(path: str) -> ImageFile:
     """An image file, not decoded. Errors: see files."""
     return ImageFile(path, files.read(path))
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """Reads and decodes a whole image; errors as of :func:`read_image` and :func:`decode_image`."""
-    return decode_image(read_image(str(path)))
 
 
 def decode_image(file: ImageFile) -> Image.Image:

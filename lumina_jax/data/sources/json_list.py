@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from lumina_jax.data.sources import files, json_spans
 from lumina_jax.data.sources.images import ImageFile, read_image
 from lumina_jax.data.sources.lru import LRUCache
-from lumina_jax.data.sources.record import Record, StoredRecord, StoredSource, stored_record
+from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
 from lumina_jax.errors import InputError, MissingFileError
 
 REMOTE_BLOCK = 1 << 22
@@ -53,28 +54,18 @@ class JsonSource(StoredSource):
             raise InputError(f"{self.path}, record {index}: {error}") from error
 
     def _fetch(self, image: object) -> ImageFile:
-        return _read_image(self.folder, image)
+        if not isinstance(image, str):
+            raise InputError(f"an image is a JSON {type(image).__name__}, neither a path nor a list of paths")
+        return read_image(files.join(self.folder, image))
 
     def _read(self, start: int, stop: int) -> bytes:
         if not files.is_remote(self.path):
             return files.read(self.path, start, stop)
         first, last = start // REMOTE_BLOCK, (stop - 1) // REMOTE_BLOCK
-        content = b"".join(
-            self._blocks.get(number, lambda n=number: self._block(n)) for number in range(first, last + 1)
-        )
+        blocks = (self._blocks.get(number, partial(self._block, number)) for number in range(first, last + 1))
+        content = b"".join(blocks)
         return content[start - first * REMOTE_BLOCK : stop - first * REMOTE_BLOCK]
 
     def _block(self, number: int) -> bytes:
         end = int(self._spans[-1, 1])
         return files.read(self.path, number * REMOTE_BLOCK, min((number + 1) * REMOTE_BLOCK, end))
-
-
-def parse_record(item: object, folder: str | Path) -> Record:
-    """A JSON value -> its Record, with image paths relative to ``folder``; ValueError or OSError when it is a bad record."""
-    return stored_record(item, lambda image: _read_image(str(folder), image)).decode()
-
-
-def _read_image(folder: str, image: object) -> ImageFile:
-    if not isinstance(image, str):
-        raise InputError(f"an image is a JSON {type(image).__name__}, neither a path nor a list of paths")
-    return read_image(files.join(folder, image))

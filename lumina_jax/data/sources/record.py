@@ -91,8 +91,7 @@ def stored_record(item: object, fetch: Callable[[object], ImageFile]) -> StoredR
 
     Raises InputError when the record is not well-formed, before anything is fetched.
     """
-    if not isinstance(item, Mapping):
-        raise InputError(f"the record is a JSON {type(item).__name__}, not an object")
+    item = checked_object(item, "the record is")
     images = _images(item)
     if "conversations" in item:
         turns = _parse_turns(item["conversations"])
@@ -116,6 +115,13 @@ def checked_text(value: object, name: str) -> str:
     if not isinstance(value, str):
         raise InputError(f"{name} is a JSON {type(value).__name__}, not a text")
     value.encode()  # JSON can hold half a surrogate pair, which no tokenizer takes: UnicodeEncodeError is a ValueError
+    return value
+
+
+def checked_object(value: object, subject: str) -> Mapping:
+    """``value`` if it is a JSON object; else InputError, which begins with ``subject``, such as "the line is"."""
+    if not isinstance(value, Mapping):
+        raise InputError(f"{subject} a JSON {type(value).__name__}, not an object")
     return value
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, dialogue, pair
 from lumina_jax.data.sources.images import SUFFIXES, ImageFile
-from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
+from lumina_jax.data.sources.record import StoredRecord, StoredSource, checked_object, stored_record
 from lumina_jax.errors import InputError
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.storage import atomic_write
@@ -65,9 +65,7 @@ class WebDatasetSource(StoredSource):
     def __init__(self, pattern: str, index: str | None = None, progress: bool = True):
         self.paths = files.expand(pattern)
         if compressed := [path for path in self.paths if path.endswith(COMPRESSED)]:
-            raise InputError(
-                f"{compressed[0]} is compressed, so no sample of it can be read alone; unpack it to a plain .tar"
-            )
+            raise InputError(f"{compressed[0]} is compressed, so its samples cannot be read alone; unpack it to a .tar")
         sizes = [files.size(path) for path in self.paths]
         made_of = "\n".join(f"{posixpath.basename(path)} {size}" for path, size in zip(self.paths, sizes, strict=True))
         tar_index = TarIndex.load(Path(index)) if index and Path(index).is_file() else None
@@ -107,9 +105,7 @@ def read_members(content: bytes) -> dict[str, bytes]:
 def _item(members: dict[str, bytes]) -> dict:
     """The record of a sample in Lumina's form, without its images."""
     texts = {name.lower().rpartition(".")[2]: content for name, content in members.items() if not _is_image(name)}
-    item = json.loads(texts["json"]) if "json" in texts else {}
-    if not isinstance(item, dict):
-        raise InputError(f"its .json holds a JSON {type(item).__name__}, not an object")
+    item = checked_object(json.loads(texts["json"]) if "json" in texts else {}, "its .json holds")
     if "conversations" in item:
         return dialogue({"conversations": item["conversations"], "image": any(map(_is_image, members))})
     caption = next((texts[suffix] for suffix in TEXTS if suffix in texts), None)
