@@ -181,9 +181,8 @@ def need_transformers():
         import torch
         import transformers
     except ImportError:
-        raise MissingPackageError(
-            "running transformers' Chameleon needs torch (CPU is enough) and transformers: pip install torch transformers"
-        ) from None
+        cure = "needs torch (CPU is enough) and transformers: pip install torch transformers"
+        raise MissingPackageError(f"running transformers' Chameleon {cure}") from None
     if int(transformers.__version__.split(".")[0]) < 5:  # older versions ignore rope_parameters silently
         raise MissingPackageError(f"transformers {transformers.__version__} is too old: pip install 'transformers>=5'")
     return torch, transformers

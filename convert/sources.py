@@ -94,7 +94,7 @@ class HuggingFaceSource:
                 array = self._tensors[name]
                 if array.shape not in ((cfg.qk_groups, cfg.head_dim), (heads, cfg.head_dim)):
                     raise InputError(
-                        f"{self._tensors.path_of(name)}: {name} has shape {list(array.shape)}; expected head size "
+                        f"{self._tensors.files[name]}: {name} has shape {list(array.shape)}; expected head size "
                         f"{cfg.head_dim} and a row for each of {cfg.qk_groups} groups or of {heads} heads"
                     )
                 row_counts.add(len(array))
@@ -243,7 +243,7 @@ def layers_of(source: Checkpoint, row: WeightRow) -> range:
 def _check(expected: Mapping[str, tuple[int, ...] | None], tensors: TensorFiles, location: Path) -> None:
     """Raises InputError listing what is missing, unknown or misshapen; a shape of None is checked elsewhere."""
     shapes = {name: shape for name, (shape, _) in tensors.headers.items() if not name.startswith(NOT_WEIGHTS)}
-    places = {name: f"{name} in {tensors.path_of(name).name}" for name in shapes}
+    places = {name: f"{name} in {tensors.files[name].name}" for name in shapes}
     faults = {
         "missing": sorted(expected.keys() - shapes.keys()),
         "unknown": [places[name] for name in sorted(shapes.keys() - expected.keys())],
@@ -267,7 +267,7 @@ def _dtypes(names: dict[str, list[str]], files: list[TensorFiles]) -> tuple[dict
         examples_here: dict[np.dtype, str] = {}
         for tensors in files:
             for name in tensor_names:
-                examples_here.setdefault(tensors.headers[name][1], f"{name} in {tensors.path_of(name)}")
+                examples_here.setdefault(tensors.headers[name][1], f"{name} in {tensors.files[name]}")
         if unsupported := [dtype for dtype in examples_here if dtype.name not in FLOATS]:
             example = examples_here[unsupported[0]]
             raise InputError(f"{example} is {unsupported[0]}; weights must be one of {', '.join(FLOATS)}")

@@ -41,11 +41,9 @@ class WeightRow:
         return "{L}" in self.hf_name
 
 
-def _layer(
-    path: str, axes: str, hf_name: str, hf_axes: str, meta_name: str, meta_axes: str, meta_split: str = ""
-) -> WeightRow:
+def _layer(path: str, axes: str, hf_name: str, hf_axes: str, meta_name: str, *meta: str) -> WeightRow:
     hf_name, meta_name = f"model.layers.{{L}}.{hf_name}.weight", f"layers.{{L}}.{meta_name}.weight"
-    return WeightRow(f"blocks/{path}", axes, hf_name, hf_axes, meta_name, meta_axes, meta_split)
+    return WeightRow(f"blocks/{path}", axes, hf_name, hf_axes, meta_name, *meta)
 
 
 def _qk_norm(path: str, heads: str) -> tuple[WeightRow, ...]:

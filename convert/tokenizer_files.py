@@ -81,25 +81,14 @@ def copy(files: TokenizerFiles, folder: Path, layout: str) -> None:
             _copy(files.vq.with_suffix(suffix), (folder / subfolder / VQGAN_NAME).with_suffix(suffix))
 
 
-def nbytes(files: TokenizerFiles) -> int:
-    """Bytes that :func:`copy` will write."""
-    return sum(path.stat().st_size for path in (files.tokenizer, files.vq) if path)
-
-
 def notes(files: TokenizerFiles, folder: Path) -> list[str]:
     """One line for each missing file, saying where to put it."""
     folder = folder.parent.parent if folder.parent.name == "models" else folder  # Meta's release: weights in models/7b
-    missing = []
+    cure, missing = f"of Meta's Chameleon release into {folder / 'tokenizer'}, or name", []
     if not files.tokenizer:
-        missing.append(
-            f"no tokenizer: put text_tokenizer.json of Meta's Chameleon release into {folder / 'tokenizer'}, or name it with "
-            "--tokenizer"
-        )
+        missing.append(f"no tokenizer: put text_tokenizer.json {cure} it with --tokenizer")
     if not files.vq:
-        missing.append(
-            f"no image tokenizer: put vqgan.ckpt and vqgan.yaml of Meta's Chameleon release into {folder / 'tokenizer'}, or "
-            "name them with --vq"
-        )
+        missing.append(f"no image tokenizer: put vqgan.ckpt and vqgan.yaml {cure} them with --vq")
     return missing
 
 

@@ -14,9 +14,7 @@ def add_sample(verbs: _SubParsersAction) -> None:
     sample = verbs.add_parser("sample", help="text to pictures and text")
     model_arguments(sample)
     sample.add_argument("--prompt", action="append", default=[], help="what to paint, or to do; may be repeated")
-    sample.add_argument(
-        "--prompts", metavar="FILE", help="a prompt per line, or .jsonl with prompt, size, task, image ..."
-    )
+    sample.add_argument("--prompts", metavar="FILE", help="a prompt per line, or .jsonl: prompt, size, task, image ...")
     sample.add_argument("--task", help="what to do with --image: depth, segmentation, edit, describe ... (generate)")
     sample.add_argument("--image", action="append", default=[], help="a picture for --task or --raw; may be repeated")
     sample.add_argument("--size", type=size, help="WIDTHxHEIGHT in pixels (a square of the model's training area)")
@@ -26,12 +24,8 @@ def add_sample(verbs: _SubParsersAction) -> None:
     sample.add_argument("--live", action="store_true", help="show one answer while it grows; the picture in live.png")
     sample.add_argument("--per-prompt", type=int, default=1, metavar="N", help="answers to each prompt (1)")
     sample.add_argument("--rows", type=int, default=16, help="answers sampled at once, by continuous batching (16)")
-    sample.add_argument(
-        "--tensor", type=int, metavar="N", help="split the model over N devices, answers over the others"
-    )
-    sample.add_argument(
-        "--resume", action="store_true", help="continue in the folder of a stopped run of the same command"
-    )
+    sample.add_argument("--tensor", type=int, metavar="N", help="split the model over N devices, answers over the rest")
+    sample.add_argument("--resume", action="store_true", help="continue a stopped run of the same command")
     sample.add_argument("--worker", metavar="I/N", help="process I (from 0) of N; auto on a TPU pod, Slurm or MPI")
     sample.add_argument("--seed", type=seed, default=0, help="same seed, same pictures (0)")
     sample.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is off")

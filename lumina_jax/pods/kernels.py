@@ -67,7 +67,7 @@ class SplashKernel:
 
 def mxu_cycles(pass_: str, block_q: int, block_kv: int, head_dim: int, chip: Chip) -> float:
     """Cycles of a grid step in which the matrix units of one core run at their peak: a lower bound on its bundles."""
-    return MATMULS[pass_] * 2 * block_q * block_kv * head_dim / chip.flops_per_cycle
+    return MATMULS[pass_] * 2 * block_q * block_kv * head_dim / (chip.flops / chip.clock / chip.cores)
 
 
 def _interpolate(table: dict[int, float], size: float) -> float:

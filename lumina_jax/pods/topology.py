@@ -61,9 +61,8 @@ class Topology:
     def devices(self) -> list:
         """One jax device per chip, slice by slice. Raises MissingPackageError when libtpu is not installed."""
         if importlib.util.find_spec("libtpu") is None:
-            raise MissingPackageError(
-                "the TPU compiler is not installed; it runs on any Linux machine: pip install -r lumina_jax/pods/requirements.txt"
-            )
+            cure = "it runs on any Linux machine: pip install -r lumina_jax/pods/requirements.txt"
+            raise MissingPackageError(f"the TPU compiler is not installed; {cure}")
         from jax.experimental.topologies import get_topology_desc
 
         # Without wrap the compiler assumes a mesh with edges and turns a gather over all chips into a padded all-reduce.
