@@ -4,6 +4,7 @@ One alphabet everywhere (docstrings ``bf16[B T D]``, einsum letters, sharding ru
 
     B batch  T tokens in this call  S cache slots  D width  H query heads  N key/value heads  K head size
     G QK-norm groups  F MLP width  V vocabulary  L layers
+    P prompt tokens  W tokens of a decoding pass  n any other number
     Y X pixels  R C latent rows and columns  Z latent channels  E codebook entries
 
 The floors; a file imports only from lower ones, and inside a room no imports go in a circle (tests/test_floors.py)::
@@ -14,8 +15,9 @@ The floors; a file imports only from lower ones, and inside a room no imports go
 
 Two journeys. Image and text, disk to loss: data.sources -> layout.best_crop -> pictures.pixels.random_crop -> VQ encode ->
 layout.encode_grid -> conversation.tokenize -> token shards (data.pretokenize) -> data.pipeline -> Batch -> train.step ->
-model.chameleon -> train.loss -> train.optim. Prompt, text to PNG: conversation -> sample.decode (prefill, then a while
-loop: logits -> guidance -> layout.forced -> top-k -> draw) -> sample.picture -> layout.decode_grid -> VQ decode -> PNG.
+model.chameleon -> train.loss -> train.optim. Prompt, text to PNG: sample.prompt -> sample.decode (prefill) -> sample.loop
+(a while loop of passes: logits -> guidance -> layout.forced -> top-k -> draw; sample.drafters fills a pass with drafts) ->
+sample.picture -> layout.decode_grid -> VQ decode -> PNG. lumina_jax/pixels.py is the former name of pictures/pixels.py.
 """
 
 __version__ = "0.1.0"

@@ -294,7 +294,7 @@ class SampleConfig:
     window: int = 0
 
     def __post_init__(self):
-        _require(self.guidance >= 0, f"sample.guidance={self.guidance}; it must not be negative (1 is off)")
+        _require(0 <= self.guidance < float("inf"), f"sample.guidance={self.guidance} is not in [0, inf) (1 is off)")
         _require(self.temperature > 0, f"sample.temperature={self.temperature} must be positive (greedy: top_k=1)")
         for name in ("image_top_k", "text_top_k", "max_new_tokens"):
             _require(getattr(self, name) >= 1, f"sample.{name} is {getattr(self, name)}; it must be at least 1")

@@ -19,7 +19,10 @@ Turn = tuple[str, str | None]
 
 @dataclass(frozen=True)
 class Task:
-    """A capability: the template of its request (paper Figures 12 to 16) and its sampling defaults."""
+    """A capability: the template of its request (paper Figures 12 to 16) and its sampling defaults.
+
+    Guidance and ``image_top_k`` act inside pictures only; text is drawn with SampleConfig.text_top_k.
+    """
 
     request: str
     guidance: float

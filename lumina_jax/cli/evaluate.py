@@ -101,6 +101,11 @@ def _evaluate(options: Namespace) -> None:
         raise InputError(
             "nothing to evaluate; give --data FOLDER, --toy N, --tasks, --attention PROMPT or --pictures FILE ..."
         )
+    for option, value, owner in (("--greedy", options.greedy, "--data"), ("--size", options.size, "--attention")):
+        if value and not getattr(options, owner[2:]):
+            raise InputError(
+                f"{option} goes with {owner}" + ("; canvases of --toy and --tasks: --sizes" * (option == "--size"))
+            )
     model, vocab, vq, experiment = load_for_sampling(options)
     results = {}
     if options.data:

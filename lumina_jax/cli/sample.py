@@ -33,6 +33,8 @@ def add_sample(verbs: _SubParsersAction) -> None:
     sample.add_argument(
         "--top-k", type=int, metavar="K", dest="image_top_k", help="image tokens to draw from; 1 is greedy"
     )
+    sample.add_argument("--parallel", help="decoding method: off, matched, sjd, coupled, continued (the model's own)")
+    sample.add_argument("--window", type=int, metavar="W", help="with --parallel: tokens in a pass (the device's own)")
     sample.add_argument("--min-p", type=float, help="drop tokens less likely than this share of the likeliest")
     sample.add_argument("--max-new-tokens", type=int, help="longest answer")
     sample.add_argument("--grid", action="store_true", help="also write all pictures on one sheet")
@@ -175,7 +177,7 @@ def _settings(options: Namespace, experiment):
 
     if options.task and options.task not in TASKS:
         raise InputError(f"--task {options.task}: the tasks are {', '.join(TASKS)}")
-    names = ("guidance", "temperature", "image_top_k", "min_p", "max_new_tokens")
+    names = ("guidance", "temperature", "image_top_k", "min_p", "max_new_tokens", "parallel", "window")
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     base = settings_of(experiment)
     return lambda task: replace(base if task == "generate" else served(task, base), **changes)

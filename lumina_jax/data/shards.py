@@ -133,12 +133,12 @@ def check_made_with(manifest: Manifest, vocab: Vocab, vq: str | None = None, whe
     if settings.tokenizer != vocab.fingerprint:
         raise InputError(
             f"{where} was made with the tokenizer {settings.tokenizer}, but {vocab.source} is {vocab.fingerprint}; "
-            "set data.tokenizer to the one it was made with, or pretokenize again"
+            "set data.tokenizer to the one it was made with (evaluate: --tokenizer), or pretokenize again"
         )
     if vq is not None and manifest.crops and settings.vq != vq:
         raise InputError(
             f"{where} was made with the VQ model {settings.vq}, but that of vq.path is {vq}; "
-            "set vq.path to the one it was made with, or pretokenize again"
+            "set vq.path to the one it was made with (evaluate: --vq), or pretokenize again"
         )
 
 

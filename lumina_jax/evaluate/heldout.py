@@ -40,7 +40,7 @@ def held_out(model: Chameleon, vocab: Vocab, path: str, limit: int = 4096, vq: s
         batch = collate(records, range(len(records)), (len(records), -(-longest // LENGTH_STEP) * LENGTH_STEP))
         sums, batch_correct = _measure(model, batch)
         xent, tokens, correct = xent + float(sums.xent), tokens + float(sums.tokens), correct + float(batch_correct)
-    return {"tokens": tokens, "xent": xent / tokens, "accuracy": correct / tokens}
+    return {"tokens": int(tokens), "xent": xent / tokens, "accuracy": correct / tokens}
 
 
 @jax.jit

@@ -21,7 +21,7 @@ from lumina_jax.errors import NotFiniteError
 from lumina_jax.model.attention import KVCache
 from lumina_jax.model.backend import backend
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.sample.drafters import drafter_of
+from lumina_jax.sample.drafters import DRAFTERS
 from lumina_jax.sample.guidance import DynamicConfig, Scores, code_ids, columns, draw, scores
 from lumina_jax.sample.loop import KNOWN, feed, run
 from lumina_jax.sample.position import ImagePosition, advance
@@ -160,7 +160,7 @@ def prefill(
 
     cache = cache._replace(keys=spread(cache.keys), values=spread(cache.values))
     head = columns(model.head[...], code_ids(vocab, model.cfg.vocab))
-    drafts = program.window - 1 if drafter_of(program.method).keeps_q else 0
+    drafts = program.window - 1 if DRAFTERS[program.method].keeps_q else 0
     state = State(
         tokens=jnp.pad(request.ids, ((0, 0), (0, program.slots - length + program.window))),
         count=jnp.zeros(B, jnp.int32),

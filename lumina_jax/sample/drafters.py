@@ -34,9 +34,9 @@ class Window(NamedTuple):
 class Judgement(NamedTuple):
     """``kept`` i32[B] of the tokens behind the first are kept; ``hidden`` [B D] (2B with guidance) stands behind them.
 
-    The next token is ``code`` i32[B] where the rule wants a code, and drawn with ``keys`` [B] elsewhere. ``tokens`` i32[B W] are
-    the drafts behind the fed tokens from now on, drawn from ``q`` f32[B W E] (methods without q: State.q). ``finite`` bool[]:
-    the logits were.
+    The next token is ``code`` i32[B] where the rule wants a code, and drawn with ``keys`` [B] elsewhere. ``tokens`` i32[B W]: what
+    should follow each fed token, which is kept drafts, then the next token, then new drafts. ``q`` f32[B W E] are the
+    probabilities that the drafts were drawn from; a drafter without them hands on State.q. ``finite`` bool[]: the logits were.
     """
 
     kept: jax.Array
@@ -117,9 +117,12 @@ class Rejection:
 Drafter = NoDrafts | Matched | Rejection
 
 
-def drafter_of(method: str) -> Drafter:
-    """The drafter of a SampleConfig.parallel."""
-    return {"off": NoDrafts(), "matched": Matched()}.get(method) or Rejection(method)
+DRAFTERS = {
+    "off": NoDrafts(),
+    "matched": Matched(),
+    **{method: Rejection(method) for method in ("sjd", "coupled", "continued")},
+}
+"""The drafter of each SampleConfig.parallel."""
 
 
 def split_pairs(ctx: Context, logits: jax.Array) -> tuple[jax.Array, jax.Array | None, jax.Array]:

@@ -15,7 +15,7 @@ import numpy as np
 from lumina_jax import layout
 from lumina_jax.model.attention import KVCache
 from lumina_jax.model.backend import backend
-from lumina_jax.sample.drafters import Drafter, Judgement, Window, drafter_of, split_pairs
+from lumina_jax.sample.drafters import DRAFTERS, Drafter, Judgement, Window, split_pairs
 from lumina_jax.sample.guidance import draw, scores
 from lumina_jax.sample.position import ImagePosition, advance, rules, skip
 from lumina_jax.sample.state import Context, State, at_slot, paired, slots_from, write_slots
@@ -59,7 +59,7 @@ def run(ctx: Context, state: State, max_passes: jax.Array, stop_after_rows: jax.
 
 def step(ctx: Context, state: State) -> State:
     """One pass: feed, judge, draw, write, propose."""
-    drafter, last = drafter_of(ctx.program.method), ctx.answer_slot - 1 + state.count
+    drafter, last = DRAFTERS[ctx.program.method], ctx.answer_slot - 1 + state.count
     window, cache = _feed_window(ctx, state, last, drafter)
     judged = drafter.judge(ctx, state, window)
     token, position, finite = _draw_next(ctx, state, window, judged)

@@ -117,16 +117,16 @@ def _drawn(logp: jax.Array, keys: jax.Array, ids: np.ndarray) -> jax.Array:
 
 
 def neighbours(
-    tokens: jax.Array, first: jax.Array, end: jax.Array, position: ImagePosition, W: int
+    tokens: jax.Array, first: jax.Array, end: jax.Array, position: ImagePosition, n: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens i32[B W 2] to the left of and above W places of an open image, and whether these lie in the image, bool[B W 2].
+    """Tokens i32[B n 2] to the left of and above n places of an open image, and whether these lie in the image, bool[B n 2].
 
     ``tokens`` i32[B S] by slot are known below slot ``end`` i32[B]; the first of the places is slot ``first`` i32[B], at
     ``position``. An unknown neighbour is replaced by the nearest known token in its direction.
     """
     cols = jnp.maximum(position.cols, 1)[:, None]
-    line, slot = line_tokens(cols), first[:, None] + jnp.arange(W)
-    index = jnp.maximum(position.since[:, None] + jnp.arange(W) - SIZE_TOKENS, 0)
+    line, slot = line_tokens(cols), first[:, None] + jnp.arange(n)
+    index = jnp.maximum(position.since[:, None] + jnp.arange(n) - SIZE_TOKENS, 0)
     row, col = index // line, column_of(index, cols)
     left = jnp.minimum(slot, end[:, None]) - 1
     lines_up = jnp.maximum(1, -((end[:, None] - slot - 1) // line))
@@ -166,7 +166,8 @@ def look_up(
     The first ``old`` i32[B] slots hold drafts of the last pass; such a draft stays while the token to its left equals the one that
     was ``fed`` i32[B n] there. Every other draft becomes the code that last followed the most similar surroundings (SIMILARITY; an
     equal token to the left is required). Without such a code old drafts stay, and new ones copy a neighbour. ``rule`` i32[B n] are
-    the rules of the slots; ``as_code`` i32[V] maps a code's token to itself and any other token to some code.
+    the rules of the slots; ``as_code`` i32[V] maps a code's token to itself and any other token to an arbitrary code: a draft is always
+    a code.
     """
     rows, line = jnp.arange(len(tokens)), line_tokens(jnp.maximum(position.cols, 1)[:, None])
     distances = jnp.concatenate([jnp.ones_like(line), line, line - 1], axis=1)

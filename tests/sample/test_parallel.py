@@ -24,6 +24,8 @@ VOCAB = tiny_vocab()
 MODEL = tiny_model()
 KEY = jax.random.key(0)
 METHODS = [method for method in PARALLEL if method != "off"]
+EXACT = ["matched"]
+"""Methods whose sampled answers, too, are those of one-by-one decoding, token for token."""
 GREEDY = SampleConfig(guidance=3.0, image_top_k=1, text_top_k=1, max_new_tokens=120, parallel="off", window=6)
 SAMPLED = replace(GREEDY, temperature=1.3, image_top_k=6, text_top_k=40)
 HEAD = (VOCAB.boi, VOCAB.size_id(2), VOCAB.size_id(1))
@@ -52,14 +54,19 @@ def test_greedy_answers_are_those_of_one_by_one_decoding(method):
         assert fast.sum() < slow.sum()
 
 
+def test_every_method_has_its_drafter():
+    assert set(drafters.DRAFTERS) == set(PARALLEL)
+
+
+@pytest.mark.parametrize("method", EXACT)
 @pytest.mark.parametrize("guidance", [1.0, 3.0, 7.0])
-def test_matched_answers_are_those_of_one_by_one_decoding(guidance):
+def test_exact_answers_are_those_of_one_by_one_decoding(method, guidance):
     """Text and pictures, several in a row, drawn and greedy: token for token, so they are distributed alike."""
     for cfg, keys in ((SAMPLED, 4), (GREEDY, 1)):
         cfg = replace(cfg, guidance=guidance)
         for key in jax.random.split(KEY, keys):
             expected, slow = answers(MODEL, PROMPTS, key, cfg, VOCAB, sizes=SIZES)
-            got, fast = answers(MODEL, PROMPTS, key, replace(cfg, parallel="matched"), VOCAB, sizes=SIZES)
+            got, fast = answers(MODEL, PROMPTS, key, replace(cfg, parallel=method), VOCAB, sizes=SIZES)
             assert equal(got, expected)
             assert fast.sum() < slow.sum()
 

@@ -43,6 +43,8 @@ def open_source(spec: str) -> Source:
     kind, _, rest = spec.partition(":")
     if kind in KINDS and rest and not rest.startswith("//"):
         return KINDS[kind](rest)
+    if kind in KINDS and not rest:
+        raise InputError(f"{spec} names no file or folder; give its path behind the colon, as {kind}:PATH")
     path = spec.partition("?")[0]  # a URL may carry a signature
     if path.endswith(LIST_SUFFIXES):
         return JsonSource(spec)
