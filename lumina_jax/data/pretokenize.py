@@ -29,19 +29,13 @@ def pretokenize(
     out: str | Path,
     cfg: DataConfig,
     seed: int,
-    shard_records: int = SHARD_RECORDS,
-    batch: int = 64,
     sizes: Sequence[tuple[int, int]] | None = None,
-    progress: bool = True,
     max_tokens: int | None = None,
-    shard_slice: slice = ALL_SHARDS,
-    name: str = "",
+    **options: object,
 ) -> Manifest | None:
-    """:func:`pretokenize_stages` with one stage: the folder ``out`` with crops of ``sizes``, by default those of ``cfg``."""
+    """:func:`pretokenize_stages` with ``options`` for one stage: ``out``, with crops of ``sizes``, by default those of ``cfg``."""
     stage = PretokenizeStage(out, tuple(sizes or layout.crop_sizes(cfg.size, cfg.patch, cfg.max_ratio)), max_tokens)
-    manifests = pretokenize_stages(
-        source, vq, vocab, [stage], seed, shard_records, batch, cfg.threads, progress, shard_slice, name
-    )
+    manifests = pretokenize_stages(source, vq, vocab, [stage], seed, threads=cfg.threads, **options)
     return manifests[0] if manifests else None
 
 

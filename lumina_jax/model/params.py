@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 
-def weight(rngs: nnx.Rngs, *, fan_in: str = "", scale: float = 1.0, **sizes: int) -> nnx.Param:
+def weight(rngs: nnx.Rngs, *, fan_in: str = "", **sizes: int) -> nnx.Param:
     """A float32 weight with one axis per keyword; the letters are kept as metadata for sharding and conversion.
 
-    Normally distributed with variance ``scale²`` / (product of the ``fan_in`` axes; by default the first axis).
+    Normally distributed with variance 1 / (product of the ``fan_in`` axes; by default the first axis).
     """
     letters = "".join(sizes)
     inputs = math.prod(sizes[letter] for letter in fan_in or letters[0])
-    value = jax.random.normal(rngs.params(), tuple(sizes.values()), jnp.float32) * (scale / math.sqrt(inputs))
+    value = jax.random.normal(rngs.params(), tuple(sizes.values()), jnp.float32) * (1.0 / math.sqrt(inputs))
     return nnx.Param(value, letters=letters)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 from flax import nnx
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 from orbax.checkpoint import v1 as ocp
 
 from lumina_jax.config import Experiment, MeshConfig, ModelConfig, from_dict, to_dict
@@ -134,9 +133,9 @@ def load_weights(checkpoint: Path, shapes: Chameleon) -> Chameleon:
     return unflatten(shapes, {name.removeprefix(WEIGHTS): array for name, array in arrays.items()})
 
 
-def restore_model(checkpoint: Path, cfg: ModelConfig, mesh: Mesh | None = None) -> Chameleon:
-    """The model of ``checkpoint``, without optimizer state, sharded over ``mesh`` (default: the first device alone)."""
-    mesh = mesh or make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+def restore_model(checkpoint: Path, cfg: ModelConfig) -> Chameleon:
+    """The model of ``checkpoint``, without optimizer state, on the first device."""
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     shapes = jax.eval_shape(lambda: Chameleon(cfg, nnx.Rngs(0)))
     return load_weights(checkpoint, with_shardings(shapes, shardings(shapes, mesh)))
 

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy and z-loss as sums, over chunks of T so that logits [B T V] never exist whole."""
+"""Next-token cross-entropy and z-loss as sums; a train step takes them in chunks, so that logits [B T V] never exist whole."""
 
 import functools
 from typing import NamedTuple
@@ -30,26 +30,16 @@ class LossSums(NamedTuple):
         return cls(*(jnp.zeros((), jnp.float32),) * 3)
 
 
-def token_loss(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, learn: jax.Array, chunk: int | None = None
-) -> LossSums:
-    """hidden [B T D], head [D V], targets i32[B T], learn bool[B T] -> LossSums, in float32.
+def token_loss(hidden: jax.Array, head: jax.Array, targets: jax.Array, learn: jax.Array) -> LossSums:
+    """hidden [B T D], head [D V], targets i32[B T], learn bool[B T] -> LossSums, in float32; the definition, all logits at once.
 
-    Logits exist for ``chunk`` tokens of each row at a time (default: all); the backward pass recomputes them.
     Source: forward of ChameleonXLLMXForConditionalGeneration (z-loss on learned positions only).
     """
-    T = hidden.shape[1]
-    if chunk is None or chunk >= T:
-        return _sums(hidden, head, targets, learn)
-    steps = -(-T // chunk)
-    padded = [_chunks(x, steps, chunk) for x in (hidden, targets, learn)]
-
-    @jax.checkpoint
-    def add(total: LossSums, rows: tuple[jax.Array, jax.Array, jax.Array]):
-        hidden, targets, learn = rows
-        return jax.tree.map(jnp.add, total, _sums(hidden, head, targets, learn)), None
-
-    return jax.lax.scan(add, LossSums.zero(), tuple(padded))[0]
+    logits = jnp.einsum("BTD,DV->BTV", hidden, head, preferred_element_type=jnp.float32)
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    learn = learn.astype(jnp.float32)
+    return LossSums(jnp.sum((normaliser - target_logit) * learn), jnp.sum(normaliser**2 * learn), jnp.sum(learn))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -122,18 +112,3 @@ def _cut(x: jax.Array, max_rows: int) -> jax.Array:
     steps = next((steps for steps in range(fewest, 2 * fewest + 1) if n % (steps * TILE) == 0), fewest)
     rows = -(-n // steps)
     return jnp.pad(x, [(0, steps * rows - n), (0, 0)]).reshape(steps, rows, -1)
-
-
-def _sums(hidden: jax.Array, head: jax.Array, targets: jax.Array, learn: jax.Array) -> LossSums:
-    logits = jnp.einsum("BTD,DV->BTV", hidden, head, preferred_element_type=jnp.float32)
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    learn = learn.astype(jnp.float32)
-    return LossSums(jnp.sum((normaliser - target_logit) * learn), jnp.sum(normaliser**2 * learn), jnp.sum(learn))
-
-
-def _chunks(x: jax.Array, steps: int, chunk: int) -> jax.Array:
-    """[B T ...] -> [steps B chunk ...], zeros (not learned) behind T."""
-    padding = [(0, 0), (0, steps * chunk - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, padding)
-    return jnp.moveaxis(x.reshape(x.shape[0], steps, chunk, *x.shape[2:]), 1, 0)

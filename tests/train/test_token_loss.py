@@ -1,4 +1,4 @@
-"""Cross-entropy and z-loss as sums, at once and in chunks."""
+"""Cross-entropy and z-loss as sums: the definition, and a train step's version in chunks."""
 
 import contextlib
 import math
@@ -24,7 +24,10 @@ def arrays():
 
 
 def total(hidden, head, targets, learn, chunk=None):
-    sums = token_loss(hidden, head, targets, learn, chunk)
+    """The loss that step_loss gives with a z-loss weight of 0.1, and the sums; all logits at once without a ``chunk``."""
+    if chunk:
+        return step_loss(hidden, head, targets, learn, 0.1, chunk)
+    sums = token_loss(hidden, head, targets, learn)
     return sums.xent + 0.1 * sums.z, sums
 
 
@@ -51,9 +54,10 @@ def test_positions_that_are_not_learned_change_nothing(arrays):
     hidden, head, targets, learn = arrays
     other = jnp.where(learn, targets, 0)
     loud = jnp.where(learn[..., None], hidden, 100 * hidden)
-    np.testing.assert_allclose(token_loss(loud, head, other, learn, 4), token_loss(*arrays, 4), rtol=1e-6)
-    grads, sums = jax.grad(total, has_aux=True)(hidden, head, targets, jnp.zeros_like(learn), 4)
-    assert not jnp.any(grads) and not any(sums)
+    for chunk in (None, 4):
+        np.testing.assert_allclose(total(loud, head, other, learn, chunk)[1], total(*arrays, chunk)[1], rtol=1e-6)
+        grads, sums = jax.grad(total, has_aux=True)(hidden, head, targets, jnp.zeros_like(learn), chunk)
+        assert not jnp.any(grads) and not any(sums)
 
 
 def test_sums_of_halves_add_up(arrays):
@@ -77,9 +81,10 @@ def test_logits_of_all_tokens_never_exist_at_once():
 
 def test_half_precision_is_summed_in_float32(arrays):
     hidden, head, targets, learn = arrays
-    sums = token_loss(hidden.astype(jnp.bfloat16), head.astype(jnp.bfloat16), targets, learn, 4)
-    assert {x.dtype for x in sums} == {jnp.dtype("float32")}
-    np.testing.assert_allclose(sums, token_loss(*arrays), rtol=2e-2)
+    for chunk in (None, 4):
+        _, sums = total(hidden.astype(jnp.bfloat16), head.astype(jnp.bfloat16), targets, learn, chunk)
+        assert {x.dtype for x in sums} == {jnp.dtype("float32")}
+        np.testing.assert_allclose(sums, token_loss(*arrays), rtol=2e-2)
 
 
 @pytest.mark.parametrize("mesh", [None, (1, 1, 1), (2, 2, 2), (1, 4, 2), (8, 1, 1)])

@@ -62,7 +62,7 @@ class WebDatasetSource(StoredSource):
     samples before the damage are kept, and one bad record stands for the rest.
     """
 
-    def __init__(self, pattern: str, index: str | None = None, progress: bool = True):
+    def __init__(self, pattern: str, index: str | None = None):
         self.paths = files.expand(pattern)
         if compressed := [path for path in self.paths if path.endswith(COMPRESSED)]:
             raise InputError(f"{compressed[0]} is compressed, so its samples cannot be read alone; unpack it to a .tar")
@@ -70,7 +70,7 @@ class WebDatasetSource(StoredSource):
         made_of = "\n".join(f"{posixpath.basename(path)} {size}" for path, size in zip(self.paths, sizes, strict=True))
         tar_index = TarIndex.load(Path(index)) if index and Path(index).is_file() else None
         if tar_index is None or tar_index.made_of != made_of:
-            tar_index = _index(self.paths, sizes, made_of, progress)
+            tar_index = _index(self.paths, sizes, made_of)
             if index:
                 tar_index.save(Path(index))
         self._index, self.fingerprint = tar_index, tar_index.fingerprint
@@ -120,9 +120,9 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def _index(paths: list[str], sizes: list[int], made_of: str, progress: bool) -> TarIndex:
+def _index(paths: list[str], sizes: list[int], made_of: str) -> TarIndex:
     digest, shards, spans = hashlib.sha256(), [], []
-    with ProgressDisplay("index", sum(sizes), progress, "MB", 10**6) as meter:
+    with ProgressDisplay("index", sum(sizes), unit="MB", unit_size=10**6) as meter:
         for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
             spans.append(np.fromiter(_samples(path, size, digest.update), np.dtype((np.int64, 2))))
             shards.append(np.full(len(spans[-1]), number, np.int32))
