@@ -243,12 +243,12 @@ def layers_of(source: Checkpoint, row: WeightRow) -> range:
 def _check(expected: Mapping[str, tuple[int, ...] | None], tensors: TensorFiles, location: Path) -> None:
     """Raises InputError listing what is missing, unknown or misshapen; a shape of None is checked elsewhere."""
     shapes = {name: shape for name, (shape, _) in tensors.headers.items() if not name.startswith(NOT_WEIGHTS)}
-    places = {name: f"{name} in {tensors.files[name].name}" for name in shapes}
+    locations = {name: f"{name} in {tensors.files[name].name}" for name in shapes}
     faults = {
         "missing": sorted(expected.keys() - shapes.keys()),
-        "unknown": [places[name] for name in sorted(shapes.keys() - expected.keys())],
+        "unknown": [locations[name] for name in sorted(shapes.keys() - expected.keys())],
         "misshapen": [
-            f"{places[name]} is {list(shapes[name])}, its config says {list(shape)}"
+            f"{locations[name]} is {list(shapes[name])}, its config says {list(shape)}"
             for name, shape in expected.items()
             if shape is not None and shapes.get(name, shape) != shape
         ],

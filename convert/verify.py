@@ -103,10 +103,8 @@ def verify(
     or transformers.
     """
     if by not in ("auto", *TOLERANCE) or tokens < 1 or seed < 0:
-        raise InputError(
-            f"by={by!r}, tokens={tokens}, seed={seed}; choose one of {', '.join(('auto', *TOLERANCE))}, at least 1 token, "
-            "and a seed of at least 0"
-        )
+        limits = f"choose auto, {' or '.join(TOLERANCE)}, at least 1 token, and a seed of at least 0"
+        raise InputError(f"by={by!r}, tokens={tokens}, seed={seed}; {limits}")
     pair = open_source(a), open_source(b)
     sides = tuple(f"{source.folder}: {LAYOUTS[source.layout]}, {dtype_names(source)}" for source in pair)
     notes, problems = _tokenizers(pair)

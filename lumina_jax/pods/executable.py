@@ -3,8 +3,7 @@
 Each instruction counts as often as the loops around it run; the compiler's own totals count the body of a loop once. Matrix
 products take the cycles that the compiler estimates for them. Everything else takes the HBM bytes it moves over the bandwidth,
 since the compiler's estimates of these are 2.5 times too high. :mod:`lumina_jax.pods.kernels` prices Pallas kernels; a
-collective takes its bytes over all links of a chip. Launch gaps, stragglers and the latency of collectives are left out, so a
-real step takes longer.
+collective takes its bytes over all links of a chip. Real steps also have launch gaps, stragglers and latency of collectives.
 """
 
 import re
@@ -128,8 +127,7 @@ def program_costs(program: Program, chip: Chip, unbounded_trips: int = 1) -> Cos
 def iteration_costs(program: Program, chip: Chip) -> Costs:
     """The costs of one iteration, body and condition, of the loop whose trip count depends on data.
 
-    When such loops are nested it is the outermost, and those inside count as in :func:`program_costs`. Raises ValueError when
-    there is none.
+    Of nested such loops it is the outermost, and those inside count as in :func:`program_costs`. Raises ValueError without one.
     """
     loop = next(_unbounded_loops(program, program.entry), None)
     if loop is None:

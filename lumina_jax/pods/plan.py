@@ -1,7 +1,6 @@
 """Searches the fastest way to train one experiment on a topology: compiles a few variants, the most promising first.
 
-A variant changes the mesh, the remat policy or the gradient accumulation. The global batch stays, so all variants compute the
-same training.
+A variant changes mesh, remat policy or gradient accumulation. The global batch stays, so all variants compute the same training.
 """
 
 import itertools
@@ -56,9 +55,7 @@ def run(cfg: Experiment, topology: Topology, tries: int, out: Path | None) -> Ou
 
 
 def search(cfg: Experiment, topology: Topology, compile_variant: Callable[[Experiment], Outcome]) -> Iterator[Outcome]:
-    """Yields the outcome of ``cfg``, then a bisection for the variant that keeps most and still fits, then the best one on other
-    meshes. Stop iterating at any time.
-    """
+    """Yields ``cfg``'s outcome, then a bisection for the variant that keeps most and still fits, then the best on other meshes."""
     variants, outcomes = by_memory(cfg, topology), []
     low, high, index = 0, len(variants), variants.index(cfg)
     while low < high:
