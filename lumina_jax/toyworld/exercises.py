@@ -39,10 +39,7 @@ class PredictView:
 
     scene: Scene
     view: str
-
-    @property
-    def task(self) -> str:
-        return self.view
+    task = property(lambda self: self.view)
 
     @property
     def turns(self) -> list[Turn]:

@@ -43,7 +43,7 @@ WEIGHTS: dict[str, tuple[float, float]] = {
 Dialogs are frequent because a text answer is a few tokens and a picture dozens: several questions about one picture teach
 several times as much per token as single ones. In the second part tasks that are slow to learn come more often.
 """
-MIX, SLOW_MIX = ({task: weights[part] for task, weights in WEIGHTS.items()} for part in (0, 1))
+MIX, SLOW_MIX = ({task: weights[lesson] for task, weights in WEIGHTS.items()} for lesson in (0, 1))
 
 
 @dataclass(frozen=True)
