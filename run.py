@@ -58,7 +58,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         epilog="run.py VERB --help explains a verb.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=20, width=120),
     )
-    parser.add_argument("-V", "--version", action="version", version=_versions(), help="print versions and exit")
+    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax"))
+    versions = f"lumina_jax {__version__}, {packages}, Python {platform.python_version()}"
+    parser.add_argument("-V", "--version", action="version", version=versions, help="print versions and exit")
     parser.set_defaults(run=lambda options: parser.print_help())
     verbs = parser.add_subparsers(dest="verb", title="verbs", metavar="VERB", prog="run.py")
     for add in VERBS:
@@ -70,11 +72,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if rest:
         options.changes += rest
     return options
-
-
-def _versions() -> str:
-    packages = (f"{name} {metadata.version(name)}" for name in ("jax", "flax"))
-    return f"lumina_jax {__version__}, {', '.join(packages)}, Python {platform.python_version()}"
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from dataclasses import replace
 
-from configs.lumina_7b_1024 import experiment as lumina_7b_1024
+from configs.lumina_7b_1024 import experiment as lumina_7b
 from configs.lumina_34b_768 import experiment as stage_2
 
-experiment = replace(
-    stage_2, name="lumina_34b_1024", out="out/lumina_34b_1024", start=stage_2.out, data=lumina_7b_1024.data
-)
+experiment = replace(stage_2, name="lumina_34b_1024", out="out/lumina_34b_1024", start=stage_2.out, data=lumina_7b.data)

@@ -60,16 +60,10 @@ TABLE = (
 """One row per config. ``batch`` counts rows of the longest bucket over all chips; ``remat`` and ``loss_chunk`` as in MeshConfig."""
 
 
-def _on_slice(
-    stage: Experiment, slice_name: str, batch: int, replica: int, fsdp: int, tensor: int, remat: str, loss_chunk: int
-) -> Experiment:
-    mesh = replace(stage.mesh, replica=replica, fsdp=fsdp, tensor=tensor, remat=remat, loss_chunk=loss_chunk)
-    return replace(
-        stage,
-        name=f"{stage.name}_{slice_name}",
-        data=replace(stage.data, batch=batch),
-        mesh=replace(mesh, dropout_rng="local"),
-    )
+def _on_slice(stage: Experiment, slice_name: str, batch: int, *mesh: int | str) -> Experiment:
+    fields = dict(zip(("replica", "fsdp", "tensor", "remat", "loss_chunk"), mesh, strict=True), dropout_rng="local")
+    data, mesh = replace(stage.data, batch=batch), replace(stage.mesh, **fields)
+    return replace(stage, name=f"{stage.name}_{slice_name}", data=data, mesh=mesh)
 
 
 experiments = {cfg.name: cfg for cfg in itertools.starmap(_on_slice, TABLE)}

@@ -54,10 +54,7 @@ def copy_into(target: np.ndarray, array: np.ndarray) -> None:
     """
     if array.dtype == target.dtype and array.dtype.itemsize == 2:
         target, array = target.view(np.uint16), array.view(np.uint16)  # numpy copies bfloat16 one number at a time
-    if array.flags.c_contiguous or array.ndim < 2:
-        target[...] = array
-        return
-    fastest = int(np.argmin(array.strides))
+    fastest = int(np.argmin(array.strides)) if array.ndim > 1 and not array.flags.c_contiguous else array.ndim - 1
     if fastest == array.ndim - 1:
         target[...] = array
         return

@@ -11,7 +11,7 @@ from convert.convert import atomic_folder, open_source, target_dtypes, write
 from convert.metadata import Target
 from convert.orbax_folder import stack
 from convert.sources import VQ_PATH, dtype_examples, vq_rows, vq_sizes
-from convert.table import ROWS, Index, WeightRow, cut, sizes_of
+from convert.table import ROWS, Index, WeightRow, rearrange, sizes_of
 from convert.tokenizer_files import TokenizerFiles
 from convert.vqvae import encoder_shapes, to_torch
 from lumina_jax.config import MeshConfig, ModelConfig
@@ -41,7 +41,7 @@ class ModelSource:
     def read(self, row: WeightRow, layer: int, index: Index) -> np.ndarray:
         weight = self._weights[row.path]
         array = np.asarray(weight[layer] if row.per_layer else weight)
-        return cut(array, row.axes, self.sizes[row.path], index)
+        return rearrange(array, row.axes, row.axes, self.sizes[row.path], index)
 
 
 def load_model(path: str | Path, mesh: Mesh | None = None, dtype: str = "") -> tuple[Chameleon, ModelConfig]:

@@ -86,14 +86,20 @@ def convert(
     source, destination = open_source(path), Path(destination)
     files = tokenizer_files.find(source.folder, experiment_of(source), target.tokenizer, target.vq)
     tokenizer_files.check(files, source.cfg)
-    if target.layout == "hf":
-        source = with_encoder(source, files)
+    has_encoder = any(row.path.startswith(VQ_PATH) for row in source.rows)
+    if target.layout == "hf" and not has_encoder and files.vq and files.vq.suffix == ".ckpt":
+        source = SourceWithEncoder(source, files.vq, read_config(files.vq.with_suffix(".yaml")))
+        has_encoder = True
     with atomic_folder(destination) as folder:
-        write(source, files, _weights_folder(folder, source, target), target, mesh, show)
+        weights = folder
+        if target.layout == "meta":  # the folders of Meta's release
+            weights /= "models/7b" if (target.shards or source.cfg.qk_groups) == 1 else "models/30b"
+            weights.mkdir(parents=True, exist_ok=True)
+        write(source, files, weights, target, mesh, show)
         if jax.process_index() == 0:
             tokenizer_files.copy(files, folder, target.layout)
     notes = tokenizer_files.notes(files, destination)
-    if target.layout == "hf" and not any(row.path.startswith(VQ_PATH) for row in source.rows):
+    if target.layout == "hf" and not has_encoder:
         notes.append("no VQ encoder to write: transformers will say that it draws model.vqmodel.* at random")
     return notes
 
@@ -103,13 +109,17 @@ def write(
 ) -> None:
     """Streams the weights of ``source`` into ``folder``, with the settings that the layout needs beside them."""
     dtypes = target_dtypes(source, target.dtype)
-    read = _with_zeroed_head(source, _image_tokens(files)) if target.zero_image_head else source.read
+    read = _with_zeroed_head(source, files) if target.zero_image_head else source.read
     planned = plan(source, dtypes, target)
     total = sum(
         math.prod(source.sizes[row.path].values()) * dtypes[row.path].itemsize * len(layers_of(source, row))
         for row in source.rows
     )
-    _check_space(folder, total + tokenizer_files.nbytes(files))
+    needed = total + sum(path.stat().st_size for path in (files.tokenizer, files.vq) if path)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        sizes = f"{free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB will be written"
+        raise StorageError(f"{folder.parent} has {sizes}; free space or choose another disk")
     process, processes = jax.process_index(), jax.process_count()
     display = dict(show=show and process == 0, unit="MB", unit_size=10**6)
     if target.layout == "ours":
@@ -149,14 +159,6 @@ def target_dtypes(source: Checkpoint, dtype: str = "") -> dict[str, np.dtype]:
         raise InputError(f"{source.folder} holds weights of several dtypes: {examples}; choose one with --dtype")
     chosen = np.dtype(jnp.dtype(dtype or next(iter(source.dtype_examples))))
     return {row.path: source.dtypes[row.path] if row.path.startswith(VQ_PATH) else chosen for row in source.rows}
-
-
-def with_encoder(source: Checkpoint, files: TokenizerFiles) -> Checkpoint:
-    """``source`` with the VQ encoder that transformers expects in a checkpoint: its own, or that of ``files``, if any."""
-    has_encoder = any(row.path.startswith(VQ_PATH) for row in source.rows)
-    if has_encoder or not files.vq or files.vq.suffix != ".ckpt":
-        return source
-    return SourceWithEncoder(source, files.vq, read_config(files.vq.with_suffix(".yaml")))
 
 
 @contextmanager
@@ -209,17 +211,11 @@ def _move_into(folder: Path, destination: Path) -> None:
     folder.rmdir()
 
 
-def _weights_folder(folder: Path, source: Checkpoint, target: Target) -> Path:
-    """Where the weights go: in Meta's release models/7b or models/30b, apart from their tokenizer, else ``folder`` itself."""
-    if target.layout != "meta":
-        return folder
-    subfolder = folder / "models" / ("7b" if (target.shards or source.cfg.qk_groups) == 1 else "30b")
-    subfolder.mkdir(parents=True, exist_ok=True)
-    return subfolder
-
-
-def _with_zeroed_head(source: Checkpoint, tokens: np.ndarray) -> Read:
-    """``source.read`` with the rows of ``tokens`` i32[n] in the output head set to zero."""
+def _with_zeroed_head(source: Checkpoint, files: TokenizerFiles) -> Read:
+    """``source.read`` with the image tokens' rows of the output head set to zero."""
+    if not (vocab := files.vocab()):
+        raise InputError("--zero-image-head needs the tokenizer, which names the image tokens; give --tokenizer PATH")
+    tokens = vocab.code_ids
 
     def read(row: WeightRow, layer: int, index: Index) -> np.ndarray:
         array = source.read(row, layer, index)
@@ -230,18 +226,3 @@ def _with_zeroed_head(source: Checkpoint, tokens: np.ndarray) -> Read:
         return array
 
     return read
-
-
-def _image_tokens(files: TokenizerFiles) -> np.ndarray:
-    if vocab := files.vocab():
-        return vocab.code_ids
-    raise InputError("--zero-image-head needs the tokenizer, which names the image tokens; give --tokenizer PATH")
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise StorageError(
-            f"{folder.parent} has {free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB will be written; free space or choose "
-            "another disk"
-        )

@@ -24,12 +24,8 @@ QK_NORM_ROWS = {
     "meta": "one per file, {qk_groups}",
     "ours": "one per group of heads, {qk_groups}",
 }
-PUBLISHED = {
-    "Chameleon 7B, Lumina-mGPT 7B": ModelConfig(),
-    "Chameleon 34B (Meta's 30b), Lumina-mGPT 34B": ModelConfig(
-        width=8192, layers=48, heads=64, kv_heads=8, mlp=22016, qk_groups=4, post_norm=True
-    ),
-}
+_34B = ModelConfig(width=8192, layers=48, heads=64, kv_heads=8, mlp=22016, qk_groups=4, post_norm=True)
+PUBLISHED = {"Chameleon 7B, Lumina-mGPT 7B": ModelConfig(), "Chameleon 34B (Meta's 30b), Lumina-mGPT 34B": _34B}
 PUBLISHED_CODES = 8192
 VARYING = ("rope_base", "eps", "dropout", "qk_groups")
 """Fields in which checkpoints of one published model may differ."""

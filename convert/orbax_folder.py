@@ -67,17 +67,12 @@ class OrbaxSource:
 
     def _check(self, stored: dict) -> None:
         """Raises InputError unless the weights are exactly those of the experiment's model."""
-        shapes = {name: tuple(info.shape) for name, info in stored.items()}
-        names = {_name(row) for row in self.rows}
-        wrong = [
-            f"{name} {list(shapes[name]) if name in shapes else 'absent'}"
-            for row in ROWS
-            if shapes.get(name := _name(row)) != _stacked_shape(row, self)
-        ]
-        wrong += [name for name in stored if name.startswith(WEIGHTS) and name not in names]
-        if wrong:
+        expected = {_name(row): _stacked_shape(row, self) for row in ROWS}
+        shapes = {name: tuple(info.shape) for name, info in stored.items() if name.startswith(WEIGHTS)}
+        if wrong := [name for name in expected | shapes if expected.get(name) != shapes.get(name)]:
+            names = [f"{name} {list(shapes[name]) if name in shapes else 'absent'}" for name in wrong[:8]]
             raise InputError(
-                f"{self.checkpoint} does not hold the model that its experiment describes: {'; '.join(wrong[:8])}; "
+                f"{self.checkpoint} does not hold the model that its experiment describes: {'; '.join(names)}; "
                 "copy or write it again"
             )
 

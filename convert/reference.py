@@ -20,6 +20,9 @@ QK_NORM_EPS = 1e-5
 """A constant in the originals, independent of norm_eps in params.json."""
 
 Weights = Mapping[str, np.ndarray]
+Streams = list[np.ndarray]
+"""f32[B T D] of each shard."""
+Sublayer = Callable[[Weights, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,19 +56,17 @@ def meta_forward(shards: list[Weights], params: dict, ids: np.ndarray) -> Forwar
     expected = params.get("model_parallel_size", len(shards))
     if len(shards) != expected:
         raise InputError(f"{len(shards)} shards, but model_parallel_size is {expected}; pass every consolidated file")
-    eps, rotations = params.get("norm_eps", 1e-5), _rotations(params, ids.shape[1])
+    rotations = _rotations(params, ids.shape[1])
     embeddings = np.concatenate([_f32(shard["tok_embeddings.weight"][ids]) for shard in shards], axis=-1)
-    streams = [embeddings for _ in shards]
-    layers = [embeddings]
+    streams, layers = [embeddings] * len(shards), [embeddings]
     for layer in range(params["n_layers"]):
         prefix = f"layers.{layer}"
         attention = functools.partial(_attention, prefix=f"{prefix}.attention", params=params, rotations=rotations)
         feed_forward = functools.partial(_feed_forward, prefix=f"{prefix}.feed_forward")
-        for sublayer, name in ((attention, "attention_norm"), (feed_forward, "ffn_norm")):
-            norms = [shard[f"{prefix}.{name}.weight"] for shard in shards]
-            streams = _add(sublayer, shards, streams, norms, eps, params.get("swin_norm", False))
+        streams = _add(attention, shards, streams, f"{prefix}.attention_norm", params)
+        streams = _add(feed_forward, shards, streams, f"{prefix}.ffn_norm", params)
         layers.append(streams[0])
-    normed = [_rms_norm(x, shard["norm.weight"], eps) for shard, x in zip(shards, streams, strict=True)]
+    normed = _rms_norms(shards, streams, "norm", params)
     logits = [x @ _f32(shard["output.weight"]).T for shard, x in zip(shards, normed, strict=True)]
     return ForwardPass(layers, np.concatenate(logits, axis=-1))
 
@@ -106,20 +107,13 @@ def transformers_forward(tensors: Weights, settings: dict, ids: np.ndarray) -> F
     return ForwardPass(layers, logits)
 
 
-def _add(
-    sublayer: Callable[[Weights, np.ndarray], np.ndarray],
-    shards: list[Weights],
-    streams: list[np.ndarray],
-    norms: list[np.ndarray],
-    eps: float,
-    post_norm: bool,
-) -> list[np.ndarray]:
+def _add(sublayer: Sublayer, shards: list[Weights], streams: Streams, norm: str, params: dict) -> Streams:
     """The residual stream of each shard after ``sublayer``, whose outputs are summed over the shards before a post-norm."""
-    inputs = streams if post_norm else [_rms_norm(x, norm, eps) for x, norm in zip(streams, norms, strict=True)]
-    total = sum(sublayer(shard, x) for shard, x in zip(shards, inputs, strict=True))
-    if post_norm:
-        return [x + _rms_norm(total, norm, eps) for x, norm in zip(streams, norms, strict=True)]
-    return [x + total for x in streams]
+    post_norm = params.get("swin_norm", False)
+    inputs = streams if post_norm else _rms_norms(shards, streams, norm, params)
+    outputs = [sum(map(sublayer, shards, inputs))] * len(shards)
+    outputs = _rms_norms(shards, outputs, norm, params) if post_norm else outputs
+    return [x + output for x, output in zip(streams, outputs, strict=True)]
 
 
 def _attention(shard: Weights, x: np.ndarray, prefix: str, params: dict, rotations: np.ndarray) -> np.ndarray:
@@ -160,8 +154,9 @@ def _rotate(x: np.ndarray, rotations: np.ndarray) -> np.ndarray:
     return (np.ascontiguousarray(x).view(np.complex64) * rotations).view(np.float32)
 
 
-def _rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * _f32(weight)
+def _rms_norms(shards: list[Weights], streams: Streams, name: str, params: dict) -> Streams:
+    scales = [np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + params.get("norm_eps", 1e-5)) for x in streams]
+    return [x / rms * _f32(shard[f"{name}.weight"]) for shard, x, rms in zip(shards, streams, scales, strict=True)]
 
 
 def _layer_norm(x: np.ndarray, shard: Weights, name: str) -> np.ndarray:
@@ -186,9 +181,8 @@ def need_transformers():
         import torch
         import transformers
     except ImportError:
-        raise MissingPackageError(
-            "running transformers' Chameleon needs torch (CPU is enough) and transformers: pip install torch transformers"
-        ) from None
+        cure = "needs torch (CPU is enough) and transformers: pip install torch transformers"
+        raise MissingPackageError(f"running transformers' Chameleon {cure}") from None
     if int(transformers.__version__.split(".")[0]) < 5:  # older versions ignore rope_parameters silently
         raise MissingPackageError(f"transformers {transformers.__version__} is too old: pip install 'transformers>=5'")
     return torch, transformers

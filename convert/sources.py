@@ -4,7 +4,7 @@ Opening a checkpoint checks every name, shape and dtype, so that reading cannot 
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from convert.buffers import Scratch, copy_into
 from convert.settings import NOT_WEIGHTS, VQ_PREFIX, meta_config, meta_settings, model_config, read_json, vq_config
-from convert.table import ROWS, Index, WeightRow, axis_groups, cut, cut_sizes, is_qk_norm, rearrange, shape_of, sizes_of
+from convert.table import ROWS, Index, WeightRow, axis_groups, cut_sizes, is_qk_norm, rearrange, shape_of, sizes_of
 from convert.tensor_files import TensorFiles, listed, open_tensors, weight_files
 from convert.vqvae import encoder_shapes
 from lumina_jax.config import ModelConfig, VQConfig
@@ -83,8 +83,7 @@ class HuggingFaceSource:
         array, sizes = self._tensors[row.hf_name.format(L=layer)], self.sizes[row.path]
         if is_qk_norm(row):
             array = _regroup(array, sizes["G"])
-        part = cut(array, row.hf_axes, sizes, index)
-        return rearrange(part, row.hf_axes, row.axes, cut_sizes(sizes, index))
+        return rearrange(array, row.hf_axes, row.axes, sizes, index)
 
     def _with_groups(self, cfg: ModelConfig) -> tuple[ModelConfig, str]:
         """The config with as many QK-norm groups as there are different rows, and the layout in which the rows are stored."""
@@ -95,7 +94,7 @@ class HuggingFaceSource:
                 array = self._tensors[name]
                 if array.shape not in ((cfg.qk_groups, cfg.head_dim), (heads, cfg.head_dim)):
                     raise InputError(
-                        f"{self._tensors.path_of(name)}: {name} has shape {list(array.shape)}; expected head size "
+                        f"{self._tensors.files[name]}: {name} has shape {list(array.shape)}; expected head size "
                         f"{cfg.head_dim} and a row for each of {cfg.qk_groups} groups or of {heads} heads"
                     )
                 row_counts.add(len(array))
@@ -117,11 +116,8 @@ class MetaSource:
         self.settings = meta_settings(folder)
         self.cfg, self._shards = meta_config(self.settings, folder / "params.json")
         check_shardable(self.cfg, self._shards, f"{folder}: model_parallel_size {self._shards}")
-        files = self._files()
-        self._tensors, self._scratch = (
-            [TensorFiles(dict.fromkeys(open_tensors(file), file)) for file in files],
-            Scratch(),
-        )
+        files, self._scratch = self._files(), Scratch()
+        self._tensors = [TensorFiles(dict.fromkeys(open_tensors(file), file)) for file in files]
         self.sizes = {row.path: sizes_of(self.cfg, row) for row in ROWS}
         expected = {name: shape_of(row.meta_axes, self._shard_sizes(row)) for row in ROWS for name in self._names(row)}
         for file, tensors in zip(files, self._tensors, strict=True):
@@ -131,8 +127,7 @@ class MetaSource:
     def read(self, row: WeightRow, layer: int, index: Index) -> np.ndarray:
         name, sizes, letter = row.meta_name.format(L=layer), self._shard_sizes(row), row.meta_split
         if not letter:
-            part = cut(self._replicated(name), row.meta_axes, sizes, index)
-            return rearrange(part, row.meta_axes, row.axes, cut_sizes(sizes, index))
+            return rearrange(self._replicated(name), row.meta_axes, row.axes, sizes, index)
         share, total_sizes = sizes[letter], self.sizes[row.path]
         requested = range(total_sizes[letter])[index.get(letter, slice(None))]
 
@@ -140,8 +135,7 @@ class MetaSource:
             """(its range within ``requested``, what file ``shard`` holds of it)."""
             start, stop = max(requested.start, shard * share), min(requested.stop, (shard + 1) * share)
             inside = {**index, letter: slice(start - shard * share, stop - shard * share)}
-            part = cut(self._tensors[shard][name], row.meta_axes, sizes, inside)
-            array = rearrange(part, row.meta_axes, row.axes, cut_sizes(sizes, inside))
+            array = rearrange(self._tensors[shard][name], row.meta_axes, row.axes, sizes, inside)
             return slice(start - requested.start, stop - requested.start), array
 
         shards = range(requested.start // share, (requested.stop - 1) // share + 1)
@@ -248,26 +242,22 @@ def layers_of(source: Checkpoint, row: WeightRow) -> range:
 
 def _check(expected: Mapping[str, tuple[int, ...] | None], tensors: TensorFiles, location: Path) -> None:
     """Raises InputError listing what is missing, unknown or misshapen; a shape of None is checked elsewhere."""
-    headers = tensors.headers
-    missing = sorted(expected.keys() - headers.keys())
-    unknown = sorted(name for name in headers.keys() - expected.keys() if not name.startswith(NOT_WEIGHTS))
-    misshapen = [
-        f"{name} in {tensors.path_of(name).name} is {list(headers[name][0])}, its config says {list(shape)}"
-        for name, shape in expected.items()
-        if shape is not None and name in headers and headers[name][0] != shape
-    ]
+    shapes = {name: shape for name, (shape, _) in tensors.headers.items() if not name.startswith(NOT_WEIGHTS)}
+    places = {name: f"{name} in {tensors.files[name].name}" for name in shapes}
     faults = {
-        "missing": missing,
-        "unknown": [f"{name} in {tensors.path_of(name).name}" for name in unknown],
-        "misshapen": misshapen,
+        "missing": sorted(expected.keys() - shapes.keys()),
+        "unknown": [places[name] for name in sorted(shapes.keys() - expected.keys())],
+        "misshapen": [
+            f"{places[name]} is {list(shapes[name])}, its config says {list(shape)}"
+            for name, shape in expected.items()
+            if shape is not None and shapes.get(name, shape) != shape
+        ],
     }
     if problems := [f"{len(names)} {fault}: {listed(names, 8)}" for fault, names in faults.items() if names]:
         raise InputError(f"{location}: weights and config do not fit. {'; '.join(problems)}")
 
 
-def _dtypes(
-    names: Mapping[str, Iterable[str]], files: Iterable[TensorFiles]
-) -> tuple[dict[str, np.dtype], dict[str, str]]:
+def _dtypes(names: dict[str, list[str]], files: list[TensorFiles]) -> tuple[dict[str, np.dtype], dict[str, str]]:
     """(``dtypes``, ``dtype_examples``) of a checkpoint whose weights have these ``names``, {row.path: one per layer}.
 
     Raises InputError for a dtype that is not one of FLOATS.
@@ -277,7 +267,7 @@ def _dtypes(
         examples_here: dict[np.dtype, str] = {}
         for tensors in files:
             for name in tensor_names:
-                examples_here.setdefault(tensors.headers[name][1], f"{name} in {tensors.path_of(name)}")
+                examples_here.setdefault(tensors.headers[name][1], f"{name} in {tensors.files[name]}")
         if unsupported := [dtype for dtype in examples_here if dtype.name not in FLOATS]:
             example = examples_here[unsupported[0]]
             raise InputError(f"{example} is {unsupported[0]}; weights must be one of {', '.join(FLOATS)}")
@@ -289,9 +279,7 @@ def _dtypes(
 
 def _repeats(rows: np.ndarray, groups: int) -> bool:
     """Whether ``rows`` are ``groups`` rows, each repeated equally often."""
-    return len(rows) % groups == 0 and bool(
-        (np.repeat(rows[:: len(rows) // groups], len(rows) // groups, 0) == rows).all()
-    )
+    return len(rows) % groups == 0 and np.array_equal(_regroup(_regroup(rows, groups), len(rows)), rows)
 
 
 def _regroup(rows: np.ndarray, groups: int) -> np.ndarray:

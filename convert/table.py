@@ -41,11 +41,9 @@ class WeightRow:
         return "{L}" in self.hf_name
 
 
-def _layer(
-    path: str, axes: str, hf_name: str, hf_axes: str, meta_name: str, meta_axes: str, meta_split: str = ""
-) -> WeightRow:
+def _layer(path: str, axes: str, hf_name: str, hf_axes: str, meta_name: str, *meta: str) -> WeightRow:
     hf_name, meta_name = f"model.layers.{{L}}.{hf_name}.weight", f"layers.{{L}}.{meta_name}.weight"
-    return WeightRow(f"blocks/{path}", axes, hf_name, hf_axes, meta_name, meta_axes, meta_split)
+    return WeightRow(f"blocks/{path}", axes, hf_name, hf_axes, meta_name, *meta)
 
 
 def _qk_norm(path: str, heads: str) -> tuple[WeightRow, ...]:
@@ -103,25 +101,19 @@ def cut_sizes(sizes: Mapping[str, int], index: Index) -> dict[str, int]:
     return {letter: len(range(size)[index.get(letter, slice(None))]) for letter, size in sizes.items()}
 
 
-def cut(array: np.ndarray, axes: str, sizes: Mapping[str, int], index: Index) -> np.ndarray:
-    """A view of the part of ``array`` that ``index`` selects: a slice of H in ``(H p k)`` is a range of rows."""
-    slices = []
-    for first, *rest in axis_groups(axes):
-        selected = range(sizes[first])[index.get(first, slice(None))]
-        step = math.prod(sizes[letter] for letter in rest)
-        slices.append(slice(selected.start * step, selected.stop * step))
-    return array[tuple(slices)]
-
-
-def rearrange(array: np.ndarray, source_axes: str, target_axes: str, sizes: Mapping[str, int]) -> np.ndarray:
-    """The numbers of ``array``, from ``source_axes`` to ``target_axes``; a view where the strides allow it.
+def rearrange(array: np.ndarray, source: str, target: str, sizes: Mapping[str, int], index: Index) -> np.ndarray:
+    """The part ``index`` of ``array``, from ``source`` axes to ``target`` axes; a view where the strides allow it.
 
     Raises ValueError when the shape of ``array`` is not the one that ``sizes`` give.
     """
-    shape = shape_of(source_axes, sizes)
+    shape, slices, letters = shape_of(source, sizes), [], []
     if array.shape != shape:
-        raise ValueError(f"an array of shape {list(array.shape)}, but {source_axes} means {list(shape)}")
-    source_letters = [letter for group in axis_groups(source_axes) for letter in group]
-    order = [source_letters.index(letter) for group in axis_groups(target_axes) for letter in group]
-    split = array.reshape([sizes[letter] for letter in source_letters])
-    return split.transpose(order).reshape(shape_of(target_axes, sizes))
+        raise ValueError(f"an array of shape {list(array.shape)}, but {source} means {list(shape)}")
+    for first, *rest in axis_groups(source):  # a slice of H in (H p k) is a range of rows
+        selected, step = range(sizes[first])[index.get(first, slice(None))], math.prod(sizes[letter] for letter in rest)
+        slices.append(slice(selected.start * step, selected.stop * step))
+        letters += [first, *rest]
+    sizes = cut_sizes(sizes, index)
+    order = [letters.index(letter) for group in axis_groups(target) for letter in group]
+    split = array[tuple(slices)].reshape([sizes[letter] for letter in letters])
+    return split.transpose(order).reshape(shape_of(target, sizes))

@@ -92,9 +92,8 @@ def _open_torch(path: Path) -> dict[str, np.ndarray]:
     except pickle.UnpicklingError as error:
         request = re.search(r"GLOBAL (\S+)", str(error))
         why = f"its pickle asks for {request[1]}, not only tensors" if request else "it is damaged, or not a state dict"
-        raise InputError(
-            f"{path} is refused: {why}; a pickle can run code. Get the weights from a source you trust, best as safetensors"
-        ) from None
+        cure = "a pickle can run code. Get the weights from a source you trust, best as safetensors"
+        raise InputError(f"{path} is refused: {why}; {cure}") from None
     except Exception as error:  # damaged pickles and archives make torch raise errors of any kind
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path} is damaged or cut short ({text}); fetch or write it again") from None
@@ -142,19 +141,15 @@ class TensorFiles:
     """
 
     def __init__(self, files: Mapping[str, Path]):
-        self._files, self._open, self._bytes_read = dict(files), {}, 0
+        self.files, self._open, self._bytes_read = dict(files), {}, 0
         folder = next(iter(files.values())).parent
         if absent := sorted({path.name for path in files.values() if not path.is_file()}):
             raise MissingFileError(f"{folder} lacks {', '.join(absent)}, which its index names; fetch them as well")
         if lost := [f"{name} ({path.name})" for name, path in files.items() if name not in self._mapped(path)]:
             raise InputError(f"{folder}: the index names weights absent from their files: {listed(lost, 8)}")
         for path, tensors in self._open.items():
-            self._files |= {name: path for name in tensors if name not in self._files}
-        self.headers = {name: (array.shape, array.dtype) for name in self._files for array in [self._tensor(name)]}
-
-    def path_of(self, name: str) -> Path:
-        """The file that holds ``name``."""
-        return self._files[name]
+            self.files |= {name: path for name in tensors if name not in self.files}
+        self.headers = {name: (array.shape, array.dtype) for name in self.files for array in [self._tensor(name)]}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if self._bytes_read > MAPPED_BYTES:
@@ -165,7 +160,7 @@ class TensorFiles:
         return array
 
     def _tensor(self, name: str) -> np.ndarray:
-        return self._mapped(self._files[name])[name]
+        return self._mapped(self.files[name])[name]
 
     def _mapped(self, path: Path) -> dict[str, np.ndarray]:
         if path not in self._open:

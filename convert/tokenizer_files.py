@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.errors import read_errors, write_errors
-from convert.vqvae import PATCHVQ_NAME, VQGAN_NAME, load_image_tokenizer, read_config
+from convert.vqvae import PATCHVQ_NAME, VQGAN_NAME, find_file, load_image_tokenizer, read_config
 from lumina_jax.config import Experiment, ModelConfig
-from lumina_jax.errors import InputError, MissingFileError
+from lumina_jax.errors import InputError
 from lumina_jax.vocab import FILE_NAMES, FOLDERS, Vocab
 
 NEAR_WEIGHTS = (*FOLDERS, "../../tokenizer")
@@ -42,8 +42,8 @@ def find(folder: Path, experiment: Experiment | None = None, tokenizer: str = ""
         tokenizer, vq = tokenizer or experiment.data.tokenizer, vq or experiment.vq.path
     with read_errors(folder):
         return TokenizerFiles(
-            _named(tokenizer, FILE_NAMES) if tokenizer else _first(folders, FILE_NAMES),
-            _named(vq, VQ_FILES) if vq else _first(folders, VQ_FILES),
+            find_file(Path(tokenizer), *FILE_NAMES) if tokenizer else _first(folders, FILE_NAMES),
+            find_file(Path(vq), *VQ_FILES) if vq else _first(folders, VQ_FILES),
         )
 
 
@@ -81,25 +81,14 @@ def copy(files: TokenizerFiles, folder: Path, layout: str) -> None:
             _copy(files.vq.with_suffix(suffix), (folder / subfolder / VQGAN_NAME).with_suffix(suffix))
 
 
-def nbytes(files: TokenizerFiles) -> int:
-    """Bytes that :func:`copy` will write."""
-    return sum(path.stat().st_size for path in (files.tokenizer, files.vq) if path)
-
-
 def notes(files: TokenizerFiles, folder: Path) -> list[str]:
     """One line for each missing file, saying where to put it."""
     folder = folder.parent.parent if folder.parent.name == "models" else folder  # Meta's release: weights in models/7b
-    missing = []
+    cure, missing = f"of Meta's Chameleon release into {folder / 'tokenizer'}, or name", []
     if not files.tokenizer:
-        missing.append(
-            f"no tokenizer: put text_tokenizer.json of Meta's Chameleon release into {folder / 'tokenizer'}, or name it with "
-            "--tokenizer"
-        )
+        missing.append(f"no tokenizer: put text_tokenizer.json {cure} it with --tokenizer")
     if not files.vq:
-        missing.append(
-            f"no image tokenizer: put vqgan.ckpt and vqgan.yaml of Meta's Chameleon release into {folder / 'tokenizer'}, or "
-            "name them with --vq"
-        )
+        missing.append(f"no image tokenizer: put vqgan.ckpt and vqgan.yaml {cure} them with --vq")
     return missing
 
 
@@ -107,13 +96,6 @@ def _first(folders: Iterable[Path], names: tuple[str, ...]) -> Path | None:
     candidates = (folder / name for folder in folders for name in names)
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
     return file and Path(os.path.normpath(file))
-
-
-def _named(path: str, names: tuple[str, ...]) -> Path:
-    file = Path(path) if Path(path).is_file() else _first([Path(path) / folder for folder in FOLDERS], names)
-    if file is None:
-        raise MissingFileError(f"{Path(path)}: no {' or '.join(names)} there")
-    return file
 
 
 def _copy(source: Path, target: Path) -> None:

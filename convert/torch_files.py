@@ -83,8 +83,12 @@ def plan_meta(source: Checkpoint, dtypes: Mapping[str, np.dtype], shards: int | 
 
     Raises InputError for a number of files that does not divide the model or is not a multiple of its QK-norm groups.
     """
-    shards = source.cfg.qk_groups if shards is None else shards
-    _check_meta(source.cfg, shards)
+    groups = source.cfg.qk_groups
+    shards = groups if shards is None else shards
+    if shards < 1 or shards % groups:
+        why = f"the model has {groups} QK-norm groups and a file of Meta's layout holds one"
+        raise InputError(f"--shards {shards}: {why}; choose a multiple of {groups}")
+    check_shardable(source.cfg, shards, f"--shards {shards}")
     names = ["consolidated.pth"] if shards == 1 else [f"consolidated.{shard:02d}.pth" for shard in range(shards)]
     return [PlannedFile(name, tuple(_meta_tensors(source, dtypes, n, shards))) for n, name in enumerate(names)]
 
@@ -135,8 +139,9 @@ def index_of(files: list[PlannedFile]) -> dict:
 def _array(tensor: PlannedTensor, cfg: ModelConfig, read: Read) -> np.ndarray:
     row = tensor.row
     if row is FREQUENCIES:
-        return _frequencies(cfg)
-    array = rearrange(read(row, tensor.layer, tensor.index), row.axes, tensor.axes, tensor.sizes)
+        torch = need_torch("writing Meta's layout")
+        return (1.0 / cfg.rope_base ** (torch.arange(0, cfg.head_dim, 2).float() / cfg.head_dim)).numpy()
+    array = rearrange(read(row, tensor.layer, tensor.index), row.axes, tensor.axes, tensor.sizes, {})
     return np.repeat(array, tensor.copies, axis=0) if tensor.copies > 1 else array
 
 
@@ -161,20 +166,6 @@ def _shard_index(row: WeightRow, sizes: Mapping[str, int], shard: int, shards: i
         return {"G": slice(group, group + 1)}
     share = sizes[row.meta_split] // shards
     return {row.meta_split: slice(shard * share, (shard + 1) * share)}
-
-
-def _frequencies(cfg: ModelConfig) -> np.ndarray:
-    torch = need_torch("writing Meta's layout")
-    return (1.0 / cfg.rope_base ** (torch.arange(0, cfg.head_dim, 2).float() / cfg.head_dim)).numpy()
-
-
-def _check_meta(cfg: ModelConfig, shards: int) -> None:
-    if shards < 1 or shards % cfg.qk_groups:
-        raise InputError(
-            f"--shards {shards}: the model has {cfg.qk_groups} QK-norm groups and a file of Meta's layout holds one; choose "
-            f"a multiple of {cfg.qk_groups}"
-        )
-    check_shardable(cfg, shards, f"--shards {shards}")
 
 
 def _copies(row: WeightRow, cfg: ModelConfig, layout: str) -> int:

@@ -61,8 +61,7 @@ YAML_NAMES = {
 
 def table(vqvae: VQVAE) -> list[WeightRow]:
     """One row for every weight of ``vqvae``, with or without values, in the order of its leaves."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(vqvae, is_leaf=is_param)
-    return [_row(path, leaf) for path, leaf in leaves]
+    return [row for row, _ in _weights(vqvae)]
 
 
 def from_torch(cfg: VQConfig, state: Mapping[str, np.ndarray]) -> VQVAE:
@@ -70,33 +69,28 @@ def from_torch(cfg: VQConfig, state: Mapping[str, np.ndarray]) -> VQVAE:
 
     Raises InputError listing every missing key, wrong shape and unexpected key; ``loss.*`` (the discriminator) is ignored.
     """
-    empty = jax.eval_shape(lambda: VQVAE(cfg, nnx.Rngs(0)))
-    rows = table(empty)
-    leaves, tree = jax.tree.flatten(empty, is_leaf=is_param)
-    expected = {row.hf_name: shape_of(row.hf_axes, _sizes(leaf)) for row, leaf in zip(rows, leaves, strict=True)}
-    _check_shapes(expected, {name: tuple(array.shape) for name, array in state.items()})
-    params = []
-    for row, leaf in zip(rows, leaves, strict=True):
+    _check_shapes(_torch_shapes(cfg), {name: tuple(array.shape) for name, array in state.items()})
+
+    def read(path: tuple, leaf: nnx.Param) -> nnx.Param:
+        row = _row(path, leaf)
         array = np.asarray(state[row.hf_name], np.float32)
-        params.append(leaf.replace(jnp.array(rearrange(array, row.hf_axes, row.axes, _sizes(leaf)))))
-    return jax.tree.unflatten(tree, params)
+        return leaf.replace(jnp.array(rearrange(array, row.hf_axes, row.axes, _sizes(leaf), {})))
+
+    return jax.tree_util.tree_map_with_path(read, jax.eval_shape(lambda: VQVAE(cfg, nnx.Rngs(0))), is_leaf=is_param)
 
 
 def to_torch(vqvae: VQVAE) -> dict[str, np.ndarray]:
     """The weights as {torch's name: f32 array in torch's axes}: the inverse of :func:`from_torch`."""
     state = {}
-    for row, leaf in zip(table(vqvae), jax.tree.leaves(vqvae, is_leaf=is_param), strict=True):
-        array = rearrange(np.asarray(leaf[...]), row.axes, row.hf_axes, _sizes(leaf))
+    for row, leaf in _weights(vqvae):
+        array = rearrange(np.asarray(leaf[...]), row.axes, row.hf_axes, _sizes(leaf), {})
         state[row.hf_name] = np.array(array, order="C")
     return state
 
 
 def encoder_shapes(cfg: VQConfig) -> dict[str, tuple[int, ...]]:
     """{torch's name: shape} of the tokenizer's weights in a Hugging Face checkpoint: all but the decoder's."""
-    empty = jax.eval_shape(lambda: VQVAE(cfg, nnx.Rngs(0)))
-    leaves = jax.tree.leaves(empty, is_leaf=is_param)
-    shapes = {row.hf_name: shape_of(row.hf_axes, _sizes(leaf)) for row, leaf in zip(table(empty), leaves, strict=True)}
-    return {name: shape for name, shape in shapes.items() if not name.startswith("decoder.")}
+    return {name: shape for name, shape in _torch_shapes(cfg).items() if not name.startswith("decoder.")}
 
 
 def load_vqvae(path: str | Path) -> VQVAE:
@@ -105,7 +99,7 @@ def load_vqvae(path: str | Path) -> VQVAE:
     In a folder its tokenizer/ and original_tokenizers/ are searched as well. Raises MissingFileError, InputError for files that do
     not fit each other, MissingPackageError without torch, which only this reader and :func:`save_vqvae` need.
     """
-    checkpoint = find_vqgan(Path(path))
+    checkpoint = find_file(Path(path), VQGAN_NAME)
     cfg = read_config(checkpoint.with_suffix(".yaml"))
     try:
         return from_torch(cfg, open_tensors(checkpoint))
@@ -172,6 +166,16 @@ def write_config(cfg: VQConfig, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump({"model": {"target": "taming.models.vqgan.VQModel", "params": params}}))
 
 
+def _torch_shapes(cfg: VQConfig) -> dict[str, tuple[int, ...]]:
+    empty = jax.eval_shape(lambda: VQVAE(cfg, nnx.Rngs(0)))
+    return {row.hf_name: shape_of(row.hf_axes, _sizes(leaf)) for row, leaf in _weights(empty)}
+
+
+def _weights(vqvae: VQVAE) -> list[tuple[WeightRow, nnx.Param]]:
+    """Each weight with its row of the table."""
+    return [(_row(*item), item[1]) for item in jax.tree_util.tree_leaves_with_path(vqvae, is_leaf=is_param)]
+
+
 def _row(path: tuple, leaf: nnx.Param) -> WeightRow:
     keys = [jax.tree_util.keystr((key,), simple=True) for key in path]
     names = TORCH_NAMES | HALF_NAMES.get(keys[0], {})
@@ -195,10 +199,9 @@ def _check_shapes(expected: dict[str, tuple[int, ...]], actual: dict[str, tuple[
         raise InputError("the weights are not those of a tokenizer of this config:\n  " + "\n  ".join(problems))
 
 
-def find_vqgan(path: Path) -> Path:
-    """The vqgan.ckpt at ``path``: that file, or the one in that folder. Raises MissingFileError naming the paths tried."""
-    candidates = [path] if path.is_file() else [path / folder / VQGAN_NAME for folder in FOLDERS]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise MissingFileError(f"no {VQGAN_NAME} in {path}; looked at {', '.join(map(str, candidates))}")
+def find_file(path: Path, *names: str) -> Path:
+    """``path`` if it is a file, else the first file of ``names`` in that folder. Raises MissingFileError naming the paths tried."""
+    candidates = [path] if path.is_file() else [path / folder / name for folder in FOLDERS for name in names]
+    if file := next(filter(Path.is_file, candidates), None):
+        return file
+    raise MissingFileError(f"no {' or '.join(names)} in {path}; looked at {', '.join(map(str, candidates))}")

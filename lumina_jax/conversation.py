@@ -93,10 +93,7 @@ def check_symbols(messages: Sequence[str], images: int) -> None:
 
 
 def tokenize(
-    turns: Sequence[Turn],
-    grids: Sequence[np.ndarray],
-    vocab: Vocab,
-    encode: Callable[[str], list[int]] | None = None,
+    turns: Sequence[Turn], grids: Sequence[np.ndarray], vocab: Vocab, encode: Callable[[str], list[int]] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """A conversation -> tokens i32[n] and learn bool[n].
 
@@ -143,9 +140,7 @@ def drop_context(tokens: np.ndarray, learn: np.ndarray, vocab: Vocab) -> tuple[n
     if len(images) != 1 or images[0].stop != len(tokens) - 1 or tokens[-1] != vocab.end_of_turn:
         return tokens, learn
     image = images[0]
-    if not learn[image].all():
-        return tokens, learn
-    return tokens[image], np.ones(image.stop - image.start, bool)
+    return (tokens[image], learn[image]) if learn[image].all() else (tokens, learn)
 
 
 def _messages(turns: Sequence[Turn], images: int) -> list[str]:

@@ -15,9 +15,8 @@ from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.toyworld.captions import parse
 from lumina_jax.toyworld.judge import judge
 from lumina_jax.toyworld.scenes import MINI
-from lumina_jax.toyworld.score import paint, score
 from lumina_jax.toyworld.source import prompts, stage_sizes
-from lumina_jax.toyworld.tasks import evaluate_tasks
+from lumina_jax.toyworld.tasks import evaluate_tasks, paint, score_samples
 from lumina_jax.vocab import Vocab
 
 MAX_BYTES = 3_000_000
@@ -38,7 +37,7 @@ def test_it_is_small():
 def test_pictures_from_text_score_at_least(toy, area, minimum):
     model, vq, vocab, experiment = toy
     painted = paint(model, vq, vocab, prompts(MINI, stage_sizes(area), 64, 3), experiment.sample, jax.random.key(0))
-    result = score(painted)
+    result = score_samples(painted)
     assert result.size_obeyed >= 0.98
     assert result.all_right >= minimum
 

@@ -116,7 +116,7 @@ def _evaluate(options: Namespace) -> None:
 
         results["reconstruction"] = reconstruction(vq, options.pictures)
     if options.toy:
-        from lumina_jax.toyworld.score import score_table
+        from lumina_jax.toyworld.tasks import score_table
 
         settings = settings_of(experiment)
         results["toy"] = score_table(model, vq, vocab, settings, options.sizes or 128, options.toy, options.seed)
@@ -130,14 +130,11 @@ def _evaluate(options: Namespace) -> None:
 def _evaluate_tasks(options: Namespace, model, vocab, vq, experiment) -> dict:
     """Task -> mean scores; prints a line for each as it ends and writes the sheet into --out."""
     from lumina_jax.toyworld.source import stage_sizes
-    from lumina_jax.toyworld.task_sheet import line, write_sheets
+    from lumina_jax.toyworld.task_sheet import print_each, write_sheets
     from lumina_jax.toyworld.tasks import evaluate_tasks
 
-    results = []
-    sizes = stage_sizes(options.sizes or 64)
-    for result in evaluate_tasks(model, vq, vocab, settings_of(experiment), sizes, options.tasks, options.seed):
-        results.append(result)
-        print(f"{result.task}: {line(result.mean)}", flush=True)
+    sizes, settings = stage_sizes(options.sizes or 64), settings_of(experiment)
+    results = print_each(evaluate_tasks(model, vq, vocab, settings, sizes, options.tasks, options.seed))
     print(write_sheets(results, Path(options.out)))
     return {result.task: result.mean for result in results}
 

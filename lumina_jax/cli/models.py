@@ -30,6 +30,8 @@ def load_for_sampling(options: Namespace, mesh=None):
 
     Without ``mesh`` it is on the first device. Raises UserErrors naming what is missing or damaged.
     """
+    import jax
+
     from convert import load_image_tokenizer, load_model, tokenizer_files
     from convert.convert import open_source
     from convert.metadata import experiment_of
@@ -43,18 +45,10 @@ def load_for_sampling(options: Namespace, mesh=None):
     if missing := tokenizer_files.notes(files, source.folder):
         raise MissingFileError("; ".join(missing))
     tokenizer_files.check(files, source.cfg)
-    model, vocab = _for_this_device(load_model(folder, mesh)[0]), files.vocab()
+    model, vocab = load_model(folder, mesh)[0], files.vocab()
+    if jax.default_backend() == "cpu":  # where bfloat16 is slow
+        model = jax.tree.map(lambda weight: weight.astype("float32"), model)
     return _as_int8(model, vocab) if options.int8 else model, vocab, load_image_tokenizer(files.vq), experiment
-
-
-def _for_this_device(model):
-    """The model in float32 on CPU, where bfloat16 is slow; elsewhere with its stored dtype."""
-    import jax
-    import jax.numpy as jnp
-
-    if jax.default_backend() != "cpu":
-        return model
-    return jax.tree.map(lambda weight: weight.astype(jnp.float32), model)
 
 
 def _as_int8(model, vocab):

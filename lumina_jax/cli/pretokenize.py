@@ -111,25 +111,18 @@ def _shard_slice(options: Namespace) -> slice:
 def _source(spec: str, seed: int, cfg):
     """The records of --source, and their canvas sizes (width, height), or None for the config's crop sizes."""
     kind, _, count = spec.partition(":")
-    if kind != "toy" and not kind.startswith("omni"):
-        from lumina_jax.data.sources import open_source
+    if kind == "toy" or kind.startswith("omni"):
+        from lumina_jax.toyworld.omni import LESSONS, training_source
 
-        return open_source(spec), None
-    if not count.isdigit() or int(count) < 1:
-        raise InputError(f"--source {spec}: say how many {'scenes' if kind == 'toy' else 'exercises'}, as {kind}:10000")
-    if kind == "toy":
-        from lumina_jax.toyworld.scenes import MINI
-        from lumina_jax.toyworld.source import ToySource, training_sizes
-
-        source = ToySource(MINI, training_sizes(cfg.data.size), int(count), seed)
-    else:
-        from lumina_jax.toyworld.omni import LESSONS, OmniSource
-        from lumina_jax.toyworld.scenes import OMNI
-
-        if kind not in LESSONS:
+        if not count.isdigit() or int(count) < 1:
+            raise InputError(f"--source {spec}: say how many records, as {kind}:10000")
+        if kind not in ("toy", *LESSONS):
             raise InputError(f"--source {spec}: no {kind}; choose one of {', '.join(LESSONS)}")
-        source = OmniSource(OMNI, LESSONS[kind].sizes(cfg.data.size), int(count), seed, LESSONS[kind].mix)
-    return source, source.sizes
+        source = training_source(kind, cfg.data.size, int(count), seed)
+        return source, source.sizes
+    from lumina_jax.data.sources import open_source
+
+    return open_source(spec), None
 
 
 def _fit(cfg, source, options: Namespace, sizes) -> None:
@@ -139,11 +132,10 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
     for file in (cfg.vq.path, f"{cfg.data.tokenizer}/tokenizer.json"):
         check_output(file.rpartition("/")[0] or ".")
     from lumina_jax.data.fit import fit
-    from lumina_jax.toyworld.fit import fit_world
+    from lumina_jax.toyworld.fit import fit_omni, fit_world
 
     if options.source.startswith("omni"):
         from convert import load_image_tokenizer
-        from lumina_jax.toyworld.omni_fit import fit_omni
 
         fit_omni(cfg.vq, cfg.data, load_image_tokenizer(options.base) if options.base else None)
         return

@@ -50,13 +50,11 @@ def _minutes(text: str) -> float:
 
 
 def _quickstart(options: Namespace) -> None:
-    from lumina_jax.toyworld.quickstart import quickstart
+    from lumina_jax.toyworld.quickstart import omni_quickstart, quickstart
 
     stages = [load_experiment(str(REPOSITORY / f"configs/toy_stage{n}.py"), []) for n in (1, 2, 3)]
     print(quickstart(stages, Path(options.out), options.minutes))
     if options.omni:
-        from lumina_jax.toyworld.omni_quickstart import omni_quickstart
-
         names = ("toy_omni_first", "toy_omni")
         parts = [load_experiment(str(REPOSITORY / f"configs/{name}.py"), []) for name in names]
         print(omni_quickstart(parts, Path(options.out), options.omni))

@@ -14,9 +14,7 @@ def add_sample(verbs: _SubParsersAction) -> None:
     sample = verbs.add_parser("sample", help="text to pictures and text")
     model_arguments(sample)
     sample.add_argument("--prompt", action="append", default=[], help="what to paint, or to do; may be repeated")
-    sample.add_argument(
-        "--prompts", metavar="FILE", help="a prompt per line, or .jsonl with prompt, size, task, image ..."
-    )
+    sample.add_argument("--prompts", metavar="FILE", help="a prompt per line, or .jsonl: prompt, size, task, image ...")
     sample.add_argument("--task", help="what to do with --image: depth, segmentation, edit, describe ... (generate)")
     sample.add_argument("--image", action="append", default=[], help="a picture for --task or --raw; may be repeated")
     sample.add_argument("--size", type=size, help="WIDTHxHEIGHT in pixels (a square of the model's training area)")
@@ -26,12 +24,8 @@ def add_sample(verbs: _SubParsersAction) -> None:
     sample.add_argument("--live", action="store_true", help="show one answer while it grows; the picture in live.png")
     sample.add_argument("--per-prompt", type=int, default=1, metavar="N", help="answers to each prompt (1)")
     sample.add_argument("--rows", type=int, default=16, help="answers sampled at once, by continuous batching (16)")
-    sample.add_argument(
-        "--tensor", type=int, metavar="N", help="split the model over N devices, answers over the others"
-    )
-    sample.add_argument(
-        "--resume", action="store_true", help="continue in the folder of a stopped run of the same command"
-    )
+    sample.add_argument("--tensor", type=int, metavar="N", help="split the model over N devices, answers over the rest")
+    sample.add_argument("--resume", action="store_true", help="continue a stopped run of the same command")
     sample.add_argument("--worker", metavar="I/N", help="process I (from 0) of N; auto on a TPU pod, Slurm or MPI")
     sample.add_argument("--seed", type=seed, default=0, help="same seed, same pictures (0)")
     sample.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is off")
@@ -51,14 +45,18 @@ def _sample(options: Namespace) -> None:
 
     import jax
 
+    from lumina_jax.config import MeshConfig
     from lumina_jax.sample.prompt import read_lines
+    from lumina_jax.sharding import make_mesh
 
     lines = read_lines(Path(options.prompts)) if options.prompts else []
     if not (lines or options.prompt or options.image or options.chat):
         raise InputError("no prompts; give --prompt TEXT (again for more), --prompts FILE, or --task NAME --image FILE")
     if options.per_prompt < 1 or options.rows < 1:
         raise InputError(f"--per-prompt {options.per_prompt} --rows {options.rows}; both must be at least 1")
-    mesh = _sampling_mesh(options)
+    mesh = None  # without --tensor the model is on one device
+    if options.tensor is not None:
+        mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=options.tensor), jax.local_devices())
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
         model, vocab, vq, experiment = load_for_sampling(options, mesh)
         builder = make_prompt_builder(vq, vocab, experiment, not options.free_size)
@@ -109,16 +107,11 @@ def _paint(model, builder, options: Namespace, prompts: tuple) -> None:
         meter.skip(len(done))
         for answer in paint(model, builder.vq, builder.vocab, job, out, done):
             answers.append(answer)
-            _show(out, job, answer)
+            for name in answer.files or [job.record]:
+                print(out / name, answer.text or "; ".join(answer.broken), flush=True)
             meter.advance(1)
     if options.grid and any(answer.files for answer in answers):
         print(sheet(job, out, answers))
-
-
-def _show(out: Path, job, answer) -> None:
-    text = answer.text or "; ".join(answer.broken)
-    for name in answer.files or [job.record]:
-        print(out / name, text, flush=True)
 
 
 def _live(model, builder, job, out: Path) -> None:
@@ -186,15 +179,3 @@ def _settings(options: Namespace, experiment):
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     base = settings_of(experiment)
     return lambda task: replace(base if task == "generate" else served(task, base), **changes)
-
-
-def _sampling_mesh(options: Namespace):
-    """The mesh of this host's devices that --tensor asks for; None without it: one device."""
-    if options.tensor is None:
-        return None
-    import jax
-
-    from lumina_jax.config import MeshConfig
-    from lumina_jax.sharding import make_mesh
-
-    return make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=options.tensor), jax.local_devices())

@@ -28,11 +28,6 @@ class Chip:
     system: str
     cloud: str
 
-    @property
-    def flops_per_cycle(self) -> float:
-        """Of one TensorCore."""
-        return self.flops / self.clock / self.cores
-
 
 _ALL = (
     Chip("v4", 275e12, 30.75 * GIB, 1.228e12, 6 * 45e9, 6.25e9, 1.05e9, 2, 3, "v4", "v4-{cores}"),

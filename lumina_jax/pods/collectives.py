@@ -12,9 +12,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective over a ring of ``group_size`` chips, each of which sends ``wire_bytes``; an asynchronous one overlaps other
-    work.
-    """
+    """One collective over a ring of ``group_size`` chips, each of which sends ``wire_bytes``; async ones overlap other work."""
 
     kind: str
     group_size: int
@@ -35,39 +33,35 @@ def find_collectives(
     one channel, and counts once.
     """
     if is_collective(i):
-        yield from _uncounted(i, computation, i.op.endswith("-start"), False, channels)
+        instructions, asynchronous, scattered = [(i, computation)], i.op.endswith("-start"), False
     elif i.op in ("fusion", "async-start") and i.reference("calls"):
+        instructions = _collectives_in(program, i.reference("calls"))
         asynchronous = "async" in i.name or i.op == "async-start" or "async_collective" in i.text[:200]
         scattered = "all-reduce-scatter" in i.name or "AllReduceScatterFusion" in i.text
-        yield from _in_called(program, i.reference("calls"), asynchronous, scattered, channels)
+    else:
+        return
+    for c, scope in instructions:
+        channel = re.search(r"channel_id=(\d+)", c.text)
+        if channel:
+            if channel[1] in channels:
+                continue
+            channels.add(channel[1])
+        kind, size = c.op.removesuffix("-start"), group_size(c.text)
+        # An all-reduce fused with the slice of its result runs only the reduce-scatter half of its ring.
+        if kind == "all-reduce" and (scattered or "AllReduceScatterFusion" in c.text):
+            kind = "reduce-scatter"
+        if size > 1 or kind == "collective-permute":  # else it stays on one chip
+            yield Collective(kind, size, _wire_bytes(c, scope, kind, size), asynchronous)
 
 
-def _in_called(
-    program: Program, name: str, asynchronous: bool, scattered: bool, channels: set[str]
-) -> Iterator[Collective]:
+def _collectives_in(program: Program, name: str) -> Iterator[tuple[Instruction, Computation]]:
+    """The collectives in the computation ``name`` and in those it calls, each with the computation that holds it."""
     computation = program.get(name, Computation())
     for i in computation.values():
         if is_collective(i):
-            yield from _uncounted(i, computation, asynchronous, scattered, channels)
+            yield i, computation
         for called in i.called:
-            yield from _in_called(program, called, asynchronous, scattered, channels)
-
-
-def _uncounted(
-    i: Instruction, computation: Computation, asynchronous: bool, scattered: bool, channels: set[str]
-) -> Iterator[Collective]:
-    """The collective ``i``, unless its channel was counted before or it stays on one chip."""
-    channel = re.search(r"channel_id=(\d+)", i.text)
-    if channel:
-        if channel[1] in channels:
-            return
-        channels.add(channel[1])
-    kind, size = i.op.removesuffix("-start"), group_size(i.text)
-    # An all-reduce fused with the slice of its result runs only the reduce-scatter half of its ring.
-    if kind == "all-reduce" and (scattered or "AllReduceScatterFusion" in i.text):
-        kind = "reduce-scatter"
-    if size > 1 or kind == "collective-permute":
-        yield Collective(kind, size, _wire_bytes(i, computation, kind, size), asynchronous)
+            yield from _collectives_in(program, called)
 
 
 def _wire_bytes(i: Instruction, computation: Computation, kind: str, size: int) -> float:

@@ -146,11 +146,7 @@ def compile_train_step(cfg: Experiment, topology: Topology, devices: list[jax.De
 
 
 def compile_sampling(
-    cfg: Experiment,
-    topology: Topology,
-    devices: list[jax.Device],
-    programs: Sequence[str] = PROGRAMS,
-    int8: bool = False,
+    cfg: Experiment, topology: Topology, devices: list[jax.Device], programs: Sequence[str], int8: bool
 ) -> Iterator[Outcome]:
     """Prefill, and one pass of the decoding loop, in bfloat16 (with ``int8``, the matrices of the blocks in int8).
 
@@ -158,9 +154,8 @@ def compile_sampling(
     many chips of a host as divide heads, MLP and vocabulary.
     """
     m = cfg.model
-    tensor = cfg.mesh.tensor
-    if tensor <= 1:
-        tensor = math.gcd(CHIPS_PER_HOST, len(devices), m.kv_heads, m.mlp, m.vocab)
+    host_share = math.gcd(CHIPS_PER_HOST, len(devices), m.kv_heads, m.mlp, m.vocab)
+    tensor = cfg.mesh.tensor if cfg.mesh.tensor > 1 else host_share
     mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=tensor), devices)
     start = time.monotonic()
     shapes = jax.eval_shape(functools.partial(_sampling_model, cfg.model, int8))
@@ -169,13 +164,9 @@ def compile_sampling(
     window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window or backend(mesh).draft_window
     settings = replace(cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT_TOKENS - window, 1))
     lowered = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
-    work = Workload(
-        len(prompts) * (2 if cfg.sample.guidance != 1 else 1),
-        PROMPT_TOKENS,
-        weights=_bytes_per_chip(model),
-        cache=lowered.cache / topology.chips,
-        dtype="int8 and bfloat16" if int8 else "bfloat16",
-    )
+    rows, dtype = len(prompts) * (2 if cfg.sample.guidance != 1 else 1), "int8 and bfloat16" if int8 else "bfloat16"
+    cache = lowered.cache / topology.chips
+    work = Workload(rows, PROMPT_TOKENS, weights=_bytes_per_chip(model), cache=cache, dtype=dtype)
     prefill_costs = functools.partial(program_costs, unbounded_trips=0)
     for name, length, estimate in (("prefill", PROMPT_TOKENS, prefill_costs), ("decode", 1, iteration_costs)):
         if name in programs:

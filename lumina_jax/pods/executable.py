@@ -116,13 +116,8 @@ class HbmUsage:
 
 def hbm_usage(compiled: jax.stages.Compiled) -> HbmUsage:
     """What the compiler allocated."""
-    analysis = compiled.memory_analysis()
-    return HbmUsage(
-        analysis.argument_size_in_bytes,
-        analysis.output_size_in_bytes,
-        analysis.alias_size_in_bytes,
-        analysis.temp_size_in_bytes,
-    )
+    m = compiled.memory_analysis()
+    return HbmUsage(m.argument_size_in_bytes, m.output_size_in_bytes, m.alias_size_in_bytes, m.temp_size_in_bytes)
 
 
 def program_costs(program: Program, chip: Chip, unbounded_trips: int = 1) -> Costs:
@@ -171,7 +166,7 @@ def _walk(program: Program, chip: Chip, name: str, times: int, unbounded_trips: 
             for c in find_collectives(program, i, computation, channels):
                 category, label = "async" if c.asynchronous else "sync", f"{c.kind}/{c.group_size}"
                 yield InstructionCost(category, label, times, c.wire_bytes / chip.ici, c.wire_bytes)
-            if cost := _local_cost(program, chip, i, computation, times):
+            if cost := _cost(program, chip, i, computation, times):
                 yield cost
 
 
@@ -182,19 +177,21 @@ def _branches(i: Instruction) -> list[str]:
     return called + ([numbered[1]] if numbered else [])
 
 
-def _local_cost(
-    program: Program, chip: Chip, i: Instruction, computation: Computation, times: int
-) -> InstructionCost | None:
+def _cost(program: Program, chip: Chip, i: Instruction, computation: Computation, times: int) -> InstructionCost | None:
     """The cost of an instruction apart from collectives within a slice; None when there is none."""
-    if is_collective(i):
+    if is_collective(i) or (i.op == "custom-call" and kernels.TARGET not in i.text):
         return None
     if i.op == "custom-call":
-        if kernels.TARGET not in i.text:
-            return None
         seconds = kernels.kernel_seconds(i, computation, chip)
         return InstructionCost("kernels", i.name.split(".")[0], times, seconds)
     if i.op in ("send", "recv"):
-        return _cross_slice_cost(chip, i, computation, times)
+        if i.op == "recv" or "megascale" not in i.text:
+            return None
+        # The compiler expresses a collective between slices as a send to the host.
+        sent = computation.bytes(i.operands[0])
+        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.text)
+        name = kind[1].lower().replace("_", "-") if kind else "send"
+        return InstructionCost("dcn", f"{name}/slices", times, sent / chip.dcn, sent)
     flops = program.flops(i, computation)
     if flops:
         moved = fusion_bytes(program, i, computation)
@@ -205,13 +202,3 @@ def _local_cost(
         return None  # copies between HBM and on-chip memory that overlap other work
     moved = moved_bytes(program, i, computation)
     return InstructionCost("memory", i.name, times, moved / chip.bandwidth, moved)
-
-
-def _cross_slice_cost(chip: Chip, i: Instruction, computation: Computation, times: int) -> InstructionCost | None:
-    """The cost of a collective's traffic between slices, which the compiler expresses as a send to the host."""
-    if i.op == "recv" or "megascale" not in i.text:
-        return None
-    sent = computation.bytes(i.operands[0])
-    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.text)
-    name = kind[1].lower().replace("_", "-") if kind else "send"
-    return InstructionCost("dcn", f"{name}/slices", times, sent / chip.dcn, sent)

@@ -17,7 +17,7 @@ MATMULS = ("convolution", "dot")
 
 _ARRAY = re.compile(r"([a-z]+[0-9]*[a-z0-9]*)\[([0-9,]*)\](\{[^}]*\})?")
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(ROOT )?%([^\s=]+) = (\(.*?\)|\S+) ([a-z][a-z0-9\-]*)\((.*)$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%([^\s=]+) = (\(.*?\)|\S+) ([a-z][a-z0-9\-]*)\((.*)$")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CONSTANT = re.compile(r"s32\[\]\S* constant\((\d+)\)")
 
@@ -56,7 +56,6 @@ class Instruction:
     op: str
     shape: str
     operands: tuple[str, ...]
-    root: bool
     text: str
 
     @functools.cached_property
@@ -116,9 +115,7 @@ class Program(dict[str, Computation]):
         """Operations of the matrix products in an instruction of ``computation`` and in the computations it calls."""
         if instruction.op in MATMULS:
             return _matmul_flops(instruction, computation)
-        return self._called_flops(instruction.reference("calls"))
-
-    def _called_flops(self, name: str | None) -> float:
+        name = instruction.reference("calls")
         if name not in self:
             return 0
         if name not in self._flops:
@@ -155,7 +152,7 @@ def _computation(lines: list[str]) -> Computation:
     computation = Computation()
     for line in lines:
         if match := _INSTRUCTION.match(line):
-            root, name, shape, op, rest = match.groups()
+            name, shape, op, rest = match.groups()
             operands = tuple(re.findall(r"%([\w.\-<>]+)", rest.split("), ")[0]))
-            computation[name] = Instruction(name, op, shape, operands, bool(root), line)
+            computation[name] = Instruction(name, op, shape, operands, line)
     return computation

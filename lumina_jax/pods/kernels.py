@@ -39,9 +39,7 @@ SAME_CORE = {"v4": "v5p"}
 
 @dataclass(frozen=True)
 class SplashKernel:
-    """One call of splash attention: ``steps`` grid steps (blocks of the causal triangle x heads x rows), each of ``block_q`` x
-    ``block_kv``.
-    """
+    """One call of splash attention: ``steps`` (causal blocks x heads x rows), each of ``block_q`` x ``block_kv``."""
 
     pass_: str
     block_q: int
@@ -69,17 +67,14 @@ class SplashKernel:
 
 def mxu_cycles(pass_: str, block_q: int, block_kv: int, head_dim: int, chip: Chip) -> float:
     """Cycles of a grid step in which the matrix units of one core run at their peak: a lower bound on its bundles."""
-    return MATMULS[pass_] * 2 * block_q * block_kv * head_dim / chip.flops_per_cycle
+    return MATMULS[pass_] * 2 * block_q * block_kv * head_dim / (chip.flops / chip.clock / chip.cores)
 
 
 def _interpolate(table: dict[int, float], size: float) -> float:
     """Linear between the neighbours of ``size``, constant beyond the ends."""
-    sizes = sorted(table)
-    low = max((known for known in sizes if known <= size), default=sizes[0])
-    high = min((known for known in sizes if known >= size), default=sizes[-1])
-    if low >= high:
-        return table[low if size >= low else high]
-    return table[low] + (table[high] - table[low]) * (size - low) / (high - low)
+    size = min(max(size, min(table)), max(table))
+    low, high = max(known for known in table if known <= size), min(known for known in table if known >= size)
+    return table[low] + (table[high] - table[low]) * (size - low) / max(high - low, 1)
 
 
 def splash_kernel(call: Instruction) -> SplashKernel | None:
@@ -95,23 +90,17 @@ def splash_kernel(call: Instruction) -> SplashKernel | None:
     pass_ = match[1]
     suffix = "" if pass_ == "fwd" else f"_{pass_}"
     block_q, block_kv = sizes[f"block_q{suffix}"], sizes[f"block_kv{suffix}"]
-    *rows, length, head_dim = _query_shape(call)
+    # The queries [B H T K] are the first operand that is neither a mask nor a scalar.
+    layouts = call.text.partition("operand_layout_constraints={")[2].partition("}}, ")[0]
+    shapes = [array.dims for array in arrays(layouts) if array.dtype in ("bf16", "f32")]
+    *rows, length, head_dim = next(dims for dims in shapes if len(dims) >= 3)
     queries, keys = -(-length // block_q), -(-length // block_kv)
     # The mask keeps a block whose first key is not behind its last query.
     blocks = sum(min(keys, (q * block_q + block_q - 1) // block_kv + 1) for q in range(queries))
-    fused = pass_ == "dkv" and _outputs_dq(call)
-    return SplashKernel("fused" if fused else pass_, block_q, block_kv, head_dim, blocks * math.prod(rows))
-
-
-def _query_shape(call: Instruction) -> tuple[int, ...]:
-    """[B H T K] of the queries: the first operand that is neither a mask nor a scalar."""
-    layouts = call.text.partition("operand_layout_constraints={")[2].partition("}}, ")[0]
-    return next(a.dims for a in arrays(layouts) if a.dtype in ("bf16", "f32") and len(a.dims) >= 3)
-
-
-def _outputs_dq(call: Instruction) -> bool:
-    """Whether a backward kernel is fused: it then returns dq too, per block of keys, with one axis more than the queries."""
-    return any(len(array.dims) == len(_query_shape(call)) + 1 for array in call.arrays)
+    # A fused backward kernel returns dq too, per block of keys, with one axis more than the queries.
+    if pass_ == "dkv" and any(len(array.dims) == len(rows) + 3 for array in call.arrays):
+        pass_ = "fused"
+    return SplashKernel(pass_, block_q, block_kv, head_dim, blocks * math.prod(rows))
 
 
 def kernel_seconds(call: Instruction, computation: Computation, chip: Chip) -> float:

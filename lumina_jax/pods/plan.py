@@ -96,16 +96,13 @@ def by_memory(cfg: Experiment, topology: Topology) -> list[Experiment]:
 def other_meshes(cfg: Experiment, topology: Topology) -> list[Experiment]:
     """Variants that split weights over fewer or more chips, but never across slices."""
     tensor, slice_chips = cfg.mesh.tensor, topology.chips // topology.slices
-    present = mesh_shape(cfg, topology)
+    _, present, _ = mesh_shape(cfg, topology)
     variants = []
     for fsdp in dict.fromkeys((*FSDP_SIZES, slice_chips // max(tensor, 1))):
-        if tensor == -1 or slice_chips % (fsdp * tensor) or cfg.model.width % fsdp or fsdp == present[1]:
-            continue
-        mesh = replace(cfg.mesh, replica=topology.chips // (fsdp * tensor), fsdp=fsdp)
-        variant = replace(cfg, mesh=mesh)
-        if _divides(variant, topology):
-            variants.append(variant)
-    return variants
+        if tensor != -1 and slice_chips % (fsdp * tensor) == cfg.model.width % fsdp == 0 and fsdp != present:
+            mesh = replace(cfg.mesh, replica=topology.chips // (fsdp * tensor), fsdp=fsdp)
+            variants.append(replace(cfg, mesh=mesh))
+    return [variant for variant in variants if _divides(variant, topology)]
 
 
 def mesh_shape(cfg: Experiment, topology: Topology) -> tuple[int, int, int]:

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from rich import box
@@ -18,9 +17,6 @@ from lumina_jax.pods.compile import Outcome
 from lumina_jax.pods.flags import libtpu_init_args
 
 WIDTH = 110
-PASSES = {"train": "step", "prefill": "prefill", "decode": "token"}
-"""Program -> what one run of it is called."""
-
 CATEGORIES = (
     ("mxu", "matrix products"),
     ("memory", "HBM traffic of the rest"),
@@ -64,7 +60,7 @@ def _memory_rows(o: Outcome) -> list[tuple[str, float, str]]:
 
 
 def _add_seconds(table: Table, o: Outcome) -> None:
-    costs, unit = o.costs, PASSES[o.program]
+    costs = o.costs
     for category, name in CATEGORIES:
         seconds = costs.seconds(category)
         if seconds:
@@ -73,6 +69,7 @@ def _add_seconds(table: Table, o: Outcome) -> None:
         for name, seconds in (("in series", costs.serial), ("all collectives hidden", costs.overlapped)):
             table.add_row(f"step, {name}", duration(seconds), f"MFU at most {o.mfu(seconds):.1%}")
         return
+    unit = "token" if o.program == "decode" else "prefill"
     table.add_row(f"{unit}, in series", duration(costs.serial), "overestimates thin matrix products")
     table.add_row(f"{unit}, at the roofline", duration(costs.roofline), "without prefetches")
     if o.program == "decode":
@@ -230,6 +227,4 @@ def save(outcome: Outcome, folder: Path) -> list[Path]:
 
 def stem(outcome: Outcome) -> str:
     """The stem of file names: lumina_7b_512.v5p-4x4x4, or lumina_7b_512.2-v5p-4x4x4 for two slices."""
-    topology = replace(outcome.topology, slices=1)
-    slices = f"{outcome.topology.slices}-" if outcome.topology.slices > 1 else ""
-    return f"{outcome.experiment.name}.{slices}{str(topology).replace(':', '-')}"
+    return f"{outcome.experiment.name}.{str(outcome.topology).replace(' x ', '-').replace(':', '-')}"

@@ -12,14 +12,8 @@ from lumina_jax.errors import InputError, MissingPackageError
 from lumina_jax.pods.chips import CHIPS, Chip
 
 SHAPES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
-SHAPES_3D = (
-    (1, 1, 1),
-    (2, 2, 1),
-    (2, 2, 2),
-    (2, 2, 4),
-    (2, 4, 4),
-    *itertools.combinations_with_replacement(range(4, 29, 4), 3),
-)
+_CUBES = itertools.combinations_with_replacement(range(4, 29, 4), 3)
+SHAPES_3D = ((1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), *_CUBES)
 """A single chip, then the slices that Google Cloud rents, from one host to cubes of 4 x 4 x 4 side by side."""
 
 
@@ -67,9 +61,8 @@ class Topology:
     def devices(self) -> list:
         """One jax device per chip, slice by slice. Raises MissingPackageError when libtpu is not installed."""
         if importlib.util.find_spec("libtpu") is None:
-            raise MissingPackageError(
-                "the TPU compiler is not installed; it runs on any Linux machine: pip install -r lumina_jax/pods/requirements.txt"
-            )
+            cure = "it runs on any Linux machine: pip install -r lumina_jax/pods/requirements.txt"
+            raise MissingPackageError(f"the TPU compiler is not installed; {cure}")
         from jax.experimental.topologies import get_topology_desc
 
         # Without wrap the compiler assumes a mesh with edges and turns a gather over all chips into a padded all-reduce.

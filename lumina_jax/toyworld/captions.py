@@ -82,11 +82,8 @@ class Count:
 
 Claim = Thing | Relation | Region | Background | Count
 
-REGION_PHRASES = {
-    word: f"{'at' if word in ('top', 'bottom', 'left', 'right') else 'in'} the {word}"
-    for row in REGIONS
-    for word in row
-}
+EDGES = ("top", "bottom", "left", "right")
+REGION_PHRASES = {word: f"{'at' if word in EDGES else 'in'} the {word}" for row in REGIONS for word in row}
 
 
 @dataclass(frozen=True)
@@ -132,16 +129,14 @@ def parse(text: str) -> Caption:
     words = _PhraseReader(text)
     claims: list[Claim] = [_read_thing(words)]
     count = 1
-    if word := words.take(_identity(RELATIONS)):
+    if word := words.take(RELATIONS):
         claims += [Relation(word), _read_thing(words)]
         count = 2
-    elif word := words.take({phrase: word for word, phrase in REGION_PHRASES.items()}):
-        claims.append(Region(word))
-    backgrounds = {f"on {name}": name for name in BACKGROUNDS} | {
-        f"on a {name} background": name for name in BACKGROUNDS
-    }
-    if name := words.take(backgrounds):
-        claims.append(Background(name))
+    elif phrase := words.take(regions := {phrase: word for word, phrase in REGION_PHRASES.items()}):
+        claims.append(Region(regions[phrase]))
+    backgrounds = {form.format(name): name for form in ("on {}", "on a {} background") for name in BACKGROUNDS}
+    if phrase := words.take(backgrounds):
+        claims.append(Background(backgrounds[phrase]))
     words.expect_end()
     return Caption(text, (*claims, Count(count)))
 
@@ -189,22 +184,21 @@ class _PhraseReader:
         self.remaining = text.lower().strip(" .\n").split()
         self.expected: list[str] = []
 
-    def take(self, options: dict[str, str]) -> str | None:
-        """Consumes the next phrase if it is one of ``options`` and returns its value; None otherwise."""
-        for phrase, value in options.items():
+    def take(self, options: Iterable[str]) -> str | None:
+        """Consumes the next phrase if it is one of ``options`` and returns it; None otherwise."""
+        for phrase in options:
             words = phrase.split()
             if self.remaining[: len(words)] == words:
                 del self.remaining[: len(words)]
                 self.expected = []
-                return value
+                return phrase
         self.expected += options
         return None
 
-    def require(self, options: dict[str, str]) -> str:
-        value = self.take(options)
-        if value is None:
+    def require(self, options: Iterable[str]) -> str:
+        if (phrase := self.take(options)) is None:
             raise self.error()
-        return value
+        return phrase
 
     def expect_end(self) -> None:
         if self.remaining:
@@ -216,12 +210,6 @@ class _PhraseReader:
 
 
 def _read_thing(words: _PhraseReader) -> Thing:
-    words.require(_identity("a"))
-    size = words.take(_identity(SIZES))
-    colour = words.require(_identity(COLOURS))
-    return Thing(colour, words.require(_identity(ALL_SHAPES)), size)
-
-
-def _identity(words: Iterable[str]) -> dict[str, str]:
-    """Phrases whose value is the phrase itself."""
-    return {word: word for word in words}
+    words.require(["a"])
+    size, colour = words.take(SIZES), words.require(COLOURS)
+    return Thing(colour, words.require(ALL_SHAPES), size)

@@ -1,4 +1,4 @@
-"""Exercises: one class per capability, each with its turns, its pictures and the scenes they come from."""
+"""Exercises: one class per capability, each with its name in conversation.TASKS, its turns, its pictures and their scenes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ class Paint:
 
     scene: Scene
     caption: Caption
+    task = "generate"
 
     @property
     def turns(self) -> list[Turn]:
@@ -40,6 +41,10 @@ class PredictView:
     view: str
 
     @property
+    def task(self) -> str:
+        return self.view
+
+    @property
     def turns(self) -> list[Turn]:
         return [(task_prompt(self.view), IMAGE_SYMBOL)]
 
@@ -56,10 +61,11 @@ class Detect:
     scene: Scene
     thing: Object
     phrase: Thing
+    task = "detect"
 
     @property
     def turns(self) -> list[Turn]:
-        return [(task_prompt("detect", without_article(self.phrase)), IMAGE_SYMBOL)]
+        return [(task_prompt(self.task, without_article(self.phrase)), IMAGE_SYMBOL)]
 
     @property
     def pictures(self) -> list[np.ndarray]:
@@ -72,6 +78,7 @@ class PaintFromView:
 
     scene: Scene
     view: str
+    task = "condition"
 
     @property
     def caption(self) -> Caption:
@@ -79,7 +86,7 @@ class PaintFromView:
 
     @property
     def turns(self) -> list[Turn]:
-        return [(task_prompt("condition", self.caption.text), IMAGE_SYMBOL)]
+        return [(task_prompt(self.task, self.caption.text), IMAGE_SYMBOL)]
 
     @property
     def pictures(self) -> list[np.ndarray]:
@@ -92,11 +99,12 @@ class ApplyEdits:
 
     scenes: tuple[Scene, ...]
     edits: tuple[SceneEdit, ...]
+    task = "edit"
 
     @property
     def turns(self) -> list[Turn]:
         return [
-            (task_prompt("edit", edit.text, images=int(not number)), IMAGE_SYMBOL)
+            (task_prompt(self.task, edit.text, images=int(not number)), IMAGE_SYMBOL)
             for number, edit in enumerate(self.edits)
         ]
 
@@ -110,10 +118,11 @@ class Describe:
     """Describe a picture completely."""
 
     scene: Scene
+    task = "describe"
 
     @property
     def turns(self) -> list[Turn]:
-        return [(task_prompt("describe"), describe(self.scene).text)]
+        return [(task_prompt(self.task), describe(self.scene).text)]
 
     @property
     def pictures(self) -> list[np.ndarray]:
@@ -126,11 +135,12 @@ class AnswerQuestions:
 
     scenes: tuple[Scene, ...]
     questions: tuple[QuestionAnswer, ...]
+    task = "question"
 
     @property
     def turns(self) -> list[Turn]:
         return [
-            (task_prompt("question", question, images=0 if number else len(self.scenes)), answer)
+            (task_prompt(self.task, question, images=0 if number else len(self.scenes)), answer)
             for number, (question, answer) in enumerate(self.questions)
         ]
 

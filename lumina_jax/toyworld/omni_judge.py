@@ -1,38 +1,41 @@
 """Scores of replies to exercises: every task in its field's metrics, against exact ground truth."""
 
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from lumina_jax.errors import InputError
 from lumina_jax.pictures import annotations, dense_maps, metrics
-from lumina_jax.toyworld import views
+from lumina_jax.toyworld import exercises, views
 from lumina_jax.toyworld.captions import Caption, Count, Thing, describe, facts_true, parse
-from lumina_jax.toyworld.exercises import (
-    REFINE,
-    AnswerQuestions,
-    ApplyEdits,
-    Describe,
-    Detect,
-    Exercise,
-    Paint,
-    PaintFromView,
-    PredictView,
-    Reply,
-)
+from lumina_jax.toyworld.exercises import REFINE, Exercise, Reply
 from lumina_jax.toyworld.figures import JOINTS, PERSON, RADIUS
 from lumina_jax.toyworld.judge import ALL_KINDS, judge, perceive
 from lumina_jax.toyworld.scenes import Object, Scene
 
 Scores = dict[str, float]
 
-WORST: Mapping[str, float] = MappingProxyType(
-    {"abs_rel": 1.0, "degrees": 90.0, "miou": 0.0, "accuracy": 0.0, "delta": 0.0, "delta_objects": 0.0, "pck": 0.0}
-    | {"iou": 0.0, "kept": 0.0, "psnr_db": 0.0, "exact": 0.0}
-    | {"inside": 0.0, "outside": 0.0, "right": 0.0, "answers": 0.0}
-)
-"""Scores by name, with the values that a missing picture or one of another size gets."""
+LABELS = {
+    "right": "all right",
+    "answers": "answers right",
+    "inside": "edit done",
+    "outside": "all else kept",
+    "miou": "mIoU",
+    "accuracy": "pixel accuracy",
+    "delta": "depth within 1.25",
+    "delta_objects": "the same on objects",
+    "abs_rel": "AbsRel",
+    "degrees": "mean angle in degrees",
+    "pck": "PCK at 0.1",
+    "iou": "box IoU",
+    "kept": "all else kept",
+    "psnr_db": "PSNR in dB",
+    "exact": "pixels exact",
+}
+"""Score name -> label."""
+WORST = dict.fromkeys(LABELS, 0.0) | {"abs_rel": 1.0, "degrees": 90.0}
+"""Score name -> the value that a missing picture or one of another size gets."""
 
 JOINT_TOLERANCE = 0.1
 """A predicted joint is correct within this share of a person's height."""
@@ -44,29 +47,27 @@ def score(exercise: Exercise, replies: Sequence[Reply]) -> Scores:
     """Scores of the replies, one per turn, by names of WORST. ``right`` is 1 if everything is as it should be, otherwise 0."""
     reply = replies[0]
     match exercise:
-        case AnswerQuestions():
+        case exercises.AnswerQuestions():
             return _score_answers(exercise, replies)
-        case Describe():
+        case exercises.Describe():
             return {"right": float(isinstance(reply, str) and _describes(reply, exercise.scene))}
-        case ApplyEdits():
+        case exercises.ApplyEdits():
             return _score_edits(exercise, replies)
+        case exercises.PredictView():
+            names, measure = VIEW_SCORES[exercise.view]
+        case exercises.Detect():
+            names, measure = ("iou", "kept"), partial(_score_box, thing=exercise.thing)
+        case exercises.Paint():
+            names, measure = ("right",), partial(_score_painted, caption=exercise.caption)
+        case exercises.PaintFromView():
+            names, measure = ("right",), partial(_score_painted, caption=exercise.caption, view=exercise.view)
     scene = exercise.scene
-    names = _score_names(exercise)
     if not isinstance(reply, np.ndarray) or reply.shape != (scene.height, scene.width, 3):
         return {name: WORST[name] for name in names}
-    match exercise:
-        case Paint():
-            values = (_shows(reply, scene, exercise.caption),)
-        case PaintFromView():
-            values = (_shows(reply, scene, exercise.caption) and _same_layout(reply, scene, exercise.view == "pose"),)
-        case Detect():
-            values = _score_box(reply, scene, exercise.thing)
-        case PredictView():
-            values = VIEW_SCORES[exercise.view](reply, scene)
-    return dict(zip(names, map(float, values), strict=True))
+    return dict(zip(names, map(float, measure(reply, scene)), strict=True))
 
 
-def _score_answers(exercise: AnswerQuestions, replies: Sequence[Reply]) -> Scores:
+def _score_answers(exercise: exercises.AnswerQuestions, replies: Sequence[Reply]) -> Scores:
     """Whether all answers are right, and for several questions also the share of right ones."""
     pairs = zip(replies, exercise.questions, strict=True)
     right = [isinstance(reply, str) and reply.strip() == answer for reply, (_, answer) in pairs]
@@ -76,15 +77,6 @@ def _score_answers(exercise: AnswerQuestions, replies: Sequence[Reply]) -> Score
 def mean_scores(scores: Sequence[Scores]) -> Scores:
     """The mean of each score."""
     return {name: float(np.mean([single[name] for single in scores])) for name in scores[0]}
-
-
-def _score_names(exercise: Exercise) -> tuple[str, ...]:
-    match exercise:
-        case Detect():
-            return "iou", "kept"
-        case PredictView():
-            return VIEW_SCORE_NAMES[exercise.view]
-    return ("right",)
 
 
 def _score_segmentation(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
@@ -119,20 +111,14 @@ def _score_refined(picture: np.ndarray, scene: Scene) -> tuple[float, ...]:
     return metrics.psnr(truth, picture), np.mean((picture == truth).all(axis=-1))
 
 
-VIEW_SCORES = MappingProxyType(
-    {"segmentation": _score_segmentation, "depth": _score_depth, "normal": _score_normals, "pose": _score_pose}
-    | {REFINE: _score_refined}
-)
-VIEW_SCORE_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "segmentation": ("miou", "accuracy"),
-        "depth": ("abs_rel", "delta", "delta_objects"),
-        "normal": ("degrees",),
-        "pose": ("pck",),
-        REFINE: ("psnr_db", "exact"),
-    }
-)
-"""The names of the values that VIEW_SCORES return; ``delta_objects`` leaves out the wall, whose depth is constant."""
+VIEW_SCORES: dict[str, tuple[tuple[str, ...], Callable[[np.ndarray, Scene], tuple[float, ...]]]] = {
+    "segmentation": (("miou", "accuracy"), _score_segmentation),
+    "depth": (("abs_rel", "delta", "delta_objects"), _score_depth),
+    "normal": (("degrees",), _score_normals),
+    "pose": (("pck",), _score_pose),
+    REFINE: (("psnr_db", "exact"), _score_refined),
+}
+"""View -> the names of its scores and the function that returns them; ``delta_objects`` leaves out the wall of constant depth."""
 
 
 def _score_box(picture: np.ndarray, scene: Scene, thing: Object) -> tuple[float, ...]:
@@ -146,8 +132,10 @@ def _score_box(picture: np.ndarray, scene: Scene, thing: Object) -> tuple[float,
     return (metrics.box_iou(truth, predicted) if predicted else 0.0), kept
 
 
-def _shows(picture: np.ndarray, scene: Scene, caption: Caption) -> bool:
-    return judge(picture, caption, scene.canvas, ALL_KINDS).all_right
+def _score_painted(picture: np.ndarray, scene: Scene, caption: Caption, view: str = "") -> tuple[bool]:
+    """Whether the picture shows all that the caption says and, with a ``view``, has the layout that the view shows."""
+    right = judge(picture, caption, scene.canvas, ALL_KINDS).all_right
+    return (right and (not view or _same_layout(picture, scene, persons_only=view == "pose")),)
 
 
 def _same_layout(picture: np.ndarray, scene: Scene, persons_only: bool) -> bool:
@@ -168,7 +156,7 @@ def _same_outline(first: Object, second: Object) -> bool:
     return same and max(abs(first.x - second.x), abs(first.y - second.y)) <= POSITION_TOLERANCE
 
 
-def _score_edits(exercise: ApplyEdits, replies: Sequence[Reply]) -> Scores:
+def _score_edits(exercise: exercises.ApplyEdits, replies: Sequence[Reply]) -> Scores:
     """Whether each edit is done to the model's own previous picture, and all pixels outside the edited object are equal."""
     before, picture = exercise.scenes[0], exercise.scenes[0].render()
     inside = outside = True

@@ -10,6 +10,7 @@ distinct patches of all scenes are few enough for an exact codebook.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from typing import TypeVar
 
 import numpy as np
@@ -50,7 +51,7 @@ Pixels = tuple[int, int]
 Triple = tuple[str, str, str]
 PairCentres = tuple[str, str, np.ndarray]
 """The sizes of two objects and their possible centres, i32[n 4] as (x, y, x, y)."""
-Pairs = dict[str, tuple[PairCentres, ...]]
+Pairs = dict[str, list[PairCentres]]
 """Relation -> the possible centres of two objects in that relation, for each pair of sizes."""
 T = TypeVar("T")
 
@@ -112,11 +113,6 @@ def relation(subject: Object, other: Object) -> str:
 def is_of_size(thing: Object, canvas: Pixels) -> bool:
     """Whether the shape may have this size on the canvas: persons have only one radius, other shapes any."""
     return thing.shape != PERSON or radii(canvas)[thing.size] == RADIUS
-
-
-def posed(thing: Object, rng: np.random.Generator) -> Object:
-    """A person in a random pose; any other object unchanged."""
-    return replace(thing, pose=pick(rng, POSES)) if thing.shape == PERSON else thing
 
 
 def clear(first: Object, second: Object, canvas: Pixels) -> bool:
@@ -218,12 +214,18 @@ class World:
         background = pick(rng, self.backgrounds)
         pairs = _pairs(canvas, self.snap)
         if held_out:
-            objects = self._held_out_pair(rng, pairs, canvas)
+            triples = tuple(triple for triple in self.held_out if triple[2] in pairs)
+            if not triples:
+                raise InputError(
+                    f"a canvas of {canvas[0]}x{canvas[1]} px has no room for any triple of {self.held_out}"
+                )
+            objects = self._pair(rng, pairs, canvas, triples)
         elif pairs and rng.random() >= self.single_share:
             objects = self._pair(rng, pairs, canvas)
         else:
             objects = self._single(rng, canvas)
-        return Scene(*canvas, background, tuple(posed(thing, rng) for thing in objects))
+        posed = (replace(thing, pose=pick(rng, POSES)) if thing.shape == PERSON else thing for thing in objects)
+        return Scene(*canvas, background, tuple(posed))
 
     def is_held_out(self, subject: Object, other: Object) -> bool:
         """Whether the pair shows a held-out triple, with either object as the subject."""
@@ -240,31 +242,21 @@ class World:
             if is_of_size(thing, canvas):
                 return (thing,)
 
-    def _pair(self, rng: np.random.Generator, pairs: Pairs, canvas: Pixels) -> tuple[Object, ...]:
-        while True:
-            word = pick(rng, tuple(pairs))
-            objects = self._placed(rng, pairs[word], pick(rng, self.colours), pick(rng, self.shapes))
-            if not self.is_held_out(*objects) and all(is_of_size(thing, canvas) for thing in objects):
-                return objects
-
-    def _held_out_pair(self, rng: np.random.Generator, pairs: Pairs, canvas: Pixels) -> tuple[Object, ...]:
-        triples = tuple(triple for triple in self.held_out if triple[2] in pairs)
-        if not triples:
-            raise InputError(f"a canvas of {canvas[0]}x{canvas[1]} px has no room for any triple of {self.held_out}")
-        while True:
-            colour, shape, word = pick(rng, triples)
-            objects = self._placed(rng, pairs[word], colour, shape)
-            if all(is_of_size(thing, canvas) for thing in objects):
-                return objects
-
-    def _placed(
-        self, rng: np.random.Generator, pairs: tuple[PairCentres, ...], colour: str, shape: str
+    def _pair(
+        self, rng: np.random.Generator, pairs: Pairs, canvas: Pixels, triples: tuple[Triple, ...] = ()
     ) -> tuple[Object, ...]:
-        """A subject of this colour and shape, and another object of any kind."""
-        first, second, centres = pick(rng, pairs)
-        ax, ay, bx, by = pick(rng, centres).tolist()
-        other = Object(pick(rng, self.shapes), pick(rng, self.colours), second, bx, by)
-        return Object(shape, colour, first, ax, ay), other
+        """Two objects, the first the subject of one of ``triples``; without any, a pair that shows no held-out triple."""
+        while True:
+            if triples:
+                colour, shape, word = pick(rng, triples)
+            else:
+                word, colour, shape = (pick(rng, options) for options in (tuple(pairs), self.colours, self.shapes))
+            first, second, centres = pick(rng, pairs[word])
+            ax, ay, bx, by = pick(rng, centres).tolist()
+            other = Object(pick(rng, self.shapes), pick(rng, self.colours), second, bx, by)
+            objects = Object(shape, colour, first, ax, ay), other
+            if (triples or not self.is_held_out(*objects)) and all(is_of_size(thing, canvas) for thing in objects):
+                return objects
 
     def centres(self, size: str, canvas: Pixels) -> list[Pixels]:
         """The possible centres (x, y) of an object of ``size`` on a canvas, row by row."""
@@ -281,12 +273,11 @@ OMNI = World(shapes=ALL_SHAPES)
 @lru_cache(maxsize=256)
 def _pairs(canvas: Pixels, snap: int) -> Pairs:
     """All placements of two clear objects on a canvas; empty when two objects do not fit."""
-    pairs: dict[str, list[PairCentres]] = {}
-    for first in SIZES:
-        for second in SIZES:
-            for word, centres in _pair_centres(canvas, radii(canvas)[first], radii(canvas)[second], snap).items():
-                pairs.setdefault(word, []).append((first, second, centres))
-    return {word: tuple(placements) for word, placements in pairs.items()}
+    pairs: Pairs = {}
+    for first, second in product(SIZES, repeat=2):
+        for word, centres in _pair_centres(canvas, radii(canvas)[first], radii(canvas)[second], snap).items():
+            pairs.setdefault(word, []).append((first, second, centres))
+    return pairs
 
 
 def _pair_centres(canvas: Pixels, first: int, second: int, snap: int) -> dict[str, np.ndarray]:

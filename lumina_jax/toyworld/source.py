@@ -47,36 +47,44 @@ def captioned_scene(
     return scene, random_caption(scene, np.random.default_rng((seed, index)))
 
 
-def check_stream(sizes: Sequence[Pixels], count: int, seed: int) -> None:
-    """Raises InputError unless a training stream has canvas sizes, records, and a seed below those of evaluation."""
-    if not sizes or count < 1 or not 0 <= seed < EVALUATION:
-        raise InputError(f"{len(sizes)} sizes, count={count}, seed={seed}: need at least 1, 1, and 0 <= seed < 2**32")
+class WorldSource:
+    """``count`` records of ``world``, made on access: a data source for pretokenizing. ``option`` is a subclass's own setting.
 
-
-class ToySource:
-    """``count`` captioned scenes of ``world``, made on access; a data source for pretokenizing.
-
-    Canvases ``sizes`` take turns: one listed twice comes twice as often. The attribute ``sizes`` has no duplicates.
+    A canvas size that ``sizes`` list twice comes twice as often; the attribute ``sizes`` has no duplicates. Raises InputError
+    unless there are sizes and records, and the seed is below those of evaluation.
     """
 
-    def __init__(self, world: World, sizes: Sequence[Pixels], count: int, seed: int, held_out: bool = False):
-        check_stream(sizes, count, seed)
+    def __init__(self, world: World, sizes: Sequence[Pixels], count: int, seed: int, option: object):
+        if not sizes or count < 1 or not 0 <= seed < EVALUATION:
+            raise InputError(
+                f"{len(sizes)} sizes, count={count}, seed={seed}: need at least 1, 1, and 0 <= seed < 2**32"
+            )
         self.sizes = sorted(set(sizes))
-        self._world, self._sizes, self._count, self._seed, self._held_out = world, tuple(sizes), count, seed, held_out
+        self._settings = (world, tuple(sizes), count, seed, option)
 
     @property
     def fingerprint(self) -> str:
         """Hash of all settings, 16 hex digits: it changes when the records do."""
-        settings = (self._world, self._sizes, self._count, self._seed, self._held_out)
-        return hashlib.sha256(repr(settings).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr(self._settings).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
-        return self._count
+        return self._settings[2]
+
+    def _check(self, index: int) -> None:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+
+
+class ToySource(WorldSource):
+    """Captioned scenes; the canvas ``sizes`` take turns."""
+
+    def __init__(self, world: World, sizes: Sequence[Pixels], count: int, seed: int, held_out: bool = False):
+        super().__init__(world, sizes, count, seed, held_out)
 
     def __getitem__(self, index: int) -> Record:
-        if not 0 <= index < self._count:
-            raise IndexError(f"record {index} of {self._count}")
-        scene, caption = captioned_scene(self._world, self._sizes, self._seed, index, self._held_out)
+        self._check(index)
+        world, sizes, _, seed, held_out = self._settings
+        scene, caption = captioned_scene(world, sizes, seed, index, held_out)
         return Record([], [Image.fromarray(scene.render())], caption.text)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from lumina_jax.pictures import html
 from lumina_jax.pictures.html import Html, section, tag
 from lumina_jax.toyworld import drawings
 from lumina_jax.toyworld.exercises import Reply, true_replies
-from lumina_jax.toyworld.omni_judge import Scores
+from lumina_jax.toyworld.omni_judge import LABELS, Scores
 from lumina_jax.toyworld.report import STYLE
 from lumina_jax.toyworld.tasks import TaskResult
 from lumina_jax.vocab import IMAGE_SYMBOL
@@ -23,25 +23,8 @@ SCALE = 1.5
 EXERCISES = 8
 """Exercises of a task on the page."""
 
-LABELS = {
-    "right": "all right",
-    "answers": "answers right",
-    "inside": "edit done",
-    "outside": "all else kept",
-    "miou": "mIoU",
-    "accuracy": "pixel accuracy",
-    "delta": "depth within 1.25",
-    "delta_objects": "the same on objects",
-    "abs_rel": "AbsRel",
-    "degrees": "mean angle in degrees",
-    "pck": "PCK at 0.1",
-    "iou": "box IoU",
-    "kept": "all else kept",
-    "psnr_db": "PSNR in dB",
-    "exact": "pixels exact",
-}
-"""Score name -> label. Scores that are not shares of 1 are listed in NUMBERS."""
 NUMBERS = ("abs_rel", "degrees", "psnr_db")
+"""Scores that are not shares of 1."""
 
 
 class TurnResult(NamedTuple):
@@ -71,6 +54,15 @@ def turn_results(result: TaskResult, index: int) -> list[TurnResult]:
 def line(scores: Scores) -> str:
     """All scores in words."""
     return ", ".join(f"{LABELS[name]} {_number(name, value)}" for name, value in scores.items())
+
+
+def print_each(results: Iterable[TaskResult]) -> list[TaskResult]:
+    """The results as a list; prints the scores of each task as it ends."""
+    finished = []
+    for result in results:
+        print(f"{result.task}: {line(result.mean)}", flush=True)
+        finished.append(result)
+    return finished
 
 
 def write_sheets(results: Sequence[TaskResult], out: Path, **extra: object) -> Path:

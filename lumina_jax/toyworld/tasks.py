@@ -1,46 +1,66 @@
-"""Samples a model's replies to exercises of every task, with the settings each task is served with, and scores them."""
+"""Samples a model's pictures of prompts, and its replies to exercises of every task as each task is served, and scores them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import jax
 import numpy as np
 from PIL import Image
 
 from lumina_jax.config import SampleConfig
-from lumina_jax.conversation import served, tokenize
+from lumina_jax.conversation import image_prompt, served, tokenize
 from lumina_jax.layout import answer_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import encode_image
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import generate
 from lumina_jax.sample.picture import pictures, text
-from lumina_jax.toyworld.exercises import (
-    AnswerQuestions,
-    ApplyEdits,
-    Describe,
-    Detect,
-    Exercise,
-    Paint,
-    PaintFromView,
-    PredictView,
-    Reply,
-    next_prompt,
-)
+from lumina_jax.toyworld.captions import Caption
+from lumina_jax.toyworld.exercises import Exercise, Reply, next_prompt
+from lumina_jax.toyworld.judge import judge
 from lumina_jax.toyworld.omni import MIX, evaluation_exercises
 from lumina_jax.toyworld.omni_judge import Scores, mean_scores, score
-from lumina_jax.toyworld.scenes import Pixels
+from lumina_jax.toyworld.report import JudgedSample, Score
+from lumina_jax.toyworld.scenes import MINI, Pixels
+from lumina_jax.toyworld.source import prompts, stage_sizes
 from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 
-SERVED_AS = {
-    Paint: "generate",
-    Detect: "detect",
-    PaintFromView: "condition",
-    ApplyEdits: "edit",
-    Describe: "describe",
-    AnswerQuestions: "question",
-}
-"""The name in conversation.TASKS of each kind of exercise; that of PredictView is its view."""
+
+def paint(
+    model: Chameleon,
+    vq: PatchVQ,
+    vocab: Vocab,
+    captions: Sequence[tuple[Caption, Pixels]],
+    cfg: SampleConfig,
+    key: jax.Array,
+) -> list[JudgedSample]:
+    """One sample per caption and requested canvas (width, height); the model itself writes height and width."""
+    ids = [tokenize([(image_prompt(*size, caption.text), None)], [], vocab)[0] for caption, size in captions]
+    max_tokens = answer_tokens((height // vq.stride, width // vq.stride) for _, (width, height) in captions)
+    answers = generate(model, ids, key, replace(cfg, max_new_tokens=max_tokens), vocab)
+    samples = []
+    for (caption, size), answer in zip(captions, answers, strict=True):
+        image = _picture(answer, vq, vocab)
+        facts = () if image is None else judge(image, caption, size).facts
+        samples.append(JudgedSample(caption.text, size, image, tuple((fact.name, fact.right) for fact in facts)))
+    return samples
+
+
+def score_samples(samples: Sequence[JudgedSample]) -> Score:
+    """The shares of samples with every fact right, and of the requested size."""
+    obeyed = [s.image is not None and (s.image.shape[1], s.image.shape[0]) == tuple(s.size) for s in samples]
+    return Score(len(samples), float(np.mean([s.all_right for s in samples])), float(np.mean(obeyed)))
+
+
+def score_table(
+    model: Chameleon, vq: PatchVQ, vocab: Vocab, cfg: SampleConfig, target: int, count: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """Scores on ``count`` fresh prompts, and on as many with held-out compositions, on the canvases of the stage ``target``."""
+    table = {}
+    for name, held_out in (("fresh", False), ("held_out", True)):
+        captions = prompts(MINI, stage_sizes(target), count, seed, held_out)
+        table[name] = asdict(score_samples(paint(model, vq, vocab, captions, cfg, jax.random.key(seed))))
+    return table
 
 
 @dataclass(frozen=True)
@@ -84,24 +104,20 @@ def sample_replies(
     ``cfg`` is used with the guidance and image top-k of the task. A dialog stops at a reply that lacks its picture, and all
     later replies are None.
     """
-    cfg = served(_task_name(exercises[0]), cfg)
+    cfg = served(exercises[0].task, cfg)
     replies: list[list[Reply]] = [[] for _ in exercises]
     for turn in range(max(len(exercise.turns) for exercise in exercises)):
         complete = [all(reply is not None for reply in row) for row in replies]
         active = [i for i, exercise in enumerate(exercises) if turn < len(exercise.turns) and complete[i]]
         if active:
             contents = [next_prompt(exercises[i], replies[i]) for i in active]
-            prompts = [tokenize(turns, _grids(images, vq), vocab)[0] for turns, images in contents]
+            ids = [tokenize(turns, _grids(images, vq), vocab)[0] for turns, images in contents]
             max_tokens = _max_answer_tokens([exercises[i] for i in active], vq.stride)
             limited = replace(cfg, max_new_tokens=min(cfg.max_new_tokens, max_tokens))
-            answers = generate(model, prompts, jax.random.fold_in(key, turn), limited, vocab)
+            answers = generate(model, ids, jax.random.fold_in(key, turn), limited, vocab)
             for i, answer in zip(active, answers, strict=True):
                 replies[i].append(_to_reply(answer, exercises[i].turns[turn][1], vq, vocab))
     return [row + [None] * (len(exercise.turns) - len(row)) for row, exercise in zip(replies, exercises, strict=True)]
-
-
-def _task_name(exercise: Exercise) -> str:
-    return exercise.view if isinstance(exercise, PredictView) else SERVED_AS[type(exercise)]
 
 
 def _max_answer_tokens(exercises: Sequence[Exercise], stride: int) -> int:
@@ -117,7 +133,10 @@ def _grids(images: Sequence[np.ndarray], vq: PatchVQ) -> list[np.ndarray]:
 
 def _to_reply(answer: np.ndarray, expected: str, vq: PatchVQ, vocab: Vocab) -> Reply:
     """An answer i32[n] -> the kind of reply that is ``expected``: one picture for the image symbol, otherwise text."""
-    if expected != IMAGE_SYMBOL:
-        return text(answer, vocab)
+    return _picture(answer, vq, vocab) if expected == IMAGE_SYMBOL else text(answer, vocab)
+
+
+def _picture(answer: np.ndarray, vq: PatchVQ, vocab: Vocab) -> np.ndarray | None:
+    """The picture u8[Y X 3] of an answer i32[n] that holds exactly one; otherwise None."""
     images = pictures(answer, vq, vocab)
     return np.asarray(images[0]) if len(images) == 1 else None

@@ -14,10 +14,7 @@ from lumina_jax.toyworld.figures import BONES, PERSON, joints_at
 from lumina_jax.toyworld.scenes import ALL_SHAPES, REGIONS, Object, Scene, mask, radii, region
 
 CLASSES = ("background", *ALL_SHAPES)
-CLASS_COLOURS = np.array(
-    [(60, 50, 90), (255, 127, 80), (64, 224, 208), (190, 255, 100), (255, 105, 180)],
-    np.uint8,
-)
+CLASS_COLOURS = np.array([(60, 50, 90), (255, 127, 80), (64, 224, 208), (190, 255, 100), (255, 105, 180)], np.uint8)
 """None of them is a colour of the scenes, so that a class map cannot be mistaken for a picture."""
 
 NEAR, FAR = 1.0, 8.0
@@ -25,11 +22,10 @@ WALL = FAR
 DISTANCES = (4.0, 2.0, 1.0)
 """Metres to the wall, and to objects whose centres lie in the upper, middle and lower REGIONS: lower ones are nearer."""
 
-FLOOR, FACING = (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)
-SLOPE = 0.6
-"""The normals of the ground and of squares, and the horizontal component of the normals of a triangle's two sides."""
-EDGE = 0.95
-"""The horizontal component of a person's normals at the sides of its box."""
+FLOOR = (0.0, 1.0, 0.0)
+"""The normal of the ground."""
+SLOPE, EDGE = 0.6, 0.95
+"""The horizontal component of the normals of a triangle's two sides, and of a person's at the sides of its box."""
 
 DOT, LINE = 0.17, 0.1
 """Radius of a joint's dot and half the thickness of a bone, in radii."""
@@ -117,13 +113,11 @@ def _relief(shape: str, radius: int) -> np.ndarray:
     """The normals of a shape on all pixels of its box, f32[2r 2r 3]."""
     steps = (np.arange(2 * radius) + 0.5 - radius) / radius
     right, up = np.meshgrid(steps, -steps)
-    if shape == "circle":
-        planar = [right, up]
-    elif shape == "square":
-        planar = [FACING[0] * right, FACING[1] * up]
-    elif shape == "triangle":
-        planar = [SLOPE * np.sign(right), 0 * up]
-    else:
-        planar = [EDGE * right, 0 * up]
+    planar = {
+        "circle": [right, up],
+        "square": [0 * right, 0 * up],
+        "triangle": [SLOPE * np.sign(right), 0 * up],
+        PERSON: [EDGE * right, 0 * up],
+    }[shape]
     towards = np.sqrt(np.maximum(0, 1 - np.square(planar).sum(axis=0)))
     return np.stack([*planar, towards], axis=-1).astype(np.float32)

@@ -25,8 +25,8 @@ from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.toyworld.fit import fit_world
 from lumina_jax.toyworld.scenes import MINI
-from lumina_jax.toyworld.score import score_table
 from lumina_jax.toyworld.source import ToySource, training_sizes
+from lumina_jax.toyworld.tasks import score_table
 from lumina_jax.train.checkpoint import newest, restore_model
 from lumina_jax.train.loop import train
 from lumina_jax.train.metrics import read_metrics

@@ -27,8 +27,8 @@ from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.evaluate.refine import refine
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample.prompt import PromptBuilder
+from lumina_jax.toyworld.fit import fit_omni
 from lumina_jax.toyworld.omni import OmniSource, evaluation_exercises
-from lumina_jax.toyworld.omni_fit import fit_omni
 from lumina_jax.toyworld.scenes import OMNI
 from lumina_jax.toyworld.source import stage_sizes, training_sizes
 from lumina_jax.train.checkpoint import newest, restore_model

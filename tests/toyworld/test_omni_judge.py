@@ -13,8 +13,8 @@ from lumina_jax.pictures.pixels import to_pixels
 from lumina_jax.sample.picture import pictures
 from lumina_jax.toyworld.captions import describe
 from lumina_jax.toyworld.exercises import ApplyEdits, Describe, PaintFromView, PredictView, true_replies
+from lumina_jax.toyworld.fit import extended, fit_omni, patch_pictures
 from lumina_jax.toyworld.omni import MIX, OmniSource, evaluation_exercises
-from lumina_jax.toyworld.omni_fit import extended, fit_omni, patch_pictures
 from lumina_jax.toyworld.omni_judge import WORST, mean_scores, score
 from lumina_jax.toyworld.scenes import MINI, OMNI, Object, Scene
 from lumina_jax.toyworld.source import STAGES, stage_sizes

@@ -7,8 +7,9 @@ import pytest
 
 import run
 from lumina_jax.config import MeshConfig, ModelConfig
-from lumina_jax.toyworld import omni_quickstart as omni
-from lumina_jax.toyworld.quickstart import quickstart
+from lumina_jax.toyworld import quickstart as module
+from lumina_jax.toyworld import training_run
+from lumina_jax.toyworld.quickstart import omni_quickstart, quickstart
 from lumina_jax.train.checkpoint import newest, read_experiment
 
 OMNI = ("omni_first", "omni")
@@ -63,26 +64,24 @@ def test_another_budget_needs_another_folder(finished, stages):
 def test_omni_continues_from_the_last_stage_to_a_sheet_of_tasks(finished, stages, monkeypatch, capsys):
     parts = [run.load_experiment(f"configs/toy_{name}.py", ["data.buckets=288"]) for name in OMNI]
     parts = [replace(p, model=replace(stages[0].model, vocab=p.model.vocab), mesh=stages[0].mesh) for p in parts]
-    monkeypatch.setattr(omni, "PROMPTS", 1)
-    monkeypatch.setattr(omni, "STAGES", omni.STAGES[:1])
-    original = omni.evaluate_tasks
-    monkeypatch.setattr(omni, "evaluate_tasks", lambda *arguments: original(*arguments, ("depth", "text")))
+    monkeypatch.setattr(module, "PROMPTS", 1)
+    monkeypatch.setattr(module, "STAGES", module.STAGES[:1])
+    original = module.evaluate_tasks
+    monkeypatch.setattr(module, "evaluate_tasks", lambda *arguments: original(*arguments, ("depth", "text")))
     with pytest.raises(FileNotFoundError, match="stage3 holds no checkpoint"):
-        omni.omni_quickstart(parts, finished.parent / "data64", 0.001)
-    sheet = omni.omni_quickstart(parts, finished.parent, 0.001, exercises=2)
+        omni_quickstart(parts, finished.parent / "data64", 0.001)
+    sheet = omni_quickstart(parts, finished.parent, 0.001, exercises=2)
     written = json.loads((sheet.parent / "tasks.json").read_text())
     assert set(written["tasks"]) == {"depth", "text"} and set(written["text_to_image"]) == {"before", "after"}
     first, second = (read_experiment(newest(sheet.parent / name)) for name in ("first", "second"))
     assert second.start == first.out and second.optim.steps == 20
-    assert omni.omni_quickstart(parts, finished.parent, 0.001) == sheet and "done already" in capsys.readouterr().out
+    assert omni_quickstart(parts, finished.parent, 0.001) == sheet and "done already" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"holds a run of 0\.001 minutes, not 3"):
-        omni.omni_quickstart(parts, finished.parent, 3)
+        omni_quickstart(parts, finished.parent, 3)
 
 
 def test_an_interrupted_run_resumes_to_the_same_numbers(finished, stages, tmp_path, monkeypatch):
     """A run stopped in stage 2 between two checkpoints and resumed has the metrics and pictures of an uninterrupted one."""
-    from lumina_jax.toyworld import quickstart as module
-
     stages = [replace(stage, save_every=6) for stage in stages]
 
     class Stop(Exception):
@@ -94,8 +93,8 @@ def test_an_interrupted_run_resumes_to_the_same_numbers(finished, stages, tmp_pa
                 raise Stop
             yield batch
 
-    original = module.batches
-    monkeypatch.setattr(module, "batches", stopping)
+    original = training_run.batches
+    monkeypatch.setattr(training_run, "batches", stopping)
     with pytest.raises(Stop):
         quickstart(stages, tmp_path, minutes=0.001, prompts_per_stage=4)
     monkeypatch.undo()

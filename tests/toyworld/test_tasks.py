@@ -14,8 +14,8 @@ from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pictures.pixels import to_pixels
 from lumina_jax.toyworld import tasks
 from lumina_jax.toyworld.exercises import next_prompt, true_replies
+from lumina_jax.toyworld.fit import fit_omni
 from lumina_jax.toyworld.omni import MIX, evaluation_exercises
-from lumina_jax.toyworld.omni_fit import fit_omni
 from lumina_jax.toyworld.omni_judge import WORST
 from lumina_jax.toyworld.source import stage_sizes
 from lumina_jax.toyworld.task_sheet import turn_results, write_sheets
