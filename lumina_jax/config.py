@@ -74,10 +74,7 @@ class VQConfig:
     def __post_init__(self):
         _require(self.kind in ("vqgan", "patch"), f"vq.kind={self.kind!r}; choose 'vqgan' or 'patch'")
         _require(self.codes >= 1, f"vq.codes={self.codes}; it must be at least 1")
-        _require(
-            self.base % 32 == 0,
-            f"vq.base={self.base} is not a multiple of 32, the number of GroupNorm groups; make it one",
-        )
+        _require(self.base % 32 == 0, f"vq.base={self.base} must be a multiple of 32, the number of GroupNorm groups")
 
     @property
     def stride(self) -> int:
@@ -342,14 +339,10 @@ class Experiment:
     def __post_init__(self):
         for name in ("save_every", "keep", "log_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        _require(
-            self.data.batch % self.optim.accumulate == 0,
-            f"data.batch={self.data.batch} is not a multiple of optim.accumulate={self.optim.accumulate}",
-        )
-        _require(
-            self.data.row_multiple % self.optim.accumulate == 0,
-            f"data.row_multiple={self.data.row_multiple} is not a multiple of optim.accumulate={self.optim.accumulate}",
-        )
+        count = self.optim.accumulate
+        for name in ("batch", "row_multiple"):
+            rows = getattr(self.data, name)
+            _require(rows % count == 0, f"data.{name}={rows} is not a multiple of optim.accumulate={count}")
 
 
 def override(config, assignments: typing.Sequence[str]):
@@ -363,40 +356,29 @@ def override(config, assignments: typing.Sequence[str]):
         if not equals:
             raise InputError(f"{assignment!r} is not of the form a.b=value")
         changes[name] = value
-    return _apply(config, _nest(changes), "")
+    return _apply(config, changes, "")
 
 
-def _nest(flat: dict[str, str]) -> dict:
-    tree: dict = {}
-    for name, value in flat.items():
-        *parents, leaf = name.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise InputError(f"{name}={value}: {parent} is set to a value as well; drop one of the two")
-        if isinstance(node.get(leaf), dict):
-            raise InputError(f"{name}={value}: single fields of {name} are set as well; drop one of the two")
-        node[leaf] = value
-    return tree
-
-
-def _apply(config, tree: dict, prefix: str):
-    hints = typing.get_type_hints(type(config))
-    values = {}
-    for name, value in tree.items():
+def _apply(config, changes: dict[str, str], prefix: str):
+    """``config`` with all ``changes`` {dotted name: value} applied at once, since its checks compare fields."""
+    hints, values = typing.get_type_hints(type(config)), {}
+    by_field: dict[str, dict[str | None, str]] = {}
+    for dotted, value in changes.items():
+        name, dot, rest = dotted.partition(".")
+        by_field.setdefault(name, {})[rest if dot else None] = value
+    for name, group in by_field.items():
         if name not in hints:
             known = ", ".join(f.name for f in fields(config))
             raise InputError(f"no field {prefix}{name}; the fields here are: {known}")
         old = getattr(config, name)
         if is_dataclass(old):
-            if not isinstance(value, dict):
+            if None in group:
                 raise InputError(f"{prefix}{name} is a group of fields; set one of them, as {prefix}{name}.x=...")
-            values[name] = _apply(old, value, f"{prefix}{name}.")
-        elif isinstance(value, dict):
-            raise InputError(f"{prefix}{name} is a single value; it has no field {next(iter(value))!r}")
+            values[name] = _apply(old, group, f"{prefix}{name}.")
+        elif list(group) != [None]:
+            raise InputError(f"{prefix}{name} is a single value; it has no field {next(filter(None, group), '')!r}")
         else:
-            values[name] = _parse(value, hints[name], f"{prefix}{name}")
+            values[name] = _parse(group[None], hints[name], f"{prefix}{name}")
     return replace(config, **values)
 
 

@@ -3,6 +3,9 @@
 Each names the value, the limit and the cure. The subclasses are also the built-in exceptions that callers expect.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """What the caller gave, or what lies on disk, is wrong; the message says what to change."""
@@ -30,3 +33,13 @@ class MissingPackageError(UserError, ImportError):
 
 class NotFiniteError(UserError, FloatingPointError):
     """Weights, logits or a loss that hold NaN or infinity."""
+
+
+@contextmanager
+def prefixed_errors(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
+    """A border: an error of ``kinds`` (default: ValueError) leaves as an InputError whose message begins with ``prefix``."""
+    kinds = kinds or (ValueError,)
+    try:
+        yield
+    except kinds as error:
+        raise InputError(f"{prefix}: {str(error).strip()}") from error

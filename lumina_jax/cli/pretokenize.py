@@ -12,7 +12,7 @@ from lumina_jax.errors import InputError
 def add_pretokenize(verbs: _SubParsersAction) -> None:
     pretokenize = verbs.add_parser("pretokenize", help="pictures and text to token shards")
     config_arguments(pretokenize)
-    sources = "toy:COUNT, omni:COUNT, omni_slow:COUNT, or any of lumina_jax.data.sources.open_source"
+    sources = "toy:COUNT, omni:COUNT, omni_slow:COUNT, or any kind that lumina_jax/data/SOURCES.md lists"
     pretokenize.add_argument("--source", required=True, help=sources)
     pretokenize.add_argument("--fit", action="store_true", help="first fit a codebook and a tokenizer to these records")
     pretokenize.add_argument("--base", help="with --fit and omni: the PatchVQ .npz whose codes keep their numbers")

@@ -18,8 +18,6 @@ from lumina_jax.vocab import Vocab
 
 DROP_STREAM = 1
 """Tells the draws for :func:`drop_context` from all others of the seed and step."""
-Sample = tuple[np.ndarray, np.ndarray]
-"""Tokens i32[n] and learn bool[n]."""
 
 
 def batches(
@@ -101,7 +99,7 @@ class _BatchSource:
         return collate(samples, records.row[begin:end] - self.host * share, (share, records.length))
 
 
-def collate(samples: Sequence[Sample], rows: Sequence[int], shape: tuple[int, int]) -> Batch:
+def collate(samples: Sequence[tuple[np.ndarray, np.ndarray]], rows: Sequence[int], shape: tuple[int, int]) -> Batch:
     """Samples (tokens i32[n], learn bool[n]) -> a Batch of ``shape`` [B T]; sample i stands in row ``rows[i]``.
 
     Inputs and targets are the tokens shifted by one, so a sample takes n - 1 positions. Samples of a row stand one after

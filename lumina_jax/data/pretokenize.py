@@ -97,11 +97,10 @@ def stage_settings(
         raise InputError("the source has no records; there is nothing to pretokenize")
     for stage in stages:
         _check_fit(stage.sizes, vq, vocab)
-    made_from = (len(source), source.fingerprint, vocab.fingerprint, fingerprint(vq), seed)
-    crops = [tuple(f"{width}x{height}" for width, height in stage.sizes) for stage in stages]
+    common = (len(source), source.fingerprint, vocab.fingerprint, fingerprint(vq), seed)
     return [
-        Settings(*made_from, stage_crops, shard_records, stage.max_tokens, name)
-        for stage, stage_crops in zip(stages, crops, strict=True)
+        Settings(*common, tuple("{}x{}".format(*size) for size in stage.sizes), shard_records, stage.max_tokens, name)
+        for stage in stages
     ]
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lumina_jax.config import DataConfig, SampleConfig
 from lumina_jax.conversation import TASKS, Turn, image_prompt, literal, task_prompt, tokenize
-from lumina_jax.errors import InputError, MissingFileError
+from lumina_jax.errors import InputError, MissingFileError, prefixed_errors
 from lumina_jax.layout import CODES_PER_UNIT, best_crop, crop_sizes
 from lumina_jax.model.image_tokenizer import ImageTokenizer, encode_image
 from lumina_jax.pictures.pixels import crop, decode, whiten
@@ -61,7 +61,7 @@ class PromptBuilder:
         """Asks for a picture of ``size`` (width, height) in px (default: the square of the model's area) after a text."""
         size = size or ((self.data.size, self.data.size) if self.data else (512, 512))
         check_size(size, self.vq.stride, self.vocab, self.sizes)
-        return self._prompt(text, [(image_prompt(*size, text), None)], [], size, cfg)
+        return self._prompt(text, (image_prompt(*size, text), None), [], size, cfg)
 
     def task(self, task: str, text: str, images: Sequence[Image.Image], cfg: SampleConfig) -> Prompt:
         """Asks for one of conversation.TASKS other than "generate", about ``images``."""
@@ -71,12 +71,12 @@ class PromptBuilder:
             raise InputError(f"the task {task!r} is about one picture, not {len(images)}")
         turn = (task_prompt(task, text, len(images)), None)
         cropped = [self.cropped(image) for image in images]
-        return self._prompt(text or task, [turn], cropped, cropped[-1].size if task in PAINTED else None, cfg)
+        return self._prompt(text or task, turn, cropped, cropped[-1].size if task in PAINTED else None, cfg)
 
     def message(self, text: str, images: Sequence[Image.Image], cfg: SampleConfig) -> Prompt:
         """A message as it is; its pictures replace the ``<|image|>`` in it, or stand before it when there is none."""
         turn = (text if images else literal(text), None)
-        return self._prompt(text, [turn], [self.cropped(image) for image in images], None, cfg)
+        return self._prompt(text, turn, [self.cropped(image) for image in images], None, cfg)
 
     def cropped(self, image: Image.Image) -> Image.Image:
         """RGB, the centre of ``image`` at the best of the sizes that the model was trained on."""
@@ -104,16 +104,11 @@ class PromptBuilder:
         return replace(self.task(task, text, images, settings(task)), seed=seed)
 
     def _prompt(
-        self,
-        text: str,
-        turns: list[Turn],
-        images: Sequence[Image.Image],
-        size: tuple[int, int] | None,
-        cfg: SampleConfig,
+        self, text: str, turn: Turn, images: Sequence[Image.Image], size: tuple[int, int] | None, cfg: SampleConfig
     ) -> Prompt:
         """``size`` (width, height) in px."""
         grids = [encode_image(self.vq, image) for image in images]
-        ids, _ = tokenize(turns, grids, self.vocab)
+        ids, _ = tokenize([turn], grids, self.vocab)
         grid = (size[1] // self.vq.stride, size[0] // self.vq.stride) if size and self.forced else None
         return Prompt(text, ids, grid, cfg)
 
@@ -134,10 +129,8 @@ def read_lines(path: Path) -> list[dict]:
         return [{"prompt": line} for _, line in lines]
     records = []
     for number, line in lines:
-        try:
+        with prefixed_errors(f"{path}, line {number}", json.JSONDecodeError):
             records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: {error}") from error
         if not isinstance(records[-1], dict):
             raise InputError(f'{path}, line {number}: expected an object such as {{"prompt": "A cat."}}')
     return records
@@ -146,10 +139,8 @@ def read_lines(path: Path) -> list[dict]:
 def open_image(path: Path) -> Image.Image:
     """The picture in a file (pixels.decode). Raises InputError naming the file when it is missing or no picture."""
     message = f"{path} is not a picture that can be read"
-    try:
+    with prefixed_errors(message, OSError):
         content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{message}: {error}") from error
     return decode(content, message)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, prefixed_errors
 from lumina_jax.layout import CODES_PER_UNIT
 from lumina_jax.sample.position import ImagePosition, position_after
 from lumina_jax.sample.state import Request, RequestRows
@@ -31,10 +31,8 @@ def lay_out(
     prompts = _checked_prompts(prompts, V, vocab)
     positions = []
     for row, prompt in enumerate(prompts):
-        try:
+        with prefixed_errors(f"prompt {row}", InputError):
             positions.append(position_after(prompt, vocab))
-        except InputError as error:
-            raise InputError(f"prompt {row}: {error}") from error
     forced_sizes = _checked_sizes(sizes, len(prompts), V, vocab)
     if keys is None:
         keys = _keys(key, len(prompts))

@@ -50,7 +50,7 @@ def write_start_checkpoint(model: Chameleon, old: Vocab, new: Vocab, cfg: Experi
     if not cfg.start:
         raise InputError(f"{cfg.name} has no start; name the folder for the grown weights with start=FOLDER")
     if (expected := replace(cfg.model, vocab=model.cfg.vocab)) != model.cfg:
-        raise InputError(f"the model to grow is {model.cfg}, but {cfg.name} is {expected}; only model.vocab may grow")
+        raise InputError(f"the model is {model.cfg}, but {cfg.name} is {expected}; only the vocabulary can grow")
     mesh = make_mesh(cfg.mesh)
     weights = grow_vocabulary(model, old, new, cfg.model.vocab, jax.random.key(cfg.seed))
     state = init_state(cfg, mesh)

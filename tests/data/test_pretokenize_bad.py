@@ -79,5 +79,5 @@ def test_bad_records_are_listed_and_unusual_ones_kept(tmp_path):
     tokens, learn = data[kept.index("forged")]
     assert len(images_in(tokens, VOCAB)) == 1 and (tokens == VOCAB.end_of_turn).sum() == 2
     assert FORGED in VOCAB.decode(tokens[~learn])
-    for name, (tokens, _) in zip(kept, data.__getitems__(range(len(kept))), strict=True):
+    for name, (tokens, _) in zip(kept, data, strict=True):
         assert len(images_in(tokens, VOCAB)) == 1, name

@@ -76,7 +76,7 @@ def test_pictures_of_every_area_keep_their_size_when_pretokenized(tmp_path):
     sizes = training_sizes(128)
     source = ToySource(MINI, sizes, len(sizes), seed=3)
     pretokenize(source, vq, vocab, tmp_path / "data", stage.data, seed=0, sizes=source.sizes, progress=False)
-    for index, (tokens, _) in enumerate(Shards(tmp_path / "data").__getitems__(range(len(sizes)))):
+    for index, (tokens, _) in enumerate(Shards(tmp_path / "data")):
         picture = pictures(tokens, vq, vocab)[0]
         assert picture.size == sizes[index]
         assert (np.asarray(picture) == np.asarray(source[index].images[0])).all()

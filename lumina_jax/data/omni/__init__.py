@@ -17,27 +17,25 @@ from lumina_jax.errors import InputError
 
 Opener = Callable[[str], StoredSource]
 
-FOLDER_OPTIONS = {"captions": "", "match": "*"}
-"""Options, with their defaults, of the sets that are a folder of files."""
-
 
 def _magicbrush(rest: str) -> StoredSource:
     path, options = parse(rest, {"turns": "0"})
-    sessions = (MagicBrushParquet if path.endswith(".parquet") else MagicBrushFolder)(path)
-    return EditSource(sessions, _max_turns(options))
+    max_turns = _max_turns(options)
+    return EditSource((MagicBrushParquet if path.endswith(".parquet") else MagicBrushFolder)(path), max_turns)
 
 
 def _seed_edit(rest: str) -> StoredSource:
     path, options = parse(rest, {"subset": "multi_turn", "turns": "0"})
     subset = choice(options["subset"], "subset", ("real", "multi_turn"))
-    return EditSource(SeedSessions(files.join(path, f"{subset}_editing")), _max_turns(options))
+    max_turns = _max_turns(options)
+    return EditSource(SeedSessions(files.join(path, f"{subset}_editing")), max_turns)
 
 
 def _folder(views: Callable[..., FolderViews], option: str = "", values: tuple[str, ...] = ("",)) -> Opener:
     """A set that is a folder of files; ``option``, with ``values`` of which the first is the default, is passed to ``views``."""
 
     def open_folder(rest: str) -> StoredSource:
-        path, options = parse(rest, FOLDER_OPTIONS | ({option: values[0]} if option else {}))
+        path, options = parse(rest, {"captions": "", "match": "*"} | ({option: values[0]} if option else {}))
         arguments = [choice(options[option], option, values)] if option else []
         return _source(views(path, options["match"], *arguments), options["captions"])
 

@@ -11,7 +11,7 @@ from lumina_jax.data.omni.coco_file import CocoFile
 from lumina_jax.data.sources import files, json_spans
 from lumina_jax.data.sources.adapters import pair
 from lumina_jax.data.sources.record import checked_object, checked_text
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, prefixed_errors
 
 
 class LineCaptions:
@@ -35,10 +35,8 @@ class LineCaptions:
         raise InputError(f"{self.path} has no caption of {photo}; add one, or leave the photo out with match=")
 
     def _read(self, span: np.ndarray) -> Mapping:
-        try:
+        with prefixed_errors(f"{self.path}, byte {span[0]}"):
             item = pair(json.loads(files.read(self.path, int(span[0]), int(span[1]))))
-        except ValueError as error:
-            raise InputError(f"{self.path}, byte {span[0]}: {error}") from error
         return checked_object(item, f"{self.path}, byte {span[0]}:")
 
 

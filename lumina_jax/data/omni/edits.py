@@ -9,7 +9,7 @@ from lumina_jax.conversation import Turn, task_prompt
 from lumina_jax.data.omni.sessions import SessionEdit, Sessions
 from lumina_jax.data.sources.images import ImageFile
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, checked_text
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, prefixed_errors
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 
@@ -30,12 +30,9 @@ class EditSource(StoredSource):
 
     def stored(self, index: int) -> StoredRecord:
         session, first = int(self._session[index]), int(self._first[index])
-        try:
+        with prefixed_errors(f"record {index}, {self._sessions.name(session)}, from turn {first + 1}"):
             edits = self._sessions.edits(session, first, first + int(self._turns[index]))
             return dialog(edits, self._sessions.fetch)
-        except ValueError as error:
-            name = self._sessions.name(session)
-            raise InputError(f"record {index}, {name}, from turn {first + 1}: {error}") from error
 
 
 def split(lengths: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

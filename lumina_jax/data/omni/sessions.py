@@ -1,11 +1,15 @@
-"""Published editing sessions: MagicBrush as Parquet and as folders, SEED-Data-Edit as JSON lines."""
+"""Published editing sessions: MagicBrush as Parquet and as folders, SEED-Data-Edit as JSON lines.
+
+A session is a sequence of edits, each of which starts from the picture after the one before; ``lengths`` i64[n] counts the edits of
+each. ``name`` is how errors call a session. ``edits`` are those from ``first`` to ``end`` - 1; ValueError when one is not
+well-formed. ``fetch`` turns a picture value of an edit into its image file; ValueError or OSError when there is none.
+"""
 
 import hashlib
 import json
 import posixpath
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,38 +19,23 @@ from lumina_jax.data.sources import files, json_spans
 from lumina_jax.data.sources.images import ImageFile, read_image
 from lumina_jax.data.sources.lru import LRUCache
 from lumina_jax.data.sources.record import checked_object
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, prefixed_errors
 
 CACHED_GROUPS = 2
 """Parquet row groups in memory. Each holds hundreds of pictures."""
 ID, TURN, BEFORE, INSTRUCTION, AFTER = "img_id", "turn_index", "source_img", "instruction", "target_img"
 
-T = TypeVar("T")
+DAMAGED = (OSError, pa.ArrowException, KeyError)
+"""What pyarrow raises for a damaged Parquet file."""
 
 
 @dataclass(frozen=True)
 class SessionEdit:
-    """One edit: picture before, instruction, picture after. :meth:`Sessions.fetch` turns a picture value into its file."""
+    """One edit: picture before, instruction, picture after. ``fetch`` turns a picture value into its file."""
 
     before: object
     instruction: object
     after: object
-
-
-class Sessions(Protocol):
-    """Numbered sequences of edits; each edit starts from the picture after the one before. ``lengths`` i64[n] counts edits."""
-
-    lengths: np.ndarray
-    fingerprint: str
-
-    def name(self, session: int) -> str:
-        """How errors name the session."""
-
-    def edits(self, session: int, first: int, end: int) -> Sequence[SessionEdit]:
-        """The edits ``first`` to ``end`` - 1 of a session; ValueError when one is not well-formed."""
-
-    def fetch(self, image: object) -> ImageFile:
-        """A picture value of an edit -> its image file; ValueError or OSError when there is none."""
 
 
 class MagicBrushParquet:
@@ -60,8 +49,8 @@ class MagicBrushParquet:
         self.paths = files.expand(pattern)
         digest, ends, ids, turns = hashlib.sha256(), [0], [], []
         for path in self.paths:
-            with files.open_binary(path) as file:
-                table = _read(path, lambda file=file: pq.read_table(file, columns=[ID, TURN, INSTRUCTION]))
+            with files.open_binary(path) as file, prefixed_errors(path, *DAMAGED):
+                table = pq.read_table(file, columns=[ID, TURN, INSTRUCTION])
             ids += table[ID].to_pylist()
             turns += table[TURN].to_pylist()
             ends.append(len(ids))
@@ -106,15 +95,15 @@ class MagicBrushParquet:
 
     def _group_starts(self, path: str) -> np.ndarray:
         """The first row of each row group of a file, and the number of rows, i64[groups + 1]."""
-        with files.open_binary(path) as file:
-            metadata = _read(path, lambda: pq.read_metadata(file))
+        with files.open_binary(path) as file, prefixed_errors(path, *DAMAGED):
+            metadata = pq.read_metadata(file)
         counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         return np.cumsum([0, *counts])
 
     def _read_group(self, file: int, group: int) -> pa.Table:
-        columns = [BEFORE, INSTRUCTION, AFTER]
-        with files.open_binary(self.paths[file]) as parquet:
-            return _read(self.paths[file], lambda: pq.ParquetFile(parquet).read_row_group(group, columns=columns))
+        path, columns = self.paths[file], [BEFORE, INSTRUCTION, AFTER]
+        with files.open_binary(path) as parquet, prefixed_errors(path, *DAMAGED):
+            return pq.ParquetFile(parquet).read_row_group(group, columns=columns)
 
 
 class MagicBrushFolder:
@@ -189,6 +178,9 @@ class SeedSessions:
         return read_image(files.join(self._images, image))
 
 
+Sessions = MagicBrushParquet | MagicBrushFolder | SeedSessions
+
+
 def _turns(line: bytes) -> int:
     """The number of turns of a line of SEED-Data-Edit; 1 for a malformed line, to make it a bad record."""
     try:
@@ -199,11 +191,3 @@ def _turns(line: bytes) -> int:
     while isinstance(item, Mapping) and (item.get(f"instruction_{turn + 1}") or item.get(f"edit_image_{turn + 1}")):
         turn += 1
     return turn
-
-
-def _read(path: str, read: Callable[[], T]) -> T:
-    """The result of reading a Parquet file; InputError naming it when it is damaged."""
-    try:
-        return read()
-    except (OSError, pa.ArrowException, KeyError) as error:  # pyarrow raises OSError for a damaged file too
-        raise InputError(f"{path}: {str(error).strip()}") from error

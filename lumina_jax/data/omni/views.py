@@ -13,7 +13,7 @@ from lumina_jax.data.omni.pictures import size_of
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import ImageFile
 from lumina_jax.data.sources.record import StoredRecord, StoredSource
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, prefixed_errors
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 PAINT_VERSION = 1
@@ -79,8 +79,7 @@ class ViewSource(StoredSource):
         return len(self._views)
 
     def stored(self, index: int) -> StoredRecord:
-        name = self._views.name(index)
-        try:
+        with prefixed_errors(f"record {index}, {self._views.name(index)}"):
             view = self._views.view(index)
             task, photo, picture = self._views.task, size_of(view.photo), size_of(view.picture)
             if photo != picture:
@@ -90,8 +89,6 @@ class ViewSource(StoredSource):
                 return StoredRecord([(request, IMAGE_SYMBOL)], [view.photo, view.picture])
             request = task_prompt("condition", self._captions.of(view.path))
             return StoredRecord([(request, IMAGE_SYMBOL)], [view.picture, view.photo])
-        except ValueError as error:
-            raise InputError(f"record {index}, {name}: {error}") from error
 
 
 class FolderLayout(NamedTuple):

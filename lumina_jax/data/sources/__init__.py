@@ -23,22 +23,10 @@ COLUMNS = re.compile(r"(image|text)=([^,]+)(?:,(image|text)=([^,]+))?")
 
 
 def open_source(spec: str) -> Source:
-    """The source that ``spec`` names.
+    """The source that ``spec`` names; SOURCES.md lists the kinds. Files may be local, on gs://, or on http(s)://.
 
-    ==================================================  =====================================================================
-    PATH.json, PATH.jsonl                               Lumina's records (JsonSource)
-    PATH.csv, PATH.tsv, pairs:FILE[@IMAGES]             image-caption pairs under any usual column names (adapters.pair)
-    folder:DIR                                          images with caption files, or a metadata.jsonl (open_folder)
-    tfds:NAME[/CONFIG][:VERSION][:SPLIT][@DATA_DIR]     a data set TFDS prepared as ArrayRecord (TfdsSource)
-    webdataset:PATTERN[@INDEX.npz]                      tar shards, as shards/{000..099}.tar (WebDatasetSource)
-    parquet:PATTERN[@image=COLUMN,text=COLUMN]          Parquet files of Hugging Face data sets (ParquetSource)
-    openhermes:FILE                                     text dialogues as OpenHermes-2.5 has them
-    mini-gemini:FILE@IMAGES                             image dialogues as Mini-Gemini and LLaVA have them
-    SET:PATH[@OPTION=VALUE,...]                         a published set of Omni-SFT: a kind of OMNI (data.omni, OMNI.md)
-    ==================================================  =====================================================================
-
-    Files may be local, on gs://, or on http(s)://. Raises InputError for an unknown kind, MissingFileError when a file is
-    missing, MissingPackageError naming the package that a URL needs.
+    Raises InputError for an unknown kind, MissingFileError when a file is missing, MissingPackageError naming the package that a
+    URL needs.
     """
     kind, _, rest = spec.partition(":")
     if kind in KINDS and rest and not rest.startswith("//"):

@@ -9,7 +9,7 @@ from lumina_jax.data.sources.images import SUFFIXES, ImageFile, read_image
 from lumina_jax.data.sources.json_list import JsonSource
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, checked_object, stored_record
 from lumina_jax.data.sources.table import TableSource
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, prefixed_errors
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 TEXTS = (".txt", ".caption", ".json")
@@ -53,14 +53,11 @@ class FolderSource(StoredSource):
 
     def stored(self, index: int) -> StoredRecord:
         image, text = self._records[index]
-        name = image or text
-        try:
+        with prefixed_errors(files.join(self.folder, image or text)):
             if text is None:
                 raise InputError(f"no caption beside it; looked for {', '.join(TEXTS)}")
             item = self._item(text) | ({"image": image} if image else {})
             return stored_record(item, self._fetch)
-        except ValueError as error:
-            raise InputError(f"{files.join(self.folder, name)}: {error}") from error
 
     def _item(self, text: str) -> dict:
         content = files.read(files.join(self.folder, text))

@@ -9,7 +9,7 @@ from lumina_jax.data.sources import files, json_spans
 from lumina_jax.data.sources.images import ImageFile, read_image
 from lumina_jax.data.sources.lru import LRUCache
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
-from lumina_jax.errors import InputError, MissingFileError
+from lumina_jax.errors import InputError, MissingFileError, prefixed_errors
 
 REMOTE_BLOCK = 1 << 22
 REMOTE_BLOCKS = 16
@@ -48,10 +48,8 @@ class JsonSource(StoredSource):
 
     def stored(self, index: int) -> StoredRecord:
         start, stop = map(int, self._spans[index])
-        try:
+        with prefixed_errors(f"{self.path}, record {index}", ValueError, RecursionError):
             return stored_record(self._adapt(json.loads(self._read(start, stop))), self._fetch)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{self.path}, record {index}: {error}") from error
 
     def _fetch(self, image: object) -> ImageFile:
         if not isinstance(image, str):

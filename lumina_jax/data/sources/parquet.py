@@ -14,7 +14,7 @@ from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, PAIR_IMAGES, dialogu
 from lumina_jax.data.sources.images import ImageFile, read_image
 from lumina_jax.data.sources.lru import LRUCache
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, prefixed_errors
 
 CACHED_GROUPS = 4
 """Row groups in memory."""
@@ -55,12 +55,10 @@ class ParquetSource(StoredSource):
         row = index - (int(self._ends[group - 1]) if group else 0)
         path = self.paths[self._groups[group, 0]]
         name = f"{path}, row group {self._groups[group, 1]}, row {row}"
-        try:
+        with prefixed_errors(name, ValueError, pa.ArrowException):
             table = self._cache.get(group, lambda: self._read_group(group))
             (values,) = table.slice(row, 1).to_pylist()
             return stored_record(self._item(values), lambda image: _image_file(image, path, name))
-        except (ValueError, pa.ArrowException) as error:
-            raise InputError(f"{name}: {error}") from error
 
     def _read_group(self, group: int) -> pa.Table:
         number, group_of_file = map(int, self._groups[group])
@@ -85,12 +83,10 @@ def _footer(path: str) -> tuple[bytes, list[int], pa.Schema]:
     if tail[4:] != MAGIC:
         raise InputError(f"{path} is no Parquet file, or is cut short: it does not end with {MAGIC.decode()}")
     footer = files.read(path, max(size - 8 - int.from_bytes(tail[:4], "little"), 0), size)
-    try:
+    with prefixed_errors(path, OSError, pa.ArrowException):
         metadata = pq.read_metadata(pa.BufferReader(MAGIC + footer))
         rows = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         return footer, rows, metadata.schema.to_arrow_schema()
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: {error}") from error
 
 
 def _columns(schema: pa.Schema, path: str, image: str | None, text: str | None) -> tuple[str | None, str]:

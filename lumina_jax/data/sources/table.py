@@ -9,7 +9,7 @@ from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, PAIR_IMAGES, pair
 from lumina_jax.data.sources.images import read_image
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, prefixed_errors
 
 BARE = ("caption", "url")
 """The columns of a file without a header, which is how Conceptual Captions is published."""
@@ -29,10 +29,8 @@ class TableSource(StoredSource):
         self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
         # Bytes that are no UTF-8 become half surrogates, for which the record that holds them is rejected.
         text = io.StringIO(content.decode("utf-8-sig", errors="surrogateescape"), newline="")
-        try:
+        with prefixed_errors(f"{path} is no CSV or TSV file", csv.Error):
             rows = [row for row in csv.reader(text, delimiter="\t" if path.endswith(".tsv") else ",") if row]
-        except csv.Error as error:
-            raise InputError(f"{path} is no CSV or TSV file: {error}") from error
         self._header, self._rows = _split_header(rows, path)
 
     def __len__(self) -> int:
@@ -40,13 +38,11 @@ class TableSource(StoredSource):
 
     def stored(self, index: int) -> StoredRecord:
         row = self._rows[index]
-        try:
+        with prefixed_errors(f"{self.path}, record {index}"):
             if len(row) != len(self._header):
                 raise InputError(f"the row has {len(row)} fields, the header {len(self._header)}")
             item = self._adapt(dict(zip(self._header, row, strict=True)))
             return stored_record(item, lambda image: read_image(files.join(self.folder, str(image))))
-        except ValueError as error:
-            raise InputError(f"{self.path}, record {index}: {error}") from error
 
 
 def _split_header(rows: list[list[str]], path: str) -> tuple[list[str], list[list[str]]]:

@@ -13,7 +13,7 @@ from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import PAIR_CAPTIONS
 from lumina_jax.data.sources.images import ImageFile
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
-from lumina_jax.errors import InputError, MissingFileError
+from lumina_jax.errors import InputError, MissingFileError, prefixed_errors
 
 IMAGES, RECORD = "images", "record"
 """The features that data.prepare writes: the image files, and the record's JSON in Lumina's form without images."""
@@ -48,10 +48,8 @@ class TfdsSource(StoredSource):
             )
         self._image, self._text = _features(builder.info.features, self.folder)
         decoders = {self._image: tfds.decode.SkipDecoding()} if self._image != IMAGES else None
-        try:
+        with prefixed_errors(f"{self.folder}, split {split}"):
             self._examples = builder.as_data_source(split=split, decoders=decoders)
-        except ValueError as error:
-            raise InputError(f"{self.folder}, split {split}: {error}") from error
         self.fingerprint = _fingerprint(builder.info, split)
 
     def __len__(self) -> int:
@@ -59,11 +57,9 @@ class TfdsSource(StoredSource):
 
     def stored(self, index: int) -> StoredRecord:
         name = f"{self.folder}, example {index}"
-        try:
+        with prefixed_errors(name, ValueError, RuntimeError):  # ArrayRecord raises RuntimeError for a damaged file
             example = self._examples[index]
             return stored_record(self._item(example), lambda content: ImageFile(name, content))
-        except (ValueError, RuntimeError) as error:  # ArrayRecord raises RuntimeError for a damaged file
-            raise InputError(f"{name}: {error}") from error
 
     def _item(self, example: Mapping[str, object]) -> dict:
         if self._text == RECORD:

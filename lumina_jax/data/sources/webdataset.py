@@ -16,7 +16,7 @@ from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, dialogue, pair
 from lumina_jax.data.sources.images import SUFFIXES, ImageFile
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, checked_object, stored_record
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, prefixed_errors
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.storage import atomic_write
 
@@ -80,14 +80,11 @@ class WebDatasetSource(StoredSource):
 
     def stored(self, index: int) -> StoredRecord:
         shard, start = self.paths[self._index.shards[index]], int(self._index.starts[index])
-        name = f"{shard}, byte {start}"
-        try:
+        with prefixed_errors(f"{shard}, byte {start}", ValueError, tarfile.TarError):
             members = read_members(files.read(shard, start, int(self._index.stops[index])))
-            name = f"{shard}/{sample_key(next(iter(members), str(start)))}"
+        with prefixed_errors(f"{shard}/{sample_key(next(iter(members), str(start)))}"):
             images = [ImageFile(f"{shard}/{path}", content) for path, content in members.items() if _is_image(path)]
             return stored_record(_item(members) | {"image": images or None}, lambda image: image)
-        except (ValueError, tarfile.TarError) as error:
-            raise InputError(f"{name}: {error}") from error
 
 
 def sample_key(name: str) -> str:
