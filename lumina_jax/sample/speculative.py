@@ -166,8 +166,8 @@ def look_up(
     The first ``old`` i32[B] slots hold drafts of the last pass; such a draft stays while the token to its left equals the one that
     was ``fed`` i32[B n] there. Every other draft becomes the code that last followed the most similar surroundings (SIMILARITY; an
     equal token to the left is required). Without such a code old drafts stay, and new ones copy a neighbour. ``rule`` i32[B n] are
-    the rules of the slots; ``as_code`` i32[V] maps a code's token to itself and any other token to an arbitrary code: a draft is always
-    a code.
+    the rules of the slots; ``as_code`` i32[V] maps a code's token to itself and any other token to an arbitrary code:
+    drafts are always codes.
     """
     rows, line = jnp.arange(len(tokens)), line_tokens(jnp.maximum(position.cols, 1)[:, None])
     distances = jnp.concatenate([jnp.ones_like(line), line, line - 1], axis=1)
