@@ -402,9 +402,14 @@ def to_dict(config) -> dict:
     return dataclasses.asdict(config)
 
 
+RENAMED = {PodConfig: {"wait": "join_timeout", "patience": "stall_timeout", "silence": "heartbeat_timeout"}}
+"""Fields as older checkpoints name them -> their names now."""
+
+
 def from_dict(kind: type, values: dict):
     """The inverse of :func:`to_dict`; a missing field takes its default. Raises InputError naming an unknown field."""
     hints = typing.get_type_hints(kind)
+    values = {RENAMED.get(kind, {}).get(name, name): value for name, value in values.items()}
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise InputError(f"{kind.__name__} has no field {unknown[0]!r}; its fields are {', '.join(hints)}")

@@ -148,5 +148,6 @@ def test_a_config_survives_json():
 
 def test_from_dict_takes_defaults_and_refuses_unknown_fields():
     assert from_dict(Experiment, {"seed": 3}) == Experiment(seed=3)
+    assert from_dict(Experiment, {"pod": {"wait": 7.0}}).pod.join_timeout == 7.0, "a field's name in older checkpoints"
     with pytest.raises(ValueError, match=r"OptimConfig has no field 'learning_rate'.*lr"):
         from_dict(Experiment, {"optim": {"learning_rate": 1.0}})

@@ -1,5 +1,6 @@
 """The architecture, proved by reading the imports: a file uses only what lies below it."""
 
+import ast
 import graphlib
 import sys
 from collections.abc import Iterable
@@ -97,6 +98,34 @@ def test_the_command_line_imports_its_rooms_only_inside_functions():
             assert light, (
                 f"{path.name} imports {name} at its top, which --help would wait for; move it into the function"
             )
+
+
+BACKEND_FILES = (
+    "lumina_jax.model.backend",
+    "lumina_jax.model.cpu",
+    "lumina_jax.model.splash",
+    "lumina_jax.model.rotation",
+)
+
+
+def platform_questions(sources: dict[str, str]) -> list[str]:
+    """The uses of ``platform`` and ``default_backend`` in model, sample and train outside of BACKEND_FILES, one line each."""
+    rooms = tuple(f"lumina_jax.{room}." for room in ("model", "sample", "train"))
+    names = [
+        (module, node.lineno, getattr(node, "id", getattr(node, "attr", None)))
+        for module, source in sources.items()
+        if module.startswith(rooms) and module not in BACKEND_FILES
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Name | ast.Attribute)
+    ]
+    return [f"{module}, line {line}: {name}" for module, line, name in names if name in ("platform", "default_backend")]
+
+
+def test_only_the_backend_files_ask_for_the_platform():
+    assert not platform_questions(project_sources("lumina_jax"))
+    fork = "from lumina_jax.sharding import platform\nif platform() == 'cpu': pass"
+    assert len(platform_questions({"lumina_jax.sample.loop": fork, "lumina_jax.model.cpu": fork})) == 1
+    assert platform_questions({"lumina_jax.train.step": "import jax\nx = jax.default_backend()"})
 
 
 @pytest.mark.parametrize(
