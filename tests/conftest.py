@@ -16,6 +16,23 @@ from lumina_jax.vocab import Vocab
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+LONG_FILES = (
+    "test_quickstart.py",
+    "test_assets.py",
+    "test_speculative.py",
+    "test_processes.py",
+    "test_stream.py",
+    "test_chameleon.py",
+    "test_readme.py",
+)
+"""Files that take a minute or two, longest first."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begins with LONG_FILES: a worker takes whole files, and one that began with a long one last would work alone."""
+    order = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+
 
 @pytest.fixture(scope="session")
 def tokenizer_path() -> Path:

@@ -165,12 +165,17 @@ def test_a_table_must_name_its_image_and_caption_columns(tmp_path):
         open_source(f"{tmp_path}/a.csv")
 
 
-@pytest.mark.parametrize("spec", ["nothing", "s3x:abc", "webdataset:", "x.parquet"])
+@pytest.mark.parametrize("spec", ["nothing", "s3x:abc", "x.parquet"])
 def test_an_unknown_kind_is_an_error_that_lists_the_known_ones(spec):
     with pytest.raises(
         ValueError, match=r"\.jsonl.*folder:\.\.\., tfds:\.\.\., webdataset:\.\.\., parquet:\.\.\., pairs"
     ):
         open_source(spec)
+
+
+def test_a_kind_without_a_path_is_an_error_that_shows_its_form():
+    with pytest.raises(ValueError, match="webdataset: names no file or folder; .* as webdataset:PATH"):
+        open_source("webdataset:")
 
 
 def test_a_bare_folder_is_an_error_that_shows_its_spec(tmp_path):
