@@ -174,7 +174,7 @@ def test_an_unknown_kind_is_an_error_that_lists_the_known_ones(spec):
 
 
 def test_a_kind_without_a_path_is_an_error_that_shows_its_form():
-    with pytest.raises(ValueError, match="webdataset: names no file or folder; .* as webdataset:PATH"):
+    with pytest.raises(ValueError, match=r"webdataset: names no file or folder; .* as webdataset:PATH"):
         open_source("webdataset:")
 
 
