@@ -1,8 +1,9 @@
-"""What a pass does with its drafts: a drafter judges those that were fed and proposes those of the next pass.
+"""What a pass does with its drafts: a drafter judges the drafts that were fed and proposes those of the next pass.
 
-There are two, :class:`Matched` and :class:`Rejection` (:mod:`.speculative` has their mathematics), and :class:`NoDrafts`. ``judge``
-says how many fed tokens are kept and what follows them; ``propose`` adds the next drafts to a state that has these tokens already.
-``drafts_codes``: codes are fed before they are known; ``keeps_q``: State.q holds the probabilities that drafts were drawn from.
+There are two, :class:`Matched` and :class:`Rejection` (:mod:`.speculative` has their mathematics), and :class:`NoDrafts`. Their
+``judge`` says how many fed tokens are kept and what follows them; ``propose`` writes the drafts of the next pass: ``state.count``
+and ``state.position`` stand behind the new token already, and W - 1 drafts go into the slots from ``ctx.answer_slot +
+state.count`` on. ``drafts_codes``: whether it guesses codes at all; ``keeps_q``: whether State.q holds the drafts' probabilities.
 """
 
 from dataclasses import dataclass
@@ -115,7 +116,6 @@ class Rejection:
 
 
 Drafter = NoDrafts | Matched | Rejection
-
 
 DRAFTERS = {
     "off": NoDrafts(),
