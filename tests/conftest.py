@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 from goldens_at import golden_roots
+from jax.experimental.compilation_cache import compilation_cache
 
 from lumina_jax.vocab import Vocab
 
@@ -52,3 +53,22 @@ def plain_code():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """The compilation cache, one folder for all runs, so that each program is compiled once."""
+    folder = tmp_path_factory.getbasetemp() / "compiled"
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
