@@ -79,13 +79,14 @@ class OrbaxSource:
 
 def _contents(checkpoint: Path) -> tuple[dict, dict]:
     """({name: shape and dtype} of the stored arrays, the checkpoint's metadata). Raises InputError if unreadable."""
+    unreadable = InputError(f"{checkpoint} does not say what it holds: damaged or incomplete; copy or write it again")
     try:
         contents = ocp.checkpointables_metadata(checkpoint)
         stored, metadata = contents.metadata[STATE], contents.custom_metadata
-    except Exception:  # damaged metadata makes Orbax raise errors of any kind
-        stored, metadata = None, None
+    except Exception as error:  # damaged metadata makes Orbax raise errors of any kind
+        raise unreadable from error
     if not stored or not metadata or EXPERIMENT not in metadata:
-        raise InputError(f"{checkpoint} does not say what it holds: damaged or incomplete; copy or write it again")
+        raise unreadable
     return stored, metadata
 
 
