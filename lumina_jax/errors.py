@@ -3,12 +3,24 @@
 Each names the value, the limit and the cure. The subclasses are also the built-in exceptions that callers expect.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+CAUSE_LETTERS = 120
+"""The longest cause."""
+
 
 class UserError(Exception):
-    """What the caller gave, or what lies on disk, is wrong; the message says what to change."""
+    """What the caller gave, or what lies on disk, is wrong; the message says what to change.
+
+    ``cause`` names the kind of error in a few words without any value of this one, such as "file not found"; rejected records
+    are summed up by it. Empty: see :func:`cause_of`.
+    """
+
+    def __init__(self, *args: object, cause: str = ""):
+        super().__init__(*args)
+        self.cause = cause
 
 
 class InputError(UserError, ValueError):
@@ -35,6 +47,14 @@ class NotFiniteError(UserError, FloatingPointError):
     """Weights, logits or a loss that hold NaN or infinity."""
 
 
+def cause_of(error: BaseException) -> str:
+    """The kind of an error in a few words: its ``cause``, or its message without quoted texts, numbers and a prefix."""
+    if cause := getattr(error, "cause", ""):
+        return cause
+    message = str(error).rpartition(": ")[2] if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "...", message))[:CAUSE_LETTERS].strip()
+
+
 @contextmanager
 def prefixed_errors(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
     """A border: an error of ``kinds`` (default: ValueError) leaves as an InputError whose message begins with ``prefix``."""
@@ -42,4 +62,4 @@ def prefixed_errors(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise InputError(f"{prefix}: {str(error).strip()}") from error
+        raise InputError(f"{prefix}: {str(error).strip()}", cause=cause_of(error)) from error
