@@ -79,7 +79,7 @@ class RowFormat:
                 break
             if row.end() == after:
                 continue  # a row of one line
-            free = int(np.searchsorted(starts, row.end())) if row.end() < len(content) else len(starts)
+            free = int(np.searchsorted(starts, row.end()))
             stops[line] = stops[free - 1]
             is_row[line + 1 : free] = False
         return np.stack([starts, stops], 1)[:lines][is_row[:lines]], int(starts[lines]) if lines < len(starts) else 0
