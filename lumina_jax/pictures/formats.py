@@ -72,7 +72,8 @@ NO_DECODER = {
     "FLIF": (".flif",),
     CAMERA_RAW: (
         *(".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".raf", ".rw2"),
-        *(".rwl", ".pef", ".srw", ".x3f", ".3fr", ".fff", ".iiq", ".mos", ".mrw", ".kdc", ".dcr", ".erf", ".mef", ".gpr"),
+        *(".rwl", ".pef", ".srw", ".x3f", ".3fr", ".fff", ".iiq", ".mos", ".mrw", ".kdc", ".dcr", ".erf", ".mef"),
+        ".gpr",
     ),
 }
 """What people call each format of pictures for which there is no decoder, and the endings of its files."""
@@ -107,6 +108,8 @@ SIGNATURES = (
 )
 """(position, bytes there, format) of files for which there is no decoder."""
 
+PREFIX = 16
+"""The bytes by which Pillow tells formats."""
 SVG_HEAD = 1024
 """An SVG file names itself in its first so many bytes."""
 SUBFILE_TYPE, REDUCED, DNG_VERSION = 254, 1, 50706
@@ -156,6 +159,10 @@ def _unidentified(content: bytes, label: str) -> InputError:
     if kind := _signed(content) or _named(label):
         error = _no_decoder(kind)
         return InputError(f"{label}: {error}", cause=error.cause)
+    for kind in FORMATS:
+        accepts = Image.OPEN[kind][1]
+        if accepts and accepts(content[:PREFIX]) is True:
+            return InputError(f"{label}: a damaged {kind} file", cause="damaged picture")
     return InputError(
         f"{label}: no image that Pillow can read; its first bytes are {content[:8].hex(' ')}", cause="no picture"
     )
