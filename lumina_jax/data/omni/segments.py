@@ -48,7 +48,7 @@ class SegmentViews(PathViews):
 def paint(name: str, numbers: np.ndarray, classes: int) -> ImageFile:
     """Class numbers i[Y X] below ``classes``, or NO_CLASS, as a palette picture; InputError for any other number.
 
-    Resizing it as a palette picture keeps its colours (see painted); in an RGB picture it would mix two neighbours into a third class's colour.
+    Resizing it keeps its colours (see painted); that of an RGB picture would mix two neighbours into a third class's colour.
     """
     wrong = (numbers != NO_CLASS) & ((numbers < 0) | (numbers >= classes))
     if wrong.any():
