@@ -42,7 +42,6 @@ FORMATS = {
     "XBM": (".xbm",),
     "XPM": (".xpm",),
     "PCD": (".pcd",),
-    "IM": (".im",),
     "TGA": (".tga", ".icb", ".vda", ".vst"),
 }
 """Pillow's name of each format that is read, and the endings of its files. Only these are tried, in this order, TGA last since it
@@ -70,6 +69,7 @@ NO_DECODER = {
     "PICT": (".pct", ".pict"),
     "BPG": (".bpg",),
     "FLIF": (".flif",),
+    "LabEye's IM": (".im",),
     CAMERA_RAW: (
         *(".raw", ".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".orf", ".raf", ".rw2"),
         *(".rwl", ".pef", ".srw", ".x3f", ".3fr", ".fff", ".iiq", ".mos", ".mrw", ".kdc", ".dcr", ".erf", ".mef"),
