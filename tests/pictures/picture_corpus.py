@@ -26,7 +26,7 @@ ROUNDED = (1.0, 2)
 LOSSY = (2.0, 64)
 """(mean, largest) difference in levels, of smooth scenes at high quality, whose colours a wide profile spreads further. Whoever
 ignores an orientation or a profile is further away in the mean, as a test of the corpus shows."""
-COARSE = (3.0, 64)
+COARSE = (3.0, 96)
 """As LOSSY, with half as many columns and rows of colour."""
 
 
