@@ -142,7 +142,7 @@ def opened(content: bytes, label: str) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise InputError(f"{label}: {error} Store it smaller.", cause="picture too large") from error
     except Exception as error:  # on damaged files Pillow's readers raise whatever their parsing runs into
-        raise InputError(f"{label}: {error or type(error).__name__}", cause="damaged picture") from error
+        raise InputError(f"{label}: {str(error) or type(error).__name__}", cause="damaged picture") from error
 
 
 def _refuse_preview(image: Image.Image, content: bytes, label: str) -> None:
