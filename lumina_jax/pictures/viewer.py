@@ -63,7 +63,7 @@ def shown(image: Image.Image) -> Image.Image:
 
 
 def shown_size(image: Image.Image) -> tuple[int, int]:
-    """The (width, height) of an opened picture file, upright. Its pixels are not read."""
+    """The (width, height) of an opened picture file, upright. Pixels are read only of PNG files, whose EXIF may follow them."""
     return image.size[::-1] if _orientation(image) in SIDEWAYS else image.size
 
 
