@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 
+from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import mini_gemini, openhermes, pair
 from lumina_jax.data.sources.folder import open_folder
 from lumina_jax.data.sources.json_list import JsonSource
@@ -19,7 +20,7 @@ __all__ = ["JsonSource", "Record", "Source", "index_lines", "open_source"]
 LIST_SUFFIXES = (".json", ".jsonl")
 TABLE_SUFFIXES = (".csv", ".tsv")
 OMNI = ("magicbrush", "seed-edit", "vkitti2", "sintel", "nyuv2", "scannet", "coco-pose", "oneformer", "refcoco")
-COLUMNS = re.compile(r"(image|text)=([^,]+)(?:,(image|text)=([^,]+))?")
+COLUMNS = re.compile(r"(image|text)=(.+?)(?:,(?!\1)(image|text)=(.+))?", re.DOTALL)
 
 
 def open_source(spec: str) -> Source:
@@ -84,7 +85,9 @@ def _parquet(rest: str) -> StoredSource:
     from lumina_jax.data.sources.parquet import ParquetSource  # half a second of imports
 
     pattern, columns = _split_at(rest, COLUMNS.fullmatch)
-    return ParquetSource(pattern, **dict(word.split("=") for word in columns.split(",")) if columns else {})
+    names = COLUMNS.fullmatch(columns or "")
+    chosen = {names[i]: names[i + 1] for i in (1, 3) if names[i]} if names else {}
+    return ParquetSource(files.expand(pattern), **chosen)
 
 
 def _omni(name: str, rest: str) -> StoredSource:

@@ -47,9 +47,12 @@ class JsonSource(StoredSource):
         return len(self._spans)
 
     def stored(self, index: int) -> StoredRecord:
-        start, stop = map(int, self._spans[index])
         with prefixed_errors(f"{self.path}, record {index}", ValueError, RecursionError):
-            return stored_record(self._adapt(json.loads(self._read(start, stop))), self._fetch)
+            return stored_record(self.item(index), self._fetch)
+
+    def item(self, index: int) -> object:
+        """The JSON of record ``index``, which should have Lumina's form, not checked; ValueError when it is no JSON."""
+        return self._adapt(json.loads(self._read(*map(int, self._spans[index]))))
 
     def _fetch(self, image: object) -> ImageFile:
         if not isinstance(image, str):

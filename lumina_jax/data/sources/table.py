@@ -37,12 +37,15 @@ class TableSource(StoredSource):
         return len(self._rows)
 
     def stored(self, index: int) -> StoredRecord:
-        row = self._rows[index]
         with prefixed_errors(f"{self.path}, record {index}"):
-            if len(row) != len(self._header):
-                raise InputError(f"the row has {len(row)} fields, the header {len(self._header)}")
-            item = self._adapt(dict(zip(self._header, row, strict=True)))
-            return stored_record(item, lambda image: read_image(files.join(self.folder, str(image))))
+            return stored_record(self.item(index), lambda image: read_image(files.join(self.folder, str(image))))
+
+    def item(self, index: int) -> object:
+        """Row ``index`` in Lumina's form, not checked; InputError when it has more or fewer fields than the header."""
+        row = self._rows[index]
+        if len(row) != len(self._header):
+            raise InputError(f"the row has {len(row)} fields, the header {len(self._header)}")
+        return self._adapt(dict(zip(self._header, row, strict=True)))
 
 
 def _split_header(rows: list[list[str]], path: str) -> tuple[list[str], list[list[str]]]:
