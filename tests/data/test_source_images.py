@@ -73,15 +73,15 @@ def test_damaged_files_are_read_or_refused_by_name(kind):
 def test_cmyk_becomes_its_printed_colours():
     colours = Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], np.uint8))
     image = decoded(encoded(colours.convert("CMYK").resize((64, 16), Image.Resampling.NEAREST), "JPEG", quality=100))
-    assert image.mode == "CMYK"
-    rgb = np.asarray(pixels.whiten(image))[8, 8::16].astype(int)
+    assert image.mode == "RGB"
+    rgb = np.asarray(image)[8, 8::16].astype(int)
     assert np.abs(rgb - np.asarray(colours)[0].astype(int)).max() <= 3
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
     levels = np.array([[0, 128, 129, 257, 32896, 65407, 65535]], np.uint16)
     image = decoded(encoded(Image.fromarray(levels), "PNG"))
-    assert image.mode == "L" and np.asarray(image).tolist() == [[0, 0, 1, 1, 128, 255, 255]]
+    assert image.mode == "RGB" and np.asarray(image)[..., 1].tolist() == [[0, 0, 1, 1, 128, 255, 255]]
     assert learned(decoded(encoded(Image.fromarray(np.full((40, 40), 32896, np.uint16)), "TIFF"))).max() == 128
 
 
