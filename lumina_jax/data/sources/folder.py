@@ -11,7 +11,7 @@ from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import imagefolder
 from lumina_jax.data.sources.images import SUFFIXES, ImageFile, read_image
 from lumina_jax.data.sources.json_list import JsonSource
-from lumina_jax.data.sources.names import is_hidden, is_litter, is_picture, suffix_of
+from lumina_jax.data.sources.names import is_picture, is_visible, suffix_of
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, checked_object, stored_record
 from lumina_jax.data.sources.table import TableSource
 from lumina_jax.errors import InputError, StorageError, prefixed_errors
@@ -28,7 +28,7 @@ def open_folder(folder: str) -> StoredSource:
     Metadata are as Hugging Face's imagefolder has them: ``file_name``, relative to the metadata, and ``text`` (or ``caption``, or
     ``conversations``). Hidden files and what systems leave (see names) are no records. InputError when there are none.
     """
-    listed = [entry for entry in files.listing(folder) if not is_hidden(entry[0]) and not is_litter(entry[0])]
+    listed = [(path, size) for path, size in files.listing(folder) if is_visible(path)]
     metadata = [path for path, _ in listed if posixpath.basename(path) in METADATA]
     folders = list(map(posixpath.dirname, metadata))
     if twice := next((path for path in folders if folders.count(path) > 1), None):

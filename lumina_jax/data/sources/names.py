@@ -27,6 +27,6 @@ def is_litter(path: str) -> bool:
     return any(LITTER.fullmatch(part) for part in path.split("/"))
 
 
-def is_hidden(path: str) -> bool:
-    """Whether the file or a folder on its path begins with a dot."""
-    return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
+def is_visible(path: str) -> bool:
+    """Whether a file of a folder may belong to a record: neither it nor a folder on its path is litter or begins with a dot."""
+    return not is_litter(path) and not any(part.startswith(".") for part in path.split("/"))
