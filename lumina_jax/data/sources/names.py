@@ -3,7 +3,7 @@
 import posixpath
 import re
 
-from lumina_jax.data.sources.images import SUFFIXES
+from lumina_jax.data.sources.images import PICTURE_SUFFIXES
 
 LITTER = re.compile(
     r"\._.*|\.DS_Store|__MACOSX|@eaDir|Thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information|PaxHeaders?(\.\d+)?",
@@ -19,7 +19,7 @@ def suffix_of(path: str) -> str:
 
 def is_picture(path: str) -> bool:
     """Whether a file counts as a picture by its name, also when no decoder reads its format."""
-    return suffix_of(path) in SUFFIXES
+    return suffix_of(path) in PICTURE_SUFFIXES
 
 
 def is_litter(path: str) -> bool:
