@@ -220,15 +220,12 @@ NAMES = (
 def test_letters_in_names_mean_nothing(tmp_path, name):
     folder = tmp_path / name
     fill(folder, {f"{name}/{name}.png": png(3), f"{name}/{name}.txt": "a"})
-    fill(folder, {f"m/{name}.png": png(3), "m/metadata.jsonl": metadata("jsonl", rows((f"{name}.png", "b")))})
-    fill(folder, {f"p/{name}.png": png(3)})
-    if name.isprintable():  # a half surrogate is no text, so Parquet cannot hold it
-        fill(folder, {"p/metadata.parquet": metadata("parquet", rows((f"{name}.png", "c")))})
-    found = outcome(folder)
-    assert [caption for caption in found if not caption.startswith("!")] == (
-        ["b", "c", "a"] if name.isprintable() else ["b", "a"]
-    )
-    assert len(found) == 3
+    expected = ["a"]
+    if "\udce9" not in name:  # JSON and Parquet hold no half surrogates
+        fill(folder, {f"m/{name}.png": png(3), "m/metadata.jsonl": metadata("jsonl", rows((f"{name}.png", "b")))})
+        fill(folder, {f"p/{name}.png": png(3), "p/metadata.parquet": metadata("parquet", rows((f"{name}.png", "c")))})
+        expected = ["b", "c", "a"]
+    check(folder, expected)
 
 
 def test_captions_in_the_encodings_of_windows(tmp_path):

@@ -9,10 +9,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import imagefolder
-from lumina_jax.data.sources.images import SUFFIXES, ImageFile, read_image
+from lumina_jax.data.sources.images import SUFFIXES
 from lumina_jax.data.sources.json_list import JsonSource
 from lumina_jax.data.sources.names import is_picture, is_visible, suffix_of
-from lumina_jax.data.sources.record import StoredRecord, StoredSource, checked_object, stored_record
+from lumina_jax.data.sources.record import StoredRecord, StoredSource, checked_object, image_reader, stored_record
 from lumina_jax.data.sources.table import TableSource
 from lumina_jax.errors import InputError, StorageError, prefixed_errors
 from lumina_jax.text import decode_text, parse_json
@@ -94,7 +94,7 @@ class FolderSource(StoredSource):
             if len(texts) > 1:
                 raise InputError(f"{' and '.join(texts)} are captions of one image; keep one", cause="several captions")
             item = self._item(texts[0]) | ({"image": image} if image else {})
-            return stored_record(item, self._fetch)
+            return stored_record(item, image_reader(self.folder))
 
     def _item(self, text: str) -> Mapping:
         content = files.read(files.join(self.folder, text))
@@ -102,9 +102,6 @@ class FolderSource(StoredSource):
             return {"caption": decode_text(content, text).strip()}
         item = checked_object(parse_json(content), f"{text} holds")
         return {key: item[key] for key in ("conversations", "caption", "text") if key in item}
-
-    def _fetch(self, image: object) -> ImageFile:
-        return read_image(files.join(self.folder, str(image)))
 
     def _content(self, text: str) -> bytes:
         """The content of a text file for the fingerprint; none of one that cannot be read, as its record will say."""
@@ -127,7 +124,7 @@ def _images_of(source: JsonSource | TableSource) -> Iterator[str]:
     for index in range(len(source)):
         try:
             item = source.item(index)
-        except ValueError:  # a bad record, which names no image
+        except InputError:  # a bad record, which names no image
             continue
         images = item.get("image") if isinstance(item, Mapping) else None
         yield from (image for image in (images if isinstance(images, list) else [images]) if isinstance(image, str))
