@@ -53,8 +53,8 @@ class ParquetSource(StoredSource):
                 content, rows, schema = footer
                 if lacking := [name for name in self._columns if schema.names.count(name) != 1]:
                     self._faults[number] = InputError(
-                        f"{path} has columns {', '.join(schema.names)}, but {lacking[0]!r}, a column of the files before it, not "
-                        "once; open it alone",
+                        f"{path} has columns {', '.join(schema.names)}, but {lacking[0]!r}, a column of the other files, not once; "
+                        "open it alone",
                         cause="other columns",
                     )
             digest.update(content)
@@ -87,6 +87,8 @@ class ParquetSource(StoredSource):
             raise InputError(f"the row cannot be read: {error}", cause="a row that cannot be read") from error
         image = values[self._image] if self._image else None
         text = values[self._text]
+        if text is None:
+            raise InputError(f"column {self._text!r} is null", cause="no caption")
         if self._text == CONVERSATIONS:
             return dialogue({CONVERSATIONS: parse_json(text) if isinstance(text, str) else text, "image": image})
         return pair({"image": image, "caption": text})
