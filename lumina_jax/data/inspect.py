@@ -56,14 +56,15 @@ def tables(folders: Sequence[Shards], cfg: DataConfig | None, seed: int = 0) -> 
     """What ``folders`` hold and, with ``cfg``, the batches that it makes of them."""
     yield _folders(folders)
     yield _settings(folders)
-    empty = [folder for folder in folders if not folder.manifest.kept]
-    if len(empty) < len(folders):
-        yield _kinds(folders)
-        yield _lengths(folders)
+    filled = [folder for folder in folders if folder.manifest.kept]
+    if filled:
+        yield _kinds(filled)
+        yield _lengths(filled)
     if crops := sum((Counter(folder.manifest.crops) for folder in folders), Counter()):
-        caption = f"{crops.total():,} images in {len(crops)} sizes, width x height in pixels" + _the_first(len(crops))
+        caption = f"{_count(crops.total(), 'image')} in {_count(len(crops), 'size')}, width x height in pixels"
+        caption += _the_first(len(crops))
         yield Table("Images", caption, ("size", "images", "share"), _shares(crops))
-    if cfg and not empty:
+    if cfg and len(filled) == len(folders):
         yield _batches(folders, cfg, seed)
         if len(folders) > 1:
             yield _mixture(folders, cfg)
@@ -202,7 +203,7 @@ def _rejected(folders: Sequence[Shards]) -> Table:
     lines = itertools.chain.from_iterable(map(_reject_lines, folders))
     rows = tuple((f"{line['index']:,}", line["reason"][:REASON_LETTERS]) for line in itertools.islice(lines, MAX_ROWS))
     count = sum(folder.manifest.rejected for folder in folders)
-    caption = f"{count:,} records were not kept{_the_first(count)}; {REJECTS} in each folder lists all."
+    caption = f"Not kept: {_count(count, 'record')}{_the_first(count)}; {REJECTS} in each folder lists all."
     return Table("Rejected", caption, ("record of the source", "why"), rows)
 
 
@@ -272,6 +273,10 @@ def _can_print(letters: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _the_first(count: int) -> str:

@@ -177,7 +177,8 @@ def _reject(error: BaseException) -> Reject:
     message = str(error).strip()
     if isinstance(error, EXPECTED):
         return Reject(_cut(message or f"{type(error).__name__}"), cause_of(error))
-    name, place = type(error).__name__, _place(error)
+    kind, place = type(error), _place(error)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
     return Reject(_cut(f"{name}{': ' if message else ''}{message}") + f" ({place})", f"{name} in {place}", error)
 
 
