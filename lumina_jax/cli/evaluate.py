@@ -4,7 +4,7 @@ import json
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import at_least, output_path, seed, size
+from lumina_jax.cli.arguments import at_least, input_path, output_path, seed, size
 from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of
 from lumina_jax.errors import InputError
 
@@ -12,11 +12,13 @@ TASK_EXERCISES = 96
 
 
 def add_refine(verbs: _SubParsersAction) -> None:
-    refine = verbs.add_parser("refine", help='pictures through the model\'s "No edit.", measured against the originals')
+    refine = verbs.add_parser("refine", help='pictures through the model\'s "No edit.", then compared')
     model_arguments(refine)
-    refine.add_argument("images", nargs="+", metavar="IMAGE", help="pictures")
-    refine.add_argument("--seed", type=seed, default=0, help="same seed, same pictures (0)")
-    refine.add_argument("--top-k", type=at_least(1), default=1, help="image tokens to draw from; 1 is greedy (1)")
+    refine.add_argument("images", nargs="+", type=input_path, metavar="IMAGE", help="pictures")
+    refine.add_argument("--seed", type=seed, default=0, help="same seed, same pictures")
+    refine.add_argument(
+        "--top-k", type=at_least(1), default=1, metavar="K", help="image tokens to draw from; 1 is greedy"
+    )
     refine.add_argument(
         "--out",
         type=output_path,
@@ -29,11 +31,13 @@ def add_refine(verbs: _SubParsersAction) -> None:
 def add_evaluate(verbs: _SubParsersAction) -> None:
     evaluate = verbs.add_parser(
         "evaluate",
-        help="loss and accuracy on held-out data, scores of the embedded world, attention, PSNR of the tokenizer",
+        help="loss on held-out data, scores, attention, PSNR",
     )
     model_arguments(evaluate)
     evaluate.add_argument(
-        "--data", help="a folder of run.py pretokenize that the model was not trained on: cross-entropy and accuracy"
+        "--data",
+        type=input_path,
+        help="a folder of run.py pretokenize that the model was not trained on: cross-entropy and accuracy",
     )
     evaluate.add_argument(
         "--greedy", action="store_true", help="with --data: also the share of each answer that greedy decoding returns"
@@ -47,26 +51,35 @@ def add_evaluate(verbs: _SubParsersAction) -> None:
         nargs="?",
         const=TASK_EXERCISES,
         metavar="N",
-        help=f"N fresh exercises of every task of the embedded world ({TASK_EXERCISES}): a table, JSON and a sheet",
+        help=f"N fresh exercises of every task of the embedded world, {TASK_EXERCISES} without N: a table, JSON and a sheet",
     )
     evaluate.add_argument(
         "--sizes",
         type=at_least(32),
         metavar="PX",
-        help="with --toy and --tasks: canvases of about PX x PX (--toy 128; --tasks 64, as most of its training records)",
+        help="with --toy and --tasks: canvases of about PX x PX pixels (default: --toy 128; --tasks 64, as most it learned)",
     )
     evaluate.add_argument("--attention", metavar="PROMPT", help="paint it, and show what its last token attends to")
-    evaluate.add_argument("--size", type=size, help="with --attention: WIDTHxHEIGHT in pixels")
+    evaluate.add_argument(
+        "--size",
+        type=size,
+        metavar="WxH",
+        help="with --attention: WIDTHxHEIGHT in pixels (default: a square of the model's training area)",
+    )
     evaluate.add_argument(
         "--out",
         type=output_path,
         default="out/evaluation",
-        help="folder of the sheet of --tasks and the picture of --attention (out/evaluation)",
+        help="folder of the sheet of --tasks and the picture of --attention",
     )
     evaluate.add_argument(
-        "--pictures", nargs="+", metavar="FILE", help="PSNR of these pictures through the image tokenizer"
+        "--pictures",
+        nargs="+",
+        type=input_path,
+        metavar="FILE",
+        help="PSNR of these pictures through the image tokenizer",
     )
-    evaluate.add_argument("--seed", type=seed, default=0, help="with --toy and --tasks: other seed, other prompts (0)")
+    evaluate.add_argument("--seed", type=seed, default=0, help="with --toy and --tasks: other seed, other prompts")
     evaluate.set_defaults(run=_evaluate)
 
 
