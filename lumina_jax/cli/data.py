@@ -41,12 +41,13 @@ def add_data(verbs: _SubParsersAction) -> None:
 
 def _data_inspect(options: Namespace) -> None:
     cfg = load_experiment(options.config, [*options.changes, f"data.path={options.path}"]) if options.config else None
+    out = Path(options.out)
     if options.changes and not cfg:
         raise InputError(f"{options.changes[0]} changes a config, but none is given; give it with --config")
     from convert import load_image_tokenizer
     from lumina_jax.data.inspect import as_text, sheet, tables
     from lumina_jax.data.shards import Shards, check_made_with
-    from lumina_jax.storage import atomic_write_text
+    from lumina_jax.storage import atomic_write_text, claim
     from lumina_jax.vocab import Vocab
 
     folders = [Shards(path.strip()) for path in options.path.split(",")]
@@ -60,7 +61,7 @@ def _data_inspect(options: Namespace) -> None:
     for folder in folders:
         check_made_with(folder.manifest, vocab, where=str(folder.path))
     html = sheet(folders, report, vocab, load_image_tokenizer(vq), options.samples, options.seed)
-    out = Path(options.out)
+    claim(out.parent, [out.name], "run.py data inspect")
     atomic_write_text(out, html)
     print(out)
 

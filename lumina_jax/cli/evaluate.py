@@ -92,12 +92,18 @@ def _refine(options: Namespace) -> None:
     from lumina_jax.evaluate.refine import refine
     from lumina_jax.sample.picture import grid
     from lumina_jax.sample.prompt import open_image
+    from lumina_jax.storage import claim
 
-    images = {file: open_image(Path(file)) for file in options.images}
+    images, out = {file: open_image(Path(file)) for file in options.images}, Path(options.out)
+    names = [f"{Path(file).stem}{end}.png" for file in images for end in ("", "-compared")]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"two of the pictures would become {out / twice[0]}; refine them in two commands, each with its own --out"
+        )
+    claim(out, names, "run.py refine")
     model, vocab, vq, experiment = load_for_sampling(options)
-    builder, out, results = make_prompt_builder(vq, vocab, experiment), Path(options.out), {}
+    builder, results = make_prompt_builder(vq, vocab, experiment), {}
     cfg = replace(served("refine", settings_of(experiment)), image_top_k=options.top_k)
-    out.mkdir(parents=True, exist_ok=True)
     for file, image in images.items():
         refined = refine(model, builder, image, cfg, jax.random.key(options.seed))
         results[file] = table = refined.table()
@@ -119,6 +125,11 @@ def _evaluate(options: Namespace) -> None:
             raise InputError(
                 f"{option} goes with {owner}" + ("; canvases of --toy and --tasks: --sizes" * (option == "--size"))
             )
+    from lumina_jax.storage import claim
+
+    sheets, attention = ["tasks.html", "tasks.json", "tasks.png"], ["attention.png"]
+    if files := sheets * bool(options.tasks) + attention * bool(options.attention):
+        claim(Path(options.out), files, "run.py evaluate")
     model, vocab, vq, experiment = load_for_sampling(options)
     results = {}
     if options.data:
@@ -170,7 +181,6 @@ def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dic
     (answer,) = generate(model, [prompt.ids], jax.random.key(options.seed), prompt.cfg, vocab, sizes=[prompt.size])
     attention = attention_map(model, prompt.ids, answer, vocab)
     file = Path(options.out) / "attention.png"
-    file.parent.mkdir(parents=True, exist_ok=True)
     drawing(attention, pictures(answer, vq, vocab)[0]).save(file)
     print(file)
     return attention.table()

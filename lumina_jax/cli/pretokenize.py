@@ -141,18 +141,32 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
         raise InputError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
     for file in (cfg.vq.path, f"{cfg.data.tokenizer}/tokenizer.json"):
         check_output(file.rpartition("/")[0] or ".")
-    from lumina_jax.data.fit import fit
+    from lumina_jax.layout import crop_sizes
+
+    if options.base and not options.source.startswith("omni"):
+        raise InputError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")
+    from convert import load_image_tokenizer
+    from lumina_jax.data.fit import claim_fit, fit
+    from lumina_jax.model.image_tokenizer import fingerprint
     from lumina_jax.toyworld.fit import fit_omni, fit_world
 
-    if options.source.startswith("omni"):
-        from convert import load_image_tokenizer
-
-        fit_omni(cfg.vq, cfg.data, load_image_tokenizer(options.base) if options.base else None)
-        return
-    if options.base:
-        raise InputError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")
-    if options.source.startswith("toy:"):
+    base = load_image_tokenizer(options.base) if options.base else None
+    world, fitted_to = options.source.partition(":")[0], {"codes": cfg.vq.codes}
+    if sizes:  # the embedded world is fitted to whole, however many records of it are wanted
+        fitted_to |= {"world": world.removesuffix("_slow"), "base": fingerprint(base) if base else ""}
+    else:
+        crops = crop_sizes(cfg.data.size, cfg.data.patch, cfg.data.max_ratio)
+        fitted_to |= {
+            "source": source.fingerprint,
+            "records": len(source),
+            "seed": options.seed,
+            "sizes": list(map(list, crops)),
+        }
+    if not claim_fit(cfg.vq, cfg.data, fitted_to):
+        print(f"{cfg.vq.path}: fitted to these records already")
+    elif world == "toy":
         fit_world(cfg.vq, cfg.data)
-        return
-    report = fit(source, cfg.vq, cfg.data, options.seed, sizes)
-    print(f"{cfg.vq.path}: {json.dumps(report)}")
+    elif sizes:
+        fit_omni(cfg.vq, cfg.data, base)
+    else:
+        print(f"{cfg.vq.path}: {json.dumps(fit(source, cfg.vq, cfg.data, options.seed, crops))}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from lumina_jax.cli.arguments import output_path
 from lumina_jax.cli.experiments import REPOSITORY, config_arguments, load_experiment
 from lumina_jax.cli.models import load_for_sampling, model_arguments
-from lumina_jax.errors import InputError
+from lumina_jax.errors import ExistingFileError, InputError
 from lumina_jax.numbers import real_number, shown
 
 OMNI_MINUTES = 40
@@ -59,6 +59,10 @@ def _quickstart(options: Namespace) -> None:
 
 def _grow(options: Namespace) -> None:
     cfg = load_experiment(options.config, options.changes)
+    if cfg.start and (checkpoints := Path(cfg.start, "checkpoints")).exists():
+        raise ExistingFileError(
+            f"{checkpoints} exists already; give another start=FOLDER for the grown weights, or delete it"
+        )
     from lumina_jax.train.grow_vocabulary import write_start_checkpoint
     from lumina_jax.vocab import Vocab
 
