@@ -19,7 +19,7 @@ try:
     from lumina_jax.cli.quickstart import add_grow, add_quickstart
     from lumina_jax.cli.sample import add_sample
     from lumina_jax.cli.train import add_compile, add_train
-    from lumina_jax.errors import UserError
+    from lumina_jax.errors import UserError, printable
 except KeyboardInterrupt:
     print("run.py: interrupted", file=sys.stderr)
     raise SystemExit(130) from None
@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         if interrupt := ending.interrupt_of(error):
             return ending.tell_interrupt(program, interrupt)
         if isinstance(error, UserError):
-            print(f"{program}: {ending.one_line(str(error))}", file=sys.stderr)
+            print(f"{program}: {printable(str(error))}", file=sys.stderr)
             return 2
         if isinstance(error, BrokenPipeError):
             return ending.BROKEN_PIPE

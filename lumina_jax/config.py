@@ -106,7 +106,8 @@ class DataConfig:
     ``batch``). With ``packing`` short samples share a row.
 
     ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.1).
-    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for.
+    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for. Pretokenizing ends when
+    ``max_consecutive_rejects`` records in a row cannot be read for one cause (0: never).
     """
 
     path: str = ""
@@ -122,6 +123,7 @@ class DataConfig:
     packing: bool = True
     drop_context: float = 0.1
     threads: int = 2
+    max_consecutive_rejects: int = 1000
 
     def __post_init__(self):
         _require(self.patch >= 2, f"data.patch={self.patch}; a size unit is two codes, so it must be at least 2 pixels")
@@ -143,6 +145,10 @@ class DataConfig:
         _require(self.mix_by in ("records", "tokens"), f"data.mix_by={self.mix_by!r}; choose 'records' or 'tokens'")
         _require(0 <= self.drop_context <= 1, f"data.drop_context={self.drop_context} is not in [0, 1]")
         _require(self.threads >= 0, f"data.threads={self.threads}; it must not be negative (0 reads when asked)")
+        _require(
+            self.max_consecutive_rejects >= 0,
+            f"data.max_consecutive_rejects={self.max_consecutive_rejects}; it must not be negative (0: no limit)",
+        )
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -434,6 +440,7 @@ def from_dict(kind: type, values: dict):
         if is_dataclass(hint):
             value = from_dict(hint, value)
         elif typing.get_origin(hint) is tuple:
-            value = tuple(value)
+            element = typing.get_args(hint)[0]
+            value = tuple(from_dict(element, item) if is_dataclass(element) else item for item in value)
         parsed[name] = value
     return kind(**parsed)

@@ -1,7 +1,6 @@
 """How a process of the command line ends: in one line after an error, Ctrl-C, SIGTERM or a closed pipe, and without delay."""
 
 import os
-import re
 import signal
 import sys
 import threading
@@ -10,13 +9,12 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from lumina_jax.errors import printable
+
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 """Exit codes: 128 and the number of the signal."""
 PATIENCE = 5.0
 """Seconds after which SIGTERM ends a process that is busy in compiled code and cannot unwind."""
-
-
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class Terminated(KeyboardInterrupt):
@@ -77,7 +75,7 @@ def interrupt_of(error: BaseException | None) -> KeyboardInterrupt | None:
 def tell_interrupt(program: str, interrupt: KeyboardInterrupt) -> int:
     """Prints the one line of an interrupt, with its innermost note (errors.interrupted), and returns the exit code."""
     terminated = isinstance(interrupt, Terminated)
-    note = "".join(f"; {one_line(note)}" for note in getattr(interrupt, "__notes__", [])[:1])
+    note = "".join(f"; {printable(note)}" for note in getattr(interrupt, "__notes__", [])[:1])
     print(f"{program}: {'terminated' if terminated else 'interrupted'}{note}", file=sys.stderr, flush=True)
     return TERMINATED if terminated else INTERRUPTED
 
@@ -87,11 +85,6 @@ def show_any_letter() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-def one_line(message: str) -> str:
-    """``message`` with line ends and other control characters as escapes: no name of a file moves the cursor."""
-    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), message)
 
 
 def leave(main: Callable[[], int]) -> NoReturn:

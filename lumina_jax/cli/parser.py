@@ -5,7 +5,7 @@ import difflib
 from argparse import Action, ArgumentError, Namespace, _SubParsersAction
 from collections.abc import Iterable
 
-from lumina_jax.cli.ending import one_line
+from lumina_jax.errors import printable
 
 EMPTY = (None, "", [])
 
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
             option = message.removeprefix("argument ").partition(":")[0]
             message += f"; give a value that begins with - as {option.rpartition('/')[2]}=VALUE"
         help_at = "" if "--help" in message else f"; see {self.prog} --help"
-        self.exit(2, f"{self.prog}: {one_line(message)}{help_at}\n")
+        self.exit(2, f"{self.prog}: {printable(message)}{help_at}\n")
 
     def _check_value(self, action: Action, value: str) -> None:
         try:

@@ -10,7 +10,7 @@ import numpy as np
 from lumina_jax import layout
 from lumina_jax.config import DataConfig, VQConfig
 from lumina_jax.data.shard_maker import crop_size
-from lumina_jax.data.sources.record import BAD_RECORD, Source
+from lumina_jax.data.sources.record import Reject, Source, read_record
 from lumina_jax.data.word_tokenizer import build, save
 from lumina_jax.errors import ExistingFileError
 from lumina_jax.model.patchvq import PatchVQ
@@ -57,9 +57,8 @@ def fit(
 
     def crops() -> Iterator[np.ndarray]:
         for index in indices:
-            try:
-                record = source[int(index)]
-            except BAD_RECORD:
+            record = read_record(source.__getitem__, int(index))
+            if isinstance(record, Reject):
                 continue  # pretokenize lists it among the rejects, with the reason
             texts.extend(message for turn in record.conversation([sizes[0]]) for message in turn if message)
             for number, image in enumerate(record.images):

@@ -39,11 +39,10 @@ class TrainingRun:
     def __init__(self, out: Path, minutes: float, reference_minutes: float):
         out.mkdir(parents=True, exist_ok=True)
         plan = out / "plan.json"
-        if not plan.is_file() and (
-            others := sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-        ):
+        others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+        if others and not plan.is_file():
             raise ExistingFileError(
-                f"{out} holds other things ({others[0]}) and no quickstart; give another --out, or an empty folder"
+                f"{out} holds {others[0]}, which is of no quickstart; give another --out, or an empty folder"
             )
         if plan.is_file() and (planned := json.loads(plan.read_text())["minutes"]) != minutes:
             raise InputError(
