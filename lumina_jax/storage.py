@@ -4,11 +4,12 @@ A local file is written under a temporary name and then renamed; a remote store 
 several processes may write one file at the same time, as long as all of them write the same content.
 """
 
+import json
 import os
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from lumina_jax.errors import (
 
 TEMPORARY = ".tmp"
 """Suffix of files that are still being written."""
+CLAIMS = ".written.json"
+"""File name -> the command that wrote it, of the files beside it (:func:`claim`)."""
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 """The end of their names; other files ending in .tmp are not ours."""
 
@@ -89,6 +92,25 @@ def atomic_write_text(path: Path, text: str) -> None:
     """:func:`atomic_write` of a text, in UTF-8 with its line ends as they are."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def claim(folder: Path, names: Iterable[str], command: str) -> None:
+    """Records that ``command`` is about to write the files ``names`` into ``folder``: what it wrote itself it may replace.
+
+    Raises ExistingFileError naming a file that is there already and that this command did not write. Makes the folder.
+    """
+    record = folder / CLAIMS
+    try:
+        written = json.loads(record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        written = {}
+    names = list(names)
+    for name in names:
+        if (folder / name).exists() and written.get(name) != command:
+            raise ExistingFileError(
+                f"{folder / name} exists already and was not written by {command}; give another --out, or move it away"
+            )
+    atomic_write_text(record, json.dumps(written | dict.fromkeys(names, command), indent=1, ensure_ascii=False))
 
 
 class StorageFolder:

@@ -23,7 +23,7 @@ from lumina_jax.data.sources.record import Reject, read_record
 from lumina_jax.errors import MissingFileError, prefixed_errors, printable
 from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.pictures.html import Html, meter, page, percent, section, tag
-from lumina_jax.progress import ProgressDisplay, waiting
+from lumina_jax.progress import ProgressDisplay
 from lumina_jax.vocab import Vocab
 
 BAR = 20
@@ -111,10 +111,7 @@ def sheet(
 
 def _cards(drawn: Sequence[tuple[Shards, int]], vocab: Vocab, vq: ImageTokenizer) -> list[Html]:
     cards = []
-    with (
-        ProgressDisplay("samples", len(drawn)) as progress,
-        waiting("decoding the pictures of the samples; each size compiles once"),
-    ):
+    with ProgressDisplay("samples", len(drawn)) as progress:
         for folder, index in drawn:
             made = read_record(_card, folder, index, vocab, vq)
             cards.append(_broken_card(folder, index, made.reason) if isinstance(made, Reject) else made)
