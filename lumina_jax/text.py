@@ -19,6 +19,8 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 """Byte-order marks and the encodings they announce."""
+MARK = "\ufeff"
+"""A byte-order mark in a decoded text: where files that have one were joined."""
 MAX_DEPTH = 100
 """How deep lists and objects of JSON may be nested."""
 STRUCTURE = re.compile(r'"(?:[^"\\]++|\\.)*+"?+|[\[{]|[\]}]', re.DOTALL)
@@ -73,12 +75,12 @@ def checked_text(value: object, name: str) -> str:
 
 
 def parse_json(text: str | bytes) -> object:
-    """The one value of a JSON text; bytes are decoded by :func:`decode_text`.
+    """The one value of a JSON text; bytes are decoded by :func:`decode_text`, a mark before the text is passed over.
 
     NaN and Infinity are read as Python writes them. Raises InputError for what is no JSON or goes on after its value, a key that
     stands twice in an object, half a surrogate pair, nesting beyond MAX_DEPTH, and a number of more than 4300 digits.
     """
-    text = decode_text(text, "the JSON") if isinstance(text, bytes) else text
+    text = decode_text(text, "the JSON") if isinstance(text, bytes) else text.removeprefix(MARK)
     if text.count("[") + text.count("{") > MAX_DEPTH and (depth := _depth(text)) > MAX_DEPTH:
         raise InputError(f"JSON nested {depth} deep; at most {MAX_DEPTH} is read", cause="JSON nested too deep")
     try:

@@ -5,11 +5,10 @@ import os
 from collections.abc import Callable
 from functools import partial
 
-from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import mini_gemini, openhermes, pair
 from lumina_jax.data.sources.folder import open_folder
 from lumina_jax.data.sources.json_list import JsonSource
-from lumina_jax.data.sources.options import choice, parse, read, split_at
+from lumina_jax.data.sources.options import choice, has_suffix, parse, read, split_at
 from lumina_jax.data.sources.record import Record, Source, StoredSource
 from lumina_jax.data.sources.table import TableSource
 from lumina_jax.data.sources.webdataset import WebDatasetSource
@@ -36,9 +35,9 @@ def open_source(spec: str) -> Source:
         if not rest:
             raise InputError(f"{spec} names no file or folder; give its path behind the colon, as {kind}:PATH")
         return KINDS[kind](rest)
-    if _has_suffix(spec, LIST_SUFFIXES):
+    if has_suffix(spec, LIST_SUFFIXES):
         return JsonSource(spec)
-    if _has_suffix(spec, TABLE_SUFFIXES):
+    if has_suffix(spec, TABLE_SUFFIXES):
         return TableSource(spec)
     if os.path.isdir(spec):
         raise InputError(f"{spec} is a folder; name its format: folder:{spec}, or {_kinds()}")
@@ -52,18 +51,11 @@ def _kinds() -> str:
     return ", ".join(f"{kind}:..." for kind in KINDS)
 
 
-def _has_suffix(path: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether the name of a file ends with one of ``suffixes``; a URL may carry a signature behind it."""
-    return (path.partition("?")[0] if files.is_remote(path) else path).lower().endswith(suffixes)
-
-
 def _with_images(rest: str) -> tuple[str, str | None]:
-    """``FILE@IMAGES`` -> (FILE, IMAGES), or (FILE, None)."""
+    """``FILE@IMAGES`` -> (FILE, IMAGES), or (FILE, None). What ends like a file of records is likelier to be FILE."""
     known = LIST_SUFFIXES + TABLE_SUFFIXES
-    named = _has_suffix(rest, known)
-    return split_at(
-        rest, lambda path, images: images and (not named or _has_suffix(path, known) or os.path.exists(path))
-    )
+    file, images = split_at(rest, lambda path, images: images and (has_suffix(path, known) or os.path.exists(path)))
+    return (file, images) if images or has_suffix(rest, known) else split_at(rest, lambda _, images: images)
 
 
 def _pairs(rest: str) -> StoredSource:
@@ -72,7 +64,7 @@ def _pairs(rest: str) -> StoredSource:
     if images and images.startswith(tuple(f"{name}=" for name in PAIR_OPTIONS)) and not os.path.exists(images):
         options = PAIR_OPTIONS | read(images, PAIR_OPTIONS)
     quoted = QUOTED[choice(options["quoted"], "quoted", tuple(QUOTED))]
-    if _has_suffix(path, TABLE_SUFFIXES):
+    if has_suffix(path, TABLE_SUFFIXES):
         return TableSource(path, options["images"] or None, quoted=quoted)
     if quoted is not None:
         raise InputError(f"pairs:{rest}: quoted= is about .csv and .tsv files; leave it out")

@@ -67,17 +67,19 @@ class RowFormat:
         starts, stops = np.append(0, ends + 1), np.append(ends, len(content))
         lines, free = len(ends) + is_end, 0
         with_quotes = np.unique(np.searchsorted(ends, np.flatnonzero(np.frombuffer(content, np.uint8) == QUOTE)))
-        for line in with_quotes[with_quotes < lines].tolist():
+        with_quotes = with_quotes[with_quotes < lines]
+        for line, start, after in np.stack([with_quotes, starts[with_quotes], stops[with_quotes] + 1], 1).tolist():
             if line < free:
                 continue
-            start = int(starts[line])
             row = self._row_and_end.match(content, start)
             if row is None and (is_end or len(content) - start > LONGEST or not self._open_row.match(content, start)):
                 continue  # a bad row
             if row is None or (row.end() == len(content) and content[-1] != LINE_END and not is_end):
                 lines = line
                 break
-            free = int(np.searchsorted(starts, row.end())) if row.end() < len(content) else len(starts)
+            if row.end() == after:
+                continue  # a row of one line
+            free = int(np.searchsorted(starts, row.end()))
             stops[line] = stops[free - 1]
             is_row[line + 1 : free] = False
         return np.stack([starts, stops], 1)[:lines][is_row[:lines]], int(starts[lines]) if lines < len(starts) else 0

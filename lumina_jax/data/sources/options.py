@@ -4,10 +4,16 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 
+from lumina_jax.data.sources import files
 from lumina_jax.errors import InputError
 
 OPTIONS = re.compile(r"\w+=[^,@/]*(,\w+=[^,@/]*)*")
 """What is meant as options even when no name is known."""
+
+
+def has_suffix(path: str, suffixes: str | tuple[str, ...]) -> bool:
+    """Whether the name of a file ends with one of ``suffixes``, in any case; a URL may carry a signature behind it."""
+    return (path.partition("?")[0] if files.is_remote(path) else path).lower().endswith(suffixes)
 
 
 def splits(rest: str) -> Iterator[tuple[str, str]]:

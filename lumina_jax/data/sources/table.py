@@ -8,6 +8,7 @@ from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, PAIR_IMAGES, column_name, pair
 from lumina_jax.data.sources.csv_rows import RowFormat
 from lumina_jax.data.sources.json_spans import HEAD
+from lumina_jax.data.sources.options import has_suffix
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, image_reader, stored_record
 from lumina_jax.data.sources.text_file import TextFile
 from lumina_jax.errors import InputError, prefixed_errors
@@ -47,7 +48,7 @@ class TableSource(StoredSource):
         self._text = TextFile(path)
         first, second, *_ = (self._text.read(0, HEAD).decode(errors="replace").lstrip("\r\n") + "\n\n").split("\n")
         separator = SEPARATOR_LINE.fullmatch(first)
-        is_tsv = path.lower().partition("?")[0].endswith(TAB_SUFFIX)
+        is_tsv = has_suffix(path, TAB_SUFFIX)
         quoted = not is_tsv if quoted is None else quoted
         delimiters = separator[1] if separator else "\t" if is_tsv else CSV_DELIMITERS
         self._format = _format(delimiters, quoted, second if separator else first)
