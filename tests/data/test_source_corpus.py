@@ -182,8 +182,8 @@ def row(rng: np.random.Generator, delimiter: str, quoted: bool) -> Written:
     if quoted:
         words = words.replace(" ", rng.choice([" ", "\n", "\r\n", ", "]), 1)
         file = io.StringIO()
-        csv.writer(file, delimiter=delimiter, lineterminator="").writerow([f"{seed}.png", words, 5])
-        line = file.getvalue()
+        csv.writer(file, delimiter=delimiter, lineterminator="\n").writerow([f"{seed}.png", words, 5])
+        line = file.getvalue().removesuffix("\n")
     else:
         line = delimiter.join([f"{seed}.png", words, "5"])
     rows = [
