@@ -233,6 +233,15 @@ def test_the_preview_in_a_camera_s_file_is_not_its_picture(name, tags):
     assert decode(file(PHOTO, "JPEG"), "a.nef").size == PHOTO.size  # its content decides
 
 
+def test_a_tiff_that_claims_more_rows_than_it_holds_is_refused_at_once():
+    content = bytearray(file(PHOTO, "TIFF"))
+    at = content.index(b"\x01\x01\x04\0\1\0\0\0")  # the field of its height
+    content[at + 8 : at + 12] = (600_000).to_bytes(4, "little")
+    with pytest.raises(InputError, match="its strips hold 24700 of 190x600000 pixels") as raised:
+        decode(bytes(content), "file")
+    assert cause_of(raised.value) == "damaged picture"
+
+
 def test_pictures_up_to_the_limit_of_pixels_are_read_without_a_word():
     """Beyond MAX_IMAGE_PIXELS Pillow warns, beyond twice as many it refuses. Damaged files make it remark on them."""
     code = """
