@@ -176,6 +176,7 @@ def test_the_size_of_a_file_is_that_of_its_shown_picture(kind, orientation):
     assert difference.mean() < 4
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # as formats.py does outside of pytest
 def test_damaged_metadata_are_ignored():
     profile = rgb_profile(P3, 2.2)
     for options in ({"icc_profile": b"no profile"}, {"icc_profile": profile[:200]}, {"icc_profile": gray_profile(1.0)}):
@@ -236,8 +237,8 @@ def test_the_preview_in_a_camera_s_file_is_not_its_picture(name, tags):
 def test_a_tiff_that_claims_more_rows_than_it_holds_is_refused_at_once():
     content = bytearray(file(PHOTO, "TIFF"))
     at = content.index(b"\x01\x01\x04\0\1\0\0\0")  # the field of its height
-    content[at + 8 : at + 12] = (600_000).to_bytes(4, "little")
-    with pytest.raises(InputError, match="its strips hold 24700 of 190x600000 pixels") as raised:
+    content[at + 8 : at + 12] = (300_000).to_bytes(4, "little")
+    with pytest.raises(InputError, match="its strips hold 24700 of 190x300000 pixels") as raised:
         decode(bytes(content), "file")
     assert cause_of(raised.value) == "damaged picture"
 
