@@ -90,14 +90,18 @@ def eight_bits(image: Image.Image) -> Image.Image:
             cause="pixels of more than 16 bits",
         )
     top = (1 << 12) - 1 if tags.get(BITS) == (12,) else DEEPEST
-    shades = [min(round(level * 255 / top), 255) for level in range(DEEPEST + 1)]
-    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-        shades = [255 - shade for shade in shades]
-    gray = levels.point(shades, "L")
+    gray = levels.point(_shades(top, tags.get(PHOTOMETRIC) == WHITE_IS_ZERO), "L")
     gray.info = {name: value for name, value in image.info.items() if name != "transparency"}
     if (key := image.info.get("transparency")) is not None:
         gray.putalpha(levels.point([255 * (level != key) for level in range(DEEPEST + 1)], "L"))
     return gray
+
+
+@functools.cache
+def _shades(top: int, inverse: bool) -> list[int]:
+    """Level 0 to DEEPEST -> 0..255, which ``top`` and the levels beyond become; ``inverse``: 255..0."""
+    shades = [min(round(level * 255 / top), 255) for level in range(DEEPEST + 1)]
+    return [255 - shade for shade in shades] if inverse else shades
 
 
 def _scale_key(image: Image.Image) -> None:
@@ -167,7 +171,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         if source.profile.xcolor_space != SPACES[mode]:
             return None
         transform = ImageCms.buildTransform(source, SRGB, mode, "RGB")
-    except (OSError, ImageCms.PyCMSError):
+    except (OSError, TypeError, ImageCms.PyCMSError):
         return None
     return None if mode != "CMYK" and _changes_nothing(transform, mode) else transform
 

@@ -181,6 +181,7 @@ def test_damaged_metadata_are_ignored():
     profile = rgb_profile(P3, 2.2)
     for options in ({"icc_profile": b"no profile"}, {"icc_profile": profile[:200]}, {"icc_profile": gray_profile(1.0)}):
         np.testing.assert_array_equal(seen(file(PHOTO, **options)), smooth(3))
+    np.testing.assert_array_equal(seen(file(PHOTO, "TIFF", tiffinfo={34675: 7})), smooth(3))
     for exif in (b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0XX", RNG.bytes(40)):
         np.testing.assert_array_equal(seen(png(PHOTO.size, 8, 2, rows(PHOTO), eXIf=exif)), smooth(3))
 
