@@ -105,8 +105,9 @@ def pretokenized(out, source, **changes):
     return pretokenize(source, tiny_vq(), tiny_vocab(), out, CONFIG, seed=0, progress=False, **changes)
 
 
-def test_rejects_are_summed_up_by_cause_and_shown_letter_by_letter(tmp_path):
-    out = tmp_path / "odd [bold] & <b>"
+def test_rejects_are_summed_up_by_cause_and_shown_letter_by_letter(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = "odd [bold] & <b>"
     pretokenized(out, Odd(40), name="[red]:smile:{x}")
     folders = [Shards(out)]
     report = list(tables(folders, None))
@@ -114,8 +115,14 @@ def test_rejects_are_summed_up_by_cause_and_shown_letter_by_letter(tmp_path):
     assert sorted(row[1] for row in causes.rows) == ["3"] * 4 and sum(row[2] for row in causes.rows) == pytest.approx(1)
     text = as_text(report)
     assert "\x1b" not in text and not re.search("[\ud800-\udfff]", text)
-    for shown in ("odd [bold] & <b>", "[red]:smile:{x}", "[red]no.png: gone", r"two\nlines and \x1b[2J", r"half \udcff"):
-        assert shown in re.sub(r"\s*\n\s*", "", text) or shown in text, shown
+    for shown in (
+        "odd [bold] & <b>",
+        "[red]:smile:{x}",
+        "[red]no.png: gone",
+        r"two\nlines and \x1b[2J",
+        r"half \udcff",
+    ):
+        assert shown in text, shown
     page = sheet(folders, report, None, None, samples=3)
     page.encode()
     assert "\x1b" not in page and "odd [bold] &amp; &lt;b&gt;" in page and r"half \udcff" in page
@@ -132,7 +139,9 @@ def test_many_causes_are_counted_whole_although_few_are_shown(tmp_path):
     pretokenized(tmp_path / "many", Many(80))
     report = by_title([Shards(tmp_path / "many")])
     causes = report["Why records were rejected"]
-    assert len(causes.rows) == 16 and "60 records" in causes.caption and "20 causes, here the first 16" in causes.caption
+    assert (
+        len(causes.rows) == 16 and "60 records" in causes.caption and "20 causes, here the first 16" in causes.caption
+    )
 
 
 def test_a_folder_of_an_older_version_and_several_folders_are_summed_up(tmp_path):
