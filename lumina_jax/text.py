@@ -7,6 +7,7 @@ and UTF-32 with a byte-order mark. Every error is an InputError that says what t
 import codecs
 import json
 import re
+import sys
 from collections import Counter
 
 from lumina_jax.errors import InputError
@@ -92,7 +93,8 @@ def parse_json(text: str | bytes) -> object:
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"JSON with a number that is too long: {error}", cause="a number too long") from error
+        limit = f"it has more than {sys.get_int_max_str_digits()} digits"
+        raise InputError(f"JSON with a number that is too long: {limit}", cause="a number too long") from error
     _check_surrogates(text, "the JSON")
     if SURROGATE_ESCAPE.search(text):
         _check_surrogates(json.dumps(value, ensure_ascii=False), "the JSON")
@@ -108,7 +110,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _check_surrogates(text: str, name: str) -> None:
-    if half := SURROGATE.search(text):
+    if not text.isascii() and (half := SURROGATE.search(text)):
         raise InputError(
             f"{name} holds half a surrogate pair, \\u{ord(half[0]):x}, which is no letter; write the text as UTF-8 again",
             cause="half a surrogate pair",
