@@ -16,13 +16,11 @@ OTHER = 2
 STEPS = np.array([DEPTH_STEPS.get(letter, OTHER) for letter in range(256)], np.int8)
 BLANK = b" \t\r\n"
 IS_LETTER = np.array([letter not in BLANK for letter in range(256)])
-HEAD = 1 << 12
-"""Bytes in which a list must begin."""
 
 
 def begins_list(text: TextFile) -> bool:
     """Whether a file begins like a JSON list."""
-    return text.read(0, HEAD).lstrip(BLANK).startswith(b"[")
+    return text.head.lstrip(BLANK).startswith(b"[")
 
 
 def index_lines(text: TextFile, chunk: int = files.BLOCK) -> tuple[np.ndarray, str]:

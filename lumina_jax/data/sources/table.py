@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import PAIR_CAPTIONS, PAIR_IMAGES, column_name, pair
 from lumina_jax.data.sources.csv_rows import RowFormat
-from lumina_jax.data.sources.json_spans import HEAD
 from lumina_jax.data.sources.options import has_suffix
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, image_reader, stored_record
 from lumina_jax.data.sources.text_file import TextFile
@@ -46,7 +45,7 @@ class TableSource(StoredSource):
         self.path, self._adapt = path, adapt
         self.folder = files.folder_of(path) if folder is None else folder
         self._text = TextFile(path)
-        first, second, *_ = (self._text.read(0, HEAD).decode(errors="replace").lstrip("\r\n") + "\n\n").split("\n")
+        first, second, *_ = (self._text.head.decode(errors="replace").lstrip("\r\n") + "\n\n").split("\n")
         separator = SEPARATOR_LINE.fullmatch(first)
         is_tsv = has_suffix(path, TAB_SUFFIX)
         quoted = not is_tsv if quoted is None else quoted

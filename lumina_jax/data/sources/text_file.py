@@ -19,14 +19,15 @@ PACKED = {
     b"PAR1": "Parquet",
 }
 """First bytes of files that are no text, and what they are."""
-HEAD = 8
+HEAD = 1 << 12
+"""Bytes at the beginning that are read at once, to see what the file is."""
 
 
 class TextFile:
     """A text file as UTF-8; offsets count its bytes from behind the byte-order mark.
 
-    A file in UTF-8 is read where it lies. One in UTF-16 or UTF-32, which has no such offsets, is in memory. Raises
-    MissingFileError, or InputError for a file that is packed or in another encoding.
+    ``head`` are its first bytes, at most HEAD. A file in UTF-8 is read where it lies. One in UTF-16 or UTF-32, which has no such
+    offsets, is in memory. Raises MissingFileError, or InputError for a file that is packed or in another encoding.
     """
 
     def __init__(self, path: str):
@@ -36,6 +37,7 @@ class TextFile:
             raise InputError(f"{path} is no text but {packed}; unpack it, or name its format")
         encoding, self._mark = encoding_of(head, path)
         self._decoded = None if encoding == "utf-8" else decode_text(files.read(path), path).encode()
+        self.head = head[self._mark :] if self._decoded is None else self._decoded[:HEAD]
         self._size = 0
         self._cache: LRUCache[bytes] = LRUCache(REMOTE_BLOCKS)
 
@@ -52,11 +54,11 @@ class TextFile:
             yield self._decoded
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes from ``start`` to ``stop``. Of a remote file whole blocks are fetched once :meth:`blocks` has passed it."""
+        """The bytes from ``start`` to ``stop``. Of a remote file only what :meth:`blocks` has passed is read."""
         if self._decoded is not None:
             return self._decoded[start:stop]
         start, stop = start + self._mark, stop + self._mark
-        if not files.is_remote(self.path) or not self._size:
+        if not files.is_remote(self.path):
             return files.read(self.path, start, stop)
         first, last = start // REMOTE_BLOCK, (stop - 1) // REMOTE_BLOCK
         blocks = (self._cache.get(number, partial(self._block, number)) for number in range(first, last + 1))
