@@ -95,7 +95,9 @@ class DataConfig:
     ``batch``). With ``packing`` short samples share a row.
 
     ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.1).
-    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for.
+    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for. While pretokenizing, ``fetchers`` threads
+    fetch the pictures of records from web servers: as many requests at once, also to a single server. A picture that has not
+    come within ``fetch_seconds``, or has more than ``fetch_mb`` MiB, is rejected.
     """
 
     path: str = ""
@@ -111,6 +113,9 @@ class DataConfig:
     packing: bool = True
     drop_context: float = 0.1
     threads: int = 2
+    fetchers: int = 128
+    fetch_seconds: float = 15.0
+    fetch_mb: int = 32
 
     def __post_init__(self):
         _require(self.patch >= 2, f"data.patch={self.patch}; a size unit is two codes, so it must be at least 2 pixels")
@@ -132,6 +137,12 @@ class DataConfig:
         _require(self.mix_by in ("records", "tokens"), f"data.mix_by={self.mix_by!r}; choose 'records' or 'tokens'")
         _require(0 <= self.drop_context <= 1, f"data.drop_context={self.drop_context} is not in [0, 1]")
         _require(self.threads >= 0, f"data.threads={self.threads}; it must not be negative (0 reads when asked)")
+        _require(1 <= self.fetchers <= 4096, f"data.fetchers={self.fetchers} is not from 1 to 4096")
+        _require(
+            0 < self.fetch_seconds <= 3600,
+            f"data.fetch_seconds={self.fetch_seconds}; give the seconds that one picture may take",
+        )
+        _require(1 <= self.fetch_mb <= 4096, f"data.fetch_mb={self.fetch_mb}; give from 1 to 4096 MiB")
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -46,13 +46,13 @@ def _pretokenize(options: Namespace) -> None:
     from functools import partial
     from shlex import split
 
-    from lumina_jax.data.pretokenize import pretokenize_stages
+    from lumina_jax.data.pretokenize import pretokenize_stages, reading
 
     source, sizes = _source(options.source, options.seed, cfg)
     if options.fit:
         _fit(cfg, source, options, sizes)
     stages, shard_slice = _stages(options, cfg, sizes), _shard_slice(options)
-    arguments = dict(shard_records=options.shard_records, threads=cfg.data.threads, name=options.source)
+    arguments = dict(shard_records=options.shard_records, name=options.source, **reading(cfg.data))
     if options.runner:
         from lumina_jax.data.beam import pretokenize_with_beam
 

@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 from lumina_jax.data.encode import BatchEncoder
 from lumina_jax.data.pretokenize import SHARD_RECORDS, begin, finish, shards_to_make, stage_settings
-from lumina_jax.data.shard_maker import PretokenizeStage, ShardMaker
+from lumina_jax.data.shard_maker import FETCHERS, PretokenizeStage, ShardMaker
 from lumina_jax.data.shards import Manifest, Settings
 from lumina_jax.data.sources import Source
+from lumina_jax.data.sources.fetch import DEFAULT_LIMITS, FetchLimits
 from lumina_jax.errors import InputError, MissingPackageError
 from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.progress import ProgressDisplay
@@ -32,6 +33,8 @@ def pretokenize_with_beam(
     shard_records: int = SHARD_RECORDS,
     batch: int = 64,
     threads: int = 2,
+    fetchers: int = FETCHERS,
+    limits: FetchLimits = DEFAULT_LIMITS,
     name: str = "",
 ) -> list[Manifest]:
     """pretokenize.pretokenize_stages on the runner of ``options``, Beam's own (--runner=DirectRunner, ...).
@@ -50,7 +53,7 @@ def pretokenize_with_beam(
             pipeline
             | "shards" >> beam.Create(list(todo.items()))
             | "spread" >> beam.Reshuffle()
-            | "make" >> beam.ParDo(_MakeShard(open_inputs, stages, settings, batch, threads))
+            | "make" >> beam.ParDo(_MakeShard(open_inputs, stages, settings, batch, (threads, fetchers, limits)))
         )
         # A sum over all shards waits for all of them.
         records | "all" >> beam.CombineGlobally(sum) | "finish" >> beam.Map(_finish, tuple(stages))
@@ -70,10 +73,10 @@ class _MakeShard(beam.DoFn):
         stages: Sequence[PretokenizeStage],
         settings: Sequence[Settings],
         batch: int,
-        threads: int,
+        reading: tuple[int, int, FetchLimits],
     ):
         self._open_inputs, self._stages, self._settings = open_inputs, tuple(stages), tuple(settings)
-        self._batch, self._threads = batch, threads
+        self._batch, self._reading = batch, reading
         self._shared = Shared()  # one VQ model for all threads of a worker process
 
     def setup(self) -> None:
@@ -95,5 +98,5 @@ class _MakeShard(beam.DoFn):
             if differences := opened.differences(launched):
                 raise InputError(f"this worker has {', '.join(differences)}; give all workers the same files")
         return ShardMaker(
-            source, vocab, BatchEncoder.on_devices(vq, self._batch), self._stages, self._settings, self._threads
+            source, vocab, BatchEncoder.on_devices(vq, self._batch), self._stages, self._settings, *self._reading
         )

@@ -7,23 +7,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grain
 import numpy as np
 
 from lumina_jax import layout
 from lumina_jax.conversation import Turn, texts, tokenize
+from lumina_jax.data.ahead import read_ahead
 from lumina_jax.data.encode import BatchEncoder, GridEncoder
 from lumina_jax.data.shard_writer import write_shard
 from lumina_jax.data.shards import Settings
-from lumina_jax.data.sources.record import BAD_RECORD, Record, Source, reason_of
+from lumina_jax.data.sources.fetch import DEFAULT_LIMITS, FetchLimits, fetching_within
+from lumina_jax.data.sources.record import BAD_RECORD, Record, Source, StoredRecord, StoredSource, reason_of
 from lumina_jax.errors import InputError
 from lumina_jax.pictures import pixels
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab
 
-BLOCK = 16
-"""Records that a thread reads as one piece of work."""
+FETCHERS = 128
+"""Threads that fetch pictures: as many requests at once."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class ShardMaker:
     stages: Sequence[PretokenizeStage]
     settings: Sequence[Settings]
     threads: int
+    fetchers: int = FETCHERS
+    limits: FetchLimits = DEFAULT_LIMITS
 
     def make(self, todo: Mapping[int, Sequence[int]], meter: ProgressDisplay) -> None:
         """Writes the shards of ``todo``: shard -> the numbers of the stages that lack it.
@@ -90,30 +93,41 @@ class ShardMaker:
         self, todo: Mapping[int, Sequence[int]], meter: ProgressDisplay
     ) -> Iterator[tuple[int, dict[int, _ShardDraft]]]:
         """(shard, {stage: draft}) of each shard, with all of its images given to the devices."""
-        shards, per_shard = list(todo), -(-self.settings[0].shard_records // BLOCK)
-
-        def read(number: int) -> list[tuple[int, list[_CroppedRecord]]]:
-            shard, first = shards[number // per_shard], number % per_shard * BLOCK
-            return [(i, self._crop(i, todo[shard])) for i in self.settings[0].span(shard)[first : first + BLOCK]]
-
-        blocks = grain.MapDataset.range(len(shards) * per_shard).map(read)
-        ahead = iter(blocks.to_iter_dataset(grain.ReadOptions(self.threads, 2 * self.threads)))
-        for shard in shards:
+        numbers = ((shard, index) for shard in todo for index in self.settings[0].span(shard))
+        ahead = read_ahead(
+            numbers,
+            lambda number: self._fetch(number[1]),
+            lambda number, stored: self._crop(number[1], stored, todo[number[0]]),
+            _bytes_of,
+            self.fetchers,
+            self.threads,
+        )
+        for shard in todo:
             drafts = {stage: _ShardDraft(self.encoder) for stage in todo[shard]}
-            for _ in range(per_shard):
-                block = next(ahead)
-                for index, records in block:
-                    for draft, record in zip(drafts.values(), records, strict=True):
-                        draft.add(index, record)
-                meter.advance(len(block))
+            for (_, index), records in itertools.islice(ahead, len(self.settings[0].span(shard))):
+                for draft, record in zip(drafts.values(), records, strict=True):
+                    draft.add(index, record)
+                meter.advance(1)
             for draft in drafts.values():
                 draft.grids.flush()
             yield shard, drafts
 
-    def _crop(self, index: int, stages: Sequence[int]) -> list[_CroppedRecord]:
-        """Record ``index`` as each of ``stages`` crops it."""
+    def _fetch(self, index: int) -> StoredRecord | str | None:
+        """Record ``index`` with its image files, or why it is bad; None when the source has no files to fetch."""
+        if not isinstance(self.source, StoredSource):
+            return None
         try:
-            record = self.source[index]
+            with fetching_within(self.limits):
+                return self.source.stored(index)
+        except BAD_RECORD as error:
+            return reason_of(error)
+
+    def _crop(self, index: int, stored: StoredRecord | str | None, stages: Sequence[int]) -> list[_CroppedRecord]:
+        """Record ``index`` as each of ``stages`` crops it, given what _fetch returned."""
+        if isinstance(stored, str):
+            return [_CroppedRecord(reason=stored)] * len(stages)
+        try:
+            record = stored.decode() if stored else self.source[index]
         except BAD_RECORD as error:
             return [_CroppedRecord(reason=reason_of(error))] * len(stages)
         return [self._crop_to(record, index, self.stages[stage].sizes, self.settings[stage].seed) for stage in stages]
@@ -167,6 +181,10 @@ class ShardMaker:
         if limit is not None and len(tokens) > limit:
             raise InputError(f"the record takes {len(tokens)} tokens, and at most {limit} were allowed")
         return tokens, learn
+
+
+def _bytes_of(stored: StoredRecord | str | None) -> int:
+    return sum(len(file.content) for file in stored.files) if isinstance(stored, StoredRecord) else 0
 
 
 def crop_size(image_size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
