@@ -138,7 +138,7 @@ class _Progress:
                 reason = f"{host} took no connection within {limits.connect:g} s"
                 return _FetchFailure(reason, "no connection in time", connected=False)
             case aiohttp.ClientConnectorError():
-                reason = f"no connection to {host}: {error.os_error.strerror or error.os_error}"
+                reason = f"no connection to {host}: {error.os_error.strerror or repr(error.os_error)}"
                 return _FetchFailure(reason, "no connection", repeat=True, connected=False)
             case aiohttp.SocketTimeoutError():
                 reason = f"{host} sent nothing for {limits.silence:g} s, after {self.received} bytes"
