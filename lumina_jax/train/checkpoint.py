@@ -162,8 +162,8 @@ def _result_fields(cfg: Experiment) -> dict[str, object]:
     fields = {"seed": cfg.seed, "mesh.compute": cfg.mesh.compute, "mesh.dropout_rng": cfg.mesh.dropout_rng}
     for group in ("model", "optim", "data"):
         fields |= {f"{group}.{name}": value for name, value in vars(getattr(cfg, group)).items()}
-    for name in ("data.path", "data.tokenizer", "data.threads"):
-        del fields[name]
+    for name in ("path", "tokenizer", "threads", "fetchers", "fetch_seconds", "fetch_mb"):
+        del fields[f"data.{name}"]
     return fields
 
 
