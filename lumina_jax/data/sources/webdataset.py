@@ -165,16 +165,19 @@ def sample_starts(names: Sequence[str]) -> list[int]:
 
 
 def _are_dotted_pairs(names: Sequence[str], key: str) -> bool:
-    """Whether members of one key are pairs that differ behind its dot: a picture and a text of one name up to the last dot.
+    """Whether members of one key are records of their own that differ behind its dot, by their names up to the last dot.
 
-    Not if the key alone names a picture or a text, but not both: that belongs with all the others.
+    They are if a picture and a text share such a name, or if all have numbers there (a.1.txt, a.2.jpg). They are not if the key
+    alone names a picture or a text, but not both: that belongs with all the others.
     """
     kinds: dict[str, set[bool]] = {}
     for name in names:
         if is_picture(name) or _is_text(name):
             kinds.setdefault(_stem(name), set()).add(is_picture(name))
-    complete = {stem for stem, pair_of in kinds.items() if len(pair_of) == 2}
-    return bool(complete - {key}) and (key in complete or key not in kinds)
+    own = kinds.pop(key, {True, False})
+    numbered = all(any(letter.isdigit() for letter in stem[len(key) :]) for stem in kinds)
+    pairs = any(len(kind) == 2 for kind in kinds.values()) or (numbered and len(set().union(*kinds.values())) == 2)
+    return pairs and len(own) == 2
 
 
 def _stem(name: str) -> str:
