@@ -78,7 +78,7 @@ class WebDatasetSource(StoredSource):
 
     def __init__(self, pattern: str, index: str | None = None):
         self.paths = files.expand(pattern)
-        if compressed := [path for path in self.paths if path.endswith(COMPRESSED)]:
+        if compressed := [path for path in self.paths if path.lower().endswith(COMPRESSED)]:
             raise InputError(f"{compressed[0]} is compressed, so its samples cannot be read alone; unpack it to a .tar")
         sizes = [files.size(path) for path in self.paths]
         names = [f"{posixpath.basename(path)} {size}" for path, size in zip(self.paths, sizes, strict=True)]
