@@ -1,4 +1,4 @@
-"""Laws of image files: decoded as by the original, or refused with a reason that names the file; none ends the run."""
+"""Laws of image files: decoded as a viewer shows them, or refused with a reason that names the file; none ends the run."""
 
 import io
 
@@ -8,8 +8,10 @@ from data_parts import noise
 from PIL import Image
 
 from lumina_jax import layout
+from lumina_jax.data.sources import open_source
 from lumina_jax.data.sources.images import ImageFile, decode_image
 from lumina_jax.pictures import pixels
+from lumina_jax.sample.prompt import open_image
 
 SIZES = layout.crop_sizes(512)
 
@@ -122,3 +124,20 @@ def test_cropping_a_long_picture_before_resizing_changes_nothing(mode, monkeypat
         monkeypatch.setattr(pixels, "MOST_ENLARGED", 10**9)
         uncropped = np.asarray(pixels.crop(image, (64, 32), share)).astype(int)
         assert cut.shape == uncropped.shape and np.abs(cut - uncropped).max() <= 1
+
+
+def test_a_sideways_photo_is_upright_in_training_and_in_prompts(tmp_path):
+    photo, exif = Image.new("RGB", (64, 32), "white"), Image.Exif()
+    photo.paste("red", (0, 0, 20, 32))
+    exif[0x112] = 6
+    for name, kind in (("a.jpe", "JPEG"), ("b.tga", "PNG"), ("c.webp", "WEBP"), ("d.heic", "HEIF")):
+        (tmp_path / name).write_bytes(encoded(photo, kind, exif=exif.tobytes(), quality=95))
+        (tmp_path / name).with_suffix(".txt").write_text("red above white")
+    source = open_source(f"folder:{tmp_path}")
+    assert len(source) == 4
+    for index, name in enumerate(("a.jpe", "b.tga", "c.webp", "d.heic")):
+        for image in (*source[index].images, open_image(tmp_path / name)):
+            assert image.size == (32, 64)
+            top, bottom = (np.asarray(image)[row, 16].astype(int) for row in (4, -4))
+            assert top[0] - top[1] > 200 and bottom.min() > 240
+        assert source.stored(index).files[0].content == (tmp_path / name).read_bytes()
