@@ -63,10 +63,11 @@ def _train_in(group, cfg, config: str) -> None:
 
     if cfg.compile_cache:
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
-    vocab = Vocab.load(cfg.data.tokenizer)
-    vocab.check_fits(cfg.model.vocab)
-    manifests = {path: Shards(path).manifest for path in cfg.data.paths}
-    _check_vq(cfg, vocab, manifests)
+    with waiting(f"loading {cfg.data.path}"):
+        vocab = Vocab.load(cfg.data.tokenizer)
+        vocab.check_fits(cfg.model.vocab)
+        manifests = {path: Shards(path).manifest for path in cfg.data.paths}
+        _check_vq(cfg, vocab, manifests)
     contents = {"tokenizer": vocab.fingerprint, "manifests": [to_dict(manifest) for manifest in manifests.values()]}
     check_consistency(cfg, group, contents)
 
