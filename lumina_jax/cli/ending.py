@@ -22,19 +22,23 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def signals(name: str) -> Iterator[None]:
-    """In the block SIGTERM raises Terminated, and a second Ctrl-C ends the process at once, even inside of compiled code.
+def signals(name: str) -> Iterator[list[KeyboardInterrupt]]:
+    """In the block SIGTERM raises Terminated, as SIGINT raises KeyboardInterrupt; a second Ctrl-C ends the process at once.
 
-    ``name`` begins the line that is printed then. Does nothing outside of the main thread, where Python delivers no signals.
+    The value is a list of what was raised, also where an import or a cleanup made another error of it. Compiled code, which no
+    exception can end, ends by a second Ctrl-C, and PATIENCE seconds after SIGTERM; ``name`` begins the line that is printed then.
+    Outside of the main thread, where Python delivers no signals, this does nothing.
     """
+    raised: list[KeyboardInterrupt] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield raised
         return
     noticed = threading.Event()
 
-    def terminate(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         noticed.set()
-        raise Terminated
+        raised.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        raise raised[-1]
 
     def watch() -> None:
         interrupts = 0
@@ -42,7 +46,7 @@ def signals(name: str) -> Iterator[None]:
             interrupts += signal_number[0] == signal.SIGINT
             if interrupts > 1:
                 _end_at_once(name, INTERRUPTED)
-            ours = signal_number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is terminate
+            ours = signal_number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is handle
             if ours and not noticed.wait(PATIENCE):
                 _end_at_once(name, TERMINATED)
         os.close(reader)
@@ -50,12 +54,13 @@ def signals(name: str) -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     old_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    old_handler = signal.signal(signal.SIGTERM, terminate)
+    old_handlers = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     threading.Thread(target=watch, daemon=True).start()
     try:
-        yield
+        yield raised
     finally:
-        signal.signal(signal.SIGTERM, old_handler)
+        for number, handler in old_handlers.items():
+            signal.signal(number, handler)
         signal.set_wakeup_fd(old_writer)
         os.close(writer)
 
@@ -65,18 +70,19 @@ def _end_at_once(name: str, code: int) -> None:
     os._exit(code)
 
 
-def interrupt_of(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The Ctrl-C or SIGTERM that led to ``error``: itself, or what an import or a cleanup turned into another error."""
+def interrupt_of(error: BaseException, raised: list[KeyboardInterrupt]) -> KeyboardInterrupt | None:
+    """The Ctrl-C or SIGTERM that led to ``error``: itself, its cause, or the first of those that :func:`signals` raised."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
-    return error
+    return error or (raised[0] if raised else None)
 
 
-def tell_interrupt(program: str, interrupt: KeyboardInterrupt) -> int:
-    """Prints the one line of an interrupt, with its innermost note (errors.interrupted), and returns the exit code."""
+def tell_interrupt(program: str, interrupt: KeyboardInterrupt, keeps: str = "") -> int:
+    """Prints the one line of an interrupt, with its innermost note (errors.interrupted) or ``keeps``; returns the exit code."""
     terminated = isinstance(interrupt, Terminated)
-    note = "".join(f"; {printable(note)}" for note in getattr(interrupt, "__notes__", [])[:1] if note)
-    print(f"{program}: {'terminated' if terminated else 'interrupted'}{note}", file=sys.stderr, flush=True)
+    note = [*getattr(interrupt, "__notes__", []), keeps][0]
+    words = f"{program}: {'terminated' if terminated else 'interrupted'}" + f"; {note}" * bool(note)
+    print(printable(words), file=sys.stderr, flush=True)
     return TERMINATED if terminated else INTERRUPTED
 
 
@@ -92,13 +98,13 @@ def leave(main: Callable[[], int]) -> NoReturn:
     try:
         code = main()
         at_once = code in (INTERRUPTED, TERMINATED)
+        print(end="", flush=True)
     except SystemExit as end:
         code, at_once = end.code, False
-    try:
-        if sys.stdout:
-            sys.stdout.flush()
+    except KeyboardInterrupt as interrupt:
+        code, at_once = tell_interrupt("run.py", interrupt), True
     except BrokenPipeError:
-        code = BROKEN_PIPE
-    if at_once or code == BROKEN_PIPE:
+        code, at_once = BROKEN_PIPE, True
+    if at_once:
         os._exit(code)
     sys.exit(code)

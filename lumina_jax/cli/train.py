@@ -3,6 +3,7 @@
 import os
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
+from shlex import quote
 
 from lumina_jax.cli.arguments import at_least, output_path
 from lumina_jax.cli.experiments import config_arguments, load_experiment
@@ -47,7 +48,7 @@ def _train_in(group, cfg, config: str) -> None:
     """Trains as one process of the Group ``group``."""
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
         if not value or not Path(value).exists():
-            raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {config}")
+            raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {quote(config)}")
     from lumina_jax.progress import waiting
 
     with waiting("loading JAX"):
