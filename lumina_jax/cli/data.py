@@ -1,6 +1,6 @@
 """run.py data: inspects tokens before training, prepares sources to share them, exports sources to read and edit."""
 
-from argparse import Namespace, _SubParsersAction
+from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
 from lumina_jax.cli.arguments import NOTHING, at_least, expand_home, input_path, output_file, output_path, seed
@@ -31,12 +31,19 @@ def add_data(verbs: _SubParsersAction) -> None:
     prepare.add_argument("--source", type=expand_home, required=True, help="as for run.py pretokenize")
     prepare.add_argument("--name", required=True, help="the name of the data set")
     prepare.add_argument("--out", type=output_path, required=True, help="the TFDS data_dir; read it as tfds:NAME@OUT")
+    _streak_argument(prepare)
     prepare.set_defaults(run=_data_prepare, keeps=NOTHING)
 
     export = what.add_parser("export", help="write any source as JSON lines and pictures, to read and edit")
     export.add_argument("--source", type=expand_home, required=True, help="as for run.py pretokenize")
     export.add_argument("--out", type=output_path, required=True, help="the folder; read it as OUT/records.jsonl")
+    _streak_argument(export)
     export.set_defaults(run=_data_export, keeps=NOTHING)
+
+
+def _streak_argument(parser: ArgumentParser) -> None:
+    limit = "end when so many records in a row are rejected for one cause; 0: never"
+    parser.add_argument("--max-consecutive-rejects", type=at_least(0), default=1000, metavar="N", help=limit)
 
 
 def _data_inspect(options: Namespace) -> None:
@@ -53,19 +60,21 @@ def _data_inspect(options: Namespace) -> None:
         from lumina_jax.storage import atomic_write_text, claim
         from lumina_jax.vocab import Vocab
 
-        folders = [Shards(path.strip()) for path in options.path.split(",")]
+        folders = [Shards(path.strip(), may_be_empty=True) for path in options.path.split(",")]
     with waiting("counting"):
         report = list(tables(folders, cfg and cfg.data, options.seed))
     print(as_text(report))
     tokenizer, vq = options.tokenizer or (cfg and cfg.data.tokenizer), options.vq or (cfg and cfg.vq.path)
-    if not tokenizer or not vq:
+    opened = None, None
+    if tokenizer and vq:
+        with waiting(f"loading {vq} and {tokenizer}"):
+            opened = Vocab.load(tokenizer), load_image_tokenizer(vq)
+        for folder in folders:
+            check_made_with(folder.manifest, opened[0], where=str(folder.path))
+    else:
         print("no samples without a tokenizer and a VQ model: give them with --tokenizer and --vq, or with --config")
-        return
-    vocab = Vocab.load(tokenizer)
-    for folder in folders:
-        check_made_with(folder.manifest, vocab, where=str(folder.path))
     with waiting("decoding the samples"):
-        html = sheet(folders, report, vocab, load_image_tokenizer(vq), options.samples, options.seed)
+        html = sheet(folders, report, *opened, options.samples, options.seed)
     claim(out.parent, [out.name], "run.py data inspect")
     atomic_write_text(out, html)
     print(out)
@@ -79,7 +88,7 @@ def _data_prepare(options: Namespace) -> None:
         from lumina_jax.data.sources import open_source
 
         source = open_source(options.source)
-    folder = prepare(source, options.out, options.name)
+    folder = prepare(source, options.out, options.name, max_consecutive_rejects=options.max_consecutive_rejects)
     print(f"{folder}: read it as tfds:{options.name}@{options.out}")
 
 
@@ -91,5 +100,5 @@ def _data_export(options: Namespace) -> None:
         from lumina_jax.data.sources import open_source
 
         source = open_source(options.source)
-    path, good, bad = export(source, options.out)
+    path, good, bad = export(source, options.out, max_consecutive_rejects=options.max_consecutive_rejects)
     print(f"{path}: {good:,} records, {bad:,} rejected")

@@ -67,6 +67,7 @@ def _pretokenize(options: Namespace) -> None:
         _fit(cfg, source, options, sizes)
     stages, shard_slice = _stages(options, cfg, sizes), _shard_slice(options)
     arguments = dict(shard_records=options.shard_records, threads=cfg.data.threads, name=options.source)
+    arguments |= dict(max_consecutive_rejects=cfg.data.max_consecutive_rejects)
     if options.runner:
         from lumina_jax.data.beam import pretokenize_with_beam
 
