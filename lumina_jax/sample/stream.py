@@ -19,6 +19,7 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.errors import InputError, NotFiniteError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample.decode import NO_LIMIT, OVERFLOW, check_finite, cut, decode, program_key, start
+from lumina_jax.sample.memory import check_memory
 from lumina_jax.sample.request import arrange, lay_out
 from lumina_jax.sample.state import Context, Request, State
 from lumina_jax.sharding import ROWS, axis_size
@@ -65,6 +66,9 @@ def stream(
     laid_out = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys, opens=opens)
     check_finite(model)
     request = jax.tree.map(lambda x: x[laid_out.rows], laid_out.request)
+    program = program_key(request, cfg)
+    sequences, distinct = ((1 + program.pairs) * count for count in (rows, min(rows, len(np.unique(request.ids, axis=0)))))
+    check_memory(model, request.ids.shape[1], program.slots, sequences, distinct)
     return _Slots(model, request, cfg, vocab, rows, groups).run(every)
 
 
