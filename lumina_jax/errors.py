@@ -4,7 +4,7 @@ Each names the value, the limit and the cure. The subclasses are also the built-
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 CAUSE_LETTERS = 120
@@ -63,3 +63,16 @@ def prefixed_errors(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise InputError(f"{prefix}: {str(error).strip()}", cause=cause_of(error)) from error
+
+
+@contextmanager
+def interrupted(keeps: str | Callable[[], str]) -> Iterator[None]:
+    """Says what a Ctrl-C in the block leaves: ``keeps`` is a sentence, or makes one, on what is kept and how to go on.
+
+    It becomes a note of the KeyboardInterrupt, of which run.py prints the outermost: a verb knows best how it goes on.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(keeps if isinstance(keeps, str) else keeps())
+        raise

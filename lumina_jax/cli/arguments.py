@@ -3,29 +3,36 @@
 import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from lumina_jax.errors import InputError
+from lumina_jax.numbers import pixel_size, real_number, seed_number, whole_number
 
-LARGEST_SEED = 2**63 - 1
+Value = TypeVar("Value")
+
+
+def argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """``parse`` for argparse: its InputError becomes the message of the option."""
+
+    def parsed(text: str) -> Value:
+        try:
+            return parse(text)
+        except InputError as error:
+            raise ArgumentTypeError(str(error)) from error
+
+    return parsed
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
     """A whole number from ``minimum`` on."""
-
-    def number(text: str) -> int:
-        if not text.removeprefix("-").isdigit() or int(text) < minimum:
-            raise ArgumentTypeError(f"{text} is not a whole number of at least {minimum}")
-        return int(text)
-
-    return number
+    return argument(partial(whole_number, minimum=minimum))
 
 
-def seed(text: str) -> int:
-    """A whole number that both jax.random.key and numpy's generators take."""
-    if not text.isdigit() or int(text) > LARGEST_SEED:
-        raise ArgumentTypeError(f"{text} is not a seed; give a whole number from 0 to {LARGEST_SEED}")
-    return int(text)
+seed = argument(seed_number)
+number = argument(real_number)
+size = argument(pixel_size)
 
 
 def output_path(text: str) -> str:

@@ -4,8 +4,8 @@ import json
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import at_least, output_path, seed
-from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of, size
+from lumina_jax.cli.arguments import at_least, output_path, seed, size
+from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of
 from lumina_jax.errors import InputError
 
 TASK_EXERCISES = 96

@@ -1,6 +1,6 @@
 """Command-line options of a model to sample from, and how it is loaded: folder, tokenizer files, dtype."""
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from lumina_jax.cli.experiments import REPOSITORY
@@ -15,14 +15,6 @@ def model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the one the model names or holds)")
     parser.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
     parser.add_argument("--int8", action="store_true", help="blocks' matrices in int8, which halves the memory to read")
-
-
-def size(text: str) -> tuple[int, int]:
-    """ "96x64" -> (96, 64), for argparse."""
-    width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, such as 96x64")
-    return int(width), int(height)
 
 
 def load_for_sampling(options: Namespace, mesh=None):
