@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 CAUSE_LETTERS = 120
 """The longest cause."""
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, other line ends, changes of the writing direction, and halves of a surrogate pair."""
 
 
 class UserError(Exception):
@@ -43,6 +45,10 @@ class MissingPackageError(UserError, ImportError):
     """A package that has to be installed first."""
 
 
+class SourceError(UserError):
+    """A source that cannot be read as a whole. Unlike the error of one record, which is rejected, it ends a run."""
+
+
 class NotFiniteError(UserError, FloatingPointError):
     """Weights, logits or a loss that hold NaN or infinity."""
 
@@ -53,6 +59,11 @@ def cause_of(error: BaseException) -> str:
         return cause
     message = str(error).rpartition(": ")[2] if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "...", message))[:CAUSE_LETTERS].strip()
+
+
+def printable(text: str) -> str:
+    """``text`` as one line of a terminal: what would move the cursor, break the line or be no letter is shown as an escape."""
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 @contextmanager
