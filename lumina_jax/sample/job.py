@@ -27,7 +27,9 @@ MAX_ANSWERS = 10**6
 SHEET = "grid.png"
 SHEET_PICTURES = 256
 """The most pictures on a sheet, the first ones: a larger sheet fits no screen and hardly into memory."""
-RESULTS = re.compile(r"samples(-\d+-of-\d+)?\.jsonl|\d{3,}(-\d+){1,2}\.png|rejects\.jsonl|grid\.png|live\.png|turn\d+-\d+\.png")
+RESULTS = re.compile(
+    r"samples(-\d+-of-\d+)?\.jsonl|\d{3,}(-\d+){1,2}\.png|rejects\.jsonl|grid\.png|live\.png|turn\d+-\d+\.png"
+)
 """The names of all files that a job, an answer shown live or a dialog writes."""
 
 
@@ -35,8 +37,8 @@ RESULTS = re.compile(r"samples(-\d+-of-\d+)?\.jsonl|\d{3,}(-\d+){1,2}\.png|rejec
 class Job:
     """Answers each of ``prompts`` ``copies`` times, ``rows`` answers at once; ``share`` (i, n) is the part of worker i of n.
 
-    ``model`` is the fingerprint (model.params) of the weights. Copy 0 of prompt i draws from ``fold_in(seed_key(seed), i)`` and copy
-    c from that key folded with c, so an answer does not depend on what else the job holds. A prompt of None is one that was
+    ``model`` is the fingerprint (model.params) of the weights. Copy 0 of prompt i draws from ``fold_in(seed_key(seed), i)`` and
+    copy c from that key folded with c, so an answer does not depend on what else the job holds. A prompt of None is one that was
     rejected: it keeps its number and is not answered. Raises InputError for more than MAX_ANSWERS answers.
     """
 
@@ -147,10 +149,12 @@ def check_free(out: Path, share: tuple[int, int] = (0, 1)) -> None:
 def finished(job: Job, out: Path) -> list[Answer]:
     """The answers that an earlier run of the same job wrote into ``out``, without those of which a picture is gone or damaged.
 
-    Raises InputError when the folder holds another job's, naming the prompt that differs. An unfinished last line, of a run that was
-    killed, is dropped.
+    Raises InputError when the folder holds another job's, naming the prompt that differs. An unfinished last line, of a run that
+    was killed, is dropped.
     """
-    return [answer for answer in _recorded(job, out / job.record) if all(_is_whole(out / name) for name in answer.files)]
+    return [
+        answer for answer in _recorded(job, out / job.record) if all(_is_whole(out / name) for name in answer.files)
+    ]
 
 
 def _recorded(job: Job, file: Path) -> list[Answer]:
@@ -178,12 +182,15 @@ def _check_same(job: Job, answer: Answer, fingerprint: str, file: Path) -> None:
     number, prompt = answer.ask + 1, job.prompts[answer.ask] if answer.ask < len(job.prompts) else None
     cure = "to go on give the same, else another folder"
     if prompt is None:
-        raise InputError(f"{file} holds an answer to prompt {number}, {answer.prompt!r}, which this job does not ask; {cure}")
+        raise InputError(
+            f"{file} holds an answer to prompt {number}, {answer.prompt!r}, which this job does not ask; {cure}"
+        )
     if prompt.text != answer.prompt:
         raise InputError(f"{file} answers prompt {number} as {answer.prompt!r}, but now it is {prompt.text!r}; {cure}")
     if job.fingerprint(answer.ask) != fingerprint:
         raise InputError(
-            f"{file} holds answers of another model or to other prompts, seeds or settings: prompt {number}, {prompt.text!r}; {cure}"
+            f"{file} holds answers of another model or to other prompts, seeds or settings (prompt {number}, {prompt.text!r}); "
+            f"{cure}"
         )
 
 
@@ -265,7 +272,9 @@ def _answers(
     return _finished_answers(vq, vocab, job, out, streams)
 
 
-def _finished_answers(vq: ImageTokenizer, vocab: Vocab, job: Job, out: Path, streams: Sequence[tuple]) -> Iterator[Answer]:
+def _finished_answers(
+    vq: ImageTokenizer, vocab: Vocab, job: Job, out: Path, streams: Sequence[tuple]
+) -> Iterator[Answer]:
     """The answers of (items, stream) pairs, their pictures written."""
     for group, partials in streams:
         for partial in partials:

@@ -53,7 +53,8 @@ def watch(
     """The answer to a prompt i32[P], drawn with the row's own ``key`` and shown after every ``every`` passes.
 
     The texts joined are the answer's text; the last preview of each picture is the picture. ``size`` (rows, cols) is forced on
-    pictures; with ``opens`` the answer begins with one. A picture whose tokens break the image-token rule ends with the last preview before that.
+    pictures; with ``opens`` the answer begins with one. A picture whose tokens break the image-token rule ends with the last
+    preview before that.
     """
     answer = Growing(vq, vocab)
     options = dict(sizes=[size], keys=[key], rows=1, every=every, opens=[opens])

@@ -23,7 +23,7 @@ def check_memory(model: Chameleon, prompt: int, slots: int, rows: int, distinct:
     if cache + scores > available:
         raise InputError(
             f"{rows} sequences of up to {slots:,} tokens take {(cache + scores) / 1e9:,.1f} GB (cache {cache / 1e9:,.1f}, prompts "
-            f"{scores / 1e9:,.1f}), but {available / 1e9:,.1f} GB are there; shorten the prompts, or lower --rows or --max-new-tokens"
+            f"{scores / 1e9:,.1f}), but {available / 1e9:,.1f} GB are left; shorten the prompts or lower --rows or --max-new-tokens"
         )
 
 

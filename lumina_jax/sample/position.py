@@ -20,8 +20,8 @@ SIZE_TOKENS = 2
 class ImagePosition(NamedTuple):
     """The position of the next token of each row; i32[B] each.
 
-    ``since`` is the number of tokens after begin-image, -1 in text, OPENS where a picture must begin; ``rows`` and ``cols`` are the size of the open image in codes,
-    0 while unknown. An end-image in text changes nothing.
+    ``since`` is the number of tokens after begin-image, -1 in text, OPENS where a picture must begin; ``rows`` and ``cols`` are the
+    size of the open image in codes, 0 while unknown. An end-image in text changes nothing.
     """
 
     since: jax.Array
@@ -100,9 +100,10 @@ def skip(position: ImagePosition, count: jax.Array, rule: jax.Array) -> ImagePos
 
 
 def allowed(position: ImagePosition, V: int, vocab: Vocab) -> jax.Array:
-    """bool[B V]: the tokens that the image-token rule allows at ``position``; in text, all; where a picture must begin, begin-image.
+    """bool[B V]: the tokens that the image-token rule allows at ``position``; in text, all.
 
-    That token is drawn and not known in advance (:func:`rules`): from it on a guided row is fed without its prompt.
+    Where a picture must begin that is begin-image. It is drawn and not known in advance (:func:`rules`): a pass that feeds it
+    begins with it, since from it on the unconditional row does not see the prompt.
     """
     rule = rules(position, 1, vocab)
     is_code, is_size = (jnp.asarray(_fit(table, V) >= 0) for table in (vocab.code_of, vocab.size_of))

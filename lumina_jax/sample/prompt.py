@@ -18,9 +18,10 @@ from lumina_jax.model.image_tokenizer import ImageTokenizer, encode_image
 from lumina_jax.numbers import pixel_size
 from lumina_jax.pictures.pixels import crop, decode, whiten
 from lumina_jax.text import checked_text, decode_text, parse_json, split_lines
-from lumina_jax.vocab import Vocab
+from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 
 CENTRE = (0.5, 0.5)
+PICTURE = re.compile(r"""(?<!\S)@(?:"([^"]+)"|'([^']+)'|((?:\\.|\S)+))""")
 ADDRESS = re.compile("[a-z0-9]{2,}:/")
 FIELDS = {"prompt", "size", "task", "image", "images", "seed"}
 """The fields of a line in a prompts file."""
@@ -119,15 +120,21 @@ class PromptBuilder:
         relative to ``folder``) and ``seed``; ``settings`` maps a task to its own. Raises InputError naming what is wrong."""
         record = {name: value for name, value in record.items() if value is not None}
         if unknown := sorted(set(record) - FIELDS):
-            raise InputError(f"unknown field {unknown[0]!r}; the fields are {', '.join(sorted(FIELDS))}", cause="unknown field")
+            raise InputError(
+                f"unknown field {unknown[0]!r}; the fields are {', '.join(sorted(FIELDS))}", cause="unknown field"
+            )
         task, text, seed = record.get("task", "generate"), record.get("prompt", ""), record.get("seed")
         files = [record["image"]] if "image" in record else record.get("images", [])
         if not isinstance(task, str) or task not in TASKS:
             raise InputError(f"no task {task!r}; the tasks are {', '.join(TASKS)}", cause="no such task")
         if not isinstance(text, str) or not isinstance(files, list) or not all(isinstance(file, str) for file in files):
-            raise InputError("prompt must be a text, image a file, images a list of files", cause="field of a wrong type")
+            raise InputError(
+                "prompt must be a text, image a file, images a list of files", cause="field of a wrong type"
+            )
         if seed is not None and type(seed) is not int:
-            raise InputError(f"seed is {seed!r}; it must be a whole number, of any size", cause="seed is no whole number")
+            raise InputError(
+                f"seed is {seed!r}; it must be a whole number, of any size", cause="seed is no whole number"
+            )
         if {"image", "images"} <= set(record):
             raise InputError("image and images are both given; give one of them", cause="image and images")
         if task == "generate":
@@ -193,7 +200,9 @@ def read_lines(path: Path) -> list[Line]:
         text = decode_text(content, path.name)
     kind = path.suffix.lower()
     if kind == ".json":
-        with prefixed_errors(f"{path}: a .json file is one list of prompts (with a prompt per line it is called .jsonl)"):
+        with prefixed_errors(
+            f"{path}: a .json file is one list of prompts (with a prompt per line it is called .jsonl)"
+        ):
             entries = parse_json(text)
             if not isinstance(entries, list):
                 raise InputError(f"found {type(entries).__name__}")
@@ -202,15 +211,47 @@ def read_lines(path: Path) -> list[Line]:
     return [Line(number, line, kind in (".jsonl", ".ndjson")) for number, line in lines if line.strip()]
 
 
+def pictures_in(line: str) -> tuple[str, list[Path]]:
+    """A line of a dialog -> (the message, with ``<|image|>`` for each picture; the pictures' files).
+
+    A picture is a word that begins with @: @cat.png, @"my cat.png", @'my cat.png' or @my\\ cat.png. Punctuation behind the name
+    of a file is text. @@ at the beginning of a word is one @; elsewhere in a word, as in a@b.com, it means nothing.
+    """
+    pieces, files, end = [], [], 0
+    for match in PICTURE.finditer(line):
+        quoted, word = match[1] or match[2], match[3]
+        name, behind = (quoted, "") if quoted else _file_name(word)
+        if word and word.startswith("@"):
+            pieces.append(literal(line[end : match.start()] + word))
+        else:
+            pieces += [literal(line[end : match.start()]), IMAGE_SYMBOL, literal(behind)]
+            files.append(Path(name).expanduser())
+        end = match.end()
+    return "".join([*pieces, literal(line[end:])]), files
+
+
+def _file_name(word: str) -> tuple[str, str]:
+    """(the name of a file, the punctuation behind it) of a word with \\ before spaces, as terminals write dropped files."""
+    name = re.sub(r"\\(\W)", r"\1", word)
+    bare = name.rstrip(".,;:!?)")
+    return (bare, name[len(bare) :]) if bare and not Path(name).exists() and Path(bare).exists() else (name, "")
+
+
 def open_image(path: Path) -> Image.Image:
     """The picture in a file (pixels.decode). Raises InputError naming the file when it is missing or no picture."""
     message = f"{path} is not a picture that can be read"
-    with prefixed_errors(message, OSError, ValueError):
-        if not path.exists() and ADDRESS.search(str(path)):
-            raise InputError("pictures are files on this machine; download it first", cause="an address, not a file")
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise InputError("it is a pipe or a device; give a file", cause="no file")
+    if not path.exists() and ADDRESS.search(str(path)):
+        raise InputError(
+            f"{message}: pictures are files on this machine; download it first", cause="an address, not a file"
+        )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{message}: it is a pipe or a device; give a file", cause="no file")
+    try:
         content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{message}: there is no such file", cause="file not found") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{message}: {error}", cause=getattr(error, "strerror", "") or "no name of a file") from error
     return decode(content, message)
 
 

@@ -27,7 +27,8 @@ def lay_out(
 ) -> RequestRows:
     """The prompts for a model of ``V`` tokens, in a number of rows that ``groups`` of devices share evenly.
 
-    ``opens``: per prompt, whether its answer must begin with a picture; where the prompt ends inside one, that is continued. The other arguments are those of :func:`lumina_jax.sample.generate`, whose InputErrors are raised here.
+    ``opens``: per prompt, whether its answer must begin with a picture; where the prompt ends inside one, that is continued. The
+    other arguments are those of :func:`lumina_jax.sample.generate`, whose InputErrors are raised here.
     """
     prompts = _checked_prompts(prompts, V, vocab)
     positions = []

@@ -67,7 +67,9 @@ def stream(
     check_finite(model)
     request = jax.tree.map(lambda x: x[laid_out.rows], laid_out.request)
     program = program_key(request, cfg)
-    sequences, distinct = ((1 + program.pairs) * count for count in (rows, min(rows, len(np.unique(request.ids, axis=0)))))
+    sequences, distinct = (
+        (1 + program.pairs) * count for count in (rows, min(rows, len(np.unique(request.ids, axis=0))))
+    )
     check_memory(model, request.ids.shape[1], program.slots, sequences, distinct)
     return _Slots(model, request, cfg, vocab, rows, groups).run(every)
 
