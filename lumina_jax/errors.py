@@ -80,7 +80,7 @@ def prefixed_errors(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
 def interrupted(keeps: str | Callable[[], str]) -> Iterator[None]:
     """Says what a Ctrl-C in the block leaves: ``keeps`` is a sentence, or makes one, on what is kept and how to go on.
 
-    It becomes a note of the KeyboardInterrupt, of which run.py prints the outermost: a verb knows best how it goes on.
+    It becomes a note of the KeyboardInterrupt, of which run.py prints the innermost, which knows most.
     """
     try:
         yield

@@ -11,19 +11,22 @@ SHOWN_LETTERS = 40
 """What a message shows of a long value."""
 
 
-def whole_number(text: str, minimum: int = 0, maximum: int = LARGEST) -> int:
+def whole_number(text: str, minimum: int | None = 0, maximum: int = LARGEST) -> int:
     """The whole number that ``text`` writes in decimal digits of any script; ``1_000`` and spaces around it are allowed.
 
-    Raises InputError for anything else, 1e3 and superscripts among it, and outside of ``minimum`` to ``maximum``.
+    Raises InputError for anything else, 1e3 and superscripts among it, and outside of ``minimum`` (None: that of 64 bits) to
+    ``maximum``.
     """
     try:
         number = int(text)
     except ValueError:
         number = maximum + 1 if text.strip().isdecimal() else None  # int refuses more than 4,300 digits
     if number is not None and number > maximum:
-        raise InputError(f"{shown(text)} is too large; give a whole number from {minimum} to {maximum}")
-    if number is None or number < minimum:
-        raise InputError(f"{shown(text)} is not a whole number of at least {minimum}")
+        raise InputError(f"{shown(text)} is too large; give at most {maximum}")
+    if number is None or number < (-LARGEST if minimum is None else minimum):
+        raise InputError(
+            f"{shown(text)} is not a whole number" + ("" if minimum is None else f" of at least {minimum}")
+        )
     return number
 
 

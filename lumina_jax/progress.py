@@ -30,7 +30,7 @@ def waiting(what: str, seconds: float | None = None, show: bool = True) -> Itera
     ``waiting("compiling", seconds=20)`` says "compiling, about 20 s". Without ``show`` it says nothing.
     """
     line = what if seconds is None else f"{what}, about {duration(seconds)}"
-    timer = threading.Timer(SILENT_SECONDS, _say, [line, True])
+    timer = threading.Timer(SILENT_SECONDS, print_line, [line])
     timer.daemon = True
     if show:
         timer.start()
@@ -38,6 +38,20 @@ def waiting(what: str, seconds: float | None = None, show: bool = True) -> Itera
         yield
     finally:
         timer.cancel()
+
+
+def print_line(line: str, stderr: bool = True) -> None:
+    """Prints a line on stderr or stdout, its control characters escaped.
+
+    A stream that cannot be written is passed over: it is no reason to end a job of hours.
+    """
+    stream = sys.stderr if stderr else sys.stdout
+    if stream is None:
+        return
+    try:
+        print(_encodable(line, getattr(stream, "encoding", None)), file=stream, flush=True)
+    except (OSError, ValueError):  # nobody reads it any more; ValueError: closed
+        return
 
 
 def duration(seconds: float) -> str:
@@ -93,7 +107,7 @@ class ProgressDisplay:
     def print_line(self, line: str) -> None:
         """Prints a line above the progress, its control characters escaped."""
         if self._show and self._plain:
-            _say(line, self.stderr)
+            print_line(line, self.stderr)
         elif self._show:
             self._bar.console.print(
                 _encodable(line, self._bar.console.encoding), highlight=False, markup=False, emoji=False, soft_wrap=True
@@ -179,17 +193,6 @@ def _rate(per_second: float) -> str:
 
 def _figures(number: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
-
-
-def _say(line: str, stderr: bool) -> None:
-    """Prints a line on stderr or stdout; a stream that cannot be written is no reason to end a job of hours."""
-    stream = sys.stderr if stderr else sys.stdout
-    if stream is None:
-        return
-    try:
-        print(_encodable(line, getattr(stream, "encoding", None)), file=stream, flush=True)
-    except (OSError, ValueError):  # nobody reads it any more; ValueError: closed
-        return
 
 
 def _encodable(line: str, encoding: str | None) -> str:

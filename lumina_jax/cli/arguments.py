@@ -1,6 +1,7 @@
 """Types of arguments: a wrong number or folder is refused before anything heavy is imported."""
 
 import os
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from functools import partial
@@ -35,21 +36,39 @@ number = argument(real_number)
 size = argument(pixel_size)
 
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHIPPED = "assets"
+"""The folder of the repository whose files a command finds from any other folder."""
+
+
+def input_path(text: str) -> str:
+    """A file or folder to read: ``~`` is the user's home, and a path below assets/ that is not here is the repository's."""
+    path = Path(text).expanduser()
+    shipped = REPOSITORY / path
+    if path.parts[:1] == (SHIPPED,) and not path.exists() and shipped.exists():
+        return str(shipped)
+    return expand_home(text)
+
+
+def expand_home(text: str) -> str:
+    """``text`` with ``~`` for the user's home, which a shell leaves as it is behind = and :, at its start and behind : , and @."""
+    return re.sub(r"(^|[:,@])(~[\w.-]*)(?=/|$)", lambda match: match[1] + os.path.expanduser(match[2]), text)
+
+
 def output_path(text: str) -> str:
     """A folder that exists or can be made."""
-    try:
-        check_output(text)
-    except InputError as error:
-        raise ArgumentTypeError(str(error)) from error
-    return text
+    path = os.path.expanduser(text)
+    argument(check_output)(path)
+    return path
 
 
 def output_file(text: str) -> str:
     """A file in a folder that exists or can be made."""
-    if Path(text).is_dir():
-        raise ArgumentTypeError(f"{text} is a folder; give a file to write")
-    output_path(str(Path(text).parent))
-    return text
+    path = os.path.expanduser(text)
+    if os.path.isdir(path):
+        raise ArgumentTypeError(f"{path} is a folder; give a file to write")
+    output_path(str(Path(path).parent))
+    return path
 
 
 def check_output(address: str) -> None:

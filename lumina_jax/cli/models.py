@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from lumina_jax.cli.experiments import REPOSITORY
+from lumina_jax.cli.arguments import REPOSITORY, input_path
 from lumina_jax.errors import MissingFileError
 
 TOY_MODEL = "assets/toy"
@@ -12,10 +12,12 @@ POSITIONS = 4096
 
 
 def model_arguments(parser: ArgumentParser) -> None:
-    model_help = f"a run's folder or a checkpoint of any layout ({TOY_MODEL})"
-    parser.add_argument("--model", default=str(REPOSITORY / TOY_MODEL), help=model_help)
-    parser.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the one the model names or holds)")
-    parser.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
+    model_help = f"a run's folder or a checkpoint of any layout (default: {TOY_MODEL} of the repository)"
+    parser.add_argument("--model", type=input_path, default=str(REPOSITORY / TOY_MODEL), help=model_help)
+    parser.add_argument(
+        "--tokenizer", type=input_path, help="tokenizer.json or its folder (default: the one the model names or holds)"
+    )
+    parser.add_argument("--vq", type=input_path, help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
     parser.add_argument("--int8", action="store_true", help="blocks' matrices in int8, which halves the memory to read")
 
 

@@ -4,6 +4,7 @@ import os
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
+from lumina_jax.cli.arguments import at_least, output_path
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import join, process_arguments
 from lumina_jax.errors import MissingFileError
@@ -17,15 +18,21 @@ def add_train(verbs: _SubParsersAction) -> None:
 
 
 def add_compile(verbs: _SubParsersAction) -> None:
-    check = verbs.add_parser("compile", help="what a config needs on a TPU pod and how fast it can be, without the pod")
+    check = verbs.add_parser("compile", help="what a config needs on a TPU pod and how fast it can be")
     config_arguments(check)
     check.add_argument("--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16")
-    check.add_argument("--slices", type=int, default=1, help="slices, connected by the data-center network (1)")
-    check.add_argument("--what", default="train,prefill,decode", help="programs, with commas (train,prefill,decode)")
+    check.add_argument(
+        "--slices", type=at_least(1), default=1, metavar="N", help="number of slices, joined by the data-center network"
+    )
+    check.add_argument("--what", default="train,prefill,decode", help="programs, with commas")
     check.add_argument("--plan", action="store_true", help="find the fastest mesh, remat and accumulation to train")
     check.add_argument("--int8", action="store_true", help="sampling with int8 matrices, as run.py sample --int8")
-    check.add_argument("--tries", type=int, default=6, help="with --plan: the most compilations (6)")
-    check.add_argument("--out", help="also write tables, JSON and the compiled programs into this folder")
+    check.add_argument(
+        "--tries", type=at_least(1), default=6, metavar="N", help="with --plan: the largest number of compilations"
+    )
+    check.add_argument(
+        "--out", type=output_path, help="also write tables, JSON and the compiled programs into this folder"
+    )
     check.set_defaults(run=_compile)
 
 
