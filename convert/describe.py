@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 from convert import tokenizer_files

@@ -96,11 +96,12 @@ def prepare_streams() -> None:
 def leave(main: Callable[[], int]) -> NoReturn:
     """Runs ``main`` and ends the process with its code; after a signal without waiting for threads that still read or compile."""
     try:
-        code = main()
-        at_once = code in (INTERRUPTED, TERMINATED)
+        try:
+            code = main()
+            at_once = code in (INTERRUPTED, TERMINATED)
+        except SystemExit as end:
+            code, at_once = end.code, False
         print(end="", flush=True)
-    except SystemExit as end:
-        code, at_once = end.code, False
     except KeyboardInterrupt as interrupt:
         code, at_once = tell_interrupt("run.py", interrupt), True
     except BrokenPipeError:
