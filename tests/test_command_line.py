@@ -1,6 +1,7 @@
 """Commands as printed: help that says every default and unit, the nearest word, any folder, any path, one line and no more."""
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -408,3 +409,34 @@ def test_a_busy_process_ends_without_delay(busy, presses, line):
             process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=30)
     assert process.returncode == ending.INTERRUPTED and line in error and b"Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "announced"),
+    [
+        (["pretokenize", "configs/toy_stage1.py", "--source", "toy:9"], "loading toy:9"),
+        (["train", "configs/toy_stage1.py"], "loading JAX"),
+        (["quickstart", "--out", "OUT"], "loading JAX"),
+        (["compile", "configs/toy_stage1.py", "--topology", "v5p:4x4x4"], "loading JAX"),
+        (["convert", "import", "assets/toy", "OUT"], "loading JAX"),
+        (["convert", "inspect", "OUT"], "reading OUT"),
+        (["convert", "verify", "OUT", "assets/gone"], "comparing OUT and assets/gone"),
+        (["data", "inspect", "OUT"], "loading OUT"),
+        (["data", "export", "--source", "toy:9", "--out", "OUT"], "loading toy:9"),
+        (["data", "prepare", "--source", "toy:9", "--name", "n", "--out", "OUT"], "loading toy:9"),
+        (["evaluate", "--data", "OUT", "--model", "MODEL"], "loading MODEL"),
+        (["refine", "OUT"], "loading JAX"),
+    ],
+)
+def test_every_verb_says_what_it_waits_for_before_it_loads_anything(
+    arguments, announced, tmp_path, monkeypatch, capsys
+):
+    class Announced(contextlib.AbstractContextManager):
+        def __init__(self, what: str, **settings: object):
+            raise InputError(f"waits: {what}")
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr("lumina_jax.progress.waiting", Announced)
+    assert run.main([word.replace("OUT", str(tmp_path / "out")) for word in arguments]) == 2
+    assert capsys.readouterr().err.endswith(f"waits: {announced.replace('OUT', str(tmp_path / 'out'))}\n")
