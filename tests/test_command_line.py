@@ -345,6 +345,15 @@ def during_cleanup() -> None:
         raise RuntimeError("a cleanup that failed")
 
 
+def during_a_callback() -> None:
+    import time
+
+    thing = type("Thing", (), {"__del__": lambda self: press("SIGINT")})()
+    del thing
+    time.sleep(10)
+    raise RuntimeError("the interrupt was lost")
+
+
 def with_a_note() -> None:
     with interrupted("the outer"), interrupted(lambda: "12 shards\nare kept"):
         press("SIGINT")
@@ -357,6 +366,7 @@ def with_a_note() -> None:
         (lambda: press("SIGTERM"), 143, "terminated; all is kept"),
         (during_import, 130, "interrupted; all is kept"),
         (during_cleanup, 130, "interrupted; all is kept"),
+        (during_a_callback, 130, "interrupted; all is kept"),
         (with_a_note, 130, "interrupted; 12 shards\\nare kept"),
     ],
 )

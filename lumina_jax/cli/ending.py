@@ -16,6 +16,9 @@ INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 PATIENCE = 5.0
 """Seconds after which SIGTERM ends a process that is busy in compiled code and cannot unwind."""
 
+REPEAT_SECONDS = 0.05
+"""After which an interrupt that was raised in a callback of a library, and swallowed there, is raised again."""
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a verb as Ctrl-C does."""
@@ -25,15 +28,23 @@ class Terminated(KeyboardInterrupt):
 def signals(name: str) -> Iterator[list[KeyboardInterrupt]]:
     """In the block SIGTERM raises Terminated, as SIGINT raises KeyboardInterrupt; a second Ctrl-C ends the process at once.
 
-    The value is a list of what was raised, also where an import or a cleanup made another error of it. Compiled code, which no
-    exception can end, ends by a second Ctrl-C, and PATIENCE seconds after SIGTERM; ``name`` begins the line that is printed then.
-    Outside of the main thread, where Python delivers no signals, this does nothing.
+    The value is a list of what was raised, also where an import or a cleanup made another error of it; what a callback swallowed
+    is raised again. Compiled code, which no exception can end, ends by a second Ctrl-C, and PATIENCE seconds after SIGTERM;
+    ``name`` begins the line that is printed then. Outside of the main thread, where Python delivers no signals, this does nothing.
     """
     raised: list[KeyboardInterrupt] = []
     if threading.current_thread() is not threading.main_thread():
         yield raised
         return
-    noticed = threading.Event()
+    noticed, repeated = threading.Event(), 0
+
+    def repeat(unraisable: "sys.UnraisableHookArgs") -> None:
+        nonlocal repeated
+        if not any(unraisable.exc_value is error for error in raised):
+            return old_hook(unraisable)
+        repeated += 1
+        number = signal.SIGTERM if isinstance(unraisable.exc_value, Terminated) else signal.SIGINT
+        threading.Timer(REPEAT_SECONDS, signal.raise_signal, [number]).start()
 
     def handle(number: int, frame: FrameType | None) -> None:
         noticed.set()
@@ -44,7 +55,7 @@ def signals(name: str) -> Iterator[list[KeyboardInterrupt]]:
         interrupts = 0
         while signal_number := os.read(reader, 1):
             interrupts += signal_number[0] == signal.SIGINT
-            if interrupts > 1:
+            if interrupts > 1 + repeated:
                 _end_at_once(name, INTERRUPTED)
             ours = signal_number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is handle
             if ours and not noticed.wait(PATIENCE):
@@ -55,10 +66,12 @@ def signals(name: str) -> Iterator[list[KeyboardInterrupt]]:
     os.set_blocking(writer, False)
     old_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     old_handlers = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    old_hook, sys.unraisablehook = sys.unraisablehook, repeat
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield raised
     finally:
+        sys.unraisablehook = old_hook
         for number, handler in old_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(old_writer)

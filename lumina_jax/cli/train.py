@@ -51,7 +51,7 @@ def _train_in(group, cfg, config: str) -> None:
             raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {quote(config)}")
     from lumina_jax.progress import waiting
 
-    with waiting("loading JAX"):
+    with waiting("loading the trainer"):
         import jax
 
         from lumina_jax.cluster.consistency import check_consistency
