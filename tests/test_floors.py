@@ -10,7 +10,7 @@ import pytest
 from project_sources import REPO, imports, module_name, project_sources
 
 FLOORS = (
-    ("errors", "config", "vocab", "batch", "storage", "progress"),
+    ("errors", "config", "vocab", "batch", "storage", "progress", "text"),
     ("layout", "conversation", "sharding", "pictures"),
     ("model", "cluster", "pixels"),
     ("data", "train", "sample"),

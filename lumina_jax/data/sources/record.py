@@ -1,5 +1,6 @@
 """What a source yields: conversations with their images, as stored files and as decoded pictures."""
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -8,8 +9,10 @@ from typing import Protocol
 from PIL import Image
 
 from lumina_jax.conversation import Turn, check_symbols, image_prompt
-from lumina_jax.data.sources.images import ImageFile, decode_image
+from lumina_jax.data.sources import files
+from lumina_jax.data.sources.images import ImageFile, decode_image, read_image
 from lumina_jax.errors import InputError
+from lumina_jax.text import checked_text
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 IMAGE_KEYS = ("image", IMAGE_SYMBOL)
@@ -89,33 +92,46 @@ class StoredSource:
 def stored_record(item: object, fetch: Callable[[object], ImageFile]) -> StoredRecord:
     """A record in Lumina's form (see JsonSource) -> StoredRecord; ``fetch`` turns each image value of it into an image file.
 
-    Raises InputError when the record is not well-formed, before anything is fetched.
+    A key whose value is null counts as absent. Raises InputError when the record is not well-formed, before anything is fetched.
     """
     item = checked_object(item, "the record is")
     images = _images(item)
-    if "conversations" in item:
+    if item.get("conversations") is not None:
         turns = _parse_turns(item["conversations"])
         check_symbols([message for turn in turns for message in turn if message is not None], len(images))
         return StoredRecord(turns, [fetch(image) for image in images])
-    key = next((key for key in CAPTION_KEYS if key in item), None)
+    key = next((key for key in CAPTION_KEYS if item.get(key) is not None), None)
     if key is None:
-        raise InputError(f"the record has neither 'conversations' nor 'caption', only {', '.join(item) or 'nothing'}")
+        raise InputError(
+            f"the record has neither 'conversations' nor 'caption', only {shortened(list(item)) if item else 'nothing'}",
+            cause="neither conversations nor caption",
+        )
     caption = checked_text(item[key], f"'{key}'")
     _check_caption(caption, [], len(images))
     return StoredRecord([], [fetch(image) for image in images], caption)
 
 
+def image_reader(folder: str) -> Callable[[object], ImageFile]:
+    """What reads the image files of a record by their paths, absolute or relative to ``folder``."""
+
+    def fetch(image: object) -> ImageFile:
+        if not isinstance(image, str):
+            raise InputError(f"an image is a JSON {type(image).__name__}, neither a path nor a list of paths")
+        if not image.strip():
+            raise InputError("the path of the image is empty")
+        return read_image(files.join(folder, image))
+
+    return fetch
+
+
+def shortened(value: object) -> str:
+    """``value`` as Python writes it, with the middle of what is long left out."""
+    return reprlib.repr(value)
+
+
 def reason_of(error: Exception) -> str:
     """Why a record is bad, for rejects.jsonl."""
     return str(error) or repr(error)
-
-
-def checked_text(value: object, name: str) -> str:
-    """``value`` if it is text that can be tokenized; else ValueError, which calls it ``name``."""
-    if not isinstance(value, str):
-        raise InputError(f"{name} is a JSON {type(value).__name__}, not a text")
-    value.encode()  # JSON can hold half a surrogate pair, which no tokenizer takes: UnicodeEncodeError is a ValueError
-    return value
 
 
 def checked_object(value: object, subject: str) -> Mapping:
@@ -141,7 +157,9 @@ def _parse_turns(messages: object) -> list[Turn]:
         if not isinstance(message, Mapping):
             raise InputError(f"message {number} of the conversation is not an object with 'from' and 'value'")
         if (speaker := message.get("from")) not in SPEAKERS[number % 2]:
-            raise InputError(f"message {number} is from {speaker!r}; human and gpt must take turns, human first")
+            raise InputError(
+                f"message {number} is from {shortened(speaker)}; human and gpt must take turns, human first"
+            )
         value = message.get("value")
         unanswered = value is None and number % 2 == 1 and number == len(messages) - 1
         text = None if unanswered else checked_text(value, f"the value of message {number}")
