@@ -1,21 +1,28 @@
 """The command line of lumina_jax: ``python run.py VERB --help``. The verbs are in lumina_jax/cli/."""
 
-import argparse
-import platform
 import sys
-from importlib import metadata
 
-from lumina_jax import __version__
-from lumina_jax.cli.convert import add_convert
-from lumina_jax.cli.data import add_data
-from lumina_jax.cli.evaluate import add_evaluate, add_refine
-from lumina_jax.cli.experiments import REPOSITORY, load_experiment
-from lumina_jax.cli.models import TOY_MODEL, load_for_sampling
-from lumina_jax.cli.pretokenize import add_pretokenize
-from lumina_jax.cli.quickstart import add_grow, add_quickstart
-from lumina_jax.cli.sample import add_sample
-from lumina_jax.cli.train import add_compile, add_train
-from lumina_jax.errors import UserError
+try:
+    import argparse
+    import platform
+    from importlib import metadata
+
+    from lumina_jax import __version__
+    from lumina_jax.cli import ending
+    from lumina_jax.cli.convert import add_convert
+    from lumina_jax.cli.data import add_data
+    from lumina_jax.cli.evaluate import add_evaluate, add_refine
+    from lumina_jax.cli.experiments import REPOSITORY, load_experiment
+    from lumina_jax.cli.models import TOY_MODEL, load_for_sampling
+    from lumina_jax.cli.parser import Parser
+    from lumina_jax.cli.pretokenize import add_pretokenize
+    from lumina_jax.cli.quickstart import add_grow, add_quickstart
+    from lumina_jax.cli.sample import add_sample
+    from lumina_jax.cli.train import add_compile, add_train
+    from lumina_jax.errors import UserError, interrupted, printable
+except KeyboardInterrupt:
+    print("run.py: interrupted", file=sys.stderr)
+    raise SystemExit(130) from None
 
 __all__ = ["REPOSITORY", "TOY_MODEL", "load_experiment", "load_for_sampling", "main", "parse"]
 
@@ -34,29 +41,37 @@ VERBS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one verb and returns the exit code: 2 after one line on stderr when a user can mend the error, 130 after Ctrl-C.
+    """Runs one verb and returns the exit code: 2 after one line on stderr when a user can mend the error.
 
-    Any other exception is a bug and passes through. Without a verb the verbs are listed.
+    130 after Ctrl-C and 143 after SIGTERM, with a line on what is kept; 141 when nobody reads stdout any more. Any other
+    exception is a bug and passes through. Without a verb the verbs are listed.
     """
+    ending.prepare_streams()
     options = parse(arguments)
+    program = f"run.py {options.verb or ''}".rstrip()
     try:
-        return options.run(options) or 0
-    except UserError as error:
-        print(f"run.py {options.verb}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"run.py {options.verb}: interrupted", file=sys.stderr)
-        return 130
+        with ending.signals(program), interrupted(vars(options).get("keeps", "").format_map(vars(options))):
+            code = options.run(options) or 0
+            print(end="", flush=True)
+            return code
+    except BaseException as error:
+        if interrupt := ending.interrupt_of(error):
+            return ending.tell_interrupt(program, interrupt)
+        if isinstance(error, UserError):
+            print(f"{program}: {printable(str(error))}", file=sys.stderr)
+            return 2
+        if isinstance(error, BrokenPipeError):
+            return ending.BROKEN_PIPE
+        raise
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line (default: of this process) as the options of its verb; ends the process with code 2 when it has none."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="run.py",
         usage="run.py [-h] [-V] VERB ...",
         description="Lumina-mGPT in JAX: pictures and text in one model.",
         epilog="run.py VERB --help explains a verb.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=20, width=120),
     )
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax"))
     versions = f"lumina_jax {__version__}, {packages}, Python {platform.python_version()}"
@@ -68,11 +83,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options, rest = parser.parse_known_args(arguments)
     # argparse takes positional arguments in one run only; changes may stand before and after --options.
     if unknown := [word for word in rest if word.startswith("-") or "=" not in word or "changes" not in options]:
-        parser.error(f"unknown arguments: {' '.join(unknown)}; see run.py {options.verb or 'VERB'} --help")
+        parser.nested(options).error(parser.unknown_words(unknown, options))
     if rest:
         options.changes += rest
     return options
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ending.leave(main)

@@ -196,7 +196,7 @@ def _check_shapes(expected: dict[str, tuple[int, ...]], actual: dict[str, tuple[
         elif name in expected and shape != expected[name]:
             problems.append(f"wrong shape: {name} is {shape}, its config says {expected[name]}")
     if problems:
-        raise InputError("the weights are not those of a tokenizer of this config:\n  " + "\n  ".join(problems))
+        raise InputError("the weights are not those of a tokenizer of this config: " + "; ".join(problems))
 
 
 def find_file(path: Path, *names: str) -> Path:

@@ -5,10 +5,13 @@ line changes single fields with ``a.b=value`` (:func:`override`). Code reads fie
 """
 
 import dataclasses
+import difflib
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, prefixed_errors
+from lumina_jax.numbers import LARGEST, real_number, whole_number
 
 
 def _require(ok: bool, message: str) -> None:
@@ -20,8 +23,12 @@ def _require(ok: bool, message: str) -> None:
 class ModelConfig:
     """The Chameleon decoder (paper section 2; defaults are the 7B model).
 
-    ``qk_groups`` is the number of distinct QK-norm rows: torch kept one per tensor-parallel shard (7B: 1, 34B: 4).
-    ``post_norm`` puts the norms behind attention and MLP (34B, "swin norm") instead of before them.
+    ``vocab`` is the number of tokens, ``width`` that of features, ``layers`` that of blocks; each block has ``heads`` query heads
+    and ``kv_heads`` key/value heads of ``head_dim`` features and an MLP of ``mlp`` features. ``rope_base`` is the base of the
+    rotary wavelengths, ``eps`` that of the norms, ``dropout`` the share of activations dropped in training.
+
+    ``qk_groups`` is the number of distinct QK-norm rows: torch kept one per tensor-parallel shard (7B: 1, 34B: 4). ``post_norm``
+    puts the norms behind attention and MLP (34B, "swin norm") instead of before them.
     """
 
     vocab: int = 65536
@@ -57,7 +64,10 @@ class ModelConfig:
 class VQConfig:
     """The image tokenizer. ``kind="vqgan"`` is Chameleon's (defaults are its real size); ``kind="patch"`` is PatchVQ.
 
-    ``path`` is a vqgan.ckpt (sizes in the vqgan.yaml beside it override these) or the .npz of a PatchVQ.
+    ``path`` is a vqgan.ckpt (sizes in the vqgan.yaml beside it override these) or the .npz of a PatchVQ. ``codes`` is the number
+    of codes (of a PatchVQ: the most that --fit makes), ``embed`` their size and ``latent`` that of the latents. The encoder has
+    ``base`` channels times each of ``multipliers``, ``res_blocks`` residual blocks a level, attention at ``attn_resolutions`` of
+    an input of ``resolution`` px.
     """
 
     kind: str = "vqgan"
@@ -88,14 +98,16 @@ class DataConfig:
 
     ``path`` is a folder written by ``run.py pretokenize``, or several with commas between. ``weights`` are the folders' shares
     of an epoch's records or tokens (``mix_by``); without them each record comes once an epoch. ``size`` is the edge of the
-    square, in px, whose area the crops have at most; ``patch`` is the unit of a size token in px.
+    square, in px, whose area the crops have at most, ``max_ratio`` their longest side over the shortest at most; ``patch`` is the
+    unit of a size token in px. ``tokenizer`` is a tokenizer.json or its folder.
 
     ``buckets`` are the row lengths in tokens, shortest first. All rows of a batch have one of them: ``batch`` rows of the
     longest, and of a shorter one as many as hold about the same number of tokens, in multiples of ``row_multiple`` (0: of
     ``batch``). With ``packing`` short samples share a row.
 
     ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.1).
-    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for.
+    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for. Pretokenizing ends when
+    ``max_consecutive_rejects`` records in a row cannot be read for one cause (0: never).
     """
 
     path: str = ""
@@ -111,6 +123,7 @@ class DataConfig:
     packing: bool = True
     drop_context: float = 0.1
     threads: int = 2
+    max_consecutive_rejects: int = 1000
 
     def __post_init__(self):
         _require(self.patch >= 2, f"data.patch={self.patch}; a size unit is two codes, so it must be at least 2 pixels")
@@ -132,6 +145,10 @@ class DataConfig:
         _require(self.mix_by in ("records", "tokens"), f"data.mix_by={self.mix_by!r}; choose 'records' or 'tokens'")
         _require(0 <= self.drop_context <= 1, f"data.drop_context={self.drop_context} is not in [0, 1]")
         _require(self.threads >= 0, f"data.threads={self.threads}; it must not be negative (0 reads when asked)")
+        _require(
+            self.max_consecutive_rejects >= 0,
+            f"data.max_consecutive_rejects={self.max_consecutive_rejects}; it must not be negative (0: no limit)",
+        )
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -148,9 +165,11 @@ class DataConfig:
 class OptimConfig:
     """AdamW on every parameter (the original decays norms and embeddings too) and its schedule.
 
-    The rate climbs for ``warmup`` steps to ``lr``, stays for the share ``hold`` of the rest, then falls to ``min_lr``
-    along ``decay`` ("cosine" or "linear"). ``lr == min_lr`` is the constant rate of the published runs. ``muon_lr`` is the
-    rate where ``lr`` stands at its highest for the matrices of the blocks, by Muon; 0 leaves them to AdamW.
+    The rate climbs for ``warmup`` steps to ``lr``, stays for the share ``hold`` of the rest, then falls to ``min_lr`` along
+    ``decay`` ("cosine" or "linear"). The whole run is ``steps`` steps, each of ``accumulate`` parts of a batch. ``b1``, ``b2``,
+    ``eps`` and ``weight_decay`` are AdamW's; gradients are clipped at the norm ``clip``; ``z_loss`` is that loss's weight. ``lr
+    == min_lr`` is the constant rate of the published runs. ``muon_lr`` is the rate where ``lr`` stands at its highest for the
+    matrices of the blocks, by Muon; 0 leaves them to AdamW.
     """
 
     steps: int = 10_000
@@ -273,12 +292,13 @@ PARALLEL = ("off", "sjd", "coupled", "continued", "matched")
 class SampleConfig:
     """How tokens are drawn (paper section 2.4, inference_solver.py of the original).
 
-    ``guidance`` is the released code's scale g: ``g * (cond - uncond) + uncond``; 1 switches guidance off.
-    ``min_p`` keeps tokens with p_cond >= min_p * max p_cond; 0 switches it off. Temperature acts after top-k.
-    ``parallel`` is the way of decoding; none changes how answers are distributed. "off" draws one token per pass; "matched", "sjd",
-    "coupled" and "continued" verify a ``window`` of drafted tokens per pass (lumina_jax/sample/speculative.py). A window of 0 means
-    the device's default: 16 tokens, and 10 on CPUs, where every token of a pass costs time.
-    "matched" takes the fewest passes and gives the same answers as "off" (up to rounding).
+    An image token is drawn from the ``image_top_k`` likeliest, a word from ``text_top_k``, both at ``temperature``; an answer has
+    at most ``max_new_tokens`` tokens. ``guidance`` is the released code's scale g: ``g * (cond - uncond) + uncond``; 1 switches
+    guidance off. ``min_p`` keeps tokens with p_cond >= min_p * max p_cond; 0 switches it off. Temperature acts after top-k.
+    ``parallel`` is the way of decoding; none changes how answers are distributed. "off" draws one token per pass; "matched",
+    "sjd", "coupled" and "continued" verify a ``window`` of drafted tokens per pass (lumina_jax/sample/speculative.py). A window
+    of 0 means the device's default: 16 tokens, and 10 on CPUs, where every token of a pass costs time. "matched" takes the fewest
+    passes and gives the same answers as "off" (up to rounding).
     """
 
     guidance: float = 4.0
@@ -311,11 +331,12 @@ class SampleConfig:
 class Experiment:
     """One training run: everything ``run.py train`` needs.
 
-    ``out`` is the folder of its checkpoints and metrics. ``start`` is the folder of an earlier stage, or one of its checkpoints,
-    whose weights this run starts from (empty: random weights). A checkpoint is written every ``save_every`` steps, and the newest
-    ``keep`` are kept; metrics.jsonl gets a line every ``log_every`` steps. ``compile_cache`` is a folder that keeps compiled
-    programs for the next start (empty: JAX_COMPILATION_CACHE_DIR, or none). ``compile_ahead`` compiles the step for all of
-    ``data.buckets`` before the first step; else each is compiled when its first batch comes.
+    ``name`` is printed; ``seed`` draws weights, order and dropout. ``out`` is the folder of its checkpoints and metrics.
+    ``start`` is the folder of an earlier stage, or one of its checkpoints, whose weights this run starts from (empty: random
+    weights). A checkpoint is written every ``save_every`` steps, and the newest ``keep`` are kept; metrics.jsonl gets a line
+    every ``log_every`` steps. ``compile_cache`` is a folder that keeps compiled programs for the next start (empty:
+    JAX_COMPILATION_CACHE_DIR, or none). ``compile_ahead`` compiles the step for all of ``data.buckets`` before the first step;
+    else each is compiled when its first batch comes.
     """
 
     name: str = "experiment"
@@ -339,6 +360,7 @@ class Experiment:
     def __post_init__(self):
         for name in ("save_every", "keep", "log_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        _require(0 <= self.seed <= LARGEST, f"seed={self.seed}; it must be a whole number from 0 to {LARGEST}")
         count = self.optim.accumulate
         for name in ("batch", "row_multiple"):
             rows = getattr(self.data, name)
@@ -368,8 +390,9 @@ def _apply(config, changes: dict[str, str], prefix: str):
         by_field.setdefault(name, {})[rest if dot else None] = value
     for name, group in by_field.items():
         if name not in hints:
-            known = ", ".join(f.name for f in fields(config))
-            raise InputError(f"no field {prefix}{name}; the fields here are: {known}")
+            known = [f.name for f in fields(config)]
+            hint = "".join(f"; did you mean {prefix}{near}?" for near in difflib.get_close_matches(name, known, n=1))
+            raise InputError(f"no field {prefix}{name}{hint}; the fields here are: {', '.join(known)}")
         old = getattr(config, name)
         if is_dataclass(old):
             if None in group:
@@ -391,10 +414,8 @@ def _parse(text: str, kind, name: str):
         if text.lower() not in ("true", "false"):
             raise InputError(f"{name}={text!r}: expected true or false")
         return text.lower() == "true"
-    try:
-        return kind(text)
-    except ValueError:
-        raise InputError(f"{name}={text!r}: expected {kind.__name__}") from None
+    with prefixed_errors(f"{name}={text!r}: expected {kind.__name__}"):
+        return {int: partial(whole_number, minimum=None), float: real_number}.get(kind, kind)(text)
 
 
 def to_dict(config) -> dict:
@@ -419,6 +440,7 @@ def from_dict(kind: type, values: dict):
         if is_dataclass(hint):
             value = from_dict(hint, value)
         elif typing.get_origin(hint) is tuple:
-            value = tuple(value)
+            element = typing.get_args(hint)[0]
+            value = tuple(from_dict(element, item) if is_dataclass(element) else item for item in value)
         parsed[name] = value
     return kind(**parsed)

@@ -4,11 +4,13 @@ Each names the value, the limit and the cure. The subclasses are also the built-
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 CAUSE_LETTERS = 120
 """The longest cause."""
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, other line ends, changes of the writing direction, and halves of a surrogate pair."""
 
 
 class UserError(Exception):
@@ -43,6 +45,10 @@ class MissingPackageError(UserError, ImportError):
     """A package that has to be installed first."""
 
 
+class SourceError(UserError):
+    """A source that cannot be read as a whole. Unlike the error of one record, which is rejected, it ends a run."""
+
+
 class NotFiniteError(UserError, FloatingPointError):
     """Weights, logits or a loss that hold NaN or infinity."""
 
@@ -55,6 +61,11 @@ def cause_of(error: BaseException) -> str:
     return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "...", message))[:CAUSE_LETTERS].strip()
 
 
+def printable(text: str) -> str:
+    """``text`` as one line of a terminal: what would move the cursor, break the line or be no letter is shown as an escape."""
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 @contextmanager
 def prefixed_errors(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
     """A border: an error of ``kinds`` (default: ValueError) leaves as an InputError whose message begins with ``prefix``."""
@@ -63,3 +74,16 @@ def prefixed_errors(prefix: str, *kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         raise InputError(f"{prefix}: {str(error).strip()}", cause=cause_of(error)) from error
+
+
+@contextmanager
+def interrupted(keeps: str | Callable[[], str]) -> Iterator[None]:
+    """Says what a Ctrl-C in the block leaves: ``keeps`` is a sentence, or makes one, on what is kept and how to go on.
+
+    It becomes a note of the KeyboardInterrupt, of which run.py prints the innermost, which knows most.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.add_note(keeps if isinstance(keeps, str) else keeps())
+        raise

@@ -4,20 +4,33 @@ A local file is written under a temporary name and then renamed; a remote store 
 several processes may write one file at the same time, as long as all of them write the same content.
 """
 
+import json
 import os
+import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from lumina_jax.errors import InputError, MissingFileError, MissingPackageError, StorageError, UserError
+from lumina_jax.errors import (
+    ExistingFileError,
+    InputError,
+    MissingFileError,
+    MissingPackageError,
+    StorageError,
+    UserError,
+)
 
 TEMPORARY = ".tmp"
 """Suffix of files that are still being written."""
+CLAIMS = ".written.json"
+"""File name -> the command that wrote it, of the files beside it (:func:`claim`)."""
+TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{8}\.tmp$")
+"""The end of their names; other files ending in .tmp are not ours."""
 
 
 @contextmanager
@@ -32,11 +45,12 @@ def storage_errors(path: Path | str) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, new: bool = False) -> Iterator[Path]:
     """Yields a temporary path beside ``path``; the file written there is renamed to ``path`` at the end of the with-block.
 
     Makes the folder of ``path``. After an error in the block ``path`` is as before and the temporary file is removed. Raises
-    StorageError when the disk refuses, MissingFileError when the temporary file is gone.
+    StorageError when the disk refuses, MissingFileError when the temporary file is gone. With ``new`` a file that came to be at
+    ``path`` meanwhile stays, and ExistingFileError is raised.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     with storage_errors(path):
@@ -47,17 +61,56 @@ def atomic_write(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
             raise
         try:
-            os.replace(temporary, path)
+            if new:
+                _rename_new(temporary, path)
+            else:
+                os.replace(temporary, path)
+        except FileExistsError as error:
+            temporary.unlink(missing_ok=True)
+            raise ExistingFileError(f"{path} exists already; another process wrote it meanwhile") from error
         except FileNotFoundError as error:
             # Another process may have written the same file first and removed all temporary ones.
             if not path.exists():
                 raise MissingFileError(f"{temporary} was removed before it became {path}; write it again") from error
 
 
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Renames a file; FileExistsError when there is one at ``path``."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a mount without hard links
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.replace(temporary, path)
+    else:
+        temporary.unlink()
+
+
 def atomic_write_text(path: Path, text: str) -> None:
     """:func:`atomic_write` of a text, in UTF-8 with its line ends as they are."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def claim(folder: Path, names: Iterable[str], command: str) -> None:
+    """Records that ``command`` is about to write the files ``names`` into ``folder``: what it wrote itself it may replace.
+
+    Raises ExistingFileError naming a file that is there already and that this command did not write. Makes the folder.
+    """
+    record = folder / CLAIMS
+    try:
+        written = json.loads(record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        written = {}
+    names = list(names)
+    for name in names:
+        if (folder / name).exists() and written.get(name) != command:
+            raise ExistingFileError(
+                f"{folder / name} exists already and was not written by {command}; give another --out, or move it away"
+            )
+    atomic_write_text(record, json.dumps(written | dict.fromkeys(names, command), indent=1, ensure_ascii=False))
 
 
 class StorageFolder:
@@ -117,10 +170,19 @@ class StorageFolder:
         """:meth:`write` of a text in UTF-8."""
         self.write(name, lambda path: path.write_text(text, encoding="utf-8", newline="\n"))
 
+    def write_new_text(self, name: str, text: str) -> None:
+        """:meth:`write_text` of a file that is not there yet; one that is there stays, whoever wrote it."""
+        if not self._local:
+            if not self.exists(name):
+                self.write_text(name, text)
+            return
+        with suppress(ExistingFileError), atomic_write(Path(self._path(name)), new=True) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+
     def remove_temporary_files(self) -> None:
         """Removes the temporary files of killed processes; only to be called when no process writes any more."""
         for name in self.file_names() if self._local else ():
-            if name.endswith(TEMPORARY):
+            if TEMPORARY_NAME.search(name):
                 Path(self._path(name)).unlink(missing_ok=True)
 
     def _path(self, name: str) -> str:

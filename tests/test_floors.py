@@ -10,7 +10,7 @@ import pytest
 from project_sources import REPO, imports, module_name, project_sources
 
 FLOORS = (
-    ("errors", "config", "vocab", "batch", "storage", "progress", "text"),
+    ("errors", "numbers", "text", "config", "vocab", "batch", "storage", "progress"),
     ("layout", "conversation", "sharding", "pictures"),
     ("model", "cluster", "pixels"),
     ("data", "train", "sample"),
@@ -93,7 +93,7 @@ def test_the_command_line_imports_its_rooms_only_inside_functions():
     for path in (REPO / "run.py", *sorted((REPO / "lumina_jax" / "cli").glob("*.py"))):
         for name in imports(path.read_text(), top_level_only=True):
             light = name.split(".")[0] in sys.stdlib_module_names or name.startswith(
-                ("lumina_jax.cli.", "lumina_jax.errors.", "lumina_jax.__version__")
+                ("lumina_jax.cli.", "lumina_jax.errors.", "lumina_jax.numbers.", "lumina_jax.__version__")
             )
             assert light, (
                 f"{path.name} imports {name} at its top, which --help would wait for; move it into the function"

@@ -1,48 +1,79 @@
 """Types of arguments: a wrong number or folder is refused before anything heavy is imported."""
 
 import os
+import re
 from argparse import ArgumentTypeError
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from lumina_jax.errors import InputError
+from lumina_jax.numbers import pixel_size, real_number, seed_number, whole_number
 
-LARGEST_SEED = 2**63 - 1
+Value = TypeVar("Value")
+
+
+NOTHING = "nothing was written; the same command starts again"
+"""What most verbs keep when they are interrupted; a verb says it by ``set_defaults(keeps=...)``."""
+
+
+def argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
+    """``parse`` for argparse: its InputError becomes the message of the option."""
+
+    def parsed(text: str) -> Value:
+        try:
+            return parse(text)
+        except InputError as error:
+            raise ArgumentTypeError(str(error)) from error
+
+    return parsed
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
     """A whole number from ``minimum`` on."""
-
-    def number(text: str) -> int:
-        if not text.removeprefix("-").isdigit() or int(text) < minimum:
-            raise ArgumentTypeError(f"{text} is not a whole number of at least {minimum}")
-        return int(text)
-
-    return number
+    return argument(partial(whole_number, minimum=minimum))
 
 
-def seed(text: str) -> int:
-    """A whole number that both jax.random.key and numpy's generators take."""
-    if not text.isdigit() or int(text) > LARGEST_SEED:
-        raise ArgumentTypeError(f"{text} is not a seed; give a whole number from 0 to {LARGEST_SEED}")
-    return int(text)
+seed = argument(seed_number)
+number = argument(real_number)
+tolerance = argument(partial(real_number, minimum=0))
+size = argument(pixel_size)
+
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHIPPED = "assets"
+"""The folder of the repository whose files a command finds from any other folder."""
+
+
+def input_path(text: str) -> str:
+    """A file or folder to read: ``~`` is the user's home, and a path below assets/ that is not here is the repository's."""
+    path = Path(text).expanduser()
+    shipped = REPOSITORY / path
+    if path.parts[:1] == (SHIPPED,) and not path.exists() and shipped.exists():
+        return str(shipped)
+    return expand_home(text)
+
+
+def expand_home(text: str) -> str:
+    """``text`` with ``~`` for the user's home, which a shell leaves as it is behind = and :, at its start and behind : , and @."""
+    return re.sub(r"(^|[:,@])(~[\w.-]*)(?=/|$)", lambda match: match[1] + os.path.expanduser(match[2]), text)
 
 
 def output_path(text: str) -> str:
     """A folder that exists or can be made."""
-    try:
-        check_output(text)
-    except InputError as error:
-        raise ArgumentTypeError(str(error)) from error
-    return text
+    path = os.path.expanduser(text)
+    argument(check_output)(path)
+    return path
 
 
 def output_file(text: str) -> str:
     """A file in a folder that exists or can be made."""
-    if Path(text).is_dir():
-        raise ArgumentTypeError(f"{text} is a folder; give a file to write")
-    output_path(str(Path(text).parent))
-    return text
+    path = os.path.expanduser(text)
+    if os.path.isdir(path):
+        raise ArgumentTypeError(f"{path} is a folder; give a file to write")
+    output_path(str(Path(path).parent))
+    return path
 
 
 def check_output(address: str) -> None:

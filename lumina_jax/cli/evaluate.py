@@ -4,36 +4,40 @@ import json
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import at_least, output_path, seed
-from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of, size
+from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, seed, size
+from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of
 from lumina_jax.errors import InputError
 
 TASK_EXERCISES = 96
 
 
 def add_refine(verbs: _SubParsersAction) -> None:
-    refine = verbs.add_parser("refine", help='pictures through the model\'s "No edit.", measured against the originals')
+    refine = verbs.add_parser("refine", help='pictures through the model\'s "No edit.", then compared')
     model_arguments(refine)
-    refine.add_argument("images", nargs="+", metavar="IMAGE", help="pictures")
-    refine.add_argument("--seed", type=seed, default=0, help="same seed, same pictures (0)")
-    refine.add_argument("--top-k", type=at_least(1), default=1, help="image tokens to draw from; 1 is greedy (1)")
+    refine.add_argument("images", nargs="+", type=input_path, metavar="IMAGE", help="pictures")
+    refine.add_argument("--seed", type=seed, default=0, help="same seed, same pictures")
+    refine.add_argument(
+        "--top-k", type=at_least(1), default=1, metavar="K", help="image tokens to draw from; 1 is greedy"
+    )
     refine.add_argument(
         "--out",
         type=output_path,
         default="out/refined",
         help="folder for the pictures and for original, decoded and refined side by side",
     )
-    refine.set_defaults(run=_refine)
+    refine.set_defaults(run=_refine, keeps="finished pictures in {out} are kept; the same command starts again")
 
 
 def add_evaluate(verbs: _SubParsersAction) -> None:
     evaluate = verbs.add_parser(
         "evaluate",
-        help="loss and accuracy on held-out data, scores of the embedded world, attention, PSNR of the tokenizer",
+        help="loss on held-out data, scores, attention, PSNR",
     )
     model_arguments(evaluate)
     evaluate.add_argument(
-        "--data", help="a folder of run.py pretokenize that the model was not trained on: cross-entropy and accuracy"
+        "--data",
+        type=input_path,
+        help="a folder of run.py pretokenize that the model was not trained on: cross-entropy and accuracy",
     )
     evaluate.add_argument(
         "--greedy", action="store_true", help="with --data: also the share of each answer that greedy decoding returns"
@@ -47,46 +51,65 @@ def add_evaluate(verbs: _SubParsersAction) -> None:
         nargs="?",
         const=TASK_EXERCISES,
         metavar="N",
-        help=f"N fresh exercises of every task of the embedded world ({TASK_EXERCISES}): a table, JSON and a sheet",
+        help=f"N fresh exercises of every task of the embedded world, {TASK_EXERCISES} without N: a table, JSON and a sheet",
     )
     evaluate.add_argument(
         "--sizes",
         type=at_least(32),
         metavar="PX",
-        help="with --toy and --tasks: canvases of about PX x PX (--toy 128; --tasks 64, as most of its training records)",
+        help="with --toy and --tasks: canvases of about PX x PX pixels (default: --toy 128; --tasks 64, as most it learned)",
     )
     evaluate.add_argument("--attention", metavar="PROMPT", help="paint it, and show what its last token attends to")
-    evaluate.add_argument("--size", type=size, help="with --attention: WIDTHxHEIGHT in pixels")
+    evaluate.add_argument(
+        "--size",
+        type=size,
+        metavar="WxH",
+        help="with --attention: WIDTHxHEIGHT in pixels (default: a square of the model's training area)",
+    )
     evaluate.add_argument(
         "--out",
         type=output_path,
         default="out/evaluation",
-        help="folder of the sheet of --tasks and the picture of --attention (out/evaluation)",
+        help="folder of the sheet of --tasks and the picture of --attention",
     )
     evaluate.add_argument(
-        "--pictures", nargs="+", metavar="FILE", help="PSNR of these pictures through the image tokenizer"
+        "--pictures",
+        nargs="+",
+        type=input_path,
+        metavar="FILE",
+        help="PSNR of these pictures through the image tokenizer",
     )
-    evaluate.add_argument("--seed", type=seed, default=0, help="with --toy and --tasks: other seed, other prompts (0)")
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("--seed", type=seed, default=0, help="with --toy and --tasks: other seed, other prompts")
+    evaluate.set_defaults(run=_evaluate, keeps=NOTHING)
 
 
 def _refine(options: Namespace) -> None:
     from dataclasses import replace
 
-    import jax
+    from lumina_jax.progress import waiting
 
-    from lumina_jax.conversation import served
-    from lumina_jax.evaluate.refine import refine
-    from lumina_jax.sample.picture import grid
-    from lumina_jax.sample.prompt import open_image
+    with waiting("loading JAX"):
+        import jax
 
-    images = {file: open_image(Path(file)) for file in options.images}
+        from lumina_jax.conversation import served
+        from lumina_jax.evaluate.refine import refine
+        from lumina_jax.sample.picture import grid
+        from lumina_jax.sample.prompt import open_image
+        from lumina_jax.storage import claim
+
+    images, out = {file: open_image(Path(file)) for file in options.images}, Path(options.out)
+    names = [f"{Path(file).stem}{end}.png" for file in images for end in ("", "-compared")]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(
+            f"two of the pictures would become {out / twice[0]}; refine them in two commands, each with its own --out"
+        )
+    claim(out, names, "run.py refine")
     model, vocab, vq, experiment = load_for_sampling(options)
-    builder, out, results = make_prompt_builder(vq, vocab, experiment), Path(options.out), {}
+    builder, results = make_prompt_builder(vq, vocab, experiment), {}
     cfg = replace(served("refine", settings_of(experiment)), image_top_k=options.top_k)
-    out.mkdir(parents=True, exist_ok=True)
     for file, image in images.items():
-        refined = refine(model, builder, image, cfg, jax.random.key(options.seed))
+        with waiting(f"refining {file}, the first one with compilation"):
+            refined = refine(model, builder, image, cfg, jax.random.key(options.seed))
         results[file] = table = refined.table()
         refined.refined.save(out / f"{Path(file).stem}.png")
         scores = (f"{name} {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.3f}" for name, row in table.items())
@@ -106,6 +129,11 @@ def _evaluate(options: Namespace) -> None:
             raise InputError(
                 f"{option} goes with {owner}" + ("; canvases of --toy and --tasks: --sizes" * (option == "--size"))
             )
+    from lumina_jax.storage import claim
+
+    sheets, attention = ["tasks.html", "tasks.json", "tasks.png"], ["attention.png"]
+    if files := sheets * bool(options.tasks) + attention * bool(options.attention):
+        claim(Path(options.out), files, "run.py evaluate")
     model, vocab, vq, experiment = load_for_sampling(options)
     results = {}
     if options.data:
@@ -118,13 +146,17 @@ def _evaluate(options: Namespace) -> None:
             results["greedy"] = greedy_match(model, vocab, options.data, vq=vq_hash)
     if options.pictures:
         from lumina_jax.evaluate.reconstruction import reconstruction
+        from lumina_jax.progress import waiting
 
-        results["reconstruction"] = reconstruction(vq, options.pictures)
+        with waiting(f"measuring {len(options.pictures)} pictures"):
+            results["reconstruction"] = reconstruction(vq, options.pictures)
     if options.toy:
+        from lumina_jax.progress import waiting
         from lumina_jax.toyworld.tasks import score_table
 
         settings = settings_of(experiment)
-        results["toy"] = score_table(model, vq, vocab, settings, options.sizes or 128, options.toy, options.seed)
+        with waiting(f"compiling, then painting {2 * options.toy} pictures"):
+            results["toy"] = score_table(model, vq, vocab, settings, options.sizes or 128, options.toy, options.seed)
     if options.tasks:
         results["tasks"] = _evaluate_tasks(options, model, vocab, vq, experiment)
     if options.attention:
@@ -149,15 +181,16 @@ def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dic
     import jax
 
     from lumina_jax.evaluate.attention import attention_map, drawing
+    from lumina_jax.progress import waiting
     from lumina_jax.sample import generate
     from lumina_jax.sample.picture import pictures
 
     builder = make_prompt_builder(vq, vocab, experiment)
     prompt = builder.generate(options.attention, options.size, settings_of(experiment))
-    (answer,) = generate(model, [prompt.ids], jax.random.key(options.seed), prompt.cfg, vocab, sizes=[prompt.size])
+    with waiting("compiling, then painting"):
+        (answer,) = generate(model, [prompt.ids], jax.random.key(options.seed), prompt.cfg, vocab, sizes=[prompt.size])
     attention = attention_map(model, prompt.ids, answer, vocab)
     file = Path(options.out) / "attention.png"
-    file.parent.mkdir(parents=True, exist_ok=True)
     drawing(attention, pictures(answer, vq, vocab)[0]).save(file)
     print(file)
     return attention.table()

@@ -1,28 +1,22 @@
 """Command-line options of a model to sample from, and how it is loaded: folder, tokenizer files, dtype."""
 
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from lumina_jax.cli.experiments import REPOSITORY
+from lumina_jax.cli.arguments import REPOSITORY, input_path
 from lumina_jax.errors import MissingFileError
 
 TOY_MODEL = "assets/toy"
 
 
 def model_arguments(parser: ArgumentParser) -> None:
-    model_help = f"a run's folder or a checkpoint of any layout ({TOY_MODEL})"
-    parser.add_argument("--model", default=str(REPOSITORY / TOY_MODEL), help=model_help)
-    parser.add_argument("--tokenizer", help="tokenizer.json or its folder (default: the one the model names or holds)")
-    parser.add_argument("--vq", help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
+    model_help = f"a run's folder or a checkpoint of any layout (default: {TOY_MODEL} of the repository)"
+    parser.add_argument("--model", type=input_path, default=str(REPOSITORY / TOY_MODEL), help=model_help)
+    parser.add_argument(
+        "--tokenizer", type=input_path, help="tokenizer.json or its folder (default: the one the model names or holds)"
+    )
+    parser.add_argument("--vq", type=input_path, help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
     parser.add_argument("--int8", action="store_true", help="blocks' matrices in int8, which halves the memory to read")
-
-
-def size(text: str) -> tuple[int, int]:
-    """ "96x64" -> (96, 64), for argparse."""
-    width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise ArgumentTypeError(f"{text!r} is not WIDTHxHEIGHT in pixels, such as 96x64")
-    return int(width), int(height)
 
 
 def load_for_sampling(options: Namespace, mesh=None):
@@ -30,6 +24,13 @@ def load_for_sampling(options: Namespace, mesh=None):
 
     Without ``mesh`` it is on the first device. Raises UserErrors naming what is missing or damaged.
     """
+    from lumina_jax.progress import waiting
+
+    with waiting(f"loading {options.model}"):
+        return _load_for_sampling(options, mesh)
+
+
+def _load_for_sampling(options: Namespace, mesh):
     import jax
 
     from convert import load_image_tokenizer, load_model, tokenizer_files

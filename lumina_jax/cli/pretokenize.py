@@ -3,40 +3,51 @@
 import json
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 
-from lumina_jax.cli.arguments import at_least, check_output, seed
+from lumina_jax.cli.arguments import at_least, check_output, expand_home, input_path, seed
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import worker
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, prefixed_errors
+from lumina_jax.numbers import whole_number
 
 
 def add_pretokenize(verbs: _SubParsersAction) -> None:
     pretokenize = verbs.add_parser("pretokenize", help="pictures and text to token shards")
     config_arguments(pretokenize)
     sources = "toy:COUNT, omni:COUNT, omni_slow:COUNT, or any kind that lumina_jax/data/SOURCES.md lists"
-    pretokenize.add_argument("--source", required=True, help=sources)
+    pretokenize.add_argument("--source", type=expand_home, required=True, help=sources)
     pretokenize.add_argument("--fit", action="store_true", help="first fit a codebook and a tokenizer to these records")
-    pretokenize.add_argument("--base", help="with --fit and omni: the PatchVQ .npz whose codes keep their numbers")
-    pretokenize.add_argument("--seed", type=seed, default=0, help="of the crops and of the embedded world's scenes (0)")
-    stages = "read once for several stages: data.size S into data.path/S, each"
+    pretokenize.add_argument(
+        "--base", type=input_path, help="with --fit and omni: the PatchVQ .npz whose codes keep their numbers"
+    )
+    pretokenize.add_argument("--seed", type=seed, default=0, help="of the crops and of the embedded world's scenes")
+    stages = "edges in pixels, read once: data.size S into data.path/S, each (default: the config's data.size)"
     pretokenize.add_argument("--sizes", type=_numbers, metavar="S,S", help=stages)
-    limits = "reject longer samples; 0: no limit; with --sizes one for all or one for each (what data.buckets hold)"
+    limits = "tokens; longer samples are rejected; 0: no limit; with --sizes one or one each (default: what data.buckets hold)"
     pretokenize.add_argument("--max-tokens", type=_numbers, metavar="N", help=limits)
-    pretokenize.add_argument("--shard-records", type=at_least(1), default=8192, help="source records per shard (8192)")
+    pretokenize.add_argument(
+        "--shard-records", type=at_least(1), default=8192, metavar="N", help="source records per shard"
+    )
     share = pretokenize.add_mutually_exclusive_group()
-    worker_help = "the shards of process I of N, counted from 0; auto on a TPU pod, Slurm or MPI"
+    worker_help = "the shards of process I of N, counted from 0; auto on a TPU pod, Slurm or MPI (default: all shards)"
     share.add_argument("--worker", metavar="I/N", help=worker_help)
-    share.add_argument("--shards", metavar="A:B", help="only the shards from A up to, not including, B")
-    share.add_argument("--runner", help="run as an Apache Beam pipeline on this runner: DirectRunner, DataflowRunner")
+    share.add_argument("--shards", metavar="A:B", help="only the shards from A up to, not including, B (default: all)")
+    share.add_argument(
+        "--runner",
+        help="run as an Apache Beam pipeline on this runner: DirectRunner, DataflowRunner (default: without Beam)",
+    )
     pretokenize.add_argument(
         "--beam", default="", metavar="OPTIONS", help="with --runner: Beam's options as one string"
     )
-    pretokenize.set_defaults(run=_pretokenize)
+    pretokenize.set_defaults(run=_pretokenize, keeps="finished shards are kept; the same command goes on")
 
 
 def _numbers(text: str) -> list[int]:
-    if not all(number.isdigit() for number in text.split(",")):
-        raise ArgumentTypeError(f"{text!r} is not one or more whole numbers with commas, such as 512,768,1024")
-    return [int(number) for number in text.split(",")]
+    try:
+        return [whole_number(word) for word in text.split(",")]
+    except InputError as error:
+        raise ArgumentTypeError(
+            f"{text!r} is not one or more whole numbers with commas, such as 512,768,1024"
+        ) from error
 
 
 def _pretokenize(options: Namespace) -> None:
@@ -46,13 +57,17 @@ def _pretokenize(options: Namespace) -> None:
     from functools import partial
     from shlex import split
 
-    from lumina_jax.data.pretokenize import pretokenize_stages
+    from lumina_jax.progress import waiting
 
-    source, sizes = _source(options.source, options.seed, cfg)
+    with waiting(f"loading {options.source}"):
+        from lumina_jax.data.pretokenize import pretokenize_stages
+
+        source, sizes = _source(options.source, options.seed, cfg)
     if options.fit:
         _fit(cfg, source, options, sizes)
     stages, shard_slice = _stages(options, cfg, sizes), _shard_slice(options)
     arguments = dict(shard_records=options.shard_records, threads=cfg.data.threads, name=options.source)
+    arguments |= dict(max_consecutive_rejects=cfg.data.max_consecutive_rejects)
     if options.runner:
         from lumina_jax.data.beam import pretokenize_with_beam
 
@@ -60,7 +75,8 @@ def _pretokenize(options: Namespace) -> None:
         open_inputs = partial(_open_inputs, options.source, options.seed, cfg)
         manifests = pretokenize_with_beam(open_inputs, stages, options.seed, beam, **arguments)
     else:
-        inputs = _open_inputs(options.source, options.seed, cfg)
+        with waiting(f"loading {cfg.vq.path} and {cfg.data.tokenizer}"):
+            inputs = _open_inputs(options.source, options.seed, cfg)
         manifests = pretokenize_stages(*inputs, stages, options.seed, shard_slice=shard_slice, **arguments)
     for stage, manifest in zip(stages, manifests, strict=False):
         print(f"{stage.out}: {manifest.kept:,} records, {manifest.tokens:,} tokens, {manifest.rejected:,} rejected")
@@ -103,9 +119,8 @@ def _shard_slice(options: Namespace) -> slice:
         index, workers = worker(options.worker)
         return slice(index, None, workers)
     first, sign, last = (options.shards or "0:").partition(":")
-    if not sign or not first.isdigit() or (last and not last.isdigit()):
-        raise InputError(f"--shards {options.shards}: expected A:B, the shards from A up to, not including, B")
-    return slice(int(first), int(last) if last else None)
+    with prefixed_errors(f"--shards {options.shards}: expected A:B, the shards from A up to, not including, B"):
+        return slice(whole_number(first), whole_number(last) if last or not sign else None)
 
 
 def _source(spec: str, seed: int, cfg):
@@ -114,11 +129,11 @@ def _source(spec: str, seed: int, cfg):
     if kind == "toy" or kind.startswith("omni"):
         from lumina_jax.toyworld.omni import LESSONS, training_source
 
-        if not count.isdigit() or int(count) < 1:
-            raise InputError(f"--source {spec}: say how many records, as {kind}:10000")
+        with prefixed_errors(f"--source {spec}: say how many records, as {kind}:10000"):
+            count = whole_number(count, 1)
         if kind not in ("toy", *LESSONS):
             raise InputError(f"--source {spec}: no {kind}; choose one of {', '.join(LESSONS)}")
-        source = training_source(kind, cfg.data.size, int(count), seed)
+        source = training_source(kind, cfg.data.size, count, seed)
         return source, source.sizes
     from lumina_jax.data.sources import open_source
 
@@ -131,18 +146,31 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
         raise InputError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
     for file in (cfg.vq.path, f"{cfg.data.tokenizer}/tokenizer.json"):
         check_output(file.rpartition("/")[0] or ".")
-    from lumina_jax.data.fit import fit
+    if options.base and not options.source.startswith("omni"):
+        raise InputError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")
+    from convert import load_image_tokenizer
+    from lumina_jax.data.fit import claim_fit, fit
+    from lumina_jax.layout import crop_sizes
+    from lumina_jax.model.image_tokenizer import fingerprint
+    from lumina_jax.progress import waiting
     from lumina_jax.toyworld.fit import fit_omni, fit_world
 
-    if options.source.startswith("omni"):
-        from convert import load_image_tokenizer
-
-        fit_omni(cfg.vq, cfg.data, load_image_tokenizer(options.base) if options.base else None)
-        return
-    if options.base:
-        raise InputError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")
-    if options.source.startswith("toy:"):
-        fit_world(cfg.vq, cfg.data)
-        return
-    report = fit(source, cfg.vq, cfg.data, options.seed, sizes)
-    print(f"{cfg.vq.path}: {json.dumps(report)}")
+    base = load_image_tokenizer(options.base) if options.base else None
+    world, fitted_to = options.source.partition(":")[0], {"codes": cfg.vq.codes}
+    if sizes:  # the embedded world is fitted to whole, however many records of it are wanted
+        fitted_to |= {"world": world.removesuffix("_slow"), "base": fingerprint(base) if base else ""}
+    else:
+        crops = crop_sizes(cfg.data.size, cfg.data.patch, cfg.data.max_ratio)
+        fitted_to |= {
+            "source": source.fingerprint,
+            "records": len(source),
+            "seed": options.seed,
+            "sizes": list(map(list, crops)),
+        }
+    if not claim_fit(cfg.vq, cfg.data, fitted_to):
+        print(f"{cfg.vq.path}: fitted to these records already")
+    elif sizes:
+        with waiting(f"fitting {cfg.vq.path}"):
+            fit_world(cfg.vq, cfg.data) if world == "toy" else fit_omni(cfg.vq, cfg.data, base)
+    else:
+        print(f"{cfg.vq.path}: {json.dumps(fit(source, cfg.vq, cfg.data, options.seed, crops))}")

@@ -2,14 +2,25 @@
 
 from argparse import ArgumentParser, Namespace
 
-from lumina_jax.errors import InputError
+from lumina_jax.cli.arguments import at_least
+from lumina_jax.errors import InputError, prefixed_errors
+from lumina_jax.numbers import whole_number
 
 
 def process_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--distributed", action="store_true", help="join the other processes; enough on Cloud TPU")
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: the address of process 0")
-    parser.add_argument("--processes", type=int, metavar="N", help="elsewhere: how many there are")
-    parser.add_argument("--process", type=int, metavar="I", help="elsewhere: the number of this one, from 0")
+    parser.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="elsewhere: the address of process 0 (default: the cluster's)"
+    )
+    parser.add_argument(
+        "--processes", type=at_least(1), metavar="N", help="elsewhere: how many there are (default: the cluster's)"
+    )
+    parser.add_argument(
+        "--process",
+        type=at_least(0),
+        metavar="I",
+        help="elsewhere: the number of this one, from 0 (default: the cluster's)",
+    )
 
 
 def join(options: Namespace, limits):
@@ -36,6 +47,6 @@ def worker(text: str) -> tuple[int, int]:
             raise InputError("no TPU pod, Slurm or MPI job was found; give --worker I/N") from error
         return address.index, address.processes
     index, _, workers = text.partition("/")
-    if not (index.isdigit() and workers.isdigit() and int(index) < int(workers)):
-        raise InputError(f"{text!r}: expected --worker I/N with I from 0 to N - 1")
-    return int(index), int(workers)
+    with prefixed_errors(f"{text!r}: expected --worker I/N with I from 0 to N - 1"):
+        count = whole_number(workers, 1)
+        return whole_number(index, 0, count - 1), count

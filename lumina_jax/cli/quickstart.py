@@ -1,56 +1,56 @@
 """run.py quickstart and grow: train the embedded world from nothing, and give a trained model a larger tokenizer."""
 
-import math
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import output_path
+from lumina_jax.cli.arguments import NOTHING, output_path
 from lumina_jax.cli.experiments import REPOSITORY, config_arguments, load_experiment
 from lumina_jax.cli.models import load_for_sampling, model_arguments
+from lumina_jax.errors import ExistingFileError, InputError
+from lumina_jax.numbers import real_number, shown
 
 OMNI_MINUTES = 40
 
 
 def add_quickstart(verbs: _SubParsersAction) -> None:
-    quickstart = verbs.add_parser("quickstart", help="train, sample and judge the embedded world; writes report.html")
+    quickstart = verbs.add_parser("quickstart", help="train and judge the embedded world; writes report.html")
     quickstart.add_argument(
-        "--minutes", type=_minutes, default=10, help="budget on two cores, compilation included (10)"
+        "--minutes", type=_minutes, default=10, help="budget in minutes on two cores, compilation included"
     )
-    quickstart.add_argument(
-        "--out", type=output_path, default="out/quickstart", help="folder of everything it makes (out/quickstart)"
-    )
+    quickstart.add_argument("--out", type=output_path, default="out/quickstart", help="folder of everything it makes")
     quickstart.add_argument(
         "--omni",
         type=_minutes,
         nargs="?",
         const=OMNI_MINUTES,
         metavar="MINUTES",
-        help=f"then train one model for all tasks, with a budget of its own ({OMNI_MINUTES}); writes omni/tasks.html",
+        help=f"then train one model for all tasks, with its own budget, {OMNI_MINUTES} without MINUTES; writes omni/tasks.html",
     )
-    quickstart.set_defaults(run=_quickstart)
+    quickstart.set_defaults(run=_quickstart, keeps="what is finished in {out} is kept; the same command goes on there")
 
 
 def add_grow(verbs: _SubParsersAction) -> None:
-    grow = verbs.add_parser(
-        "grow", help="a trained model with the larger tokenizer of a config, for its training to start from"
-    )
+    grow = verbs.add_parser("grow", help="start weights for the larger tokenizer of a config")
     config_arguments(grow)
     model_arguments(grow)
-    grow.set_defaults(run=_grow)
+    grow.set_defaults(run=_grow, keeps=NOTHING)
 
 
 def _minutes(text: str) -> float:
     try:
-        minutes = float(text)
-    except ValueError:
+        minutes = real_number(text)
+    except InputError:
         minutes = 0.0
-    if not 0 < minutes < math.inf:
-        raise ArgumentTypeError(f"{text} is not a positive number of minutes")
+    if minutes <= 0:
+        raise ArgumentTypeError(f"{shown(text)} is not a positive number of minutes")
     return minutes
 
 
 def _quickstart(options: Namespace) -> None:
-    from lumina_jax.toyworld.quickstart import omni_quickstart, quickstart
+    from lumina_jax.progress import waiting
+
+    with waiting("loading JAX"):
+        from lumina_jax.toyworld.quickstart import omni_quickstart, quickstart
 
     stages = [load_experiment(str(REPOSITORY / f"configs/toy_stage{n}.py"), []) for n in (1, 2, 3)]
     print(quickstart(stages, Path(options.out), options.minutes))
@@ -62,6 +62,10 @@ def _quickstart(options: Namespace) -> None:
 
 def _grow(options: Namespace) -> None:
     cfg = load_experiment(options.config, options.changes)
+    if cfg.start and (checkpoints := Path(cfg.start, "checkpoints")).exists():
+        raise ExistingFileError(
+            f"{checkpoints} exists already; give another start=FOLDER for the grown weights, or delete it"
+        )
     from lumina_jax.train.grow_vocabulary import write_start_checkpoint
     from lumina_jax.vocab import Vocab
 

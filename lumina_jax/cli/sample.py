@@ -4,8 +4,8 @@ import sys
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import output_path, seed
-from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of, size
+from lumina_jax.cli.arguments import output_path, seed, size
+from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of
 from lumina_jax.cli.processes import worker
 from lumina_jax.errors import InputError
 

@@ -4,34 +4,42 @@ import os
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
+from lumina_jax.cli.arguments import at_least, output_path
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import join, process_arguments
-from lumina_jax.errors import MissingFileError
+from lumina_jax.errors import MissingFileError, interrupted
 
 
 def add_train(verbs: _SubParsersAction) -> None:
     train = verbs.add_parser("train", help="train a config, or continue it from its newest checkpoint")
     config_arguments(train)
     process_arguments(train)
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, keeps="finished checkpoints are kept; the same command goes on from the newest")
 
 
 def add_compile(verbs: _SubParsersAction) -> None:
-    check = verbs.add_parser("compile", help="what a config needs on a TPU pod and how fast it can be, without the pod")
+    check = verbs.add_parser("compile", help="what a config needs on a TPU pod and how fast it can be")
     config_arguments(check)
     check.add_argument("--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16")
-    check.add_argument("--slices", type=int, default=1, help="slices, connected by the data-center network (1)")
-    check.add_argument("--what", default="train,prefill,decode", help="programs, with commas (train,prefill,decode)")
+    check.add_argument(
+        "--slices", type=at_least(1), default=1, metavar="N", help="number of slices, joined by the data-center network"
+    )
+    check.add_argument("--what", default="train,prefill,decode", help="programs, with commas")
     check.add_argument("--plan", action="store_true", help="find the fastest mesh, remat and accumulation to train")
     check.add_argument("--int8", action="store_true", help="sampling with int8 matrices, as run.py sample --int8")
-    check.add_argument("--tries", type=int, default=6, help="with --plan: the most compilations (6)")
-    check.add_argument("--out", help="also write tables, JSON and the compiled programs into this folder")
-    check.set_defaults(run=_compile)
+    check.add_argument(
+        "--tries", type=at_least(1), default=6, metavar="N", help="with --plan: the largest number of compilations"
+    )
+    check.add_argument(
+        "--out", type=output_path, help="also write tables, JSON and the compiled programs into this folder"
+    )
+    check.set_defaults(run=_compile, keeps="finished programs are kept; the same command starts again")
 
 
 def _train(options: Namespace) -> None:
     cfg = load_experiment(options.config, options.changes)
-    with join(options, cfg.pod) as group:
+    keeps = f"finished checkpoints in {cfg.out} are kept; the same command goes on from the newest"
+    with interrupted(keeps), join(options, cfg.pod) as group:
         _train_in(group, cfg, options.config)
 
 
@@ -40,18 +48,21 @@ def _train_in(group, cfg, config: str) -> None:
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
         if not value or not Path(value).exists():
             raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {config}")
-    import jax
+    from lumina_jax.progress import waiting
+
+    with waiting("loading JAX"):
+        import jax
+
+        from lumina_jax.cluster.consistency import check_consistency
+        from lumina_jax.config import to_dict
+        from lumina_jax.data.pipeline import batches
+        from lumina_jax.data.shards import Shards
+        from lumina_jax.sharding import data_share, make_mesh
+        from lumina_jax.train.loop import train
+        from lumina_jax.vocab import Vocab
 
     if cfg.compile_cache:
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
-    from lumina_jax.cluster.consistency import check_consistency
-    from lumina_jax.config import to_dict
-    from lumina_jax.data.pipeline import batches
-    from lumina_jax.data.shards import Shards
-    from lumina_jax.sharding import data_share, make_mesh
-    from lumina_jax.train.loop import train
-    from lumina_jax.vocab import Vocab
-
     vocab = Vocab.load(cfg.data.tokenizer)
     vocab.check_fits(cfg.model.vocab)
     manifests = {path: Shards(path).manifest for path in cfg.data.paths}
@@ -92,14 +103,21 @@ def _compile(options: Namespace) -> int:
     cfg = load_experiment(options.config, options.changes)
     target = topology.parse(options.topology, options.slices)
     os.environ.update(topology.environment())
-    from lumina_jax.pods import plan, report
-    from lumina_jax.pods.compile import check_programs, compile_programs
-    from lumina_jax.pods.flags import libtpu_init_args
+    from lumina_jax.progress import waiting
+
+    with waiting("loading JAX"):
+        from lumina_jax.pods import plan, report
+        from lumina_jax.pods.compile import PROGRAMS, check_programs, compile_programs
+        from lumina_jax.pods.flags import libtpu_init_args
 
     out = report.output_folder(options.out) if options.out else None
     if options.plan:
         return 0 if plan.run(cfg, target, options.tries, out) else 1
     programs = check_programs(options.what)
-    outcomes = [report.show(outcome, out) for outcome in compile_programs(cfg, target, programs, options.int8)]
+    compiled, outcomes = compile_programs(cfg, target, programs, options.int8), []
+    for program in filter(programs.__contains__, PROGRAMS):
+        with waiting(f"compiling {program}, which takes minutes"):
+            outcome = next(compiled)
+        outcomes.append(report.show(outcome, out))
     print(f"set on every host of such a pod: export LIBTPU_INIT_ARGS='{libtpu_init_args(target.chip)}'")
     return 0 if all(outcome.costs for outcome in outcomes) else 1

@@ -3,10 +3,18 @@
 from collections.abc import Callable, Sequence
 
 from lumina_jax.data.encode import BatchEncoder
-from lumina_jax.data.pretokenize import SHARD_RECORDS, begin, finish, shards_to_make, stage_settings
+from lumina_jax.data.pretokenize import (
+    SHARD_RECORDS,
+    begin,
+    finish,
+    print_rejects,
+    shards_to_make,
+    stage_settings,
+)
 from lumina_jax.data.shard_maker import PretokenizeStage, ShardMaker
 from lumina_jax.data.shards import Manifest, Settings
 from lumina_jax.data.sources import Source
+from lumina_jax.data.sources.record import MAX_CONSECUTIVE_REJECTS
 from lumina_jax.errors import InputError, MissingPackageError
 from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.progress import ProgressDisplay
@@ -33,6 +41,7 @@ def pretokenize_with_beam(
     batch: int = 64,
     threads: int = 2,
     name: str = "",
+    max_consecutive_rejects: int = MAX_CONSECUTIVE_REJECTS,
 ) -> list[Manifest]:
     """pretokenize.pretokenize_stages on the runner of ``options``, Beam's own (--runner=DirectRunner, ...).
 
@@ -50,11 +59,13 @@ def pretokenize_with_beam(
             pipeline
             | "shards" >> beam.Create(list(todo.items()))
             | "spread" >> beam.Reshuffle()
-            | "make" >> beam.ParDo(_MakeShard(open_inputs, stages, settings, batch, threads))
+            | "make" >> beam.ParDo(_MakeShard(open_inputs, stages, settings, batch, threads, max_consecutive_rejects))
         )
         # A sum over all shards waits for all of them.
         records | "all" >> beam.CombineGlobally(sum) | "finish" >> beam.Map(_finish, tuple(stages))
-    return finish(stages)
+    manifests = finish(stages)
+    print_rejects(folders, manifests)
+    return manifests
 
 
 def _finish(_: int, stages: Sequence[PretokenizeStage]) -> None:
@@ -71,9 +82,10 @@ class _MakeShard(beam.DoFn):
         settings: Sequence[Settings],
         batch: int,
         threads: int,
+        max_consecutive_rejects: int,
     ):
         self._open_inputs, self._stages, self._settings = open_inputs, tuple(stages), tuple(settings)
-        self._batch, self._threads = batch, threads
+        self._batch, self._threads, self._max_consecutive_rejects = batch, threads, max_consecutive_rejects
         self._shared = Shared()  # one VQ model for all threads of a worker process
 
     def setup(self) -> None:
@@ -95,5 +107,11 @@ class _MakeShard(beam.DoFn):
             if differences := opened.differences(launched):
                 raise InputError(f"this worker has {', '.join(differences)}; give all workers the same files")
         return ShardMaker(
-            source, vocab, BatchEncoder.on_devices(vq, self._batch), self._stages, self._settings, self._threads
+            source,
+            vocab,
+            BatchEncoder.on_devices(vq, self._batch),
+            self._stages,
+            self._settings,
+            self._threads,
+            self._max_consecutive_rejects,
         )

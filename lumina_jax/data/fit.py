@@ -1,7 +1,8 @@
 """Fits a PatchVQ codebook and a word tokenizer to a source, in seconds, for training without Chameleon's weights."""
 
+import itertools
+import json
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,38 @@ import numpy as np
 from lumina_jax import layout
 from lumina_jax.config import DataConfig, VQConfig
 from lumina_jax.data.shard_maker import crop_size
-from lumina_jax.data.sources.record import BAD_RECORD, Source
+from lumina_jax.data.sources.record import Reject, Source, read_record
 from lumina_jax.data.word_tokenizer import build, save
+from lumina_jax.errors import ExistingFileError
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pictures import pixels
+from lumina_jax.progress import ProgressDisplay, waiting
+from lumina_jax.storage import atomic_write_text
+from lumina_jax.vocab import FILE_NAMES
 
 MAX_RECORDS = 20_000
 REPORT_PICTURES = 64
+RECORD = ".fit.json"
+"""Suffix of the file beside a fitted one that says what it was fitted to."""
+
+
+def claim_fit(vq: VQConfig, data: DataConfig, fitted_to: dict[str, object]) -> bool:
+    """Whether ``vq.path`` and the tokenizer in ``data.tokenizer`` are still to be fitted to what ``fitted_to`` (JSON values) names.
+
+    Writes ``fitted_to`` beside both files, so that the same fit is found again, or finished after a kill. Raises ExistingFileError
+    for a file that is there and was fitted to something else: the models trained with it need it as it is.
+    """
+    files = (Path(vq.path), Path(data.tokenizer, FILE_NAMES[0]))
+    records = {file: file.with_name(file.name + RECORD) for file in files}
+    for file in filter(Path.exists, files):
+        if not records[file].is_file() or json.loads(records[file].read_text(encoding="utf-8")) != fitted_to:
+            raise ExistingFileError(
+                f"{file} exists already and was fitted to something else, which what was trained with it needs; leave out --fit to "
+                "use it as it is, or give this fit its own vq.path=FILE.npz and data.tokenizer=FOLDER"
+            )
+    for record in records.values():
+        atomic_write_text(record, json.dumps(fitted_to))
+    return not all(map(Path.exists, files))
 
 
 def fit(
@@ -30,20 +56,31 @@ def fit(
     indices = np.unique(np.linspace(0, len(source) - 1, MAX_RECORDS).astype(int))
     texts: list[str] = []
 
-    def crops() -> Iterator[np.ndarray]:
-        for index in indices:
-            try:
-                record = source[int(index)]
-            except BAD_RECORD:
-                continue  # pretokenize lists it among the rejects, with the reason
-            texts.extend(message for turn in record.conversation([sizes[0]]) for message in turn if message)
-            for number, image in enumerate(record.images):
-                size = crop_size(image.size, sizes)
-                rng = np.random.default_rng([seed, int(index), number])
-                yield np.asarray(pixels.whiten(pixels.random_crop(image, size, rng)))
+    def read(index: int) -> tuple[list[str], list[np.ndarray]]:
+        record = source[index]
+        words = [message for turn in record.conversation([sizes[0]]) for message in turn if message]
+        rngs = (np.random.default_rng([seed, index, number]) for number in itertools.count())
+        pairs = zip(record.images, rngs, strict=False)
+        return words, [
+            np.asarray(pixels.whiten(pixels.random_crop(image, crop_size(image.size, sizes), rng)))
+            for image, rng in pairs
+        ]
 
-    codebook = PatchVQ.fit(crops(), vq.codes, seed=seed)
+    def crops(progress: ProgressDisplay) -> Iterator[np.ndarray]:
+        for index in indices:
+            content = read_record(read, int(index))
+            progress.advance(1)
+            if isinstance(content, Reject):
+                continue  # pretokenize lists it among the rejects, with the reason
+            texts.extend(content[0])
+            yield from content[1]
+
+    with ProgressDisplay("fit", len(indices)) as progress:
+        codebook = PatchVQ.fit(crops(progress), vq.codes, seed=seed)
     codebook.save(vq.path)
     units = max(max(size) for size in sizes) // data.patch
     save(build(codebook.codes, texts, size_units=units), Path(data.tokenizer))
-    return codebook.report(list(islice(crops(), REPORT_PICTURES)))
+    with waiting("measuring the codebook"):
+        return codebook.report(
+            list(itertools.islice(crops(ProgressDisplay("measure", len(indices), show=False)), REPORT_PICTURES))
+        )

@@ -8,11 +8,21 @@ from lumina_jax.config import DataConfig
 from lumina_jax.data.encode import BatchEncoder
 from lumina_jax.data.shard_maker import PretokenizeStage, ShardMaker
 from lumina_jax.data.shard_writer import write_totals
-from lumina_jax.data.shards import MANIFEST, SETTINGS, Manifest, Settings, read_json, write_json
+from lumina_jax.data.shards import (
+    MANIFEST,
+    OURS,
+    SETTINGS,
+    Manifest,
+    Settings,
+    read_json,
+    rejects_in_words,
+    to_json,
+)
 from lumina_jax.data.sources import Source
-from lumina_jax.errors import InputError
+from lumina_jax.data.sources.record import MAX_CONSECUTIVE_REJECTS
+from lumina_jax.errors import ExistingFileError, InputError, interrupted
 from lumina_jax.model.image_tokenizer import ImageTokenizer, fingerprint
-from lumina_jax.progress import ProgressDisplay
+from lumina_jax.progress import ProgressDisplay, print_line
 from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab, size_name
 
@@ -35,7 +45,8 @@ def pretokenize(
 ) -> Manifest | None:
     """:func:`pretokenize_stages` with ``options`` for one stage: ``out``, with crops of ``sizes``, by default those of ``cfg``."""
     stage = PretokenizeStage(out, tuple(sizes or layout.crop_sizes(cfg.size, cfg.patch, cfg.max_ratio)), max_tokens)
-    manifests = pretokenize_stages(source, vq, vocab, [stage], seed, threads=cfg.threads, **options)
+    options = dict(threads=cfg.threads, max_consecutive_rejects=cfg.max_consecutive_rejects) | options
+    manifests = pretokenize_stages(source, vq, vocab, [stage], seed, **options)
     return manifests[0] if manifests else None
 
 
@@ -51,19 +62,22 @@ def pretokenize_stages(
     progress: bool = True,
     shard_slice: slice = ALL_SHARDS,
     name: str = "",
+    max_consecutive_rejects: int = MAX_CONSECUTIVE_REJECTS,
 ) -> list[Manifest]:
     """Writes every record of ``source`` as tokens into the folder of each stage (format: data.shards).
 
     Each image is read once, cropped at random to the best size of each stage, and encoded with images of its size, at most
     ``batch`` at a time on each device. A folder is a pure function of these arguments, independent of the other stages. Killed
     at any moment and called again, this redoes at most two shards and ends in the same bytes. A bad record is listed with its
-    reason in rejects.jsonl; it is never replaced or cut, and never ends the run.
+    reason in rejects.jsonl; it is never replaced or cut, and never ends the run. At the end rejects are summed up by cause.
 
     This process makes the shards of ``shard_slice``: ``slice(i, None, n)`` for process i of n, which may all write into the
     same folders at once. The last process to finish writes the totals and returns the manifests, the others an empty list.
     Complete shards are kept, whoever made them, so a later start may have another number of processes.
 
-    Raises InputError when a folder was begun with other settings, or when sizes, VQ model and tokenizer do not fit together.
+    Raises InputError when a folder was begun with other settings, or when sizes, VQ model and tokenizer do not fit together, and
+    SourceError when ``max_consecutive_rejects`` records in a row (0: any number) are rejected for one cause. A KeyboardInterrupt
+    has a note on what is kept.
     """
     settings = stage_settings(source, vq, vocab, stages, seed, shard_records, name)
     folders = begin(stages, settings)
@@ -76,11 +90,35 @@ def pretokenize_stages(
         todo = shards_to_make(folders, settings, shards)
         meter.skip(sum(len(settings[0].span(shard)) for shard in shards - set(todo)))
         encoder = BatchEncoder.on_devices(vq, batch)
-        ShardMaker(source, vocab, encoder, stages, settings, threads).make(todo, meter)
-        if missing := shards_to_make(folders, settings, set(range(settings[0].shards))):
-            meter.print_line(f"{len(missing)} of {settings[0].shards} shards are still to be made by other processes")
-            return []
-    return finish(stages)
+        maker = ShardMaker(source, vocab, encoder, stages, settings, threads, max_consecutive_rejects)
+        with interrupted(lambda: _kept(folders, settings)):
+            maker.make(todo, meter)
+            if missing := shards_to_make(folders, settings, set(range(settings[0].shards))):
+                meter.print_line(
+                    f"{len(missing)} of {settings[0].shards} shards are still to be made by other processes"
+                )
+                return []
+            manifests = finish(stages)
+    if progress:
+        print_rejects(folders, manifests)
+    return manifests
+
+
+def print_rejects(folders: Sequence[StorageFolder], manifests: Sequence[Manifest]) -> None:
+    """Says on stderr what was rejected, summed up by cause; nothing when nothing was."""
+    for folder, manifest in zip(folders, manifests, strict=True):
+        for line in rejects_in_words(str(folder), manifest.kept, manifest.causes):
+            print_line(line)
+
+
+def _kept(folders: Sequence[StorageFolder], settings: Sequence[Settings]) -> str:
+    """What an interrupt leaves."""
+    made = [
+        f"{each.shards - len(each.missing(folder))} of {each.shards}"
+        for folder, each in zip(folders, settings, strict=True)
+    ]
+    counts = " and ".join(f"{count} shards in {folder}" for count, folder in zip(made, folders, strict=True))
+    return f"{counts} are kept; give the same command again to go on"
 
 
 def stage_settings(
@@ -105,13 +143,22 @@ def stage_settings(
 
 
 def begin(stages: Sequence[PretokenizeStage], settings: Sequence[Settings]) -> list[StorageFolder]:
-    """Writes the settings into the folder of each stage; InputError when one was begun with others."""
+    """Writes the settings into the folder of each stage.
+
+    Raises InputError when one was begun with others, ExistingFileError when it holds files of other origin that this would
+    overwrite.
+    """
     folders = [StorageFolder(stage.out) for stage in stages]
     if len({folder.url for folder in folders}) < len(folders):
         raise InputError(f"two stages have one folder, {folders[0]}; give each its own")
+    for folder in folders:
+        names = folder.file_names()
+        if SETTINGS not in names and (others := sorted(name for name in names if OURS.fullmatch(name))):
+            raise ExistingFileError(
+                f"{folder} holds {others[0]}, but no {SETTINGS}: another program wrote it; choose another"
+            )
     for folder, folder_settings in zip(folders, settings, strict=True):
-        if not folder.exists(SETTINGS):
-            write_json(folder, SETTINGS, folder_settings)
+        folder.write_new_text(SETTINGS, to_json(folder_settings))
     for folder, folder_settings in zip(folders, settings, strict=True):
         if differences := read_json(folder, SETTINGS, Settings).differences(folder_settings):
             raise InputError(

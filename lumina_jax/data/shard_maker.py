@@ -15,7 +15,14 @@ from lumina_jax.conversation import Turn, texts, tokenize
 from lumina_jax.data.encode import BatchEncoder, GridEncoder
 from lumina_jax.data.shard_writer import write_shard
 from lumina_jax.data.shards import Settings
-from lumina_jax.data.sources.record import BAD_RECORD, Record, Source, reason_of
+from lumina_jax.data.sources.record import (
+    MAX_CONSECUTIVE_REJECTS,
+    Record,
+    Reject,
+    RejectStreak,
+    Source,
+    read_record,
+)
 from lumina_jax.errors import InputError
 from lumina_jax.pictures import pixels
 from lumina_jax.progress import ProgressDisplay
@@ -37,11 +44,20 @@ class PretokenizeStage:
 
 @dataclass(frozen=True)
 class _CroppedRecord:
-    """A record cropped for a stage: its turns and crops u8[Y X 3], or the reason why it is rejected."""
+    """A record cropped for a stage: its turns and crops u8[Y X 3]."""
 
+    turns: list[Turn]
+    crops: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class _DraftedRecord:
+    """A record whose images are encoded: its turns and the sizes (width, height) of its crops, or why it is rejected."""
+
+    index: int
     turns: list[Turn] = field(default_factory=list)
-    crops: list[np.ndarray] = field(default_factory=list)
-    reason: str | None = None
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    reject: Reject | None = None
 
 
 class _ShardDraft:
@@ -49,17 +65,23 @@ class _ShardDraft:
 
     def __init__(self, encoder: BatchEncoder):
         self.grids = GridEncoder(encoder)
-        self.records: list[tuple[int, list[Turn], list[tuple[int, int]], str | None]] = []
+        self.records: list[_DraftedRecord] = []
 
-    def add(self, index: int, record: _CroppedRecord) -> None:
+    def add(self, index: int, record: _CroppedRecord | Reject) -> None:
+        if isinstance(record, Reject):
+            # The exception of a bug holds all that its frames do.
+            self.records.append(_DraftedRecord(index, reject=record._replace(bug=None)))
+            return
         for number, crop in enumerate(record.crops):
             self.grids.add((index, number), crop)
-        self.records.append((index, record.turns, [crop.shape[1::-1] for crop in record.crops], record.reason))
+        self.records.append(_DraftedRecord(index, record.turns, [crop.shape[1::-1] for crop in record.crops]))
 
-    def texts(self, vocab: Vocab) -> dict[str, list[int]]:
-        """Every text of the good records -> its token ids."""
-        good = (texts(turns, len(sizes)) for _, turns, sizes, reason in self.records if reason is None)
-        return vocab.encode_all(list(itertools.chain.from_iterable(good)))
+    def encode(self, vocab: Vocab) -> Callable[[str], list[int]]:
+        """A function from a text of the good records to its token ids."""
+        good = (texts(record.turns, len(record.sizes)) for record in self.records if record.reject is None)
+        ids = read_record(vocab.encode_all, itertools.chain.from_iterable(good))
+        # A text that cannot be encoded fails all; one by one it fails its own record.
+        return vocab.encode_literally if isinstance(ids, Reject) else ids.__getitem__
 
 
 @dataclass(frozen=True)
@@ -72,27 +94,35 @@ class ShardMaker:
     stages: Sequence[PretokenizeStage]
     settings: Sequence[Settings]
     threads: int
+    max_consecutive_rejects: int = MAX_CONSECUTIVE_REJECTS
 
     def make(self, todo: Mapping[int, Sequence[int]], meter: ProgressDisplay) -> None:
         """Writes the shards of ``todo``: shard -> the numbers of the stages that lack it.
 
         A shard is a pure function of its number, its stage and this object's fields. While one is tokenized and written the
-        next is read and encoded.
+        next is read and encoded. Raises SourceError, or the exception of a bug, when too many records in a row are rejected.
         """
+        read, written = self._streaks(), self._streaks()
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] = writer.submit(lambda: None)
-            for shard, drafts in self._drafts(todo, meter):
+            for shard, drafts in self._drafts(todo, read, meter):
                 writing.result()
-                writing = writer.submit(self._write, shard, drafts, meter)
+                writing = writer.submit(self._write, shard, drafts, written, meter)
             writing.result()
 
+    def _streaks(self) -> list[RejectStreak]:
+        return [RejectStreak(self.max_consecutive_rejects) for _ in self.stages]
+
     def _drafts(
-        self, todo: Mapping[int, Sequence[int]], meter: ProgressDisplay
+        self, todo: Mapping[int, Sequence[int]], streaks: Sequence[RejectStreak], meter: ProgressDisplay
     ) -> Iterator[tuple[int, dict[int, _ShardDraft]]]:
-        """(shard, {stage: draft}) of each shard, with all of its images given to the devices."""
+        """(shard, {stage: draft}) of each shard, with all of its images given to the devices.
+
+        ``streaks`` of each stage count the records that cannot be read: they end a run at once, not with the shard.
+        """
         shards, per_shard = list(todo), -(-self.settings[0].shard_records // BLOCK)
 
-        def read(number: int) -> list[tuple[int, list[_CroppedRecord]]]:
+        def read(number: int) -> list[tuple[int, list[_CroppedRecord | Reject]]]:
             shard, first = shards[number // per_shard], number % per_shard * BLOCK
             return [(i, self._crop(i, todo[shard])) for i in self.settings[0].span(shard)[first : first + BLOCK]]
 
@@ -103,58 +133,66 @@ class ShardMaker:
             for _ in range(per_shard):
                 block = next(ahead)
                 for index, records in block:
-                    for draft, record in zip(drafts.values(), records, strict=True):
+                    for (stage, draft), record in zip(drafts.items(), records, strict=True):
+                        streaks[stage].add(index, record if isinstance(record, Reject) else None)
                         draft.add(index, record)
-                meter.advance(len(block))
+                if block:
+                    meter.advance(len(block))
             for draft in drafts.values():
                 draft.grids.flush()
             yield shard, drafts
 
-    def _crop(self, index: int, stages: Sequence[int]) -> list[_CroppedRecord]:
+    def _crop(self, index: int, stages: Sequence[int]) -> list[_CroppedRecord | Reject]:
         """Record ``index`` as each of ``stages`` crops it."""
-        try:
-            record = self.source[index]
-        except BAD_RECORD as error:
-            return [_CroppedRecord(reason=reason_of(error))] * len(stages)
-        return [self._crop_to(record, index, self.stages[stage].sizes, self.settings[stage].seed) for stage in stages]
+        record = read_record(self.source.__getitem__, index)
+        if isinstance(record, Reject):
+            return [record] * len(stages)
+        return [read_record(self._crop_to, record, index, stage) for stage in stages]
 
-    def _crop_to(self, record: Record, index: int, sizes: Sequence[tuple[int, int]], seed: int) -> _CroppedRecord:
-        try:
-            crop_sizes = [crop_size(image.size, sizes) for image in record.images]
-            # Images of one size, such as a photo and its depth, share a draw, so that their pixels stay aligned.
-            first: dict[tuple[int, int], int] = {}
-            draws = [first.setdefault(image.size, number) for number, image in enumerate(record.images)]
-            crops = [
-                np.asarray(pixels.whiten(pixels.random_crop(image, size, np.random.default_rng([seed, index, draw]))))
-                for image, size, draw in zip(record.images, crop_sizes, draws, strict=True)
-            ]
-            return _CroppedRecord(record.conversation(crop_sizes), crops)
-        except BAD_RECORD as error:
-            return _CroppedRecord(reason=reason_of(error))
+    def _crop_to(self, record: Record, index: int, stage: int) -> _CroppedRecord:
+        sizes, seed = self.stages[stage].sizes, self.settings[stage].seed
+        crop_sizes = [crop_size(image.size, sizes) for image in record.images]
+        # Images of one size, such as a photo and its depth, share a draw, so that their pixels stay aligned.
+        first: dict[tuple[int, int], int] = {}
+        draws = [first.setdefault(image.size, number) for number, image in enumerate(record.images)]
+        crops = [
+            np.asarray(pixels.whiten(pixels.random_crop(image, size, np.random.default_rng([seed, index, draw]))))
+            for image, size, draw in zip(record.images, crop_sizes, draws, strict=True)
+        ]
+        for (width, height), crop in zip(crop_sizes, crops, strict=True):
+            # The encoder takes whole batches: one crop of another form would fail all.
+            if crop.shape != (height, width, 3) or crop.dtype != np.uint8:
+                raise InputError(f"a crop of {width}x{height} pixels in RGB became {crop.dtype}{list(crop.shape)}")
+        return _CroppedRecord(record.conversation(crop_sizes), crops)
 
-    def _write(self, shard: int, drafts: dict[int, _ShardDraft], meter: ProgressDisplay) -> None:
+    def _write(
+        self, shard: int, drafts: dict[int, _ShardDraft], streaks: Sequence[RejectStreak], meter: ProgressDisplay
+    ) -> None:
         for stage, draft in drafts.items():
             samples, rejects, kinds, crops = [], [], Counter(), Counter()
-            grids, encoded = draft.grids.grids(), draft.texts(self.vocab)
-            for index, turns, sizes, reason in draft.records:
-                try:
-                    if reason is not None:
-                        raise InputError(reason)
-                    pictures = [grids[index, number] for number in range(len(sizes))]
-                    sample = self._sample(turns, pictures, stage, encoded.__getitem__)
-                except ValueError as error:
-                    rejects.append({"index": index, "reason": reason_of(error)})
+            grids, encode = draft.grids.grids(), draft.encode(self.vocab)
+            for record in draft.records:
+                pictures = [grids[record.index, number] for number in range(len(record.sizes))]
+                sample = record.reject or read_record(self._sample, record.turns, pictures, stage, encode)
+                if isinstance(sample, Reject):
+                    streaks[stage].add(record.index, sample)
+                    rejects.append(sample.line(record.index))
                     continue
+                streaks[stage].add(record.index, None)
                 samples.append(sample)
                 kinds[kind_of(*sample, self.vocab)] += 1
-                crops.update(f"{width}x{height}" for width, height in sizes)
+                crops.update(f"{width}x{height}" for width, height in record.sizes)
             settings, out = self.settings[stage], self.stages[stage].out
+            if (counted := len(samples) + len(rejects)) != len(settings.span(shard)):
+                raise AssertionError(
+                    f"{out}: {counted} of the {len(settings.span(shard))} records of shard {shard} were counted"
+                )
             write_shard(StorageFolder(out), settings, shard, samples, rejects, kinds, crops)
-            if len(rejects) > len(samples):
+            if len(rejects) > len(samples) and settings.shards > 1:
                 file = settings.file(shard, "*")
                 meter.print_line(
-                    f"{out}: {len(rejects)} of {len(rejects) + len(samples)} records of shard {shard} were rejected, the "
-                    f"first because {rejects[0]['reason']}; if that has passed, delete {file} and start again"
+                    f"{out}: {len(rejects)} of {counted} records of shard {shard} were rejected, the first because "
+                    f"{rejects[0]['reason']}; if that has passed, delete {file} and start again"
                 )
 
     def _sample(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lumina_jax.data import shards
+from lumina_jax.errors import InputError
 from lumina_jax.storage import StorageFolder
 
 BINS = 16
@@ -26,7 +27,7 @@ class ShardReport:
     learned: int
     kinds: dict[str, int]
     crops: dict[str, int]
-    rejects: tuple[shards.Reject, ...]
+    rejects: tuple[shards.RejectLine, ...]
 
 
 def write_shard(
@@ -34,7 +35,7 @@ def write_shard(
     settings: shards.Settings,
     shard: int,
     samples: Sequence[tuple[np.ndarray, np.ndarray]],
-    rejects: Sequence[shards.Reject] = (),
+    rejects: Sequence[shards.RejectLine] = (),
     kinds: Mapping[str, int] | None = None,
     crops: Mapping[str, int] | None = None,
 ) -> None:
@@ -57,6 +58,12 @@ def write_totals(folder: StorageFolder, settings: shards.Settings) -> shards.Man
     names = [settings.file(shard, shards.REPORT) for shard in range(settings.shards)]
     with ThreadPoolExecutor(READERS) as pool:
         reports = list(pool.map(lambda name: _compact(shards.read_json(folder, name, ShardReport)), names))
+    for shard, (shard_lengths, report) in enumerate(reports):
+        if (counted := len(shard_lengths) + len(report.rejects)) != len(settings.span(shard)):
+            raise InputError(
+                f"{folder}: shard {shard} has {counted} records, kept and rejected, of the {len(settings.span(shard))} that the "
+                f"source has there; delete {settings.file(shard, '*')} and give the same command again"
+            )
     lengths = [lengths for lengths, _ in reports]
     rejects = [reject for _, report in reports for reject in report.rejects]
     edges, histogram = _histogram(lengths)
@@ -71,6 +78,7 @@ def write_totals(folder: StorageFolder, settings: shards.Settings) -> shards.Man
         kinds=_sum(report.kinds for _, report in reports),
         crops=_sum(report.crops for _, report in reports),
         shard_kept=tuple(map(len, lengths)),
+        causes=shards.sum_causes(rejects),
     )
     folder.write(shards.LENGTHS, lambda path: _save_joined(path, lengths))
     folder.write_text(shards.REJECTS, "".join(json.dumps(reject) + "\n" for reject in rejects))

@@ -6,7 +6,7 @@
     00003-of-00010.json     of one range of the source: lengths, counts and rejects
     00003-of-00010.tokens   the kept records of that range, one after another, written last: then the shard is complete
     lengths.npy             i32[N]: the number of tokens of each record of all shards, in order
-    rejects.jsonl           {"index", "reason"} of each source record that was not kept
+    rejects.jsonl           {"index", "reason", "cause"} of each source record that was not kept
     manifest.json           the counts, written last: then the folder is complete
 
 A record of n tokens is n little-endian int32: a token that is learned as it is, one that is not as its bitwise complement,
@@ -15,8 +15,11 @@ which is negative. A record's offset follows from the lengths, so readers hold n
 
 import json
 import os
+import re
 import resource
 import threading
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +27,7 @@ from typing import TypeVar
 import numpy as np
 
 from lumina_jax.config import from_dict, to_dict
-from lumina_jax.errors import InputError, MissingFileError, StorageError
+from lumina_jax.errors import InputError, MissingFileError, StorageError, cause_of
 from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab
 
@@ -34,7 +37,11 @@ LENGTHS = "lengths.npy"
 REJECTS = "rejects.jsonl"
 REPORT = "json"
 TOKENS = "tokens"
+OURS = re.compile(rf"{MANIFEST}|{LENGTHS}|{REJECTS}|\d{{5,}}-of-\d{{5,}}\.({REPORT}|{TOKENS})")
+"""The names of all files but the settings."""
 TOKEN_BYTES = 4
+MAX_CAUSES = 50
+"""Causes of rejection that a manifest lists."""
 SPARE_FILES = 256
 """Open files reserved for everything but the shards."""
 
@@ -83,11 +90,22 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class RejectCause:
+    """How many records were rejected for one ``cause``, and the first of them as an example."""
+
+    cause: str
+    count: int
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The counts of a complete folder: records kept and rejected, tokens, and those of them that are learned.
 
     ``histogram[i]`` counts the records with edges[i] <= tokens < edges[i + 1], ``kinds`` the records by shard_maker.kind_of,
-    ``crops`` the images of each size ("WxH"), ``shard_kept`` the records kept of each shard.
+    ``crops`` the images of each size ("WxH"), ``shard_kept`` the records kept of each shard, ``causes`` the rejected ones (see
+    sum_causes; empty in a folder of an older version).
     """
 
     settings: Settings
@@ -100,12 +118,37 @@ class Manifest:
     kinds: dict[str, int]
     crops: dict[str, int]
     shard_kept: tuple[int, ...]
+    causes: tuple[RejectCause, ...] = ()
 
 
-Reject = dict[str, int | str]
-"""The "index" of a source record that was not kept and the "reason", which names the record or its file."""
+RejectLine = dict[str, int | str]
+"""The "index" of a source record that was not kept, the "reason", which names the record or its file, and its "cause"."""
 
 Stored = TypeVar("Stored")
+
+
+def sum_causes(rejects: Iterable[RejectLine]) -> tuple[RejectCause, ...]:
+    """Rejects summed up by their causes, the most frequent first; of more than MAX_CAUSES the rest counts as one."""
+    counts, examples = Counter(), {}
+    for reject in rejects:
+        cause = reject.get("cause") or cause_of(InputError(reject["reason"]))  # older versions wrote none
+        counts[cause] += 1
+        examples.setdefault(cause, reject)
+    frequent = [(cause, count, examples[cause]) for cause, count in counts.most_common(MAX_CAUSES)]
+    if rest := counts.total() - sum(count for _, count, _ in frequent):
+        shown = {cause for cause, *_ in frequent}
+        frequent.append(("other causes", rest, next(examples[cause] for cause in counts if cause not in shown)))
+    return tuple(RejectCause(cause, count, line["index"], line["reason"]) for cause, count, line in frequent)
+
+
+def rejects_in_words(where: str, kept: int, causes: Sequence[RejectCause]) -> list[str]:
+    """Lines that say of ``where`` what was rejected: a line for each cause, with its count and an example; none without any."""
+    if not causes:
+        return []
+    rejected = sum(cause.count for cause in causes)
+    lines = [f"{cause.count:7,}  {cause.cause}; such as record {cause.index:,}: {cause.reason}" for cause in causes]
+    rest = "" if kept else "; nothing was kept: mend the source, delete this folder and start again"
+    return [f"{where}: {rejected:,} of {kept + rejected:,} records were rejected{rest}", *lines]
 
 
 def _short(value: object) -> str:
@@ -152,7 +195,12 @@ def read_json(folder: StorageFolder, name: str, kind: type[Stored]) -> Stored:
 
 def write_json(folder: StorageFolder, name: str, value: object, indent: int | None = 1) -> None:
     """Writes a dataclass of this module, the whole file or none."""
-    folder.write_text(name, json.dumps(to_dict(value), indent=indent) + "\n")
+    folder.write_text(name, to_json(value, indent))
+
+
+def to_json(value: object, indent: int | None = 1) -> str:
+    """A dataclass of this module as it is written."""
+    return json.dumps(to_dict(value), indent=indent) + "\n"
 
 
 class Shards:
@@ -160,10 +208,10 @@ class Shards:
 
     ``lengths`` i32[N] are their numbers of tokens, memory-mapped. Safe to read from several threads; pickled it is only its
     path, and another process opens it again. Raises MissingFileError when the folder was not written, or not finished, by
-    pretokenize, InputError when it holds no records or its files do not belong together.
+    pretokenize, InputError when it holds no records, unless it ``may_be_empty``, or its files do not belong together.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, may_be_empty: bool = False):
         if "://" in str(path):
             raise InputError(f"{path} is not on this machine; copy it to a local disk, or mount it (gcsfuse)")
         self.path = Path(path)
@@ -175,7 +223,7 @@ class Shards:
                 else f"{path} holds no {MANIFEST}: it is no folder written by `run.py pretokenize`; make it first"
             )
         self.manifest = read_json(StorageFolder(self.path), MANIFEST, Manifest)
-        if self.manifest.kept == 0:
+        if self.manifest.kept == 0 and not may_be_empty:
             raise InputError(f"{path} holds no records; {self.path / REJECTS} says why all were rejected")
         settings = self.manifest.settings
         self._files = [self.path / settings.file(shard, TOKENS) for shard in range(settings.shards)]

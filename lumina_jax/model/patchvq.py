@@ -13,6 +13,7 @@ import numpy as np
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.model.vqvae import check_pixels, check_size
 from lumina_jax.pictures.metrics import psnr_of_error
+from lumina_jax.storage import atomic_write
 
 FORMAT = "lumina_jax PatchVQ 1"
 KMEANS_STEPS = 6
@@ -94,8 +95,7 @@ class PatchVQ:
 
     def save(self, path: str | Path) -> None:
         """Writes the codebook as .npz; the folder is made if need be."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
+        with atomic_write(Path(path)) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, format=np.array(FORMAT), codebook=self.codebook)
 
     @classmethod

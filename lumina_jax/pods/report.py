@@ -15,6 +15,7 @@ from lumina_jax.errors import StorageError
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import Outcome
 from lumina_jax.pods.flags import libtpu_init_args
+from lumina_jax.storage import claim
 
 WIDTH = 110
 CATEGORIES = (
@@ -217,6 +218,7 @@ def save(outcome: Outcome, folder: Path) -> list[Path]:
     """Writes the table (.txt), the record (.json) and, if it fits, the compiled program (.hlo.gz) into ``folder``."""
     program = outcome.program + (".int8" if "int8" in outcome.work.dtype else "")
     paths = [folder / f"{stem(outcome)}.{program}{suffix}" for suffix in (".txt", ".json", ".hlo.gz")]
+    claim(folder, [path.name for path in paths], "run.py compile")
     paths[0].write_text(text(outcome))
     paths[1].write_text(json.dumps(record(outcome), indent=2) + "\n")
     if outcome.costs is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lumina_jax.config import Experiment
 from lumina_jax.data.pipeline import batches
 from lumina_jax.data.pretokenize import pretokenize
-from lumina_jax.errors import InputError
+from lumina_jax.errors import ExistingFileError, InputError
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.storage import atomic_write_text
 from lumina_jax.toyworld.omni import training_source
@@ -33,12 +33,17 @@ class TrainingRun:
     """Trains experiments in the folder ``out``; steps and records are those of ``reference_minutes``, scaled to ``minutes``.
 
     ``seconds`` are wall seconds by name, kept in ``out``/timings.json and summed over all runs that worked on the same name.
-    Raises InputError when the folder holds a run of another budget.
+    Raises InputError when the folder holds a run of another budget, ExistingFileError when it holds something else.
     """
 
     def __init__(self, out: Path, minutes: float, reference_minutes: float):
         out.mkdir(parents=True, exist_ok=True)
         plan = out / "plan.json"
+        others = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+        if others and not plan.is_file():
+            raise ExistingFileError(
+                f"{out} holds {others[0]}, which is of no quickstart; give another --out, or an empty folder"
+            )
         if plan.is_file() and (planned := json.loads(plan.read_text())["minutes"]) != minutes:
             raise InputError(
                 f"{out} holds a run of {planned:g} minutes, not {minutes:g}; give another --out, --minutes {planned:g} "

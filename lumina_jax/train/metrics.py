@@ -26,7 +26,7 @@ class TrainingProgress(ProgressDisplay):
 
     stderr = False
     seconds_between_lines = 10.0
-    line = "{title}: step {done:.0f}/{total:.0f}  {text}  {seconds_left:.0f} s left"
+    line = "{title}: step {done:.0f}/{total:.0f}  {text}  {time_left} left"
 
 
 class MetricsLog:

@@ -157,7 +157,9 @@ def test_the_number_of_threads_changes_no_byte(complete, tmp_path, threads):
 
 def test_bad_records_are_listed_with_their_reasons(complete):
     rejects = [json.loads(line) for line in (complete / "rejects.jsonl").read_text().splitlines()]
-    assert rejects == [{"index": index, "reason": f"record {index} is bad"} for index in BAD]
+    cause = "OSError: record N is bad"
+    assert rejects == [{"index": index, "reason": f"record {index} is bad", "cause": cause} for index in BAD]
+    assert Shards(complete).manifest.causes == (shards.RejectCause(cause, len(BAD), BAD[0], f"record {BAD[0]} is bad"),)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from PIL import Image
 from lumina_jax.data.omni.pictures import levels, painted, read_first
 from lumina_jax.data.omni.views import PathViews, View
 from lumina_jax.data.sources import files
-from lumina_jax.data.sources.images import PICTURE_SUFFIXES, ImageFile, read_image
+from lumina_jax.data.sources.images import SUFFIXES, ImageFile, read_image
+from lumina_jax.data.sources.names import is_picture, is_visible
 from lumina_jax.errors import InputError
 from lumina_jax.pictures import dense_maps
 
@@ -32,9 +33,9 @@ class SegmentViews(PathViews):
         if labels not in CLASSES:
             raise InputError(f"labels={labels}; choose {', '.join(CLASSES)}")
         self._maps, self._images, self._classes = maps, images, CLASSES[labels]
-        listed = [(path, size) for path, size in files.listing(images) if path.lower().endswith(PICTURE_SUFFIXES)]
+        listed = [(path, size) for path, size in files.listing(images) if is_picture(path) and is_visible(path)]
         if not listed:
-            raise InputError(f"{images} holds no image ({', '.join(PICTURE_SUFFIXES[:4])}, ...)")
+            raise InputError(f"{images} holds no image ({', '.join(SUFFIXES[:4])}, ...)")
         super().__init__([path for path, _ in listed])
         self.fingerprint = files.listing_digest([*listed, *files.listing(maps), (labels, self._classes)])
 

@@ -93,7 +93,7 @@ def _parquet(rest: str) -> StoredSource:
     from lumina_jax.data.sources.parquet import ParquetSource  # half a second of imports
 
     pattern, columns = parse(rest, {"image": "", "text": ""})
-    return ParquetSource(pattern, columns["image"] or None, columns["text"] or None)
+    return ParquetSource(files.expand(pattern), columns["image"] or None, columns["text"] or None)
 
 
 def _omni(name: str, rest: str) -> StoredSource:

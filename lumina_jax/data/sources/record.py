@@ -1,25 +1,41 @@
 """What a source yields: conversations with their images, as stored files and as decoded pictures."""
 
+import errno
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Protocol
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
 
 from PIL import Image
 
 from lumina_jax.conversation import Turn, check_symbols, image_prompt
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import ImageFile, decode_image, read_image
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, SourceError, StorageError, UserError, cause_of
 from lumina_jax.text import checked_text
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 IMAGE_KEYS = ("image", IMAGE_SYMBOL)
 CAPTION_KEYS = ("caption", "text")
 SPEAKERS = (("human",), ("gpt", "assistant"))
-BAD_RECORD = (ValueError, OSError)
-"""What reading a bad record raises. Any other exception is a bug and ends the run."""
+EXPECTED = (UserError, ValueError, OSError, MemoryError, RecursionError)
+"""What reading a bad record raises. Any other exception is likely a bug, so its reject says where it was raised."""
+EXHAUSTED = {
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n), or lower data.threads"),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room on the disk"),
+}
+"""Errors of the machine, which every further record would meet too, and their cures."""
+MAX_CONSECUTIVE_REJECTS = 1000
+BUGS_AT_START = 16
+"""When the first so many records all meet one unexpected error, it is a bug."""
+REASON_LETTERS = 2000
+"""The longest reason."""
+PACKAGE = Path(__file__).parents[2]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,7 +71,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record:
-        """Raises ValueError or OSError for a bad record; its message is the reason in rejects.jsonl."""
+        """Raises an InputError or the like for a bad record; its message is the reason in rejects.jsonl (see read_record)."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +96,105 @@ class StoredSource:
         raise NotImplementedError
 
     def stored(self, index: int) -> StoredRecord:
-        """Raises ValueError or OSError for a bad record."""
+        """Raises as :meth:`Source.__getitem__` does."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> Record:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         return self.stored(index).decode()
+
+
+class Reject(NamedTuple):
+    """Why a record is not kept: the ``reason``, and its kind, the ``cause``, by which rejects are summed up (errors.cause_of).
+
+    ``bug`` is the exception if it is none of EXPECTED.
+    """
+
+    reason: str
+    cause: str
+    bug: BaseException | None = None
+
+    def line(self, index: int) -> dict[str, int | str]:
+        """The entry of record ``index`` in rejects.jsonl."""
+        return {"index": index, "reason": self.reason, "cause": self.cause}
+
+
+def read_record(read: Callable[..., T], *arguments: object) -> T | Reject:
+    """``read(*arguments)``, which fetches, parses, decodes, crops or tokenizes one record; a Reject whatever it raises.
+
+    Only what every other record would meet too passes: a SourceError, an interrupt, and a StorageError when the machine has no
+    more open files or no room.
+    """
+    try:
+        return read(*arguments)
+    except BaseException as error:
+        # The panics of libraries written in Rust are no Exceptions, so that nobody catches them by accident.
+        panic = type(error).__module__.startswith("pyo3_runtime")
+        if isinstance(error, SourceError) or not (panic or isinstance(error, Exception)):
+            raise
+        for cause in _chain(error):
+            if cure := EXHAUSTED.get(getattr(cause, "errno", None)):
+                raise StorageError(f"{error}; {cure}, then start again") from error
+        return _reject(error)
+
+
+class RejectStreak:
+    """Ends a run whose records are rejected one after another for one cause: a dead network, a disk that is not mounted, a bug.
+
+    ``limit`` is the most that are rejected in a row, 0 for any number; ``option`` is its name on the command line.
+    """
+
+    def __init__(self, limit: int, option: str = "data.max_consecutive_rejects"):
+        self._limit, self._option = limit, option
+        self._first, self._length, self._cause, self._any_other = 0, 0, "", False
+
+    def add(self, index: int, reject: Reject | None) -> None:
+        """Takes the next record in reading order; None is one that is kept.
+
+        Raises SourceError when the streak is as long as the limit, or the exception itself when it is a bug.
+        """
+        if reject is None or reject.cause != self._cause:
+            self._any_other |= reject is None or self._length > 0
+            self._first, self._length, self._cause = index, 0, reject.cause if reject else ""
+        if reject is None or not self._limit:
+            return
+        self._length += 1
+        if reject.bug and (self._length == self._limit or (self._length == BUGS_AT_START and not self._any_other)):
+            raise reject.bug
+        if self._length == self._limit:
+            raise SourceError(
+                f"{self._length:,} records in a row, {self._first:,} to {index:,}, were rejected for one cause, {self._cause}: "
+                f"{reject.reason}; mend it and give the command again, or go on without them by {self._option}=0 (no limit)"
+            )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _reject(error: BaseException) -> Reject:
+    message = str(error).strip()
+    if isinstance(error, EXPECTED):
+        return Reject(_cut(message or f"{type(error).__name__}"), cause_of(error))
+    kind, place = type(error), _place(error)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+    return Reject(_cut(f"{name}{': ' if message else ''}{message}") + f" ({place})", f"{name} in {place}", error)
+
+
+def _place(error: BaseException) -> str:
+    """FILE:LINE of the innermost code of this package that raised ``error``, or without such of the innermost of any."""
+    frames = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    inside = [(file.relative_to(PACKAGE.parent), line) for file, line in frames[1:] if file.is_relative_to(PACKAGE)]
+    file, line = (inside or frames)[-1]
+    return f"{file if inside else file.name}:{line}"
+
+
+def _cut(reason: str) -> str:
+    return reason if len(reason) <= REASON_LETTERS else f"{reason[:REASON_LETTERS]} ..."
 
 
 def stored_record(item: object, fetch: Callable[[object], ImageFile]) -> StoredRecord:
@@ -127,11 +235,6 @@ def image_reader(folder: str) -> Callable[[object], ImageFile]:
 def shortened(value: object) -> str:
     """``value`` as Python writes it, with the middle of what is long left out."""
     return reprlib.repr(value)
-
-
-def reason_of(error: Exception) -> str:
-    """Why a record is bad, for rejects.jsonl."""
-    return str(error) or repr(error)
 
 
 def checked_object(value: object, subject: str) -> Mapping:

@@ -65,13 +65,16 @@ class TableSource(StoredSource):
 
     def stored(self, index: int) -> StoredRecord:
         with prefixed_errors(f"{self.path}, record {index}"):
-            row = self._fields(index)
-            if len(row) != len(self._header):
-                raise InputError(
-                    f"the row has {len(row)} fields, the header {len(self._header)}", cause="another number of fields"
-                )
-            item = self._adapt(dict(zip(self._header, row, strict=True)))
-            return stored_record(item, image_reader(self.folder))
+            return stored_record(self.item(index), image_reader(self.folder))
+
+    def item(self, index: int) -> object:
+        """Row ``index`` in Lumina's form, not checked; InputError when it has more or fewer fields than the header."""
+        row = self._fields(index)
+        if len(row) != len(self._header):
+            raise InputError(
+                f"the row has {len(row)} fields, the header {len(self._header)}", cause="another number of fields"
+            )
+        return self._adapt(dict(zip(self._header, row, strict=True)))
 
     def _fields(self, index: int) -> list[str]:
         return self._format.fields(self._text.text(*map(int, self._spans[index])))

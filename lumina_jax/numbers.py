@@ -1,0 +1,64 @@
+"""Numbers as people write them: whole numbers, real numbers and sizes, with one rule for the command line, configs and prompts."""
+
+import math
+import re
+
+from lumina_jax.errors import InputError
+
+LARGEST = 2**63 - 1
+"""The largest whole number that jax.random.key and numpy's generators and arrays take."""
+SHOWN_LETTERS = 40
+"""What a message shows of a long value."""
+
+
+def whole_number(text: str, minimum: int | None = 0, maximum: int = LARGEST) -> int:
+    """The whole number that ``text`` writes in decimal digits of any script; ``1_000`` and spaces around it are allowed.
+
+    Raises InputError for anything else, 1e3 and superscripts among it, and outside of ``minimum`` (None: that of 64 bits) to
+    ``maximum``.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = maximum + 1 if text.strip().isdecimal() else None  # int refuses more than 4,300 digits
+    if number is not None and number > maximum:
+        raise InputError(f"{shown(text)} is too large; give at most {maximum}")
+    if number is None or number < (-LARGEST if minimum is None else minimum):
+        raise InputError(
+            f"{shown(text)} is not a whole number" + ("" if minimum is None else f" of at least {minimum}")
+        )
+    return number
+
+
+def real_number(text: str, minimum: float = -math.inf) -> float:
+    """The number that ``text`` writes; InputError for anything else, NaN and infinity among it, and below ``minimum``."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number) or number < minimum:
+        limit = "" if minimum == -math.inf else f" of at least {minimum:g}"
+        raise InputError(f"{shown(text)} is not a number{limit}, such as 0.5 or 1e-4")
+    return number
+
+
+def seed_number(text: str) -> int:
+    """A seed; InputError for what jax.random.key or numpy's generators do not take."""
+    try:
+        return whole_number(text)
+    except InputError as error:
+        raise InputError(f"{shown(text)} is not a seed; give a whole number from 0 to {LARGEST}") from error
+
+
+def pixel_size(text: str) -> tuple[int, int]:
+    """ "96x64", also written with X, × or *, and with spaces -> (width, height); InputError for anything else."""
+    width, _, height = re.sub(r"[X×*]", "x", text).partition("x")
+    try:
+        return whole_number(width), whole_number(height)
+    except InputError as error:
+        raise InputError(f"{shown(text)!r} is not WIDTHxHEIGHT in pixels, such as 96x64") from error
+
+
+def shown(text: str) -> str:
+    """``text``, shortened for a message."""
+    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}..."
