@@ -161,7 +161,7 @@ def _unidentified(content: bytes, label: str) -> InputError:
         return InputError(f"{label}: {error}", cause=error.cause)
     for kind in FORMATS:
         accepts = Image.OPEN[kind][1]
-        if accepts and accepts(content[:PREFIX]) is True:
+        if accepts and accepts(content[:PREFIX].ljust(PREFIX, b"\0")) is True:
             return InputError(f"{label}: a damaged {kind} file", cause="damaged picture")
     return InputError(
         f"{label}: no image that Pillow can read; its first bytes are {content[:8].hex(' ')}", cause="no picture"
