@@ -17,7 +17,8 @@ from convert.table import ROWS, sizes_of
 from convert.tokenizer_files import TokenizerFiles
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import MissingFileError, UserError
-from lumina_jax.train.checkpoint import COMMITTED, FOLDER
+from lumina_jax.train.checkpoint import FOLDER
+from lumina_jax.train.integrity import COMMITTED, damage
 
 QK_NORM_ROWS = {
     "hf": "one per head ({heads} of queries, {kv_heads} of keys), {qk_groups} different",
@@ -143,8 +144,8 @@ def _folder(folder: Path, opened: bool) -> Iterator[Finding]:
     if {".safetensors", ".bin"} <= {file.suffix for file in files}:
         yield Finding("note", "weights as safetensors and as pytorch_model*.bin: the safetensors are read")
     for step in sorted(folder.glob(f"{FOLDER}/*")):
-        if step.name.isdigit() and not (step / COMMITTED).is_file():
-            yield Finding("note", f"{step} is a write, or a copy, that never finished; it is ignored")
+        if step.name.isdigit() and (reason := damage(step)):
+            yield Finding("note", f"{step} is not whole: {reason}; it is ignored")
 
 
 def _model(source: Checkpoint) -> Iterator[Finding]:
