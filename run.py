@@ -19,7 +19,7 @@ try:
     from lumina_jax.cli.quickstart import add_grow, add_quickstart
     from lumina_jax.cli.sample import add_sample
     from lumina_jax.cli.train import add_compile, add_train
-    from lumina_jax.errors import UserError, printable
+    from lumina_jax.errors import UserError, interrupted, printable
 except KeyboardInterrupt:
     print("run.py: interrupted", file=sys.stderr)
     raise SystemExit(130) from None
@@ -46,11 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     130 after Ctrl-C and 143 after SIGTERM, with a line on what is kept; 141 when nobody reads stdout any more. Any other
     exception is a bug and passes through. Without a verb the verbs are listed.
     """
-    ending.show_any_letter()
+    ending.prepare_streams()
     options = parse(arguments)
     program = f"run.py {options.verb or ''}".rstrip()
     try:
-        with ending.signals(program):
+        with ending.signals(program), interrupted(vars(options).get("keeps", "").format_map(vars(options))):
             code = options.run(options) or 0
             print(end="", flush=True)
             return code

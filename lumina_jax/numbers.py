@@ -30,14 +30,15 @@ def whole_number(text: str, minimum: int | None = 0, maximum: int = LARGEST) -> 
     return number
 
 
-def real_number(text: str) -> float:
-    """The number that ``text`` writes; InputError for anything else, NaN and infinity among it."""
+def real_number(text: str, minimum: float = -math.inf) -> float:
+    """The number that ``text`` writes; InputError for anything else, NaN and infinity among it, and below ``minimum``."""
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{shown(text)} is not a number, such as 0.5 or 1e-4")
+    if not math.isfinite(number) or number < minimum:
+        limit = "" if minimum == -math.inf else f" of at least {minimum:g}"
+        raise InputError(f"{shown(text)} is not a number{limit}, such as 0.5 or 1e-4")
     return number
 
 

@@ -19,6 +19,8 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 """Byte-order marks and the encodings they announce."""
+MARK = "\ufeff"
+"""A byte-order mark in a decoded text: where files that have one were joined."""
 MAX_DEPTH = 100
 """How deep lists and objects of JSON may be nested."""
 STRUCTURE = re.compile(r'"(?:[^"\\]++|\\.)*+"?+|[\[{]|[\]}]', re.DOTALL)
@@ -28,25 +30,30 @@ SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 LETTERS_SHOWN = 30
 
 
-def encoding_of(content: bytes) -> tuple[str, int]:
-    """The encoding of a text that begins with ``content``, and the bytes of its byte-order mark: without one UTF-8 and 0."""
-    return next(((name, len(mark)) for mark, name in MARKS.items() if content.startswith(mark)), ("utf-8", 0))
+def encoding_of(content: bytes, name: str) -> tuple[str, int]:
+    """The encoding of a text that begins with ``content``, and the bytes of its byte-order mark: without one UTF-8 and 0.
+
+    Raises InputError, which calls the text ``name``, when it begins with NUL bytes, as UTF-16 does that lacks its mark.
+    """
+    if mark := next((mark for mark in MARKS if content.startswith(mark)), b""):
+        return MARKS[mark], len(mark)
+    if 0 in content[:4]:
+        raise InputError(
+            f"{name} begins with NUL bytes, which looks like UTF-16 without a byte-order mark; save it as UTF-8",
+            cause="no UTF-8",
+        )
+    return "utf-8", 0
 
 
 def decode_text(content: bytes, name: str) -> str:
     """The text of a file or member ``name``, without its byte-order mark; InputError naming the first byte that is wrong."""
-    encoding, mark = encoding_of(content)
-    if not mark and 0 in content[:4]:
-        raise InputError(
-            f"{name} begins with a NUL byte or looks like UTF-16 without a byte-order mark; save it as UTF-8",
-            cause="no UTF-8",
-        )
+    encoding, mark = encoding_of(content, name)
     try:
         return content[mark:].decode(encoding)
     except UnicodeDecodeError as error:
-        offset = mark + error.start
         raise InputError(
-            f"{name}: byte 0x{content[offset]:02x} at offset {offset} is no {encoding.upper()}; save it as UTF-8",
+            f"{name}: byte 0x{error.object[error.start]:02x} at offset {mark + error.start} is no {encoding.upper()}; "
+            "save it as UTF-8",
             cause="no UTF-8",
         ) from error
 
@@ -68,12 +75,12 @@ def checked_text(value: object, name: str) -> str:
 
 
 def parse_json(text: str | bytes) -> object:
-    """The one value of a JSON text; bytes are decoded by :func:`decode_text`.
+    """The one value of a JSON text; bytes are decoded by :func:`decode_text`, a mark before the text is passed over.
 
     NaN and Infinity are read as Python writes them. Raises InputError for what is no JSON or goes on after its value, a key that
     stands twice in an object, half a surrogate pair, nesting beyond MAX_DEPTH, and a number of more than 4300 digits.
     """
-    text = decode_text(text, "the JSON") if isinstance(text, bytes) else text
+    text = decode_text(text, "the JSON") if isinstance(text, bytes) else text.removeprefix(MARK)
     if text.count("[") + text.count("{") > MAX_DEPTH and (depth := _depth(text)) > MAX_DEPTH:
         raise InputError(f"JSON nested {depth} deep; at most {MAX_DEPTH} is read", cause="JSON nested too deep")
     try:

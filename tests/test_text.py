@@ -35,7 +35,7 @@ def test_a_text_is_read_in_any_encoding_with_its_mark(mark, encoding):
     [
         ("a dög".encode("latin-1"), r"a\.txt: byte 0xf6 at offset 3 is no UTF-8; save it as UTF-8"),
         (b"\xef\xbb\xbfab\xff", r"byte 0xff at offset 5 is no UTF-8"),
-        ("a dog".encode("utf-16-le"), r"a\.txt .*UTF-16 without a byte-order mark; save it as UTF-8"),
+        ("a dog".encode("utf-16-le"), r"a\.txt begins with NUL .*UTF-16 without a byte-order mark; save it as UTF-8"),
         ("a dog".encode("utf-32-be"), r"UTF-16 without"),
         (codecs.BOM_UTF16_LE + b"a\0b", "byte 0x62 at offset 4 is no UTF-16-LE"),
         ("\ud800".encode("utf-8", "surrogatepass"), "byte 0xed at offset 0"),

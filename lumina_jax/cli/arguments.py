@@ -14,6 +14,10 @@ from lumina_jax.numbers import pixel_size, real_number, seed_number, whole_numbe
 Value = TypeVar("Value")
 
 
+NOTHING = "nothing was written; the same command starts again"
+"""What most verbs keep when they are interrupted; a verb says it by ``set_defaults(keeps=...)``."""
+
+
 def argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
     """``parse`` for argparse: its InputError becomes the message of the option."""
 
@@ -33,6 +37,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 seed = argument(seed_number)
 number = argument(real_number)
+tolerance = argument(partial(real_number, minimum=0))
 size = argument(pixel_size)
 
 

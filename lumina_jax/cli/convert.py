@@ -3,9 +3,10 @@
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import at_least, input_path, number, output_path, seed
+from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, seed, tolerance
 from lumina_jax.cli.processes import join, process_arguments
 
+NOT_MADE = "{target} was not made; the same command starts again"
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -15,7 +16,7 @@ def add_convert(verbs: _SubParsersAction) -> None:
 
     importer = actions.add_parser("import", help="any checkpoint into lumina_jax's own layout (Orbax)")
     _path_arguments(importer)
-    importer.set_defaults(run=_convert, layout="ours", shards=None, bin=False)
+    importer.set_defaults(run=_convert, keeps=NOT_MADE, layout="ours", shards=None, bin=False)
 
     exporter = actions.add_parser("export", help="any checkpoint, a run's among them, into a layout for PyTorch")
     _path_arguments(exporter)
@@ -28,11 +29,11 @@ def add_convert(verbs: _SubParsersAction) -> None:
         help="number of files (default: of 5 GB each; Meta: one a QK-norm group)",
     )
     exporter.add_argument("--bin", action="store_true", help="torch's .bin files instead of safetensors")
-    exporter.set_defaults(run=_convert)
+    exporter.set_defaults(run=_convert, keeps=NOT_MADE)
 
     inspector = actions.add_parser("inspect", help="what a folder holds, what is missing, and where to put it")
     inspector.add_argument("path", type=input_path, help="a checkpoint's folder, of any layout")
-    inspector.set_defaults(run=_inspect)
+    inspector.set_defaults(run=_inspect, keeps=NOTHING)
 
     verifier = actions.add_parser("verify", help="whether two checkpoints are the same model; exit code 1 if not")
     verifier.add_argument("a", type=input_path, metavar="A", help="a checkpoint's folder, of any layout")
@@ -47,9 +48,9 @@ def add_convert(verbs: _SubParsersAction) -> None:
         help="with logits: length of the two random prompts in tokens",
     )
     verifier.add_argument("--seed", type=seed, default=0, help="with logits: draws the prompts")
-    tolerance = "largest difference allowed, of logits or of weights (default: 5e-4 of logits, 0 of weights)"
-    verifier.add_argument("--tolerance", type=number, help=tolerance)
-    verifier.set_defaults(run=_verify)
+    largest = "largest difference allowed, of logits or of weights (default: 5e-4 of logits, 0 of weights)"
+    verifier.add_argument("--tolerance", type=tolerance, help=largest)
+    verifier.set_defaults(run=_verify, keeps=NOTHING)
 
 
 def _path_arguments(parser: ArgumentParser) -> None:
@@ -71,11 +72,13 @@ def _convert(options: Namespace) -> None:
     from lumina_jax.config import PodConfig
 
     o, dtype = options, DTYPES[options.dtype] if options.dtype else ""
+    from lumina_jax.progress import waiting
+
     with join(options, PodConfig()):
-        import jax
+        with waiting("loading JAX"):
+            import jax
 
-        from convert.convert import Target, convert
-
+            from convert.convert import Target, convert
         target = Target(o.layout, o.shards, dtype, o.bin, o.zero_image_head, o.tokenizer, o.vq)
         notes = convert(options.source, options.target, target)
         first = jax.process_index() == 0
@@ -84,16 +87,22 @@ def _convert(options: Namespace) -> None:
 
 
 def _inspect(options: Namespace) -> int:
-    from convert.describe import describe
+    from lumina_jax.progress import waiting
 
-    report = describe(options.path)
+    with waiting(f"reading {options.path}"):
+        from convert.describe import describe
+
+        report = describe(options.path)
     print(report.text())
     return 1 if report.problems else 0
 
 
 def _verify(options: Namespace) -> int:
-    from convert.verify import verify
+    from lumina_jax.progress import waiting
 
-    comparison = verify(options.a, options.b, options.by, options.tokens, options.seed, options.tolerance)
+    with waiting(f"comparing {options.a} and {options.b}"):
+        from convert.verify import verify
+
+        comparison = verify(options.a, options.b, options.by, options.tokens, options.seed, options.tolerance)
     print(comparison.text())
     return 0 if comparison.same else 1

@@ -75,16 +75,16 @@ def interrupt_of(error: BaseException | None) -> KeyboardInterrupt | None:
 def tell_interrupt(program: str, interrupt: KeyboardInterrupt) -> int:
     """Prints the one line of an interrupt, with its innermost note (errors.interrupted), and returns the exit code."""
     terminated = isinstance(interrupt, Terminated)
-    note = "".join(f"; {printable(note)}" for note in getattr(interrupt, "__notes__", [])[:1])
+    note = "".join(f"; {printable(note)}" for note in getattr(interrupt, "__notes__", [])[:1] if note)
     print(f"{program}: {'terminated' if terminated else 'interrupted'}{note}", file=sys.stderr, flush=True)
     return TERMINATED if terminated else INTERRUPTED
 
 
-def show_any_letter() -> None:
-    """Lets stdout and stderr show what their encoding lacks as escapes."""
+def prepare_streams() -> None:
+    """Lets stdout and stderr show what their encoding lacks as escapes, and each line at once, also in a pipe or a file."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
 
 
 def leave(main: Callable[[], int]) -> NoReturn:

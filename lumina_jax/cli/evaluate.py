@@ -4,7 +4,7 @@ import json
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import at_least, input_path, output_path, seed, size
+from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, seed, size
 from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of
 from lumina_jax.errors import InputError
 
@@ -25,7 +25,7 @@ def add_refine(verbs: _SubParsersAction) -> None:
         default="out/refined",
         help="folder for the pictures and for original, decoded and refined side by side",
     )
-    refine.set_defaults(run=_refine)
+    refine.set_defaults(run=_refine, keeps="finished pictures in {out} are kept; the same command starts again")
 
 
 def add_evaluate(verbs: _SubParsersAction) -> None:
@@ -80,19 +80,22 @@ def add_evaluate(verbs: _SubParsersAction) -> None:
         help="PSNR of these pictures through the image tokenizer",
     )
     evaluate.add_argument("--seed", type=seed, default=0, help="with --toy and --tasks: other seed, other prompts")
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=_evaluate, keeps=NOTHING)
 
 
 def _refine(options: Namespace) -> None:
     from dataclasses import replace
 
-    import jax
+    from lumina_jax.progress import waiting
 
-    from lumina_jax.conversation import served
-    from lumina_jax.evaluate.refine import refine
-    from lumina_jax.sample.picture import grid
-    from lumina_jax.sample.prompt import open_image
-    from lumina_jax.storage import claim
+    with waiting("loading JAX"):
+        import jax
+
+        from lumina_jax.conversation import served
+        from lumina_jax.evaluate.refine import refine
+        from lumina_jax.sample.picture import grid
+        from lumina_jax.sample.prompt import open_image
+        from lumina_jax.storage import claim
 
     images, out = {file: open_image(Path(file)) for file in options.images}, Path(options.out)
     names = [f"{Path(file).stem}{end}.png" for file in images for end in ("", "-compared")]
@@ -105,7 +108,8 @@ def _refine(options: Namespace) -> None:
     builder, results = make_prompt_builder(vq, vocab, experiment), {}
     cfg = replace(served("refine", settings_of(experiment)), image_top_k=options.top_k)
     for file, image in images.items():
-        refined = refine(model, builder, image, cfg, jax.random.key(options.seed))
+        with waiting(f"refining {file}, the first one with compilation"):
+            refined = refine(model, builder, image, cfg, jax.random.key(options.seed))
         results[file] = table = refined.table()
         refined.refined.save(out / f"{Path(file).stem}.png")
         scores = (f"{name} {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.3f}" for name, row in table.items())
@@ -142,13 +146,17 @@ def _evaluate(options: Namespace) -> None:
             results["greedy"] = greedy_match(model, vocab, options.data, vq=vq_hash)
     if options.pictures:
         from lumina_jax.evaluate.reconstruction import reconstruction
+        from lumina_jax.progress import waiting
 
-        results["reconstruction"] = reconstruction(vq, options.pictures)
+        with waiting(f"measuring {len(options.pictures)} pictures"):
+            results["reconstruction"] = reconstruction(vq, options.pictures)
     if options.toy:
+        from lumina_jax.progress import waiting
         from lumina_jax.toyworld.tasks import score_table
 
         settings = settings_of(experiment)
-        results["toy"] = score_table(model, vq, vocab, settings, options.sizes or 128, options.toy, options.seed)
+        with waiting(f"compiling, then painting {2 * options.toy} pictures"):
+            results["toy"] = score_table(model, vq, vocab, settings, options.sizes or 128, options.toy, options.seed)
     if options.tasks:
         results["tasks"] = _evaluate_tasks(options, model, vocab, vq, experiment)
     if options.attention:
@@ -173,12 +181,14 @@ def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dic
     import jax
 
     from lumina_jax.evaluate.attention import attention_map, drawing
+    from lumina_jax.progress import waiting
     from lumina_jax.sample import generate
     from lumina_jax.sample.picture import pictures
 
     builder = make_prompt_builder(vq, vocab, experiment)
     prompt = builder.generate(options.attention, options.size, settings_of(experiment))
-    (answer,) = generate(model, [prompt.ids], jax.random.key(options.seed), prompt.cfg, vocab, sizes=[prompt.size])
+    with waiting("compiling, then painting"):
+        (answer,) = generate(model, [prompt.ids], jax.random.key(options.seed), prompt.cfg, vocab, sizes=[prompt.size])
     attention = attention_map(model, prompt.ids, answer, vocab)
     file = Path(options.out) / "attention.png"
     drawing(attention, pictures(answer, vq, vocab)[0]).save(file)

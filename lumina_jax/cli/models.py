@@ -26,6 +26,13 @@ def load_for_sampling(options: Namespace, mesh=None):
 
     Without ``mesh`` it is on the first device. Raises UserErrors naming what is missing or damaged.
     """
+    from lumina_jax.progress import waiting
+
+    with waiting(f"loading {options.model}"):
+        return _load_for_sampling(options, mesh)
+
+
+def _load_for_sampling(options: Namespace, mesh):
     import jax
 
     from convert import load_image_tokenizer, load_model, tokenizer_files

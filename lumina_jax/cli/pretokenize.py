@@ -38,7 +38,7 @@ def add_pretokenize(verbs: _SubParsersAction) -> None:
     pretokenize.add_argument(
         "--beam", default="", metavar="OPTIONS", help="with --runner: Beam's options as one string"
     )
-    pretokenize.set_defaults(run=_pretokenize)
+    pretokenize.set_defaults(run=_pretokenize, keeps="finished shards are kept; the same command goes on")
 
 
 def _numbers(text: str) -> list[int]:
@@ -57,13 +57,17 @@ def _pretokenize(options: Namespace) -> None:
     from functools import partial
     from shlex import split
 
-    from lumina_jax.data.pretokenize import pretokenize_stages
+    from lumina_jax.progress import waiting
 
-    source, sizes = _source(options.source, options.seed, cfg)
+    with waiting(f"loading {options.source}"):
+        from lumina_jax.data.pretokenize import pretokenize_stages
+
+        source, sizes = _source(options.source, options.seed, cfg)
     if options.fit:
         _fit(cfg, source, options, sizes)
     stages, shard_slice = _stages(options, cfg, sizes), _shard_slice(options)
     arguments = dict(shard_records=options.shard_records, threads=cfg.data.threads, name=options.source)
+    arguments |= dict(max_consecutive_rejects=cfg.data.max_consecutive_rejects)
     if options.runner:
         from lumina_jax.data.beam import pretokenize_with_beam
 
@@ -71,7 +75,8 @@ def _pretokenize(options: Namespace) -> None:
         open_inputs = partial(_open_inputs, options.source, options.seed, cfg)
         manifests = pretokenize_with_beam(open_inputs, stages, options.seed, beam, **arguments)
     else:
-        inputs = _open_inputs(options.source, options.seed, cfg)
+        with waiting(f"loading {cfg.vq.path} and {cfg.data.tokenizer}"):
+            inputs = _open_inputs(options.source, options.seed, cfg)
         manifests = pretokenize_stages(*inputs, stages, options.seed, shard_slice=shard_slice, **arguments)
     for stage, manifest in zip(stages, manifests, strict=False):
         print(f"{stage.out}: {manifest.kept:,} records, {manifest.tokens:,} tokens, {manifest.rejected:,} rejected")
@@ -141,13 +146,13 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
         raise InputError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
     for file in (cfg.vq.path, f"{cfg.data.tokenizer}/tokenizer.json"):
         check_output(file.rpartition("/")[0] or ".")
-    from lumina_jax.layout import crop_sizes
-
     if options.base and not options.source.startswith("omni"):
         raise InputError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")
     from convert import load_image_tokenizer
     from lumina_jax.data.fit import claim_fit, fit
+    from lumina_jax.layout import crop_sizes
     from lumina_jax.model.image_tokenizer import fingerprint
+    from lumina_jax.progress import waiting
     from lumina_jax.toyworld.fit import fit_omni, fit_world
 
     base = load_image_tokenizer(options.base) if options.base else None
@@ -164,9 +169,8 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
         }
     if not claim_fit(cfg.vq, cfg.data, fitted_to):
         print(f"{cfg.vq.path}: fitted to these records already")
-    elif world == "toy":
-        fit_world(cfg.vq, cfg.data)
     elif sizes:
-        fit_omni(cfg.vq, cfg.data, base)
+        with waiting(f"fitting {cfg.vq.path}"):
+            fit_world(cfg.vq, cfg.data) if world == "toy" else fit_omni(cfg.vq, cfg.data, base)
     else:
         print(f"{cfg.vq.path}: {json.dumps(fit(source, cfg.vq, cfg.data, options.seed, crops))}")

@@ -3,7 +3,7 @@
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import output_path
+from lumina_jax.cli.arguments import NOTHING, output_path
 from lumina_jax.cli.experiments import REPOSITORY, config_arguments, load_experiment
 from lumina_jax.cli.models import load_for_sampling, model_arguments
 from lumina_jax.errors import ExistingFileError, InputError
@@ -26,14 +26,14 @@ def add_quickstart(verbs: _SubParsersAction) -> None:
         metavar="MINUTES",
         help=f"then train one model for all tasks, with its own budget, {OMNI_MINUTES} without MINUTES; writes omni/tasks.html",
     )
-    quickstart.set_defaults(run=_quickstart)
+    quickstart.set_defaults(run=_quickstart, keeps="what is finished in {out} is kept; the same command goes on there")
 
 
 def add_grow(verbs: _SubParsersAction) -> None:
     grow = verbs.add_parser("grow", help="start weights for the larger tokenizer of a config")
     config_arguments(grow)
     model_arguments(grow)
-    grow.set_defaults(run=_grow)
+    grow.set_defaults(run=_grow, keeps=NOTHING)
 
 
 def _minutes(text: str) -> float:
@@ -47,7 +47,10 @@ def _minutes(text: str) -> float:
 
 
 def _quickstart(options: Namespace) -> None:
-    from lumina_jax.toyworld.quickstart import omni_quickstart, quickstart
+    from lumina_jax.progress import waiting
+
+    with waiting("loading JAX"):
+        from lumina_jax.toyworld.quickstart import omni_quickstart, quickstart
 
     stages = [load_experiment(str(REPOSITORY / f"configs/toy_stage{n}.py"), []) for n in (1, 2, 3)]
     print(quickstart(stages, Path(options.out), options.minutes))

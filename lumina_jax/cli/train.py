@@ -7,14 +7,14 @@ from pathlib import Path
 from lumina_jax.cli.arguments import at_least, output_path
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import join, process_arguments
-from lumina_jax.errors import MissingFileError
+from lumina_jax.errors import MissingFileError, interrupted
 
 
 def add_train(verbs: _SubParsersAction) -> None:
     train = verbs.add_parser("train", help="train a config, or continue it from its newest checkpoint")
     config_arguments(train)
     process_arguments(train)
-    train.set_defaults(run=_train)
+    train.set_defaults(run=_train, keeps="finished checkpoints are kept; the same command goes on from the newest")
 
 
 def add_compile(verbs: _SubParsersAction) -> None:
@@ -33,12 +33,13 @@ def add_compile(verbs: _SubParsersAction) -> None:
     check.add_argument(
         "--out", type=output_path, help="also write tables, JSON and the compiled programs into this folder"
     )
-    check.set_defaults(run=_compile)
+    check.set_defaults(run=_compile, keeps="finished programs are kept; the same command starts again")
 
 
 def _train(options: Namespace) -> None:
     cfg = load_experiment(options.config, options.changes)
-    with join(options, cfg.pod) as group:
+    keeps = f"finished checkpoints in {cfg.out} are kept; the same command goes on from the newest"
+    with interrupted(keeps), join(options, cfg.pod) as group:
         _train_in(group, cfg, options.config)
 
 
@@ -47,18 +48,21 @@ def _train_in(group, cfg, config: str) -> None:
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
         if not value or not Path(value).exists():
             raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {config}")
-    import jax
+    from lumina_jax.progress import waiting
+
+    with waiting("loading JAX"):
+        import jax
+
+        from lumina_jax.cluster.consistency import check_consistency
+        from lumina_jax.config import to_dict
+        from lumina_jax.data.pipeline import batches
+        from lumina_jax.data.shards import Shards
+        from lumina_jax.sharding import data_share, make_mesh
+        from lumina_jax.train.loop import train
+        from lumina_jax.vocab import Vocab
 
     if cfg.compile_cache:
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
-    from lumina_jax.cluster.consistency import check_consistency
-    from lumina_jax.config import to_dict
-    from lumina_jax.data.pipeline import batches
-    from lumina_jax.data.shards import Shards
-    from lumina_jax.sharding import data_share, make_mesh
-    from lumina_jax.train.loop import train
-    from lumina_jax.vocab import Vocab
-
     vocab = Vocab.load(cfg.data.tokenizer)
     vocab.check_fits(cfg.model.vocab)
     manifests = {path: Shards(path).manifest for path in cfg.data.paths}
@@ -99,14 +103,21 @@ def _compile(options: Namespace) -> int:
     cfg = load_experiment(options.config, options.changes)
     target = topology.parse(options.topology, options.slices)
     os.environ.update(topology.environment())
-    from lumina_jax.pods import plan, report
-    from lumina_jax.pods.compile import check_programs, compile_programs
-    from lumina_jax.pods.flags import libtpu_init_args
+    from lumina_jax.progress import waiting
+
+    with waiting("loading JAX"):
+        from lumina_jax.pods import plan, report
+        from lumina_jax.pods.compile import PROGRAMS, check_programs, compile_programs
+        from lumina_jax.pods.flags import libtpu_init_args
 
     out = report.output_folder(options.out) if options.out else None
     if options.plan:
         return 0 if plan.run(cfg, target, options.tries, out) else 1
     programs = check_programs(options.what)
-    outcomes = [report.show(outcome, out) for outcome in compile_programs(cfg, target, programs, options.int8)]
+    compiled, outcomes = compile_programs(cfg, target, programs, options.int8), []
+    for program in filter(programs.__contains__, PROGRAMS):
+        with waiting(f"compiling {program}, which takes minutes"):
+            outcome = next(compiled)
+        outcomes.append(report.show(outcome, out))
     print(f"set on every host of such a pod: export LIBTPU_INIT_ARGS='{libtpu_init_args(target.chip)}'")
     return 0 if all(outcome.costs for outcome in outcomes) else 1

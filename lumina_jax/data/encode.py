@@ -3,7 +3,7 @@
 import functools
 from collections import defaultdict, deque
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 
 from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.pictures import pixels
+from lumina_jax.progress import waiting
 
 MAX_PIXELS = 2**20
 """The most pixels that a device encodes at once: four crops of 512², one of 1024². That fills any chip."""
@@ -31,6 +32,7 @@ class BatchEncoder:
     vq: ImageTokenizer
     max_rows: int
     mesh: Mesh | None
+    _compiled: set[tuple[int, int]] = field(default_factory=set, compare=False, repr=False)
 
     @classmethod
     def on_devices(cls, vq: ImageTokenizer, max_rows: int, devices: list[jax.Device] | None = None) -> "BatchEncoder":
@@ -61,7 +63,10 @@ class BatchEncoder:
         for rows_of_device, batch in zip(filled, batches, strict=False):
             rows_of_device[: len(batch)] = batch
         values = _values()[filled.reshape(-1, height, width, 3)]
-        return self.vq.encode(jax.device_put(values, NamedSharding(self.mesh, P("device"))))
+        new = (width, height) not in self._compiled
+        self._compiled.add((width, height))
+        with waiting(f"compiling the image tokenizer for {width}x{height} px, once", show=new):
+            return self.vq.encode(jax.device_put(values, NamedSharding(self.mesh, P("device"))))
 
 
 class GridEncoder:

@@ -1,8 +1,8 @@
 """Fits a PatchVQ codebook and a word tokenizer to a source, in seconds, for training without Chameleon's weights."""
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from lumina_jax.data.word_tokenizer import build, save
 from lumina_jax.errors import ExistingFileError
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pictures import pixels
+from lumina_jax.progress import ProgressDisplay, waiting
 from lumina_jax.storage import atomic_write_text
 from lumina_jax.vocab import FILE_NAMES
 
@@ -55,19 +56,31 @@ def fit(
     indices = np.unique(np.linspace(0, len(source) - 1, MAX_RECORDS).astype(int))
     texts: list[str] = []
 
-    def crops() -> Iterator[np.ndarray]:
-        for index in indices:
-            record = read_record(source.__getitem__, int(index))
-            if isinstance(record, Reject):
-                continue  # pretokenize lists it among the rejects, with the reason
-            texts.extend(message for turn in record.conversation([sizes[0]]) for message in turn if message)
-            for number, image in enumerate(record.images):
-                size = crop_size(image.size, sizes)
-                rng = np.random.default_rng([seed, int(index), number])
-                yield np.asarray(pixels.whiten(pixels.random_crop(image, size, rng)))
+    def read(index: int) -> tuple[list[str], list[np.ndarray]]:
+        record = source[index]
+        words = [message for turn in record.conversation([sizes[0]]) for message in turn if message]
+        rngs = (np.random.default_rng([seed, index, number]) for number in itertools.count())
+        pairs = zip(record.images, rngs, strict=False)
+        return words, [
+            np.asarray(pixels.whiten(pixels.random_crop(image, crop_size(image.size, sizes), rng)))
+            for image, rng in pairs
+        ]
 
-    codebook = PatchVQ.fit(crops(), vq.codes, seed=seed)
+    def crops(progress: ProgressDisplay) -> Iterator[np.ndarray]:
+        for index in indices:
+            content = read_record(read, int(index))
+            progress.advance(1)
+            if isinstance(content, Reject):
+                continue  # pretokenize lists it among the rejects, with the reason
+            texts.extend(content[0])
+            yield from content[1]
+
+    with ProgressDisplay("fit", len(indices)) as progress:
+        codebook = PatchVQ.fit(crops(progress), vq.codes, seed=seed)
     codebook.save(vq.path)
     units = max(max(size) for size in sizes) // data.patch
     save(build(codebook.codes, texts, size_units=units), Path(data.tokenizer))
-    return codebook.report(list(islice(crops(), REPORT_PICTURES)))
+    with waiting("measuring the codebook"):
+        return codebook.report(
+            list(itertools.islice(crops(ProgressDisplay("measure", len(indices), show=False)), REPORT_PICTURES))
+        )

@@ -4,10 +4,12 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TypeVar
 
 import grain
+import tensorflow_datasets as tfds
 from PIL import Image
 
 from lumina_jax.data.items.items_dataset_builder import RECORD, Builder, to_example
@@ -24,6 +26,7 @@ from lumina_jax.data.sources.record import (
 )
 from lumina_jax.errors import ExistingFileError, InputError, interrupted
 from lumina_jax.progress import ProgressDisplay, print_line
+from lumina_jax.storage import storage_errors
 
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 LOSSLESS = ("1", "L", "LA", "P", "RGB", "RGBA")
@@ -61,9 +64,22 @@ def prepare(
         folder = Path(builder.data_path)
         if folder.exists():
             raise ExistingFileError(f"{folder} exists already; choose another name, or delete it to make it anew")
-        with interrupted(f"{folder} was not made; give the same command again, and it starts from the beginning"):
-            builder.download_and_prepare()
-    write_rejects(folder, rejects)
+        keeps = f"{folder} was not made; give the same command again, and it starts from the beginning"
+        # TFDS speaks of downloads, and draws bars of its own into the progress.
+        tfds.disable_progress_bar()
+        with interrupted(keeps), storage_errors(folder), redirect_stdout(io.StringIO()):
+            try:
+                builder.download_and_prepare()
+            except AssertionError as error:  # how TFDS says that there are no examples
+                if len(rejects) < len(source):
+                    raise
+                first = sum_causes(rejects)[0]
+                raise InputError(
+                    f"{folder}: none of the {len(source):,} records could be kept, {first.count:,} of them because of: "
+                    f"{first.cause}; such as record {first.index:,}: {first.reason}; mend the source and start again"
+                ) from error
+    with storage_errors(folder):
+        write_rejects(folder, rejects)
     check_counts(folder, builder.info.splits["train"].num_examples, rejects, source, progress)
     return folder
 

@@ -208,10 +208,10 @@ class Shards:
 
     ``lengths`` i32[N] are their numbers of tokens, memory-mapped. Safe to read from several threads; pickled it is only its
     path, and another process opens it again. Raises MissingFileError when the folder was not written, or not finished, by
-    pretokenize, InputError when it holds no records or its files do not belong together.
+    pretokenize, InputError when it holds no records, unless it ``may_be_empty``, or its files do not belong together.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, may_be_empty: bool = False):
         if "://" in str(path):
             raise InputError(f"{path} is not on this machine; copy it to a local disk, or mount it (gcsfuse)")
         self.path = Path(path)
@@ -223,7 +223,7 @@ class Shards:
                 else f"{path} holds no {MANIFEST}: it is no folder written by `run.py pretokenize`; make it first"
             )
         self.manifest = read_json(StorageFolder(self.path), MANIFEST, Manifest)
-        if self.manifest.kept == 0:
+        if self.manifest.kept == 0 and not may_be_empty:
             raise InputError(f"{path} holds no records; {self.path / REJECTS} says why all were rejected")
         settings = self.manifest.settings
         self._files = [self.path / settings.file(shard, TOKENS) for shard in range(settings.shards)]

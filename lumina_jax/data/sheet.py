@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from lumina_jax.layout import decode_grid, images_in
+from lumina_jax.layout import CODES_PER_UNIT, decode_grid, images_in
 from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
 from lumina_jax.pictures.html import Html, picture, tag
 from lumina_jax.vocab import Vocab
@@ -41,6 +41,43 @@ def pieces(tokens: np.ndarray, learn: np.ndarray, vocab: Vocab) -> Iterator[Piec
     yield from _texts(tokens[end:], learn[end:], vocab)
 
 
+def readable(tokens: np.ndarray, vocab: Vocab) -> str:
+    """Tokens i32[n] -> text in which special tokens have names that a person knows, such as <end of turn> or <16 rows>."""
+    names = {
+        vocab.bos: "<start>",
+        vocab.boi: "<image>",
+        vocab.eoi: "<end of image>",
+        vocab.end_of_turn: "<end of turn>",
+        vocab.newline: "<end of row>",
+    }
+    words, plain = [], []
+    for place, token in enumerate(tokens.tolist()):
+        known = 0 <= token < len(vocab.code_of)
+        if known and token not in names and vocab.code_of[token] < 0 and vocab.size_of[token] < 0:
+            plain.append(token)
+            continue
+        words.append(vocab.decode(plain))
+        plain = []
+        if not known:
+            words.append(f"<no token {token}>")
+        elif vocab.code_of[token] >= 0:
+            words.append(f"<code {vocab.code_of[token]}>")
+        elif vocab.size_of[token] > 0:
+            words.append(_size(tokens[:place], int(vocab.size_of[token]), vocab))
+        else:
+            words.append(names[token])
+    return "".join([*words, vocab.decode(plain)])
+
+
+def _size(before: np.ndarray, units: int, vocab: Vocab) -> str:
+    """The name of a size token: an image begins with its rows, then its columns."""
+    if len(before) and before[-1] == vocab.boi:
+        return f"<{units * CODES_PER_UNIT} rows>"
+    if len(before) > 1 and before[-2] == vocab.boi:
+        return f"<{units * CODES_PER_UNIT} columns>"
+    return f"<size {units}>"
+
+
 def card(title: str, sample: Sequence[Piece], vq: ImageTokenizer) -> Html:
     """One sample as an HTML figure, its pictures decoded by ``vq``."""
     return tag("figure", tag("figcaption", title), *(_html(piece, vq) for piece in sample), class_="sample")
@@ -50,7 +87,7 @@ def _texts(tokens: np.ndarray, learn: np.ndarray, vocab: Vocab) -> Iterator[Piec
     changes = np.flatnonzero(learn[1:] != learn[:-1]) + 1
     for stretch, learned in zip(np.split(tokens, changes), np.split(learn, changes), strict=True):
         if len(stretch):
-            yield Piece(bool(learned[0]), vocab.decode(stretch))
+            yield Piece(bool(learned[0]), readable(stretch, vocab))
 
 
 def _image(tokens: np.ndarray, learned: bool, vocab: Vocab) -> Piece:

@@ -13,6 +13,7 @@ from lumina_jax.data.pipeline import collate
 from lumina_jax.data.shards import Shards, check_made_with
 from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.progress import ProgressDisplay, waiting
 from lumina_jax.sample import generate
 from lumina_jax.train.loss import LossSums, token_loss
 from lumina_jax.vocab import Vocab
@@ -35,10 +36,11 @@ def held_out(model: Chameleon, vocab: Vocab, path: str, limit: int = 4096, vq: s
     """
     shards = _open(path, vocab, vq)
     xent = tokens = correct = 0.0
-    for records in _batches(shards, limit):
+    for records in _batches(shards, limit, "loss"):
         longest = max(len(ids) for ids, _ in records)
         batch = collate(records, range(len(records)), (len(records), -(-longest // LENGTH_STEP) * LENGTH_STEP))
-        sums, batch_correct = _measure(model, batch)
+        with waiting(f"compiling for {batch.inputs.shape[1]:,} tokens"):
+            sums, batch_correct = _measure(model, batch)
         xent, tokens, correct = xent + float(sums.xent), tokens + float(sums.tokens), correct + float(batch_correct)
     return {"tokens": int(tokens), "xent": xent / tokens, "accuracy": correct / tokens}
 
@@ -63,7 +65,7 @@ def greedy_match(
     """
     shards = _open(path, vocab, vq)
     shares = []
-    for records in _batches(shards, limit):
+    for records in _batches(shards, limit, "greedy"):
         prompts, truths = zip(*(_first_answer(ids, learn) for ids, learn in records), strict=True)
         cfg = replace(GREEDY, max_new_tokens=max(map(len, truths)) + SLACK_TOKENS)
         answers = generate(model, prompts, jax.random.key(0), cfg, vocab)
@@ -98,9 +100,15 @@ def _open(path: str, vocab: Vocab, vq: str | None) -> Shards:
     return shards
 
 
-def _batches(shards: Shards, limit: int) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """ROWS records at a time, at most ``limit`` spread over the folder: (tokens i32[n], learn bool[n]) of similar length."""
+def _batches(shards: Shards, limit: int, title: str) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+    """ROWS records at a time, at most ``limit`` spread over the folder: (tokens i32[n], learn bool[n]) of similar length.
+
+    Shows how many were used up, under ``title``.
+    """
     indices = np.unique(np.linspace(0, len(shards) - 1, min(limit, len(shards))).astype(int))
     indices = indices[np.argsort(np.asarray(shards.lengths)[indices], kind="stable")]
-    for start in range(0, len(indices), ROWS):
-        yield [shards[int(index)] for index in indices[start : start + ROWS]]
+    with ProgressDisplay(title, len(indices)) as progress:
+        for start in range(0, len(indices), ROWS):
+            chosen = indices[start : start + ROWS]
+            yield [shards[int(index)] for index in chosen]
+            progress.advance(len(chosen))

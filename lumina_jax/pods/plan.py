@@ -20,6 +20,8 @@ from lumina_jax.pods import report
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import Outcome, compile_train_step
 from lumina_jax.pods.topology import Topology
+from lumina_jax.progress import waiting
+from lumina_jax.storage import claim
 
 REMATS = (*REMAT, "none")
 """Values of mesh.remat, in rising order of memory."""
@@ -40,7 +42,12 @@ def run(cfg: Experiment, topology: Topology, tries: int, out: Path | None) -> Ou
     if tries < 1:
         raise InputError(f"--tries {tries}; it must be at least 1")
     devices, outcomes = topology.devices(), []
-    variants = search(cfg, topology, lambda variant: compile_train_step(variant, topology, devices))
+
+    def compile_variant(variant: Experiment) -> Outcome:
+        with waiting("compiling a variant, which takes minutes"):
+            return compile_train_step(variant, topology, devices)
+
+    variants = search(cfg, topology, compile_variant)
     for outcome in itertools.islice(variants, tries):
         outcomes.append(outcome)
         report.to_screen(plan_table(outcomes))
@@ -48,6 +55,7 @@ def run(cfg: Experiment, topology: Topology, tries: int, out: Path | None) -> Ou
     if out:
         stem = report.stem(outcomes[0])
         text = report.plain(plan_table(outcomes)) + recommendation(outcomes) + "\n"
+        claim(out, [f"{stem}.plan.txt", f"{stem}.plan.jsonl"], "run.py compile")
         (out / f"{stem}.plan.txt").write_text(text)
         lines = (json.dumps(report.record(outcome)) + "\n" for outcome in outcomes)
         (out / f"{stem}.plan.jsonl").write_text("".join(lines))

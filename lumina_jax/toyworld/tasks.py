@@ -13,6 +13,7 @@ from lumina_jax.layout import answer_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import encode_image
 from lumina_jax.model.patchvq import PatchVQ
+from lumina_jax.progress import waiting
 from lumina_jax.sample import generate
 from lumina_jax.sample.picture import pictures, text
 from lumina_jax.toyworld.captions import Caption
@@ -91,7 +92,8 @@ def evaluate_tasks(
     for number, task in enumerate(tasks):
         exercises = evaluation_exercises(task, sizes, count, seed)
         key = jax.random.fold_in(jax.random.key(seed), number)
-        replies = sample_replies(model, vq, vocab, exercises, cfg, key)
+        with waiting(f"{task}: {count} exercises"):
+            replies = sample_replies(model, vq, vocab, exercises, cfg, key)
         scores = tuple(score(*pair) for pair in zip(exercises, replies, strict=True))
         yield TaskResult(task, tuple(exercises), tuple(map(tuple, replies)), scores)
 

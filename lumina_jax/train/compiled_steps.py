@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from lumina_jax.batch import DTYPES, Batch
 from lumina_jax.config import Experiment
+from lumina_jax.progress import waiting
 from lumina_jax.sharding import ROWS
 from lumina_jax.train.step import Metrics, Step, TrainState, jitted_step, state_shapes
 
@@ -31,7 +32,10 @@ class CompiledSteps:
         jitted, state = jitted_step(self._cfg, self._mesh), state_shapes(self._cfg, self._mesh)
         for length in self._cfg.data.buckets:
             shape, start = (self._cfg.data.rows(length), length), time.monotonic()
-            with jax.set_mesh(self._mesh):
+            with (
+                waiting(f"compiling the step for {shape[0]:,} rows of {length:,} tokens, once"),
+                jax.set_mesh(self._mesh),
+            ):
                 self._by_shape[shape] = jitted.lower(state, batch_shapes(shape, self._mesh)).compile()
             self._print_time(shape, start, "ahead")
 
@@ -41,7 +45,8 @@ class CompiledSteps:
             with jax.set_mesh(self._mesh):
                 return self._by_shape[shape](state, batch)
         start = time.monotonic()
-        result = self._step(state, batch)
+        with waiting(f"compiling the step for {shape[0]:,} rows of {shape[1]:,} tokens, once"):
+            result = self._step(state, batch)
         self._by_shape[shape] = self._step
         self._print_time(shape, start, f"program {len(self._by_shape)} of at most {len(self._cfg.data.buckets)}")
         return result

@@ -7,7 +7,9 @@ from data_parts import noise
 from PIL import Image
 
 from lumina_jax.conversation import image_prompt
-from lumina_jax.data.sources import JsonSource, Record, index_lines
+from lumina_jax.data.sources import JsonSource, Record
+from lumina_jax.data.sources.json_spans import index_lines
+from lumina_jax.data.sources.text_file import TextFile
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 TURNS = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A dög."}]
@@ -66,14 +68,14 @@ def test_a_caption_needs_exactly_one_image():
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
-@pytest.mark.parametrize("text", ["{}\n{ }\n", "{}\n\n\n{ }", '\ufeff{}\r\n{"a": "b"}\r\n'])
+@pytest.mark.parametrize("text", ["{}\n{ }\n", "{}\n \n\t\r\n\n{ }\n ", '\ufeff{}\r\n{"a": "b"}\r\n'])
 def test_lines_with_any_line_ending_are_found(tmp_path, text, chunk):
     path = tmp_path / "lines.jsonl"
     path.write_text(text, encoding="utf-8", newline="")
-    content = path.read_bytes()
-    spans, _ = index_lines(path, chunk)
-    assert [json.loads(content[a:b]) for a, b in spans] == [
-        json.loads(line) for line in content.splitlines() if line.strip()
+    file = TextFile(str(path))
+    spans, _ = index_lines(file, chunk)
+    assert [json.loads(file.read(a, b)) for a, b in spans] == [
+        json.loads(line) for line in text.removeprefix("\ufeff").splitlines() if line.strip()
     ]
 
 
@@ -93,8 +95,8 @@ def test_the_fingerprint_follows_the_content(folder):
     [
         (7, "JSON int, not an object"),
         ({"image": "a.png"}, "neither 'conversations' nor 'caption'"),
-        ({"image": "a.png", "caption": None}, "'caption' is a JSON NoneType, not a text"),
-        ({"image": "a.png", "caption": "\ud83d"}, "surrogates not allowed"),
+        ({"image": "a.png", "caption": None}, "neither 'conversations' nor 'caption', only"),
+        ({"image": "a.png", "caption": "\ud83d"}, "half a surrogate pair"),
         ({"image": "none.png", "caption": "x"}, "none.png: No such file"),
         ({"image": "data", "caption": "x"}, r"data: no image that Pillow can read; its first bytes are 7b 22"),
         ({"image": [3], "caption": "x"}, "neither a path nor a list of paths"),

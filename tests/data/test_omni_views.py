@@ -124,6 +124,9 @@ def test_captions_swap_photo_and_picture_of_any_set_of_views(vkitti2, tmp_path, 
     assert "few.jsonl has no caption of Scene01" in reason(
         open_source(f"vkitti2:{root}@captions={tmp_path}/few.jsonl"), 0
     )
+    write_lines(tmp_path / "half.jsonl", [lines[0], json.dumps(lines[1])[:-2]])
+    half = open_source(f"vkitti2:{root}@captions={tmp_path}/half.jsonl")
+    assert "1 of its lines cannot be read, the first: " in reason(half, 0)
     write_lines(tmp_path / "bad.jsonl", ["{"])
     with pytest.raises(ValueError, match=r"bad\.jsonl, byte 0"):
         open_source(f"vkitti2:{root}@captions={tmp_path}/bad.jsonl")

@@ -13,8 +13,8 @@ import pytest
 from data_parts import noise
 
 from lumina_jax.data.sources import files, open_source
-from lumina_jax.data.sources.json_list import REMOTE_BLOCK
 from lumina_jax.data.sources.lru import LRUCache
+from lumina_jax.data.sources.text_file import REMOTE_BLOCK
 from lumina_jax.errors import InputError
 
 LETTERS = bytes(range(256)) * 40
@@ -198,7 +198,7 @@ def test_temporary_failures_are_repeated_and_refusals_are_not(tmp_path, web):
 
 
 def test_a_long_remote_file_is_read_in_blocks(monkeypatch, tmp_path):
-    monkeypatch.setattr("lumina_jax.data.sources.json_list.REMOTE_BLOCK", 50)
+    monkeypatch.setattr("lumina_jax.data.sources.text_file.REMOTE_BLOCK", 50)
     question = {"from": "human", "value": "question " * 9}
     items = [{"conversations": [question, {"from": "gpt", "value": str(i)}]} for i in range(9)]
     fsspec.filesystem("memory").pipe_file("/long.jsonl", "\n".join(map(json.dumps, items)).encode())

@@ -6,12 +6,12 @@ from lumina_jax.data.omni import depth, normals
 from lumina_jax.data.omni.boxes import MdetrViews, ReferViews, TfdsViews
 from lumina_jax.data.omni.captions import open_captions
 from lumina_jax.data.omni.edits import EditSource
-from lumina_jax.data.omni.options import choice, parse
 from lumina_jax.data.omni.pose import PoseViews
 from lumina_jax.data.omni.segments import SegmentViews
 from lumina_jax.data.omni.sessions import MagicBrushFolder, MagicBrushParquet, SeedSessions
 from lumina_jax.data.omni.views import FolderViews, Views, ViewSource
 from lumina_jax.data.sources import files
+from lumina_jax.data.sources.options import choice, parse
 from lumina_jax.data.sources.record import StoredSource
 from lumina_jax.errors import InputError
 

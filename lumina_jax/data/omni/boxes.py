@@ -13,9 +13,10 @@ from lumina_jax.data.omni.pose import box
 from lumina_jax.data.omni.views import View, Views
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import ImageFile, read_image
-from lumina_jax.data.sources.record import checked_text
+from lumina_jax.data.sources.text_file import TextFile
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.pictures import annotations
+from lumina_jax.text import checked_text, parse_json
 
 FRAME_SHARE, MIN_FRAME = 1 / 160, 2
 """Thickness of a frame: a share of the picture's longer side, but at least so many px."""
@@ -53,8 +54,10 @@ class ReferViews(Views):
 
     def __init__(self, path: str, images: str, selection: Mapping[str, str]):
         self.path, self._images = path, images
-        content = files.read(path)
-        self.fingerprint = hashlib.sha256(content + json.dumps(dict(selection)).encode()).hexdigest()[:16]
+        self._text, digest = TextFile(path), hashlib.sha256()
+        content = b"".join(self._text.blocks(digest.update))
+        digest.update(json.dumps(dict(selection)).encode())
+        self.fingerprint = digest.hexdigest()[:16]
         try:
             refs = [
                 (start, end, _sentences(ref), isinstance(ref, Mapping))
@@ -70,7 +73,7 @@ class ReferViews(Views):
 
     def view(self, index: int) -> View:
         start, end, number = map(int, self._entries[index])
-        ref = json.loads(files.read(self.path, start, end))
+        ref = parse_json(self._text.text(start, end))
         if not isinstance(ref, Mapping) or not isinstance(ref.get("ann"), Mapping) or not _sentences(ref, malformed=0):
             raise InputError(f"the reference at byte {start} lacks 'ann' or 'sentences'")
         path = OBJECT_SUFFIX.sub("", str(ref.get("file_name")))

@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 import numpy as np
 
-from lumina_jax.data.sources import files
 from lumina_jax.data.sources.record import checked_object
+from lumina_jax.data.sources.text_file import TextFile
 from lumina_jax.errors import InputError
+from lumina_jax.text import parse_json
 
 BLANK = re.compile(r"[ \t\r\n]*")
 NO_IMAGE = -1
@@ -48,8 +49,9 @@ class CocoFile:
 
     def __init__(self, path: str, keep: Callable[[Mapping], bool]):
         self.path = path
-        content = files.read(path)
-        self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
+        self._text, digest = TextFile(path), hashlib.sha256()
+        content = b"".join(self._text.blocks(digest.update))
+        self.fingerprint = digest.hexdigest()[:16]
         spans: dict[str, list[tuple[int, int, int]]] = {"images": [], "annotations": []}
         try:
             for key, start, end, value in members(content, spans):
@@ -85,7 +87,7 @@ class CocoFile:
         return self._read(self._images[row]), annotations
 
     def _read(self, span: np.ndarray) -> Mapping:
-        value = json.loads(files.read(self.path, int(span[0]), int(span[1])))
+        value = parse_json(self._text.text(int(span[0]), int(span[1])))
         return checked_object(value, f"the value at byte {span[0]} is")
 
 

@@ -8,8 +8,9 @@ import numpy as np
 from lumina_jax.conversation import Turn, task_prompt
 from lumina_jax.data.omni.sessions import SessionEdit, Sessions
 from lumina_jax.data.sources.images import ImageFile
-from lumina_jax.data.sources.record import StoredRecord, StoredSource, checked_text
+from lumina_jax.data.sources.record import StoredRecord, StoredSource
 from lumina_jax.errors import InputError, prefixed_errors
+from lumina_jax.text import checked_text
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 

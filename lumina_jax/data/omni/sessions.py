@@ -6,7 +6,6 @@ well-formed. ``fetch`` turns a picture value of an edit into its image file; Val
 """
 
 import hashlib
-import json
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from lumina_jax.data.sources import files, json_spans
 from lumina_jax.data.sources.images import ImageFile, read_image
 from lumina_jax.data.sources.lru import LRUCache
 from lumina_jax.data.sources.record import checked_object
+from lumina_jax.data.sources.text_file import TextFile
 from lumina_jax.errors import InputError, prefixed_errors
+from lumina_jax.text import parse_json
 
 CACHED_GROUPS = 2
 """Parquet row groups in memory. Each holds hundreds of pictures."""
@@ -114,10 +115,8 @@ class MagicBrushFolder:
         self.path = files.join(folder, "edit_sessions.json")
         content = files.read(self.path)
         self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
-        try:
-            sessions = json.loads(content)
-        except ValueError as error:
-            raise InputError(f"{self.path} is no JSON: {error}; download it again") from error
+        with prefixed_errors(f"{self.path} cannot be read; download it again"):
+            sessions = parse_json(content)
         if not isinstance(sessions, dict):
             raise InputError(f"{self.path} holds a JSON {type(sessions).__name__}, not an object of sessions by image")
         self._sessions = list(sessions.items())
@@ -147,24 +146,23 @@ class SeedSessions:
 
     def __init__(self, folder: str):
         self._images = files.join(folder, "images")
-        self.paths = files.expand(files.join(folder, "annotations/split_*.jsonl"))
+        self._texts = [TextFile(path) for path in files.expand(files.join(folder, "annotations/split_*.jsonl"))]
         digest, lines = hashlib.sha256(), []
-        for number, path in enumerate(self.paths):
-            spans, fingerprint = json_spans.index_lines(path)
+        for number, text in enumerate(self._texts):
+            spans, fingerprint = json_spans.index_lines(text)
             digest.update(fingerprint.encode())
-            content = files.read(path)
-            lines += [(number, start, end, _turns(content[start:end])) for start, end in spans]
+            lines += [(number, start, end, _turns(text, start, end)) for start, end in spans.tolist()]
         self._lines = np.array(lines, np.int64).reshape(-1, 4)
         self.lengths = self._lines[:, 3]
         self.fingerprint = digest.hexdigest()[:16]
 
     def name(self, session: int) -> str:
         number, start = map(int, self._lines[session, :2])
-        return f"{self.paths[number]}, line at byte {start}"
+        return f"{self._texts[number].path}, line at byte {start}"
 
     def edits(self, session: int, first: int, end: int) -> Sequence[SessionEdit]:
         number, start, stop, turns = map(int, self._lines[session])
-        item = checked_object(json.loads(files.read(self.paths[number], start, stop)), "the line is")
+        item = checked_object(parse_json(self._texts[number].text(start, stop)), "the line is")
         if "target_image" in item:
             return [SessionEdit(item.get("source_image"), item.get("instruction"), item["target_image"])]
         pictures = [item.get("source_image"), *(item.get(f"edit_image_{turn}") for turn in range(1, turns + 1))]
@@ -181,11 +179,11 @@ class SeedSessions:
 Sessions = MagicBrushParquet | MagicBrushFolder | SeedSessions
 
 
-def _turns(line: bytes) -> int:
+def _turns(text: TextFile, start: int, stop: int) -> int:
     """The number of turns of a line of SEED-Data-Edit; 1 for a malformed line, to make it a bad record."""
     try:
-        item = json.loads(line)
-    except ValueError:
+        item = parse_json(text.text(start, stop))
+    except InputError:
         return 1
     turn = 1
     while isinstance(item, Mapping) and (item.get(f"instruction_{turn + 1}") or item.get(f"edit_image_{turn + 1}")):

@@ -3,19 +3,26 @@
 A value of an unknown form is returned unchanged; reading it as Lumina's form then fails with a reason.
 """
 
+import re
 from collections.abc import Callable, Mapping
 
 from lumina_jax.conversation import literal
 from lumina_jax.data.sources.record import SPEAKERS
+from lumina_jax.errors import InputError
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 LLAVA_IMAGE = "<image>"
 PAIR_IMAGES = (
     *("image", "images", "image_path", "img_path", "file_name", "path", "image_url", "url", "img"),
-    *("jpg", "jpeg", "png", "webp"),
+    *("image_name", "filename", "filepath", "jpg", "jpeg", "png", "webp"),
 )
-PAIR_CAPTIONS = ("caption", "text", "prompt", "txt", "captions", "title", "description")
-"""Keys of published image-text pairs, compared without case, the likeliest first."""
+PAIR_CAPTIONS = ("caption", "text", "prompt", "txt", "captions", "title", "description", "comment")
+"""Keys of published image-text pairs, as :func:`column_name` writes them, the likeliest first."""
+
+
+def column_name(key: object) -> str:
+    """A key as PAIR_IMAGES and PAIR_CAPTIONS write it: in small letters, with _ for blanks and hyphens."""
+    return re.sub(r"[\s-]+", "_", str(key).strip().lower())
 
 
 def openhermes(item: object) -> object:
@@ -43,9 +50,11 @@ def dialogue(item: object) -> object:
 
 def pair(item: object) -> object:
     """An image and its caption under any of the published keys; of a list of captions the first is taken."""
-    if not isinstance(item, Mapping) or "conversations" in item:
+    if not isinstance(item, Mapping) or item.get("conversations") is not None:
         return item
     caption = _first_of(item, PAIR_CAPTIONS)
+    if caption is None:
+        return item
     caption = caption[0] if isinstance(caption, list) and caption else caption
     return {"image": _first_of(item, PAIR_IMAGES), "caption": caption}
 
@@ -55,9 +64,9 @@ def imagefolder(item: object) -> object:
     if not isinstance(item, Mapping):
         return item
     images = item.get("file_name", item.get("file_names"))
-    if "conversations" in item:
+    if item.get("conversations") is not None:
         return dialogue({"image": images, "conversations": item["conversations"]})
-    return pair({"image": images} | {name: item[name] for name in item if name.lower() in PAIR_CAPTIONS})
+    return pair({"image": images} | {name: item[name] for name in item if column_name(name) in PAIR_CAPTIONS})
 
 
 def _dialogue(item: object, images: object) -> object:
@@ -67,7 +76,9 @@ def _dialogue(item: object, images: object) -> object:
     if messages and _speaker(messages[0]) == "system":
         system, *messages = messages
         system_text = system.get("value")
-        if messages and isinstance(system_text, str) and system_text.strip():
+        if system_text is not None and not isinstance(system_text, str):
+            return item
+        if messages and system_text and system_text.strip():
             messages[0] = _map_text(messages[0], lambda text: f"{system_text.strip()}\n\n{text}")
     return {"conversations": messages} | ({"image": images} if images else {})
 
@@ -91,6 +102,10 @@ def _map_text(message: object, change: Callable[[str], str]) -> object:
 
 
 def _first_of(item: Mapping, names: tuple[str, ...]) -> object:
-    """The value of the first of ``names`` that is a key of ``item``, compared without case; None without any."""
-    values = {str(key).lower(): value for key, value in item.items() if value is not None}
-    return next((values[name] for name in names if name in values), None)
+    """The value of the first of ``names`` that is a key of ``item``; None without any, InputError when it has it twice."""
+    values = [(column_name(key), value) for key, value in item.items() if value is not None]
+    name = next((name for name in names if any(key == name for key, _ in values)), None)
+    found = [value for key, value in values if key == name]
+    if len(found) > 1:
+        raise InputError(f"the key {name!r} stands twice; keep one", cause="a key twice")
+    return found[0] if found else None

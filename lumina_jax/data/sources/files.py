@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import re
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -89,15 +90,45 @@ def join(folder: str, path: str) -> str:
 
 
 def listing(folder: str) -> list[tuple[str, int]]:
-    """(path below ``folder``, bytes) of every file in it and its subfolders, sorted by path."""
+    """(path below ``folder``, bytes) of every file in it and its subfolders, sorted by path.
+
+    Links are followed, but none back to a folder that it lies in. A link that leads nowhere, and a subfolder that cannot be
+    read, whose path ends with ``/``, have 0 bytes.
+    """
     if is_remote(folder):
         entries = _remote(folder, lambda system: system.find(folder, detail=True))
         root = fsspec.core.strip_protocol(folder).rstrip("/") + "/"
         return sorted((path.removeprefix(root), entry["size"]) for path, entry in entries.items())
     if not os.path.isdir(folder):
         raise MissingFileError(f"no folder {folder}")
-    paths = (os.path.join(top, name) for top, _, names in os.walk(folder) for name in names)
-    return sorted((os.path.relpath(path, folder).replace(os.sep, "/"), size(path)) for path in paths)
+    return sorted(_walk(folder))
+
+
+def _walk(folder: str) -> Iterator[tuple[str, int]]:
+    """:func:`listing` of a local folder, in any order."""
+    folders: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while folders:
+        below, above = folders.pop()
+        try:
+            status = os.stat(os.path.join(folder, below))
+            identity = status.st_dev, status.st_ino
+            entries = list(os.scandir(os.path.join(folder, below))) if identity not in above else []
+        except OSError as error:
+            if not below:
+                raise StorageError(f"{folder}: {error.strerror}") from error
+            yield below, 0
+            continue
+        for entry in entries:
+            path = below + entry.name
+            try:
+                status = entry.stat()
+            except OSError:
+                yield path, 0
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                folders.append((f"{path}/", (*above, identity)))
+            elif stat.S_ISREG(status.st_mode):  # a pipe or socket would keep its reader waiting
+                yield path, status.st_size
 
 
 def listing_digest(listed: Iterable[tuple[str, int]], contents: Iterable[bytes] = ()) -> str:

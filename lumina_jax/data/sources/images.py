@@ -5,9 +5,13 @@ from dataclasses import dataclass
 from PIL import Image
 
 from lumina_jax.data.sources import files
+from lumina_jax.pictures.formats import SUFFIXES, UNREADABLE
 from lumina_jax.pictures.pixels import decode
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".avif")
+__all__ = ["PICTURE_SUFFIXES", "SUFFIXES", "ImageFile", "decode_image", "read_image"]
+
+PICTURE_SUFFIXES = (*SUFFIXES, *UNREADABLE)
+"""The endings of all picture files, also of those that have no decoder: decode_image says so, hence none is passed over."""
 
 
 @dataclass(frozen=True)

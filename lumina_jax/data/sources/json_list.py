@@ -1,19 +1,16 @@
 """Lumina's own files: a JSON list or JSONL of conversations and captions, local or remote."""
 
 import json
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from lumina_jax.data.sources import files, json_spans
-from lumina_jax.data.sources.images import ImageFile, read_image
-from lumina_jax.data.sources.lru import LRUCache
-from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
-from lumina_jax.errors import InputError, MissingFileError, prefixed_errors
+import numpy as np
 
-REMOTE_BLOCK = 1 << 22
-REMOTE_BLOCKS = 16
-"""A remote file is read in blocks of REMOTE_BLOCK bytes, the last REMOTE_BLOCKS of which stay in memory."""
+from lumina_jax.data.sources import files, json_spans
+from lumina_jax.data.sources.record import StoredRecord, StoredSource, image_reader, stored_record
+from lumina_jax.data.sources.text_file import TextFile
+from lumina_jax.errors import InputError, MissingFileError, prefixed_errors
+from lumina_jax.text import parse_json
 
 
 def unchanged(item: object) -> object:
@@ -28,8 +25,8 @@ class JsonSource(StoredSource):
     whose conversation asks for the image. The file and the images may be local or remote (see files). Image paths are absolute
     or relative to ``folder``, by default the folder of the file. ``adapt`` converts records of other forms into this one.
 
-    In memory are only the byte spans of the records. Raises MissingFileError, or InputError when a file that begins with ``[``
-    is no complete JSON list.
+    In memory are only the byte spans of the records (see TextFile). Raises MissingFileError, or InputError when the file is no
+    text, begins with ``[`` and is no complete JSON list, or is one JSON object that holds the records.
     """
 
     def __init__(self, path: str | Path, folder: str | None = None, adapt: Callable[[object], object] = unchanged):
@@ -38,32 +35,50 @@ class JsonSource(StoredSource):
             raise MissingFileError(f"no file {self.path}; a JSON list or a JSONL file of records is expected there")
         self.folder = files.folder_of(self.path) if folder is None else folder
         self._adapt = adapt
-        self._spans, self.fingerprint = (
-            json_spans.index_list(self.path) if json_spans.begins_list(self.path) else json_spans.index_lines(self.path)
-        )
-        self._blocks: LRUCache[bytes] = LRUCache(REMOTE_BLOCKS)
+        self._text = TextFile(self.path)
+        if json_spans.begins_list(self._text):
+            self._spans, self.fingerprint = json_spans.index_list(self._text)
+        else:
+            self._spans, self.fingerprint = json_spans.index_lines(self._text)
+            _check_no_container(self._text, self._spans)
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def stored(self, index: int) -> StoredRecord:
-        start, stop = map(int, self._spans[index])
-        with prefixed_errors(f"{self.path}, record {index}", ValueError, RecursionError):
-            return stored_record(self._adapt(json.loads(self._read(start, stop))), self._fetch)
+        with prefixed_errors(f"{self.path}, record {index}"):
+            return stored_record(self.item(index), image_reader(self.folder))
 
-    def _fetch(self, image: object) -> ImageFile:
-        if not isinstance(image, str):
-            raise InputError(f"an image is a JSON {type(image).__name__}, neither a path nor a list of paths")
-        return read_image(files.join(self.folder, image))
+    def item(self, index: int) -> object:
+        """The JSON of record ``index``, which should have Lumina's form, not checked; InputError when it is no JSON."""
+        return self._adapt(parse_json(self._text.text(*map(int, self._spans[index]))))
 
-    def _read(self, start: int, stop: int) -> bytes:
-        if not files.is_remote(self.path):
-            return files.read(self.path, start, stop)
-        first, last = start // REMOTE_BLOCK, (stop - 1) // REMOTE_BLOCK
-        blocks = (self._blocks.get(number, partial(self._block, number)) for number in range(first, last + 1))
-        content = b"".join(blocks)
-        return content[start - first * REMOTE_BLOCK : stop - first * REMOTE_BLOCK]
 
-    def _block(self, number: int) -> bytes:
-        end = int(self._spans[-1, 1])
-        return files.read(self.path, number * REMOTE_BLOCK, min((number + 1) * REMOTE_BLOCK, end))
+def _check_no_container(text: TextFile, spans: np.ndarray) -> None:
+    """InputError when the file is one JSON object, over several lines or around the list of records."""
+    lines = [text.read(*map(int, span)).strip() for span in spans[:2]]
+    values = [_value(line) for line in lines]
+    if values == [None, None] and lines[0].startswith(b"{") and lines[0].endswith((b"{", b"[")):
+        raise InputError(
+            f"{text.path} is a JSON object over several lines; give a JSON list, or JSON Lines with a record on each line "
+            "(jq -c . FILE writes them; jq .KEY FILE takes out the list under a key)"
+        )
+    if len(values) == 1 and isinstance(values[0], Mapping) and text.path.endswith(".json"):
+        lists = [
+            key
+            for key, value in values[0].items()
+            if isinstance(value, list) and isinstance(next(iter(value), 0), Mapping)
+        ]
+        if lists and "conversations" not in values[0]:
+            raise InputError(
+                f"{text.path} is one JSON object, not a list of records; if they are the list under {lists[0]!r}, take it out: "
+                f"jq '.[{json.dumps(lists[0])}]' FILE"
+            )
+
+
+def _value(line: bytes) -> object:
+    """The JSON value of a line, None where it is none."""
+    try:
+        return parse_json(line)
+    except InputError:
+        return None

@@ -2,47 +2,58 @@
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
 from lumina_jax.data.sources import files
+from lumina_jax.data.sources.text_file import TextFile
 from lumina_jax.errors import InputError
 
-QUOTE, ESCAPE = ord('"'), ord("\\")
+QUOTE, ESCAPE, LINE_END = ord('"'), ord("\\"), ord("\n")
 DEPTH_STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1, ord(","): 0}
 """By how much brackets and commas change the nesting depth; all other letters are OTHER."""
 OTHER = 2
 STEPS = np.array([DEPTH_STEPS.get(letter, OTHER) for letter in range(256)], np.int8)
 BLANK = b" \t\r\n"
-BOM = b"\xef\xbb\xbf"
+IS_LETTER = np.array([letter not in BLANK for letter in range(256)])
+HEAD = 1 << 12
+"""Bytes in which a list must begin."""
 
 
-def begins_list(path: str) -> bool:
+def begins_list(text: TextFile) -> bool:
     """Whether a file begins like a JSON list."""
-    return files.read(path, 0, 64).removeprefix(BOM).lstrip(BLANK).startswith(b"[")
+    return text.read(0, HEAD).lstrip(BLANK).startswith(b"[")
 
 
-def index_lines(path: str | Path, chunk: int = files.BLOCK) -> tuple[np.ndarray, str]:
-    """The byte spans i64[n 2] of the n lines of a file that are not empty, and 16 hex digits of the file's SHA-256."""
-    digest, ends, size = hashlib.sha256(), [], 0
-    for block in files.blocks(str(path), chunk):
-        digest.update(block)
-        ends.append(size + np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")))
-        size += len(block)
+def index_lines(text: TextFile, chunk: int = files.BLOCK) -> tuple[np.ndarray, str]:
+    """The byte spans i64[n 2] of the n lines of a file that are not blank, and 16 hex digits of the file's SHA-256."""
+    digest, ends, lettered, size, open_line = hashlib.sha256(), [], [], 0, False
+    for block in text.blocks(digest.update, chunk):
+        offsets, has_letter = lines_of(block)
+        has_letter[0] |= open_line
+        ends.append(size + offsets)
+        lettered.append(has_letter[:-1])
+        open_line, size = has_letter[-1], size + len(block)
     stops = np.concatenate([*ends, [size]]).astype(np.int64)
     starts = np.concatenate([[0], stops[:-1] + 1])
-    return np.stack([starts, stops], 1)[stops > starts], digest.hexdigest()[:16]
+    return np.stack([starts, stops], 1)[np.concatenate([*lettered, [open_line]])], digest.hexdigest()[:16]
 
 
-def index_list(path: str, chunk: int = files.BLOCK) -> tuple[np.ndarray, str]:
+def lines_of(block: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """The offsets i64[n] of the line ends in a block, and for its n + 1 lines whether they hold more than blanks, bool[n + 1]."""
+    letters = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(letters == LINE_END)
+    is_letter = np.append(IS_LETTER[letters], False)  # so that the line after the last end is never without a byte
+    return ends, np.logical_or.reduceat(is_letter, np.append(0, ends + 1))
+
+
+def index_list(text: TextFile, chunk: int = files.BLOCK) -> tuple[np.ndarray, str]:
     """The same of the values of a JSON list; InputError when the file holds anything but one complete list.
 
     Values are split at commas and brackets, not parsed: one that is no JSON fails when it is read.
     """
     digest, edges, openings, size, depth, in_text = hashlib.sha256(), [], 0, 0, 0, False
-    for block in _unsplit(files.blocks(path, chunk)):
-        digest.update(block)
+    for block in _unsplit(text.blocks(digest.update, chunk)):
         offsets, steps, in_text = _structure(np.frombuffer(block, np.uint8), in_text)
         depths = depth + np.cumsum(steps, dtype=np.int64)
         # The list's first bracket, the commas between its values, its last bracket.
@@ -50,10 +61,10 @@ def index_list(path: str, chunk: int = files.BLOCK) -> tuple[np.ndarray, str]:
         openings += int(((steps > 0) & (depths == 1)).sum())
         size, depth = size + len(block), int(depths[-1]) if len(depths) else depth
     edges = np.concatenate([np.zeros(0, np.int64), *edges])
-    if openings != 1 or depth or in_text or files.read(path, int(edges[-1])).rstrip(BLANK) != b"]":
-        raise InputError(f"{path} begins like a JSON list but is none: it is cut short, or goes on after its end")
+    if openings != 1 or depth or in_text or text.read(int(edges[-1]), size).rstrip(BLANK) != b"]":
+        raise InputError(f"{text.path} begins like a JSON list but is none: it is cut short, or goes on after its end")
     spans = np.stack([edges[:-1] + 1, edges[1:]], 1)
-    if len(spans) == 1 and not files.read(path, *map(int, spans[0])).strip(BLANK):
+    if len(spans) == 1 and not text.read(*map(int, spans[0])).strip(BLANK):
         spans = spans[:0]
     return spans, digest.hexdigest()[:16]
 

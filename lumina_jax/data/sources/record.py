@@ -1,6 +1,7 @@
 """What a source yields: conversations with their images, as stored files and as decoded pictures."""
 
 import errno
+import reprlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +12,10 @@ from typing import NamedTuple, Protocol, TypeVar
 from PIL import Image
 
 from lumina_jax.conversation import Turn, check_symbols, image_prompt
-from lumina_jax.data.sources.images import ImageFile, decode_image
+from lumina_jax.data.sources import files
+from lumina_jax.data.sources.images import ImageFile, decode_image, read_image
 from lumina_jax.errors import InputError, SourceError, StorageError, UserError, cause_of
+from lumina_jax.text import checked_text
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 IMAGE_KEYS = ("image", IMAGE_SYMBOL)
@@ -177,7 +180,8 @@ def _reject(error: BaseException) -> Reject:
     message = str(error).strip()
     if isinstance(error, EXPECTED):
         return Reject(_cut(message or f"{type(error).__name__}"), cause_of(error))
-    name, place = type(error).__name__, _place(error)
+    kind, place = type(error), _place(error)
+    name = kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
     return Reject(_cut(f"{name}{': ' if message else ''}{message}") + f" ({place})", f"{name} in {place}", error)
 
 
@@ -196,28 +200,41 @@ def _cut(reason: str) -> str:
 def stored_record(item: object, fetch: Callable[[object], ImageFile]) -> StoredRecord:
     """A record in Lumina's form (see JsonSource) -> StoredRecord; ``fetch`` turns each image value of it into an image file.
 
-    Raises InputError when the record is not well-formed, before anything is fetched.
+    A key whose value is null counts as absent. Raises InputError when the record is not well-formed, before anything is fetched.
     """
     item = checked_object(item, "the record is")
     images = _images(item)
-    if "conversations" in item:
+    if item.get("conversations") is not None:
         turns = _parse_turns(item["conversations"])
         check_symbols([message for turn in turns for message in turn if message is not None], len(images))
         return StoredRecord(turns, [fetch(image) for image in images])
-    key = next((key for key in CAPTION_KEYS if key in item), None)
+    key = next((key for key in CAPTION_KEYS if item.get(key) is not None), None)
     if key is None:
-        raise InputError(f"the record has neither 'conversations' nor 'caption', only {', '.join(item) or 'nothing'}")
+        raise InputError(
+            f"the record has neither 'conversations' nor 'caption', only {shortened(list(item)) if item else 'nothing'}",
+            cause="neither conversations nor caption",
+        )
     caption = checked_text(item[key], f"'{key}'")
     _check_caption(caption, [], len(images))
     return StoredRecord([], [fetch(image) for image in images], caption)
 
 
-def checked_text(value: object, name: str) -> str:
-    """``value`` if it is text that can be tokenized; else ValueError, which calls it ``name``."""
-    if not isinstance(value, str):
-        raise InputError(f"{name} is a JSON {type(value).__name__}, not a text")
-    value.encode()  # JSON can hold half a surrogate pair, which no tokenizer takes: UnicodeEncodeError is a ValueError
-    return value
+def image_reader(folder: str) -> Callable[[object], ImageFile]:
+    """What reads the image files of a record by their paths, absolute or relative to ``folder``."""
+
+    def fetch(image: object) -> ImageFile:
+        if not isinstance(image, str):
+            raise InputError(f"an image is a JSON {type(image).__name__}, neither a path nor a list of paths")
+        if not image.strip():
+            raise InputError("the path of the image is empty")
+        return read_image(files.join(folder, image))
+
+    return fetch
+
+
+def shortened(value: object) -> str:
+    """``value`` as Python writes it, with the middle of what is long left out."""
+    return reprlib.repr(value)
 
 
 def checked_object(value: object, subject: str) -> Mapping:
@@ -243,7 +260,9 @@ def _parse_turns(messages: object) -> list[Turn]:
         if not isinstance(message, Mapping):
             raise InputError(f"message {number} of the conversation is not an object with 'from' and 'value'")
         if (speaker := message.get("from")) not in SPEAKERS[number % 2]:
-            raise InputError(f"message {number} is from {speaker!r}; human and gpt must take turns, human first")
+            raise InputError(
+                f"message {number} is from {shortened(speaker)}; human and gpt must take turns, human first"
+            )
         value = message.get("value")
         unanswered = value is None and number % 2 == 1 and number == len(messages) - 1
         text = None if unanswered else checked_text(value, f"the value of message {number}")
