@@ -37,8 +37,8 @@ def _follow(events, out: Path, stem: str) -> int:
     from lumina_jax.sample.live import Words
     from lumina_jax.storage import atomic_write
 
-    def save(picture, file: Path) -> str:
-        with atomic_write(file) as temporary:
+    def save(picture, file: Path, new: bool = False) -> str:
+        with atomic_write(file, new) as temporary:
             picture.save(temporary, format="PNG")
         return printable(str(file))
 
@@ -53,7 +53,7 @@ def _follow(events, out: Path, stem: str) -> int:
             print(f"\r{shown}: {event.lines} of {event.total} lines ", end="", file=sys.stderr, flush=True)
             if event.lines == event.total:
                 pictures += 1
-                print(f"\n{save(event.picture, out / f'{stem}-{event.number}.png')}", flush=True)
+                print(f"\n{save(event.picture, out / f'{stem}-{event.number}.png', new=True)}", flush=True)
         event = next(events, None)
     print(flush=True)
     return pictures

@@ -4,7 +4,7 @@ import sys
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import at_least, number, output_path, seed, size
+from lumina_jax.cli.arguments import at_least, input_path, number, output_path, seed, size
 from lumina_jax.cli.live import COMPILING, LACKING, hold_dialog, show_live
 from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, positions_of, settings_of
 from lumina_jax.cli.processes import worker
@@ -24,19 +24,31 @@ def add_sample(verbs: _SubParsersAction) -> None:
     )
     sample = verbs.add_parser("sample", help="text to pictures and text", epilog=epilog)
     model_arguments(sample)
-    sample.add_argument("--prompt", action="append", default=[], help="what to paint, or to do; may be repeated")
+    own = "default: the model's own"
     sample.add_argument(
-        "--prompts", metavar="FILE", help="prompts, one a line, or .jsonl: prompt, size, task, image ..."
+        "--prompt", action="append", default=[], metavar="TEXT", help="what to paint, or to do; may be repeated"
     )
     sample.add_argument(
-        "--task", help="what to do with --image: depth, segmentation, edit, describe ... (default: generate)"
+        "--prompts", type=input_path, metavar="FILE", help="a prompt per line, or .jsonl: prompt, size, task, image ..."
     )
-    sample.add_argument("--image", action="append", default=[], help="a picture for --task or --raw; may be repeated")
+    sample.add_argument(
+        "--task",
+        metavar="NAME",
+        help="what to do with --image: depth, segmentation, edit, describe ... (default: generate)",
+    )
+    sample.add_argument(
+        "--image",
+        type=input_path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture for --task or --raw; may be repeated",
+    )
     sample.add_argument(
         "--size",
         type=size,
         metavar="WxH",
-        help="WIDTHxHEIGHT in pixels (default: a square of the model's training area)",
+        help="WIDTHxHEIGHT in pixels; the answer begins with a picture of it (default: a square of the model's training area)",
     )
     sample.add_argument(
         "--free-size", action="store_true", help="ask for picture and size by words only; force neither"
@@ -58,41 +70,33 @@ def add_sample(verbs: _SubParsersAction) -> None:
     sample.add_argument(
         "--worker",
         metavar="I/N",
-        help="process I (from 0) of N; auto on a TPU pod, Slurm or MPI (default: all the work)",
+        help="process I (from 0) of N; auto on a TPU pod, Slurm or MPI (default: the only one)",
     )
     sample.add_argument("--seed", type=seed, default=0, help="same seed, same pictures")
-    sample.add_argument(
-        "--guidance", type=number, help="classifier-free guidance scale; 1 is off (default: the model's own)"
-    )
-    sample.add_argument("--temperature", type=number, help="below 1 safer, above 1 wilder (default: the model's own)")
+    sample.add_argument("--guidance", type=number, help=f"classifier-free guidance scale; 1 is off ({own})")
+    sample.add_argument("--temperature", type=number, help=f"below 1 safer, above 1 wilder ({own})")
     sample.add_argument(
         "--top-k",
         type=at_least(1),
         metavar="K",
         dest="image_top_k",
-        help="image tokens to draw from; 1 is greedy (default: the model's own)",
+        help=f"image tokens to draw from; 1 is greedy ({own})",
     )
     sample.add_argument(
-        "--parallel", help="decoding method: off, matched, sjd, coupled, continued (default: the model's own)"
+        "--parallel", metavar="METHOD", help=f"decoding method: off, matched, sjd, coupled, continued ({own})"
     )
+    sample.add_argument("--window", type=at_least(0), metavar="W", help=f"with --parallel: tokens in a pass ({own})")
     sample.add_argument(
-        "--window", type=at_least(0), metavar="W", help="with --parallel: tokens in a pass (default: the device's own)"
+        "--min-p", type=number, help=f"drop tokens less likely than this share of the likeliest ({own})"
     )
-    sample.add_argument(
-        "--min-p",
-        type=number,
-        help="drop tokens less likely than this share of the likeliest (default: the model's own)",
-    )
-    sample.add_argument(
-        "--max-new-tokens", type=at_least(1), metavar="N", help="longest answer in tokens (default: the model's own)"
-    )
+    sample.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help=f"tokens of the longest answer ({own})")
     sample.add_argument("--grid", action="store_true", help="also write the pictures on one sheet")
     sample.add_argument(
         "--out",
         type=output_path,
-        help=f"folder for the PNGs; none that holds results (default: {OUT}, then {OUT}-2 ...)",
+        help=f"folder for the PNGs, none that holds results already (default: {OUT}, else {OUT}-2 ...)",
     )
-    sample.set_defaults(run=_sample, keeps="answers that have ended are kept; the same command with --resume goes on")
+    sample.set_defaults(run=_sample)
 
 
 def _sample(options: Namespace) -> int:
@@ -165,10 +169,11 @@ def _prompts(builder, options: Namespace, images: list, lines: list, settings) -
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             rejects.append({"index": len(prompts), "line": line.number, "reason": reason, "cause": cause_of(error)})
             prompts.append(None)
-    if rejects and not any(prompts):
+    if rejects and (options.live or not any(prompts)):
         first = rejects[0]
         raise InputError(
-            f"{options.prompts}: none of its {len(lines)} prompts can be used; the first, line {first['line']}: {first['reason']}"
+            f"{options.prompts}: {len(rejects)} of its {len(lines)} prompts cannot be used; the first, line {first['line']}: "
+            f"{first['reason']}"
         )
     return tuple(prompts), rejects
 
@@ -178,12 +183,13 @@ def _paint(model, builder, options: Namespace, prompts: tuple, rejects: list[dic
     from contextlib import nullcontext
 
     from lumina_jax.model.params import fingerprint
-    from lumina_jax.sample.job import Job, finished, sheet
+    from lumina_jax.sample.job import Job, check_workers, finished, sheet
 
     _warn(builder, prompts)
     job = Job(prompts, options.seed, options.per_prompt, options.rows, share, fingerprint(model))
     if options.live:
         return show_live(model, builder, job, out)
+    check_workers(job, out)
     answers = finished(job, out) if options.resume else []
     kept = f"the answers so far are in {out}; the same command with --out {out} --resume paints the rest"
     with nullcontext() if options.resume else claimed(out / job.record), interrupted(kept):
@@ -199,7 +205,7 @@ def _answer(model, builder, job, out: Path, answers: list) -> None:
     from lumina_jax.progress import ProgressDisplay, waiting
     from lumina_jax.sample.job import paint
 
-    painted = paint(model, builder.vq, builder.vocab, job, out, list(answers))
+    painted = iter(paint(model, builder.vq, builder.vocab, job, out, list(answers)))
     with ProgressDisplay("sampling", len(job.items), len(job.items) > 1, unit="answers") as meter:
         meter.skip(len(answers))
         with waiting("compiling and painting the first answers", COMPILING):

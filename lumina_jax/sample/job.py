@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -24,13 +25,14 @@ from lumina_jax.vocab import Vocab
 
 MAX_ANSWERS = 10**6
 """The most answers of a job: all are listed in memory."""
-SHEET = "grid.png"
 SHEET_PICTURES = 256
 """The most pictures on a sheet, the first ones: a larger sheet fits no screen and hardly into memory."""
-RESULTS = re.compile(
-    r"samples(-\d+-of-\d+)?\.jsonl|\d{3,}(-\d+){1,2}\.png|rejects\.jsonl|grid\.png|live\.png|turn\d+-\d+\.png"
-)
-"""The names of all files that a job, an answer shown live or a dialog writes."""
+OF_WORKER = r"(-\d+-of-\d+)?"
+RECORDS = re.compile(rf"samples{OF_WORKER}\.jsonl|grid{OF_WORKER}\.png")
+SHARED = re.compile(r"\d{3,}(-\d+){1,2}\.png|rejects\.jsonl")
+"""The names of files that the workers of one job write side by side."""
+OTHERS = re.compile(r"live\.png|turn\d+-\d+\.png")
+"""The names of files that an answer shown live and a dialog write."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,12 @@ class Job:
     @property
     def record(self) -> str:
         """The name of this worker's file of answers."""
-        return record_name(self.share)
+        return _own("samples.jsonl", self.share)
+
+    @property
+    def sheet(self) -> str:
+        """The name of this worker's sheet."""
+        return _own("grid.png", self.share)
 
     def key(self, item: tuple[int, int]) -> jax.Array:
         """The random key of a (prompt, copy)."""
@@ -83,12 +90,15 @@ class Job:
         index, copy = item
         return f"{index:0{digits}d}" + (f"-{copy:0{len(str(self.copies - 1))}d}" if self.copies > 1 else "")
 
-    def fingerprint(self, index: int) -> str:
-        """16 hex digits that change with anything that changes the answers to a prompt or the names of their files."""
-        prompt = self.prompts[index]
+    @cached_property
+    def fingerprints(self) -> tuple[str | None, ...]:
+        """By prompt, 16 hex digits that change with anything that changes its answers or the names of their files."""
+        return tuple(prompt and self._fingerprint(index, prompt) for index, prompt in enumerate(self.prompts))
+
+    def _fingerprint(self, index: int, prompt: Prompt) -> str:
         seed = self.seed if prompt.seed is None else prompt.seed
-        settings = (seed, self.copies, self.stem((index, 0)), self.model, prompt.text, prompt.ids.tolist(), prompt.size)
-        return hashlib.sha256(repr((*settings, asdict(prompt.cfg))).encode()).hexdigest()[:16]
+        settings = (seed, self.copies, self.stem((index, 0)), self.model, prompt.text, prompt.size, asdict(prompt.cfg))
+        return hashlib.sha256(repr(settings).encode() + prompt.ids.tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -107,10 +117,15 @@ class Answer:
     broken: tuple[str, ...] = ()
 
 
-def record_name(share: tuple[int, int]) -> str:
-    """The name of the file of answers of worker i of n."""
-    worker, workers = share
-    return "samples.jsonl" if workers == 1 else f"samples-{worker}-of-{workers}.jsonl"
+def _own(name: str, share: tuple[int, int]) -> str:
+    """The name of a file that each worker has for itself."""
+    stem, suffix = name.split(".")
+    return name if share[1] == 1 else f"{stem}-{share[0]}-of-{share[1]}.{suffix}"
+
+
+def _of_others(name: str, share: tuple[int, int]) -> list[str]:
+    """The names that ``name`` has for the other workers."""
+    return [_own(name, (worker, share[1])) for worker in range(share[1]) if worker != share[0]]
 
 
 def seed_key(seed: int) -> jax.Array:
@@ -130,15 +145,11 @@ def seed_key(seed: int) -> jax.Array:
 
 
 def check_free(out: Path, share: tuple[int, int] = (0, 1)) -> None:
-    """Raises ExistingFileError when ``out`` holds results of an earlier run; the records of other workers of n may be there."""
-    others = {record_name((worker, share[1])) for worker in range(share[1])} - {record_name(share)}
+    """Raises ExistingFileError when ``out`` holds results of an earlier run; those of the other workers of n may be there."""
     names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
-    pictures_of_others = share[1] > 1
-    held = [
-        name
-        for name in names
-        if RESULTS.fullmatch(name) and name not in others and not (pictures_of_others and name[0].isdigit())
-    ]
+    kinds = (RECORDS, OTHERS, *[SHARED] * (share[1] == 1))
+    expected = {*_of_others("samples.jsonl", share), *_of_others("grid.png", share)}
+    held = [name for name in names if any(kind.fullmatch(name) for kind in kinds) and name not in expected]
     if held:
         raise ExistingFileError(
             f"{out} holds results of an earlier run ({held[0]}{' and others' * (len(held) > 1)}); continue it with --resume, or "
@@ -155,6 +166,12 @@ def finished(job: Job, out: Path) -> list[Answer]:
     return [
         answer for answer in _recorded(job, out / job.record) if all(_is_whole(out / name) for name in answer.files)
     ]
+
+
+def check_workers(job: Job, out: Path) -> None:
+    """Raises InputError where other workers have written answers of another job into ``out``."""
+    for name in _of_others("samples.jsonl", job.share):
+        _recorded(job, out / name)
 
 
 def _recorded(job: Job, file: Path) -> list[Answer]:
@@ -187,7 +204,7 @@ def _check_same(job: Job, answer: Answer, fingerprint: str, file: Path) -> None:
         )
     if prompt.text != answer.prompt:
         raise InputError(f"{file} answers prompt {number} as {answer.prompt!r}, but now it is {prompt.text!r}; {cure}")
-    if job.fingerprint(answer.ask) != fingerprint:
+    if job.fingerprints[answer.ask] != fingerprint:
         raise InputError(
             f"{file} holds answers of another model or to other prompts, seeds or settings (prompt {number}, {prompt.text!r}); "
             f"{cure}"
@@ -226,16 +243,16 @@ def paint(
 
 
 def sheet(job: Job, out: Path, answers: Sequence[Answer]) -> Path:
-    """Writes the pictures of a job, at most SHEET_PICTURES, on one sheet, grid.png. Raises InputError when there are none."""
+    """Writes the pictures of a job, at most SHEET_PICTURES, on one sheet, ``job.sheet``. Raises InputError when there are none."""
     files = [(name, answer.prompt) for answer in _sorted(answers) for name in answer.files][:SHEET_PICTURES]
     images = []
     for name, _ in files:
         with Image.open(out / name) as image:
             images.append(image.convert("RGB"))
     picture = grid(images, columns=min(4, len(images)), captions=[text for _, text in files])
-    with atomic_write(out / SHEET) as temporary:
+    with atomic_write(out / job.sheet) as temporary:
         picture.save(temporary, format="PNG")
-    return out / SHEET
+    return out / job.sheet
 
 
 def _sorted(answers: Sequence[Answer]) -> list[Answer]:
@@ -248,7 +265,7 @@ def _write(job: Job, out: Path, answers: Sequence[Answer]) -> None:
 
 
 def _line(job: Job, answer: Answer) -> str:
-    return json.dumps({"job": job.fingerprint(answer.ask)} | asdict(answer)) + "\n"
+    return json.dumps({"job": job.fingerprints[answer.ask]} | asdict(answer)) + "\n"
 
 
 def _answers(
@@ -265,8 +282,10 @@ def _answers(
     for cfg, group in groups.items():
         prompts = [job.prompts[index] for index, _ in group]
         keys, sizes = [job.key(item) for item in group], [prompt.size for prompt in prompts]
-        if None not in sizes:
-            cfg = cfg.limited(answer_tokens(sizes))
+        # Of all prompts, so that a resumed run repeats what an unbroken one does.
+        every = [prompt.size for prompt in job.prompts if prompt is not None and prompt.cfg == cfg]
+        if None not in every:
+            cfg = cfg.limited(answer_tokens(every))
         options = dict(sizes=sizes, keys=keys, rows=job.rows, opens=[size is not None for size in sizes])
         streams.append((group, stream(model, [prompt.ids for prompt in prompts], keys[0], cfg, vocab, **options)))
     return _finished_answers(vq, vocab, job, out, streams)
@@ -279,7 +298,10 @@ def _finished_answers(
     for group, partials in streams:
         for partial in partials:
             item = group[partial.index]
-            images, text, broken = read(partial.tokens, vq, vocab)
+            size = job.prompts[item[0]].size
+            # A larger picture in the same stream allows more tokens than this answer would get alone.
+            tokens = partial.tokens if size is None else partial.tokens[: answer_tokens([size])]
+            images, text, broken = read(tokens, vq, vocab)
             files = tuple(f"{job.stem(item)}-{number}.png" for number in range(len(images)))
             for image, name in zip(images, files, strict=True):
                 with atomic_write(out / name) as temporary:
