@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 from convert import tokenizer_files
@@ -16,7 +17,8 @@ from convert.table import ROWS, sizes_of
 from convert.tokenizer_files import TokenizerFiles
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import MissingFileError, UserError
-from lumina_jax.train.checkpoint import COMMITTED, FOLDER
+from lumina_jax.train.checkpoint import FOLDER
+from lumina_jax.train.integrity import COMMITTED, damage
 
 QK_NORM_ROWS = {
     "hf": "one per head ({heads} of queries, {kv_heads} of keys), {qk_groups} different",
@@ -88,11 +90,11 @@ def describe(path: str | Path) -> FolderReport:
         for survey in (_model, _origin, _weights, _tokenizer_files):
             findings += _with_problems(survey(source))
     findings = tuple(dict.fromkeys(findings))
-    next_command = f"mend this, then: python run.py convert inspect {path}"
+    next_command = f"mend this, then: python run.py convert inspect {quote(str(path))}"
     if not any(finding.topic == "problem" for finding in findings):
         is_orbax = opened[0].layout == "ours"
         verb, options = ("export", " --layout hf") if is_orbax else ("import", "")
-        next_command = f"python run.py convert {verb} {path} DST{options}"
+        next_command = f"python run.py convert {verb} {quote(str(path))} DST{options}"
     return FolderReport(path, findings, next_command)
 
 
@@ -142,8 +144,8 @@ def _folder(folder: Path, opened: bool) -> Iterator[Finding]:
     if {".safetensors", ".bin"} <= {file.suffix for file in files}:
         yield Finding("note", "weights as safetensors and as pytorch_model*.bin: the safetensors are read")
     for step in sorted(folder.glob(f"{FOLDER}/*")):
-        if step.name.isdigit() and not (step / COMMITTED).is_file():
-            yield Finding("note", f"{step} is a write, or a copy, that never finished; it is ignored")
+        if step.name.isdigit() and (reason := damage(step)):
+            yield Finding("note", f"{step} is not whole: {reason}; it is ignored")
 
 
 def _model(source: Checkpoint) -> Iterator[Finding]:

@@ -18,7 +18,8 @@ from lumina_jax.config import Experiment, ModelConfig
 from lumina_jax.errors import InputError
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import STORE, spec
-from lumina_jax.train.checkpoint import EXPERIMENT, STATE, WEIGHTS, newest, read_experiment
+from lumina_jax.train.checkpoint import EXPERIMENT, WEIGHTS, newest, read_experiment
+from lumina_jax.train.integrity import STATE, open_array
 
 IMPORTED = "checkpoints/0"
 """Where an imported checkpoint is in its folder: where a run's checkpoint after 0 steps would be."""
@@ -55,7 +56,7 @@ class OrbaxSource:
         slices = tuple(index.get(letter, slice(None)) for letter, *_ in axis_groups(row.axes))
         try:
             if self._row is not row:
-                self._row, self._store = row, _open(self.checkpoint, _name(row))
+                self._row, self._store = row, open_array(self.checkpoint, _name(row), file_io_mode={"mode": "memmap"})
             part = self._store[(layer, *slices) if row.per_layer else slices]
             self._scratch.reset(math.prod(part.shape) * self.dtypes[row.path].itemsize)
             array = self._scratch.take(part.shape, self.dtypes[row.path])
@@ -189,12 +190,3 @@ def _name(row: WeightRow) -> str:
 
 def _stacked_shape(row: WeightRow, source: Checkpoint) -> tuple[int, ...]:
     return ((source.cfg.layers,) if row.per_layer else ()) + shape_of(row.axes, source.sizes[row.path])
-
-
-def _open(checkpoint: Path, name: str) -> tensorstore.TensorStore:
-    """One array of an Orbax checkpoint, mapped, to be read in parts; Orbax itself reads complete arrays only."""
-    files = {"driver": "ocdbt", "base": f"file://{checkpoint / STATE}/", "path": f"{name}/"}
-    mapped = {"file_io_mode": {"mode": "memmap"}}
-    # Missing data is an error; by default it reads as zeros.
-    store = {"driver": "zarr3", "kvstore": files, "context": mapped, "fill_missing_data_reads": False}
-    return tensorstore.open(store, open=True, read=True).result()

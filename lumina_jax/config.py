@@ -106,7 +106,9 @@ class DataConfig:
     ``batch``). With ``packing`` short samples share a row.
 
     ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.1).
-    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for. Pretokenizing ends when
+    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for. While pretokenizing, ``fetchers`` threads
+    fetch the pictures of records from web servers: as many requests at once, also to a single server. A picture that has not
+    come within ``fetch_seconds``, or has more than ``fetch_mb`` MiB, is rejected. Pretokenizing ends when
     ``max_consecutive_rejects`` records in a row cannot be read for one cause (0: never).
     """
 
@@ -124,6 +126,9 @@ class DataConfig:
     drop_context: float = 0.1
     threads: int = 2
     max_consecutive_rejects: int = 1000
+    fetchers: int = 128
+    fetch_seconds: float = 15.0
+    fetch_mb: int = 32
 
     def __post_init__(self):
         _require(self.patch >= 2, f"data.patch={self.patch}; a size unit is two codes, so it must be at least 2 pixels")
@@ -149,6 +154,12 @@ class DataConfig:
             self.max_consecutive_rejects >= 0,
             f"data.max_consecutive_rejects={self.max_consecutive_rejects}; it must not be negative (0: no limit)",
         )
+        _require(1 <= self.fetchers <= 4096, f"data.fetchers={self.fetchers} is not from 1 to 4096")
+        _require(
+            0 < self.fetch_seconds <= 3600,
+            f"data.fetch_seconds={self.fetch_seconds}; give the seconds that one picture may take",
+        )
+        _require(1 <= self.fetch_mb <= 4096, f"data.fetch_mb={self.fetch_mb}; give from 1 to 4096 MiB")
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -286,6 +297,9 @@ class ProfileConfig:
 
 PARALLEL = ("off", "sjd", "coupled", "continued", "matched")
 """The ways of decoding (SampleConfig.parallel)."""
+MOST_TOKENS = 2**20
+"""The most tokens of an answer, and to draw from: more than any model of this family has."""
+LARGEST_WINDOW = 1024
 
 
 @dataclass(frozen=True)
@@ -311,15 +325,21 @@ class SampleConfig:
     window: int = 0
 
     def __post_init__(self):
-        _require(0 <= self.guidance < float("inf"), f"sample.guidance={self.guidance} is not in [0, inf) (1 is off)")
-        _require(self.temperature > 0, f"sample.temperature={self.temperature} must be positive (greedy: top_k=1)")
+        _require(0 <= self.guidance <= 1000, f"sample.guidance={self.guidance} is not in [0, 1000] (1 is off)")
+        _require(
+            1e-6 <= self.temperature <= 1e6,
+            f"sample.temperature={self.temperature} is not in [1e-6, 1e6] (greedy: top_k=1)",
+        )
         for name in ("image_top_k", "text_top_k", "max_new_tokens"):
-            _require(getattr(self, name) >= 1, f"sample.{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            _require(
+                1 <= value <= MOST_TOKENS, f"sample.{name} is {value}; it must be at least 1, at most {MOST_TOKENS:,}"
+            )
         _require(0 <= self.min_p <= 1, f"sample.min_p={self.min_p} is not in [0, 1]")
         _require(self.parallel in PARALLEL, f"sample.parallel={self.parallel!r}; choose one of {', '.join(PARALLEL)}")
         _require(
-            self.window == 0 or self.window >= 2,
-            f"sample.window={self.window}; a pass must hold at least 2 tokens, and 0 is the device's own number",
+            self.window == 0 or 2 <= self.window <= LARGEST_WINDOW,
+            f"sample.window={self.window}; a pass must hold at least 2 tokens, at most {LARGEST_WINDOW}; 0 is the device's own",
         )
 
     def limited(self, new_tokens: int) -> "SampleConfig":

@@ -1,39 +1,27 @@
-"""Image files -> Pillow images <-> arrays: decode, crop, whiten and scale exactly as the original does.
+"""Image files -> Pillow images <-> arrays: decode as a viewer does; crop, whiten and scale exactly as the original does.
 
 Sources: var_center_crop and center_crop (item_processor.py), ImageTokenizer (Chameleon's image_tokenizer.py).
 """
 
-import io
-
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from lumina_jax.errors import InputError
+from lumina_jax.pictures.formats import opened
+from lumina_jax.pictures.viewer import shown
 
 MOST_ENLARGED = 16
 """An image is resized whole and then cropped, unless the resized one has more than this many times the crop's pixels: then only
 the cropped region is resized."""
 
-DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-
 
 def decode(content: bytes, label: str) -> Image.Image:
-    """The bytes of an image file -> its image (the first frame of an animation), in the file's mode after :func:`eight_bits`.
+    """The bytes of an image file -> what a viewer shows, RGB or, where it is transparent, RGBA (see viewer.shown).
 
-    Raises InputError, its message beginning with ``label`` (such as the file's name), when the file is damaged, no image, or
-    larger than Image.MAX_IMAGE_PIXELS allows.
+    Raises InputError, its message beginning with ``label`` (such as the file's name), when the file is damaged, no image, of a
+    format without a decoder, or larger than Image.MAX_IMAGE_PIXELS allows.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()
-            return eight_bits(image)
-    except MemoryError:
-        raise
-    except UnidentifiedImageError as error:
-        reason = f"its first bytes are {content[:8].hex(' ')}" if content else "it is empty"
-        raise InputError(f"{label}: no image that Pillow can read; {reason}") from error
-    except Exception as error:  # on damaged files Pillow's readers raise whatever their parsing runs into
-        raise InputError(f"{label}: {error or type(error).__name__}") from error
+    with opened(content, label) as image:
+        return shown(image)
 
 
 def crop(image: Image.Image, size: tuple[int, int], offset_share: tuple[float, float]) -> Image.Image:
@@ -81,22 +69,6 @@ def _covering_size(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, resample=Image.Resampling.BICUBIC)
-
-
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit grayscale image -> mode "L", levels scaled from 0..65535 to 0..255 and rounded; any other image unchanged.
-
-    Pillow's own conversion would clip instead and turn all but the darkest levels white. Raises InputError for wider
-    integers and for floats, whose range no file format fixes.
-    """
-    if image.mode == "F":
-        raise InputError("its pixels are floating-point numbers, whose range is unknown; store it with 8 or 16 bits")
-    if image.mode not in DEEP_MODES:
-        return image
-    levels = np.asarray(image).astype(np.int64)
-    if levels.min() < 0 or levels.max() > 0xFFFF:
-        raise InputError(f"its levels go from {levels.min()} to {levels.max()}; store it with 8 or 16 bits, 0 to 65535")
-    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
 
 
 def whiten(image: Image.Image) -> Image.Image:

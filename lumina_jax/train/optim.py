@@ -25,6 +25,13 @@ def schedule(cfg: OptimConfig) -> Callable[[jax.Array], jax.Array]:
     return rate
 
 
+def first_other_rate(old: OptimConfig, new: OptimConfig, steps: int) -> int | None:
+    """The first of ``steps`` steps, counted from 1, at which the two schedules differ; None where there is none."""
+    done = jnp.arange(steps)
+    other = jnp.flatnonzero(schedule(old)(done) != schedule(new)(done))
+    return int(other[0]) + 1 if len(other) else None
+
+
 def optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
     """Clip to ``cfg.clip``, then AdamW; every parameter decays, norms and embeddings too, as in the original.
 

@@ -141,7 +141,7 @@ def test_a_run_is_described_with_its_step_and_experiment(tmp_path):
     assert not report.problems, report.text()
     assert finding(report, "experiment") == "experiment"
     assert finding(report, "training").startswith("step 7, with ")
-    assert any("checkpoints/9 is a write" in note for note in report.notes)
+    assert any("checkpoints/9 is not whole: " in note for note in report.notes)
     convert(tmp_path, tmp_path / "weights", Target("ours"), show=False)
     report = describe(tmp_path / "weights")
     assert finding(report, "training") == "weights only"

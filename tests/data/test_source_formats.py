@@ -58,7 +58,7 @@ def test_a_folder_reads_each_image_with_its_caption_file(folder):
     assert len(source) == 7
     assert [source[i].caption for i in (0, 1, 4)] == ["an a", "a b", "a d"]
     assert source[6].turns == [(f"What? {IMAGE_SYMBOL}", "A dog.")] and is_noise(source[6].images[0], 2)
-    assert "bad.png: 'utf-8' codec" in reason(source, 2)
+    assert "bad.png: bad.txt: byte 0xff at offset 0 is no UTF-8" in reason(source, 2)
     assert "c.png: no caption beside it; looked for .txt" in reason(source, 3)
     assert "orphan.txt: a record with a caption has one image" in reason(source, 5)
 
@@ -85,8 +85,11 @@ def test_metadata_of_an_image_folder_comes_first(folder, kind):
     lines = map(json.dumps, rows) if kind == "jsonl" else ["file_name,text", *(",".join(row.values()) for row in rows)]
     (folder / f"metadata.{kind}").write_text("\n".join(lines))
     source = open_source(f"folder:{folder}")
-    assert len(source) == 2 and source[0].caption == "two" and is_noise(source[0].images[0], 2)
+    assert source[0].caption == "two" and is_noise(source[0].images[0], 2)
     assert "none.png: No such file" in reason(source, 1)
+    # What no row names is read as in a folder without metadata.
+    assert len(source) == 2 + 6 and [source[i].caption for i in (2, 3, 6)] == ["an a", "a b", "a d"]
+    assert "c.png: no caption beside it" in reason(source, 5)
 
 
 def test_metadata_may_hold_dialogues(folder):

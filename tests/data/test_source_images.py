@@ -1,4 +1,4 @@
-"""Laws of image files: decoded as by the original, or refused with a reason that names the file; none ends the run."""
+"""Laws of image files: decoded as a viewer shows them, or refused with a reason that names the file; none ends the run."""
 
 import io
 
@@ -8,8 +8,10 @@ from data_parts import noise
 from PIL import Image
 
 from lumina_jax import layout
+from lumina_jax.data.sources import open_source
 from lumina_jax.data.sources.images import ImageFile, decode_image
 from lumina_jax.pictures import pixels
+from lumina_jax.sample.prompt import open_image
 
 SIZES = layout.crop_sizes(512)
 
@@ -73,15 +75,15 @@ def test_damaged_files_are_read_or_refused_by_name(kind):
 def test_cmyk_becomes_its_printed_colours():
     colours = Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]], np.uint8))
     image = decoded(encoded(colours.convert("CMYK").resize((64, 16), Image.Resampling.NEAREST), "JPEG", quality=100))
-    assert image.mode == "CMYK"
-    rgb = np.asarray(pixels.whiten(image))[8, 8::16].astype(int)
+    assert image.mode == "RGB"
+    rgb = np.asarray(image)[8, 8::16].astype(int)
     assert np.abs(rgb - np.asarray(colours)[0].astype(int)).max() <= 3
 
 
 def test_sixteen_bits_are_scaled_not_clipped():
     levels = np.array([[0, 128, 129, 257, 32896, 65407, 65535]], np.uint16)
     image = decoded(encoded(Image.fromarray(levels), "PNG"))
-    assert image.mode == "L" and np.asarray(image).tolist() == [[0, 0, 1, 1, 128, 255, 255]]
+    assert image.mode == "RGB" and np.asarray(image)[..., 1].tolist() == [[0, 0, 1, 1, 128, 255, 255]]
     assert learned(decoded(encoded(Image.fromarray(np.full((40, 40), 32896, np.uint16)), "TIFF"))).max() == 128
 
 
@@ -122,3 +124,20 @@ def test_cropping_a_long_picture_before_resizing_changes_nothing(mode, monkeypat
         monkeypatch.setattr(pixels, "MOST_ENLARGED", 10**9)
         uncropped = np.asarray(pixels.crop(image, (64, 32), share)).astype(int)
         assert cut.shape == uncropped.shape and np.abs(cut - uncropped).max() <= 1
+
+
+def test_a_sideways_photo_is_upright_in_training_and_in_prompts(tmp_path):
+    photo, exif = Image.new("RGB", (64, 32), "white"), Image.Exif()
+    photo.paste("red", (0, 0, 20, 32))
+    exif[0x112] = 6
+    for name, kind in (("a.jpe", "JPEG"), ("b.tga", "PNG"), ("c.webp", "WEBP"), ("d.heic", "HEIF")):
+        (tmp_path / name).write_bytes(encoded(photo, kind, exif=exif.tobytes(), quality=95))
+        (tmp_path / name).with_suffix(".txt").write_text("red above white")
+    source = open_source(f"folder:{tmp_path}")
+    assert len(source) == 4
+    for index, name in enumerate(("a.jpe", "b.tga", "c.webp", "d.heic")):
+        for image in (*source[index].images, open_image(tmp_path / name)):
+            assert image.size == (32, 64)
+            top, bottom = (np.asarray(image)[row, 16].astype(int) for row in (4, -4))
+            assert top[0] - top[1] > 200 and bottom.min() > 240
+        assert source.stored(index).files[0].content == (tmp_path / name).read_bytes()

@@ -3,6 +3,7 @@
 import importlib
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from data_parts import NoiseSource, noise
 
 from lumina_jax.data.prepare import prepare
 from lumina_jax.data.sources import open_source
+from lumina_jax.errors import InputError
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 
@@ -117,3 +119,75 @@ def test_a_set_of_the_catalogue_gives_image_and_first_caption(tmp_path, monkeypa
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(ValueError, match="prepared as tfrecord, which has no random access"):
         open_source(f"tfds:{package.name}:val@{tmp_path}/data")
+
+
+@pytest.fixture(scope="module")
+def noise_set(tmp_path_factory):
+    """A prepared set of five records, its one file of examples and the folder above."""
+    home = tmp_path_factory.mktemp("tfds")
+    folder = prepare(NoiseSource(5), home, "noise", progress=False)
+    (shard,) = folder.glob("*array_record*")
+    return home, folder.relative_to(home), shard.name
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "overwritten": lambda path: path.write_bytes(path.read_bytes()[:70_000] + b"\xff" * 70_000),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_examples_of_a_damaged_file_are_rejected_one_by_one(noise_set, tmp_path, damage):
+    home, folder, shard = noise_set
+    shutil.copytree(home, tmp_path / "[x] @y")
+    DAMAGES[damage](tmp_path / "[x] @y" / folder / shard)
+    source = open_source(f"tfds:noise@{tmp_path}/[x] @y")
+    assert len(source) == 5
+    for index in range(5):
+        with pytest.raises(InputError, match=rf"example {index}: it cannot be read, its file is damaged"):
+            source[index]
+
+
+def test_more_examples_promised_than_there_are_are_rejected(noise_set, tmp_path):
+    home, folder, _ = noise_set
+    shutil.copytree(home, tmp_path / "set")
+    info = tmp_path / "set" / folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('"5"', '"7"'))
+    source = open_source(f"tfds:noise@{tmp_path}/set")
+    kept = [index for index in range(len(source)) if source_gives(source, index)]
+    assert len(source) == 7 and kept == [0, 1, 2, 3, 4]
+
+
+def source_gives(source, index: int) -> bool:
+    try:
+        return bool(source[index])
+    except InputError:
+        return False
+
+
+@pytest.mark.parametrize("name", ["features.json", "dataset_info.json"])
+@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', None])
+def test_a_set_without_its_description_is_an_error_that_names_it(noise_set, tmp_path, name, content):
+    home, folder, _ = noise_set
+    shutil.copytree(home, tmp_path / "set")
+    if content is None:
+        (tmp_path / "set" / folder / name).unlink()
+    else:
+        (tmp_path / "set" / folder / name).write_text(content)
+    with pytest.raises(InputError, match=r"noise/1.0.0 is no whole data set, prepare it again: "):
+        open_source(f"tfds:noise@{tmp_path}/set")
+
+
+@pytest.mark.parametrize("record", [b"[1]", b"{", b"[" * 9999, b'{"caption": "\\ud800"}', b"\xff"])
+def test_a_record_that_is_none_is_rejected(noise_set, monkeypatch, record):
+    source = open_source(f"tfds:noise@{noise_set[0]}")
+    monkeypatch.setattr(source, "_examples", [{"record": record, "images": []}])
+    with pytest.raises(InputError, match="example 0: "):
+        source[0]
+
+
+@pytest.mark.parametrize("name", ["no set", "c4/en.x", "日本", "../up", "[a]"])
+def test_names_of_sets_may_hold_any_letter_but_a_colon(noise_set, name):
+    with pytest.raises(FileNotFoundError, match="which holds noise"):
+        open_source(f"tfds:{name}@{noise_set[0]}")

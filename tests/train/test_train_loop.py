@@ -119,6 +119,34 @@ def test_another_experiment_is_refused_naming_the_field(reference, change, messa
         finish(replace(reference[0], **change))
 
 
+CONSTANT = dict(lr=1e-2, min_lr=1e-2)
+PLATEAU = dict(hold=0.9)
+
+
+@pytest.mark.parametrize(("change", "first"), [(CONSTANT, 3), (CONSTANT, 5), (PLATEAU, 4)])
+def test_a_run_that_is_given_more_steps_ends_as_one_that_had_them_from_the_start(cfg, change, first, tmp_path):
+    long = replace(cfg, optim=replace(OPTIM, **change), out=str(tmp_path / "long"))
+    expected = finish(long)
+    cfg = replace(cfg, optim=replace(long.optim, steps=first))
+    assert finish(cfg).step == first
+    assert_ends_as((long, expected), replace(cfg, optim=long.optim))
+
+
+@pytest.mark.parametrize(
+    ("optim", "message"),
+    [
+        (
+            replace(OPTIM, steps=9),
+            r"holds 7 steps of a run of optim\.steps=7; in one of 9 the learning rate of step 4 is another",
+        ),
+        (replace(OPTIM, steps=6), r"holds a run of 7 steps, more than optim\.steps=6"),
+    ],
+)
+def test_other_steps_are_refused_where_they_change_what_was_done(reference, optim, message):
+    with pytest.raises(ValueError, match=message):
+        finish(replace(reference[0], optim=optim))
+
+
 def test_unfinished_checkpoints_are_set_aside(reference, cfg):
     shutil.copytree(reference[0].out, cfg.out)
     folder = newest(cfg.out).parent

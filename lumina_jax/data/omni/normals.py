@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from lumina_jax.data.omni.pictures import colours, painted, read_first
+from lumina_jax.data.omni.pictures import painted, read_first, vectors
 from lumina_jax.data.omni.views import FolderLayout, FolderViews, View
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import ImageFile, read_image
@@ -49,7 +49,7 @@ def scannet(folder: str, match: str) -> FolderViews:
 
 def paint(file: ImageFile, axes: Axes) -> ImageFile:
     """A published map on our axes; dense_maps.decode_normals reads it. InputError when flipping ``axes`` cannot be right."""
-    levels = colours(file)
+    levels = vectors(file)
     lengths = np.linalg.norm(levels.astype(np.float32) / dense_maps.LEVELS * 2 - 1, axis=-1)
     valid = (lengths >= dense_maps.LEAST_LENGTH) & (lengths <= MAX_LENGTH)
     flipped = np.where(np.array(axes), dense_maps.LEVELS - levels, levels)

@@ -12,6 +12,7 @@ from lumina_jax.data.omni.pictures import levels, painted, read_first
 from lumina_jax.data.omni.views import PathViews, View
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import SUFFIXES, ImageFile, read_image
+from lumina_jax.data.sources.names import is_picture, is_visible
 from lumina_jax.errors import InputError
 from lumina_jax.pictures import dense_maps
 
@@ -32,7 +33,7 @@ class SegmentViews(PathViews):
         if labels not in CLASSES:
             raise InputError(f"labels={labels}; choose {', '.join(CLASSES)}")
         self._maps, self._images, self._classes = maps, images, CLASSES[labels]
-        listed = [(path, size) for path, size in files.listing(images) if path.lower().endswith(SUFFIXES)]
+        listed = [(path, size) for path, size in files.listing(images) if is_picture(path) and is_visible(path)]
         if not listed:
             raise InputError(f"{images} holds no image ({', '.join(SUFFIXES[:4])}, ...)")
         super().__init__([path for path, _ in listed])
@@ -48,7 +49,7 @@ class SegmentViews(PathViews):
 def paint(name: str, numbers: np.ndarray, classes: int) -> ImageFile:
     """Class numbers i[Y X] below ``classes``, or NO_CLASS, as a palette picture; InputError for any other number.
 
-    Resizing a palette picture keeps its colours; in an RGB picture it would mix two neighbours into a third class's colour.
+    Resizing it keeps its colours (see painted); that of an RGB picture would mix two neighbours into a third class's colour.
     """
     wrong = (numbers != NO_CLASS) & ((numbers < 0) | (numbers >= classes))
     if wrong.any():

@@ -13,7 +13,7 @@ from lumina_jax.data.omni.pictures import size_of
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import ImageFile
 from lumina_jax.data.sources.record import StoredRecord, StoredSource
-from lumina_jax.errors import InputError, prefixed_errors
+from lumina_jax.errors import InputError, StorageError, prefixed_errors
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 PAINT_VERSION = 1
@@ -107,15 +107,18 @@ class FolderViews(PathViews):
     """The views of a folder: one for each path below it that matches its layout, sorted by path.
 
     The folder has the first of ``layouts`` of which any path matches. Only paths that match the shell pattern ``match`` count.
-    The paths are in memory. Raises MissingFileError when there is no folder, InputError when no path matches.
+    The paths are in memory. Raises MissingFileError when there is no folder, InputError when no path matches,
+    StorageError when a subfolder cannot be read.
     """
 
     def __init__(self, folder: str, task: str, layouts: Sequence[FolderLayout], match: str = "*"):
         self.folder, self.task = folder, task
         listed = files.listing(folder)
+        if unread := [path for path, _ in listed if path.endswith("/")]:
+            raise StorageError(f"{files.join(folder, unread[0])}: the folder cannot be read; allow it, or move it away")
         paths = [path for path, _ in listed if fnmatchcase(path, match)]
         for _, pattern, view in layouts:
-            self._pattern, self._view = re.compile(pattern), view
+            self._pattern, self._view = re.compile(pattern, re.DOTALL), view
             if matching := [path for path in paths if self._pattern.fullmatch(path)]:
                 break
         else:

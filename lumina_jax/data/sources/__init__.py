@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 
+from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import mini_gemini, openhermes, pair
 from lumina_jax.data.sources.folder import open_folder
 from lumina_jax.data.sources.json_list import JsonSource
@@ -93,7 +94,7 @@ def _parquet(rest: str) -> StoredSource:
     from lumina_jax.data.sources.parquet import ParquetSource  # half a second of imports
 
     pattern, columns = parse(rest, {"image": "", "text": ""})
-    return ParquetSource(pattern, columns["image"] or None, columns["text"] or None)
+    return ParquetSource(files.expand(pattern), columns["image"] or None, columns["text"] or None)
 
 
 def _omni(name: str, rest: str) -> StoredSource:

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from PIL import Image
 
 from lumina_jax.data.sources import files
+from lumina_jax.data.sources.urls import shown
+from lumina_jax.pictures.formats import SUFFIXES, UNREADABLE
 from lumina_jax.pictures.pixels import decode
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".avif")
+__all__ = ["PICTURE_SUFFIXES", "SUFFIXES", "ImageFile", "decode_image", "read_image"]
+
+PICTURE_SUFFIXES = (*SUFFIXES, *UNREADABLE)
+"""The endings of all picture files, also of those that have no decoder: decode_image says so, hence none is passed over."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class ImageFile:
 
 def read_image(path: str) -> ImageFile:
     """An image file, not decoded. Errors: see files."""
-    return ImageFile(path, files.read(path))
+    return ImageFile(shown(path), files.read_picture(path))
 
 
 def decode_image(file: ImageFile) -> Image.Image:

@@ -47,8 +47,11 @@ class JsonSource(StoredSource):
 
     def stored(self, index: int) -> StoredRecord:
         with prefixed_errors(f"{self.path}, record {index}"):
-            item = parse_json(self._text.text(*map(int, self._spans[index])))
-            return stored_record(self._adapt(item), image_reader(self.folder))
+            return stored_record(self.item(index), image_reader(self.folder))
+
+    def item(self, index: int) -> object:
+        """The JSON of record ``index``, which should have Lumina's form, not checked; InputError when it is no JSON."""
+        return self._adapt(parse_json(self._text.text(*map(int, self._spans[index]))))
 
 
 def _check_no_container(text: TextFile, spans: np.ndarray) -> None:

@@ -65,13 +65,16 @@ class TableSource(StoredSource):
 
     def stored(self, index: int) -> StoredRecord:
         with prefixed_errors(f"{self.path}, record {index}"):
-            row = self._fields(index)
-            if len(row) != len(self._header):
-                raise InputError(
-                    f"the row has {len(row)} fields, the header {len(self._header)}", cause="another number of fields"
-                )
-            item = self._adapt(dict(zip(self._header, row, strict=True)))
-            return stored_record(item, image_reader(self.folder))
+            return stored_record(self.item(index), image_reader(self.folder))
+
+    def item(self, index: int) -> object:
+        """Row ``index`` in Lumina's form, not checked; InputError when it has more or fewer fields than the header."""
+        row = self._fields(index)
+        if len(row) != len(self._header):
+            raise InputError(
+                f"the row has {len(row)} fields, the header {len(self._header)}", cause="another number of fields"
+            )
+        return self._adapt(dict(zip(self._header, row, strict=True)))
 
     def _fields(self, index: int) -> list[str]:
         return self._format.fields(self._text.text(*map(int, self._spans[index])))
@@ -103,6 +106,8 @@ def _header(rows: Sequence[Sequence[str]]) -> tuple[list[str], bool]:
     pairs = [row for row in (rows[:1] if len(first) == len(BARE) else rows) if len(row) == len(BARE)]
     if not set(names) & {*PAIR_IMAGES, *PAIR_CAPTIONS} and any(LIKE_A_PATH.search(url) for _, url in pairs):
         return list(BARE), False
+    if any("\r" in field for field in first):
+        raise InputError("lines end with a carriage return alone; save it with \\n or \\r\\n as line ends")
     raise InputError(
         f"the header {', '.join(first[:TRIED]) or '(none)'} must name an image ({', '.join(PAIR_IMAGES[:5])}, ...) "
         f"and a caption ({', '.join(PAIR_CAPTIONS[:3])}, ...)"

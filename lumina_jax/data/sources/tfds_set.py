@@ -7,19 +7,24 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
 
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import PAIR_CAPTIONS
 from lumina_jax.data.sources.images import ImageFile
-from lumina_jax.data.sources.record import StoredRecord, StoredSource, stored_record
+from lumina_jax.data.sources.record import StoredRecord, StoredSource, checked_object, stored_record
 from lumina_jax.errors import InputError, MissingFileError, prefixed_errors
+from lumina_jax.text import parse_json
 
 IMAGES, RECORD = "images", "record"
 """The features that data.prepare writes: the image files, and the record's JSON in Lumina's form without images."""
 
-NAME = re.compile(r"(?P<name>[\w/-]+)(:(?P<version>\d+\.\d+\.\d+))?(:(?P<split>.+))?")
+NAME = re.compile(r"(?P<name>[^:]+)(:(?P<version>\d+\.\d+\.\d+))?(:(?P<split>.+))?", re.DOTALL)
 HOME = "~/tensorflow_datasets"
+DAMAGED = (ValueError, RuntimeError, TypeError, LookupError, DecodeError)
+"""What ArrayRecord and TFDS raise for an example that is damaged or not there."""
 
 
 class TfdsSource(StoredSource):
@@ -40,7 +45,9 @@ class TfdsSource(StoredSource):
         home = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or HOME).expanduser()
         self.folder = str(_version_folder(home, match["name"], match["version"]))
         split = match["split"] or "train"
-        builder = tfds.builder_from_directory(self.folder)
+        # TFDS lets pass whatever its readers of JSON and protobufs raise.
+        with prefixed_errors(f"{self.folder} is no whole data set, prepare it again", Exception):
+            builder = tfds.builder_from_directory(self.folder)
         if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
             raise InputError(
                 f"{self.folder} is prepared as {builder.info.file_format.value}, which has no random access; prepare it "
@@ -57,13 +64,21 @@ class TfdsSource(StoredSource):
 
     def stored(self, index: int) -> StoredRecord:
         name = f"{self.folder}, example {index}"
-        with prefixed_errors(name, ValueError, RuntimeError):  # ArrayRecord raises RuntimeError for a damaged file
-            example = self._examples[index]
+        with prefixed_errors(name):
+            try:
+                example = self._examples[index]
+            except DAMAGED as error:
+                raise InputError(
+                    f"it cannot be read, its file is damaged or cut short: {error}", cause="damaged example"
+                ) from error
             return stored_record(self._item(example), lambda content: ImageFile(name, content))
 
     def _item(self, example: Mapping[str, object]) -> dict:
         if self._text == RECORD:
-            return json.loads(example[RECORD]) | {"image": list(example[IMAGES]) or None}
+            return {
+                **checked_object(parse_json(example[RECORD]), "its record is"),
+                "image": list(example[IMAGES]) or None,
+            }
         return {"image": example[self._image], "caption": _caption(example[self._text])}
 
 
@@ -98,7 +113,7 @@ def _caption(value: object) -> object:
     """The text of a feature; of several texts the first."""
     if isinstance(value, Mapping):
         value = value.get("text")
-    if not isinstance(value, bytes | str) and value is not None and len(value):
+    if isinstance(value, list | np.ndarray) and np.ndim(value) and len(value):
         value = value[0]
     return value.decode() if isinstance(value, bytes) else value
 

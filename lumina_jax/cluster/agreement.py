@@ -1,0 +1,25 @@
+"""Values that the processes of a run exchange through JAX's collectives; all of them call these functions together."""
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+TEXT_BYTES = 256
+"""The most of a text that is sent."""
+
+
+def from_first(numbers: list[int]) -> list[int]:
+    """The ``numbers`` (below 2^31) of process 0, whatever those of this process are."""
+    count = multihost_utils.broadcast_one_to_all(np.int32(len(numbers)))
+    return multihost_utils.broadcast_one_to_all(np.resize(np.array(numbers, np.int32), int(count))).tolist()
+
+
+def first_text(text: str) -> str:
+    """The ``text`` of the first process whose text is not empty; empty when there is none."""
+    if jax.process_count() == 1:
+        return text
+    letters = np.frombuffer(text.encode()[:TEXT_BYTES].ljust(TEXT_BYTES), np.uint8)
+    rows = (
+        bytes(row).decode(errors="ignore").strip() for row in np.asarray(multihost_utils.process_allgather(letters))
+    )
+    return next(filter(None, rows), "")
