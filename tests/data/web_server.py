@@ -59,14 +59,14 @@ class PictureServer:
             request = await reader.read(1)
             if request == TLS:
                 await reader.read(1 << 16)
-                return await self.garbage(writer, 0, "")
+                return await self._answer(writer, b"", "400 Bad Request")
             request += await reader.readuntil(b"\r\n\r\n")
             path = request.split()[1].decode()
             self.requests[path] += 1
             _, behaviour, number = path.partition("?")[0].split("/", 2)
             await getattr(self, behaviour)(writer, int(number), path)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client has gone, as it may
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client has gone, as it may, or the test is over
         finally:
             writer.close()
 
@@ -107,8 +107,9 @@ class PictureServer:
     async def endless(self, writer, number, path):
         await self._answer(writer, b"", length=None)
         while True:
-            writer.write(bytes(1 << 16))
+            writer.write(bytes(1 << 18))
             await writer.drain()
+            await asyncio.sleep(0.05)
 
     async def huge(self, writer, number, path):
         await self._answer(writer, bytes(1000), length=BIG)
