@@ -443,6 +443,7 @@ def test_a_busy_process_ends_without_delay(busy, presses, line, tmp_path):
         (["data", "prepare", "--source", "toy:9", "--name", "n", "--out", "OUT"], "loading toy:9"),
         (["evaluate", "--data", "OUT", "--model", "MODEL"], "loading MODEL"),
         (["refine", "OUT"], "loading JAX"),
+        (["sample", "--prompt", "x"], "loading JAX"),
     ],
 )
 def test_every_verb_says_what_it_waits_for_before_it_loads_anything(
