@@ -49,15 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
     ending.prepare_streams()
     options = parse(arguments)
     program = f"run.py {options.verb or ''}".rstrip()
-    raised: list[KeyboardInterrupt] = []
+    keeps, raised = vars(options).get("keeps", "").format_map(vars(options)), []
     try:
-        with ending.signals(program) as raised:
+        with ending.signals(program, keeps) as raised:
             code = options.run(options) or 0
             print(end="", flush=True)
             return code
     except BaseException as error:
         if interrupt := ending.interrupt_of(error, raised):
-            return ending.tell_interrupt(program, interrupt, vars(options).get("keeps", "").format_map(vars(options)))
+            return ending.tell_interrupt(program, interrupt, keeps)
         if isinstance(error, UserError):
             print(f"{program}: {printable(str(error))}", file=sys.stderr)
             return 2

@@ -403,14 +403,21 @@ run.ending.leave(lambda: run.main(["plant"]))
         ("time.sleep(60)", 1, b"run.py plant: interrupted; all is kept"),
         ("threading.Thread(target=time.sleep, args=(60,)).start(); time.sleep(60)", 1, b"interrupted; all is kept"),
         ("while True: pass", 1, b"interrupted; all is kept"),
+        ("sys.path.insert(0, {modules!r}); import interrupts", 0, b"run.py plant: interrupted; all is kept"),
         ("import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)", 2, b"run.py plant: ended at once"),
     ],
 )
-def test_a_busy_process_ends_without_delay(busy, presses, line):
+def test_a_busy_process_ends_without_delay(busy, presses, line, tmp_path):
     import signal
     import time
 
-    script = BUSY.format(repo=str(REPO), busy=busy)
+    lines = (
+        "import signal",
+        "try: signal.raise_signal(signal.SIGINT)",
+        "except KeyboardInterrupt: raise ImportError from None",
+    )
+    (tmp_path / "interrupts.py").write_text("\n".join(lines))
+    script = BUSY.format(repo=str(REPO), busy=busy.replace("{modules!r}", repr(str(tmp_path))))
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     with subprocess.Popen([sys.executable, "-c", script], start_new_session=True, **pipes) as process:
         assert process.stdout.readline() == b"busy\n"
@@ -436,6 +443,7 @@ def test_a_busy_process_ends_without_delay(busy, presses, line):
         (["data", "prepare", "--source", "toy:9", "--name", "n", "--out", "OUT"], "loading toy:9"),
         (["evaluate", "--data", "OUT", "--model", "MODEL"], "loading MODEL"),
         (["refine", "OUT"], "loading JAX"),
+        (["sample", "--prompt", "x"], "loading JAX"),
     ],
 )
 def test_every_verb_says_what_it_waits_for_before_it_loads_anything(

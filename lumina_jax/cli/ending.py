@@ -16,6 +16,8 @@ INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 PATIENCE = 5.0
 """Seconds after which SIGTERM ends a process that is busy in compiled code and cannot unwind."""
 
+IMPORT = "<frozen importlib"
+"""How the names of the files begin whose code runs while a module is imported."""
 REPEAT_SECONDS = 0.05
 """After which an interrupt that was raised in a callback of a library, and swallowed there, is raised again."""
 
@@ -25,12 +27,14 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def signals(name: str) -> Iterator[list[KeyboardInterrupt]]:
+def signals(name: str, keeps: str = "") -> Iterator[list[KeyboardInterrupt]]:
     """In the block SIGTERM raises Terminated, as SIGINT raises KeyboardInterrupt; a second Ctrl-C ends the process at once.
 
     The value is a list of what was raised, also where an import or a cleanup made another error of it; what a callback swallowed
-    is raised again. Compiled code, which no exception can end, ends by a second Ctrl-C, and PATIENCE seconds after SIGTERM;
-    ``name`` begins the line that is printed then. Outside of the main thread, where Python delivers no signals, this does nothing.
+    is raised again. During an import, where an exception can abort a library and where nothing is written, the process ends at once
+    with the line of :func:`tell_interrupt`. Compiled code, which no exception can end, ends by a second Ctrl-C, and PATIENCE
+    seconds after SIGTERM; ``name`` begins the line that is printed then. Outside of the main thread, where Python delivers no
+    signals, this does nothing.
     """
     raised: list[KeyboardInterrupt] = []
     if threading.current_thread() is not threading.main_thread():
@@ -49,6 +53,10 @@ def signals(name: str) -> Iterator[list[KeyboardInterrupt]]:
     def handle(number: int, frame: FrameType | None) -> None:
         noticed.set()
         raised.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(IMPORT):
+                _end_at_once(*_last_words(name, raised[-1], keeps))
+            frame = frame.f_back
         raise raised[-1]
 
     def watch() -> None:
@@ -56,10 +64,10 @@ def signals(name: str) -> Iterator[list[KeyboardInterrupt]]:
         while signal_number := os.read(reader, 1):
             interrupts += signal_number[0] == signal.SIGINT
             if interrupts > 1 + repeated:
-                _end_at_once(name, INTERRUPTED)
+                _end_at_once(f"\n{name}: ended at once", INTERRUPTED)
             ours = signal_number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is handle
             if ours and not noticed.wait(PATIENCE):
-                _end_at_once(name, TERMINATED)
+                _end_at_once(f"{name}: terminated at once", TERMINATED)
         os.close(reader)
 
     reader, writer = os.pipe()
@@ -78,8 +86,8 @@ def signals(name: str) -> Iterator[list[KeyboardInterrupt]]:
         os.close(writer)
 
 
-def _end_at_once(name: str, code: int) -> None:
-    os.write(2, f"\n{name}: ended at once\n".encode())
+def _end_at_once(line: str, code: int) -> NoReturn:
+    os.write(2, f"{line}\n".encode(errors="backslashreplace"))
     os._exit(code)
 
 
@@ -92,11 +100,16 @@ def interrupt_of(error: BaseException, raised: list[KeyboardInterrupt]) -> Keybo
 
 def tell_interrupt(program: str, interrupt: KeyboardInterrupt, keeps: str = "") -> int:
     """Prints the one line of an interrupt, with its innermost note (errors.interrupted) or ``keeps``; returns the exit code."""
+    line, code = _last_words(program, interrupt, keeps)
+    print(line, file=sys.stderr, flush=True)
+    return code
+
+
+def _last_words(program: str, interrupt: KeyboardInterrupt, keeps: str) -> tuple[str, int]:
     terminated = isinstance(interrupt, Terminated)
     note = [*getattr(interrupt, "__notes__", []), keeps][0]
-    words = f"{program}: {'terminated' if terminated else 'interrupted'}" + f"; {note}" * bool(note)
-    print(printable(words), file=sys.stderr, flush=True)
-    return TERMINATED if terminated else INTERRUPTED
+    line = f"{program}: {'terminated' if terminated else 'interrupted'}" + f"; {note}" * bool(note)
+    return printable(line), TERMINATED if terminated else INTERRUPTED
 
 
 def prepare_streams() -> None:

@@ -4,7 +4,7 @@ import sys
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import at_least, input_path, number, output_path, seed, size
+from lumina_jax.cli.arguments import NOTHING, at_least, input_path, number, output_path, seed, size
 from lumina_jax.cli.live import COMPILING, LACKING, hold_dialog, show_live
 from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, positions_of, settings_of
 from lumina_jax.cli.processes import worker
@@ -96,18 +96,21 @@ def add_sample(verbs: _SubParsersAction) -> None:
         type=output_path,
         help=f"folder for the PNGs, none that holds results already (default: {OUT}, else {OUT}-2 ...)",
     )
-    sample.set_defaults(run=_sample)
+    sample.set_defaults(run=_sample, keeps=NOTHING)
 
 
 def _sample(options: Namespace) -> int:
     from contextlib import nullcontext
 
-    import jax
+    from lumina_jax.progress import waiting
 
-    from lumina_jax.config import MeshConfig
-    from lumina_jax.sample.job import check_free
-    from lumina_jax.sample.prompt import open_image, read_lines
-    from lumina_jax.sharding import make_mesh
+    with waiting("loading JAX"):
+        import jax
+
+        from lumina_jax.config import MeshConfig
+        from lumina_jax.sample.job import check_free
+        from lumina_jax.sample.prompt import open_image, read_lines
+        from lumina_jax.sharding import make_mesh
 
     lines = read_lines(Path(options.prompts)) if options.prompts else []
     if options.prompts and not lines:
