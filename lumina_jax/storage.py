@@ -27,10 +27,10 @@ from lumina_jax.errors import (
 
 TEMPORARY = ".tmp"
 """Suffix of files that are still being written."""
-CLAIMS = ".written.json"
-"""File name -> the command that wrote it, of the files beside it (:func:`claim`)."""
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 """The end of their names; other files ending in .tmp are not ours."""
+CLAIMS = ".written.json"
+"""File name -> the command that wrote it, of the files beside it (:func:`claim`)."""
 
 
 @contextmanager

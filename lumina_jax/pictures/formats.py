@@ -115,6 +115,7 @@ SVG_HEAD = 1024
 SUBFILE_TYPE, REDUCED, DNG_VERSION = 254, 1, 50706
 """TIFF's tags by which a camera's raw file is told; its first image is a small preview."""
 
+Image.init()  # before threads decode: none of them may find the formats half registered
 pillow_heif.register_heif_opener()
 # A file that is not right is refused with its reason; Pillow's remarks on others would only be noise. A picture beyond
 # MAX_IMAGE_PIXELS is read; Pillow itself refuses one of twice as many pixels.
@@ -131,7 +132,8 @@ def opened(content: bytes, label: str) -> Iterator[Image.Image]:
     """
     try:
         with Image.open(io.BytesIO(content), formats=list(FORMATS)) as image:
-            _refuse_preview(image, content, label)
+            if image.format == "TIFF":
+                _check_tiff(image, content, label)
             yield image
     except MemoryError:
         raise
@@ -145,12 +147,17 @@ def opened(content: bytes, label: str) -> Iterator[Image.Image]:
         raise InputError(f"{label}: {str(error) or type(error).__name__}", cause="damaged picture") from error
 
 
-def _refuse_preview(image: Image.Image, content: bytes, label: str) -> None:
-    """Raises InputError for a camera's raw file that is a TIFF file as well: what Pillow reads is its preview."""
-    tags = getattr(image, "tag_v2", {})
-    raw = CAMERA_RAW in (_named(label), _signed(content)) or DNG_VERSION in tags or tags.get(SUBFILE_TYPE) == REDUCED
-    if image.format == "TIFF" and raw:
+def _check_tiff(image: Image.Image, content: bytes, label: str) -> None:
+    """Raises InputError for a camera's raw file, of which Pillow would read the preview, and where pixels are missing."""
+    raw = CAMERA_RAW in (_named(label), _signed(content)) or DNG_VERSION in image.tag_v2
+    if raw or image.tag_v2.get(SUBFILE_TYPE) == REDUCED:
         raise _no_decoder(CAMERA_RAW)
+    stored = sum((right - left) * (lower - upper) for _, (left, upper, right, lower), *_ in image.tile)
+    if stored < image.width * image.height:
+        raise InputError(
+            f"its strips hold {stored} of {image.width}x{image.height} pixels; it is damaged, get it again",
+            cause="damaged picture",
+        )
 
 
 def _unidentified(content: bytes, label: str) -> InputError:
@@ -161,8 +168,11 @@ def _unidentified(content: bytes, label: str) -> InputError:
         return InputError(f"{label}: {error}", cause=error.cause)
     for kind in FORMATS:
         accepts = Image.OPEN[kind][1]
-        if accepts and accepts(content[:PREFIX].ljust(PREFIX, b"\0")) is True:
-            return InputError(f"{label}: a damaged {kind} file", cause="damaged picture")
+        if accepts and accepts(content[:PREFIX]) is True:
+            return InputError(
+                f"{label}: this {kind} file is damaged, or of a kind that Pillow cannot read; convert it to PNG or JPEG",
+                cause="damaged picture",
+            )
     return InputError(
         f"{label}: no image that Pillow can read; its first bytes are {content[:8].hex(' ')}", cause="no picture"
     )
@@ -174,7 +184,8 @@ def _no_decoder(kind: str) -> InputError:
 
 def _signed(content: bytes) -> str | None:
     """The format of NO_DECODER that a file's content shows, or None."""
-    if b"<svg" in content[:SVG_HEAD]:
+    head = content[:SVG_HEAD].lower()
+    if b"<svg" in head and b"<html" not in head:
         return "SVG"
     return next((kind for at, sign, kind in SIGNATURES if content.startswith(sign, at)), None)
 

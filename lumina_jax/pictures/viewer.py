@@ -13,6 +13,8 @@ from PIL.ExifTags import Base
 from lumina_jax.errors import InputError
 
 DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+DEEPEST = (1 << 16) - 1
+"""The brightest level of 16 bits."""
 PHOTOMETRIC, BITS, WHITE_IS_ZERO = 262, 258, 0
 """TIFF's tags, of what a level means and of the bits of a level, and the value of the first by which 0 is white."""
 
@@ -80,19 +82,26 @@ def eight_bits(image: Image.Image) -> Image.Image:
         )
     if image.mode not in DEEP_MODES:
         return image
-    levels, tags = np.asarray(image).astype(np.int64), getattr(image, "tag_v2", {})
-    if levels.min() < 0 or levels.max() > 0xFFFF:
+    tags, levels = getattr(image, "tag_v2", {}), image.convert("I")
+    darkest, brightest = levels.getextrema()
+    if darkest < 0 or brightest > DEEPEST:
         raise InputError(
-            f"its levels go from {levels.min()} to {levels.max()}; store it with 8 or 16 bits, 0 to 65535",
+            f"its levels go from {darkest} to {brightest}; store it with 8 or 16 bits, 0 to {DEEPEST}",
             cause="pixels of more than 16 bits",
         )
-    top = (1 << 12) - 1 if tags.get(BITS) == (12,) else 0xFFFF
-    shares = top - levels if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else levels
-    gray = Image.fromarray(((shares * 255 + top // 2) // top).astype(np.uint8))
+    top = (1 << 12) - 1 if tags.get(BITS) == (12,) else DEEPEST
+    gray = levels.point(_shades(top, tags.get(PHOTOMETRIC) == WHITE_IS_ZERO), "L")
     gray.info = {name: value for name, value in image.info.items() if name != "transparency"}
-    if "transparency" in image.info:
-        gray.putalpha(Image.fromarray(np.where(levels == image.info["transparency"], 0, 255).astype(np.uint8)))
+    if (key := image.info.get("transparency")) is not None:
+        gray.putalpha(levels.point([255 * (level != key) for level in range(DEEPEST + 1)], "L"))
     return gray
+
+
+@functools.cache
+def _shades(top: int, inverse: bool) -> list[int]:
+    """Level 0 to DEEPEST -> 0..255, which ``top`` and the levels beyond become; ``inverse``: 255..0."""
+    shades = [min(round(level * 255 / top), 255) for level in range(DEEPEST + 1)]
+    return [255 - shade for shade in shades] if inverse else shades
 
 
 def _scale_key(image: Image.Image) -> None:
@@ -162,7 +171,7 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         if source.profile.xcolor_space != SPACES[mode]:
             return None
         transform = ImageCms.buildTransform(source, SRGB, mode, "RGB")
-    except (OSError, ImageCms.PyCMSError):
+    except (OSError, TypeError, ImageCms.PyCMSError):
         return None
     return None if mode != "CMYK" and _changes_nothing(transform, mode) else transform
 

@@ -61,6 +61,7 @@ def deep(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
 
 COLOURS = np.random.default_rng(15).integers(0, 256, (PALETTE, 3), np.uint8)
 ALPHAS = np.random.default_rng(16).integers(0, 256, PALETTE, np.uint8)
+SHADES = np.arange(10, 240, 20, dtype=np.uint8)
 INK = np.repeat(np.uint8([0, 255]), PALETTE // 2)
 KEY = PALETTE - 1
 
@@ -149,7 +150,7 @@ KINDS = {
     "RGB key": Kind(
         patches, lut(COLOURS), lut(COLOURS), "RGB", keyed, lambda v: {"transparency": tuple(map(int, COLOURS[KEY]))}
     ),
-    "L key": Kind(patches, gray, gray, "L", keyed, lambda v: {"transparency": KEY}),
+    "L key": Kind(patches, lut(SHADES), lut(SHADES), "L", keyed, lambda v: {"transparency": int(SHADES[KEY])}),
     "I;16": Kind(deep, raw("I;16"), eighth, "L"),
     "I": Kind(deep, lambda v: Image.fromarray(v.astype(np.int32)), eighth),
     "CMYK": Kind(smooth(4), raw("CMYK"), printed, "CMYK"),

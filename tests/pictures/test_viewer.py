@@ -176,10 +176,12 @@ def test_the_size_of_a_file_is_that_of_its_shown_picture(kind, orientation):
     assert difference.mean() < 4
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # as formats.py does outside of pytest
 def test_damaged_metadata_are_ignored():
     profile = rgb_profile(P3, 2.2)
     for options in ({"icc_profile": b"no profile"}, {"icc_profile": profile[:200]}, {"icc_profile": gray_profile(1.0)}):
         np.testing.assert_array_equal(seen(file(PHOTO, **options)), smooth(3))
+    np.testing.assert_array_equal(seen(file(PHOTO, "TIFF", tiffinfo={34675: 7})), smooth(3))
     for exif in (b"", b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0XX", RNG.bytes(40)):
         np.testing.assert_array_equal(seen(png(PHOTO.size, 8, 2, rows(PHOTO), eXIf=exif)), smooth(3))
 
@@ -231,6 +233,15 @@ def test_the_preview_in_a_camera_s_file_is_not_its_picture(name, tags):
     with pytest.raises(InputError, match="no decoder for a camera's raw format"):
         decode(file(PHOTO, "TIFF", tiffinfo=tags), name)
     assert decode(file(PHOTO, "JPEG"), "a.nef").size == PHOTO.size  # its content decides
+
+
+def test_a_tiff_that_claims_more_rows_than_it_holds_is_refused_at_once():
+    content = bytearray(file(PHOTO, "TIFF"))
+    at = content.index(b"\x01\x01\x04\0\1\0\0\0")  # the field of its height
+    content[at + 8 : at + 12] = (300_000).to_bytes(4, "little")
+    with pytest.raises(InputError, match="its strips hold 24700 of 190x300000 pixels") as raised:
+        decode(bytes(content), "file")
+    assert cause_of(raised.value) == "damaged picture"
 
 
 def test_pictures_up_to_the_limit_of_pixels_are_read_without_a_word():

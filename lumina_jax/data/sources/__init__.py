@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 
+from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import mini_gemini, openhermes, pair
 from lumina_jax.data.sources.folder import open_folder
 from lumina_jax.data.sources.json_list import JsonSource
