@@ -286,6 +286,9 @@ class ProfileConfig:
 
 PARALLEL = ("off", "sjd", "coupled", "continued", "matched")
 """The ways of decoding (SampleConfig.parallel)."""
+MOST_TOKENS = 2**20
+"""The most tokens of an answer, and to draw from: more than any model of this family has."""
+LARGEST_WINDOW = 1024
 
 
 @dataclass(frozen=True)
@@ -311,15 +314,21 @@ class SampleConfig:
     window: int = 0
 
     def __post_init__(self):
-        _require(0 <= self.guidance < float("inf"), f"sample.guidance={self.guidance} is not in [0, inf) (1 is off)")
-        _require(self.temperature > 0, f"sample.temperature={self.temperature} must be positive (greedy: top_k=1)")
+        _require(0 <= self.guidance <= 1000, f"sample.guidance={self.guidance} is not in [0, 1000] (1 is off)")
+        _require(
+            1e-6 <= self.temperature <= 1e6,
+            f"sample.temperature={self.temperature} is not in [1e-6, 1e6] (greedy: top_k=1)",
+        )
         for name in ("image_top_k", "text_top_k", "max_new_tokens"):
-            _require(getattr(self, name) >= 1, f"sample.{name} is {getattr(self, name)}; it must be at least 1")
+            value = getattr(self, name)
+            _require(
+                1 <= value <= MOST_TOKENS, f"sample.{name} is {value}; it must be at least 1, at most {MOST_TOKENS:,}"
+            )
         _require(0 <= self.min_p <= 1, f"sample.min_p={self.min_p} is not in [0, 1]")
         _require(self.parallel in PARALLEL, f"sample.parallel={self.parallel!r}; choose one of {', '.join(PARALLEL)}")
         _require(
-            self.window == 0 or self.window >= 2,
-            f"sample.window={self.window}; a pass must hold at least 2 tokens, and 0 is the device's own number",
+            self.window == 0 or 2 <= self.window <= LARGEST_WINDOW,
+            f"sample.window={self.window}; a pass must hold at least 2 tokens, at most {LARGEST_WINDOW}; 0 is the device's own",
         )
 
     def limited(self, new_tokens: int) -> "SampleConfig":

@@ -7,6 +7,8 @@ from lumina_jax.cli.arguments import REPOSITORY, input_path
 from lumina_jax.errors import MissingFileError
 
 TOY_MODEL = "assets/toy"
+POSITIONS = 4096
+"""Chameleon's."""
 
 
 def model_arguments(parser: ArgumentParser) -> None:
@@ -36,6 +38,7 @@ def _load_for_sampling(options: Namespace, mesh):
     from convert import load_image_tokenizer, load_model, tokenizer_files
     from convert.convert import open_source
     from convert.metadata import experiment_of
+    from lumina_jax.progress import waiting
 
     folder = Path(options.model)
     if not folder.is_dir():
@@ -46,10 +49,11 @@ def _load_for_sampling(options: Namespace, mesh):
     if missing := tokenizer_files.notes(files, source.folder):
         raise MissingFileError("; ".join(missing))
     tokenizer_files.check(files, source.cfg)
-    model, vocab = load_model(folder, mesh)[0], files.vocab()
+    with waiting(f"loading {folder}"):
+        model, vocab, vq = load_model(folder, mesh)[0], files.vocab(), load_image_tokenizer(files.vq)
     if jax.default_backend() == "cpu":  # where bfloat16 is slow
         model = jax.tree.map(lambda weight: weight.astype("float32"), model)
-    return _as_int8(model, vocab) if options.int8 else model, vocab, load_image_tokenizer(files.vq), experiment
+    return _as_int8(model, vocab) if options.int8 else model, vocab, vq, experiment
 
 
 def _as_int8(model, vocab):
@@ -74,9 +78,21 @@ def settings_of(experiment):
     return experiment.sample if experiment else SampleConfig()
 
 
-def make_prompt_builder(vq, vocab, experiment, forced: bool = True):
-    """The PromptBuilder for a model of ``experiment``; ``forced``: the size of a picture is forced token by token."""
+def make_prompt_builder(vq, vocab, experiment, forced: bool = True, positions: int = POSITIONS):
+    """The PromptBuilder for a model of ``experiment``; ``forced``: a picture and its size are forced token by token.
+
+    ``positions``: how many tokens a model without experiment was trained on.
+    """
     from lumina_jax.sample.prompt import PromptBuilder
 
     patches = experiment is not None and experiment.vq.kind == "patch"
-    return PromptBuilder(vq, vocab, experiment.data if experiment else None, forced, as_is=patches)
+    return PromptBuilder(vq, vocab, experiment.data if experiment else None, forced, patches, positions)
+
+
+def positions_of(options: Namespace) -> int:
+    """How many tokens the model of --model was made for, as its config tells; POSITIONS where it tells nothing."""
+    from convert.convert import open_source
+
+    settings = open_source(Path(options.model)).settings
+    settings = settings.get("settings", settings)  # an imported checkpoint keeps the config of its origin
+    return settings.get("max_position_embeddings") or POSITIONS

@@ -4,180 +4,290 @@ import sys
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import output_path, seed, size
-from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of
+from lumina_jax.cli.arguments import at_least, input_path, number, output_path, seed, size
+from lumina_jax.cli.live import COMPILING, LACKING, hold_dialog, show_live
+from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, positions_of, settings_of
 from lumina_jax.cli.processes import worker
-from lumina_jax.errors import InputError
+from lumina_jax.cli.results import claimed, results_folder
+from lumina_jax.errors import InputError, UserError, cause_of, interrupted, printable
+
+OUT = "out/samples"
+REJECTS = "rejects.jsonl"
+SHOWN = 3
+"""How many examples a message names."""
 
 
 def add_sample(verbs: _SubParsersAction) -> None:
-    sample = verbs.add_parser("sample", help="text to pictures and text")
+    epilog = (
+        f"Exit code: 0, {LACKING} when a prompt was rejected or an answer lacks its picture, 2 when nothing could be done, "
+        "130 after Ctrl-C."
+    )
+    sample = verbs.add_parser("sample", help="text to pictures and text", epilog=epilog)
     model_arguments(sample)
-    sample.add_argument("--prompt", action="append", default=[], help="what to paint, or to do; may be repeated")
-    sample.add_argument("--prompts", metavar="FILE", help="a prompt per line, or .jsonl: prompt, size, task, image ...")
-    sample.add_argument("--task", help="what to do with --image: depth, segmentation, edit, describe ... (generate)")
-    sample.add_argument("--image", action="append", default=[], help="a picture for --task or --raw; may be repeated")
-    sample.add_argument("--size", type=size, help="WIDTHxHEIGHT in pixels (a square of the model's training area)")
-    sample.add_argument("--free-size", action="store_true", help="say the size in the prompt only; do not force it")
+    own = "default: the model's own"
+    sample.add_argument(
+        "--prompt", action="append", default=[], metavar="TEXT", help="what to paint, or to do; may be repeated"
+    )
+    sample.add_argument(
+        "--prompts", type=input_path, metavar="FILE", help="a prompt per line, or .jsonl: prompt, size, task, image ..."
+    )
+    sample.add_argument(
+        "--task",
+        metavar="NAME",
+        help="what to do with --image: depth, segmentation, edit, describe ... (default: generate)",
+    )
+    sample.add_argument(
+        "--image",
+        type=input_path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a picture for --task or --raw; may be repeated",
+    )
+    sample.add_argument(
+        "--size",
+        type=size,
+        metavar="WxH",
+        help="WIDTHxHEIGHT in pixels; the answer begins with a picture of it (default: a square of the model's training area)",
+    )
+    sample.add_argument(
+        "--free-size", action="store_true", help="ask for picture and size by words only; force neither"
+    )
     sample.add_argument("--raw", action="store_true", help="use the prompts as they are: for dialog, without a size")
     sample.add_argument("--chat", action="store_true", help="a dialog: a turn per line, with pictures as @file.png")
     sample.add_argument("--live", action="store_true", help="show one answer while it grows; the picture in live.png")
-    sample.add_argument("--per-prompt", type=int, default=1, metavar="N", help="answers to each prompt (1)")
-    sample.add_argument("--rows", type=int, default=16, help="answers sampled at once, by continuous batching (16)")
-    sample.add_argument("--tensor", type=int, metavar="N", help="split the model over N devices, answers over the rest")
-    sample.add_argument("--resume", action="store_true", help="continue a stopped run of the same command")
-    sample.add_argument("--worker", metavar="I/N", help="process I (from 0) of N; auto on a TPU pod, Slurm or MPI")
-    sample.add_argument("--seed", type=seed, default=0, help="same seed, same pictures (0)")
-    sample.add_argument("--guidance", type=float, help="classifier-free guidance scale; 1 is off")
-    sample.add_argument("--temperature", type=float, help="below 1 safer, above 1 wilder")
+    sample.add_argument("--per-prompt", type=at_least(1), default=1, metavar="N", help="answers to each prompt")
     sample.add_argument(
-        "--top-k", type=int, metavar="K", dest="image_top_k", help="image tokens to draw from; 1 is greedy"
+        "--rows", type=at_least(1), default=16, metavar="N", help="answers sampled at once, by continuous batching"
     )
-    sample.add_argument("--parallel", help="decoding method: off, matched, sjd, coupled, continued (the model's own)")
-    sample.add_argument("--window", type=int, metavar="W", help="with --parallel: tokens in a pass (the device's own)")
-    sample.add_argument("--min-p", type=float, help="drop tokens less likely than this share of the likeliest")
-    sample.add_argument("--max-new-tokens", type=int, help="longest answer")
-    sample.add_argument("--grid", action="store_true", help="also write all pictures on one sheet")
-    sample.add_argument("--out", type=output_path, default="out/samples", help="folder for the PNGs (out/samples)")
+    sample.add_argument(
+        "--tensor",
+        type=at_least(1),
+        metavar="N",
+        help="split the model over N devices, answers over the rest (default: one device)",
+    )
+    sample.add_argument("--resume", action="store_true", help="continue a stopped run of the same command")
+    sample.add_argument(
+        "--worker",
+        metavar="I/N",
+        help="process I (from 0) of N; auto on a TPU pod, Slurm or MPI (default: the only one)",
+    )
+    sample.add_argument("--seed", type=seed, default=0, help="same seed, same pictures")
+    sample.add_argument("--guidance", type=number, help=f"classifier-free guidance scale; 1 is off ({own})")
+    sample.add_argument("--temperature", type=number, help=f"below 1 safer, above 1 wilder ({own})")
+    sample.add_argument(
+        "--top-k",
+        type=at_least(1),
+        metavar="K",
+        dest="image_top_k",
+        help=f"image tokens to draw from; 1 is greedy ({own})",
+    )
+    sample.add_argument(
+        "--parallel", metavar="METHOD", help=f"decoding method: off, matched, sjd, coupled, continued ({own})"
+    )
+    sample.add_argument("--window", type=at_least(0), metavar="W", help=f"with --parallel: tokens in a pass ({own})")
+    sample.add_argument(
+        "--min-p", type=number, help=f"drop tokens less likely than this share of the likeliest ({own})"
+    )
+    sample.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help=f"tokens of the longest answer ({own})")
+    sample.add_argument("--grid", action="store_true", help="also write the pictures on one sheet")
+    sample.add_argument(
+        "--out",
+        type=output_path,
+        help=f"folder for the PNGs, none that holds results already (default: {OUT}, else {OUT}-2 ...)",
+    )
     sample.set_defaults(run=_sample)
 
 
-def _sample(options: Namespace) -> None:
+def _sample(options: Namespace) -> int:
     from contextlib import nullcontext
 
     import jax
 
     from lumina_jax.config import MeshConfig
-    from lumina_jax.sample.prompt import read_lines
+    from lumina_jax.sample.job import check_free
+    from lumina_jax.sample.prompt import open_image, read_lines
     from lumina_jax.sharding import make_mesh
 
     lines = read_lines(Path(options.prompts)) if options.prompts else []
+    if options.prompts and not lines:
+        raise InputError(f"{options.prompts} holds no prompt; write one a line")
     if not (lines or options.prompt or options.image or options.chat):
         raise InputError("no prompts; give --prompt TEXT (again for more), --prompts FILE, or --task NAME --image FILE")
-    if options.per_prompt < 1 or options.rows < 1:
-        raise InputError(f"--per-prompt {options.per_prompt} --rows {options.rows}; both must be at least 1")
+    _check(options)
+    images = [open_image(Path(file)) for file in options.image]
+    share = worker(options.worker) if options.worker else (0, 1)
+    out = results_folder(options.out, OUT, lambda folder: check_free(folder, share), options.resume)
     mesh = None  # without --tensor the model is on one device
     if options.tensor is not None:
         mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=options.tensor), jax.local_devices())
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
         model, vocab, vq, experiment = load_for_sampling(options, mesh)
-        builder = make_prompt_builder(vq, vocab, experiment, not options.free_size)
+        builder = make_prompt_builder(vq, vocab, experiment, not options.free_size, positions_of(options))
+        settings = _settings(options, settings_of(experiment))
         if options.chat:
-            return _chat(model, builder, options, _settings(options, experiment)("describe"))
-        _paint(model, builder, options, tuple(_prompts(builder, options, lines, _settings(options, experiment))))
+            return hold_dialog(model, builder, options.seed, settings("describe"), out)
+        prompts, rejects = _prompts(builder, options, images, lines, settings)
+        return _paint(model, builder, options, prompts, rejects, share, out)
 
 
-def _prompts(builder, options: Namespace, records: list[dict], settings) -> list:
-    """The prompts of the command line, then those of a file."""
-    from lumina_jax.sample.prompt import open_image
+def _check(options: Namespace) -> None:
+    """Raises InputError for options that do not go together, and for wrong numbers, before a model is loaded."""
+    from lumina_jax.config import SampleConfig
+    from lumina_jax.conversation import TASKS
 
-    images, task = [open_image(Path(file)) for file in options.image], options.task or "generate"
-    if options.size and (options.raw or task != "generate"):
+    if options.task and options.task not in TASKS:
+        raise InputError(f"--task {options.task}: the tasks are {', '.join(TASKS)}")
+    painting = (options.task or "generate") == "generate" and not options.raw
+    if options.size and not painting:
         raise InputError("--size goes with text to picture; other tasks answer at the size of their picture")
+    if options.image and painting and not options.chat:
+        raise InputError("--image goes with --task or --raw; run.py sample --task depth --image FILE")
+    if options.resume and (options.live or options.chat):
+        raise InputError(
+            "--resume continues the answers of samples.jsonl, and --live and --chat write none; leave it out"
+        )
+    _settings(options, SampleConfig())("generate")
+
+
+def _prompts(builder, options: Namespace, images: list, lines: list, settings) -> tuple[tuple, list[dict]]:
+    """(the prompts of the command line, then those of a file, None where one is rejected; what is rejected and why)."""
+    task = options.task or "generate"
     if options.raw:
         prompts = [builder.message(text, images, settings("question")) for text in options.prompt]
     elif task == "generate":
-        if images:
-            raise InputError("--image goes with --task or --raw; run.py sample --task depth --image FILE")
         prompts = [builder.generate(text, options.size, settings(task)) for text in options.prompt]
     elif options.prompt:
         prompts = [builder.task(task, text, images, settings(task)) for text in options.prompt]
     else:
         prompts = [builder.task(task, "", [image], settings(task)) for image in images]
-    for number, record in enumerate(records, start=1):
+    rejects = []
+    for line in lines:
         try:
-            prompts.append(builder.from_record(record, Path(options.prompts).parent, settings))
-        except InputError as error:
-            raise InputError(f"{options.prompts}, prompt {number}: {error}") from error
-    return prompts
+            prompts.append(builder.from_record(line.record(), Path(options.prompts).parent, settings))
+        except Exception as error:  # whatever one record raises, the others are painted
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            rejects.append({"index": len(prompts), "line": line.number, "reason": reason, "cause": cause_of(error)})
+            prompts.append(None)
+    if rejects and (options.live or not any(prompts)):
+        first = rejects[0]
+        raise InputError(
+            f"{options.prompts}: {len(rejects)} of its {len(lines)} prompts cannot be used; the first, line {first['line']}: "
+            f"{first['reason']}"
+        )
+    return tuple(prompts), rejects
 
 
-def _paint(model, builder, options: Namespace, prompts: tuple) -> None:
-    """Answers ``prompts`` into --out."""
+def _paint(model, builder, options: Namespace, prompts: tuple, rejects: list[dict], share, out: Path) -> int:
+    """Answers ``prompts`` into ``out``; returns the exit code."""
+    from contextlib import nullcontext
+
     from lumina_jax.model.params import fingerprint
-    from lumina_jax.progress import ProgressDisplay
-    from lumina_jax.sample.job import Job, finished, paint, sheet
+    from lumina_jax.sample.job import Job, check_workers, finished, sheet
 
-    share = worker(options.worker) if options.worker else (0, 1)
+    _warn(builder, prompts)
     job = Job(prompts, options.seed, options.per_prompt, options.rows, share, fingerprint(model))
-    out = Path(options.out)
     if options.live:
-        return _live(model, builder, job, out)
-    done = finished(job, out) if options.resume else []
-    answers = list(done)
+        return show_live(model, builder, job, out)
+    check_workers(job, out)
+    answers = finished(job, out) if options.resume else []
+    kept = f"the answers so far are in {out}; the same command with --out {out} --resume paints the rest"
+    with nullcontext() if options.resume else claimed(out / job.record), interrupted(kept):
+        _write_rejects(rejects, out)
+        _answer(model, builder, job, out, answers)
+        if options.grid and any(answer.files for answer in answers):
+            print(printable(str(sheet(job, out, answers))))
+    return LACKING if _tell_rejects(rejects, prompts, out) + _tell_lacking(job, answers) else 0
+
+
+def _answer(model, builder, job, out: Path, answers: list) -> None:
+    """Adds the answers that are missing to ``answers``, and prints them."""
+    from lumina_jax.progress import ProgressDisplay, waiting
+    from lumina_jax.sample.job import paint
+
+    painted = iter(paint(model, builder.vq, builder.vocab, job, out, list(answers)))
     with ProgressDisplay("sampling", len(job.items), len(job.items) > 1, unit="answers") as meter:
-        meter.skip(len(done))
-        for answer in paint(model, builder.vq, builder.vocab, job, out, done):
+        meter.skip(len(answers))
+        with waiting("compiling and painting the first answers", COMPILING):
+            answer = next(painted, None)
+        while answer is not None:
             answers.append(answer)
             for name in answer.files or [job.record]:
-                print(out / name, answer.text or "; ".join(answer.broken), flush=True)
+                print(printable(f"{out / name} {answer.text or '; '.join(answer.broken)}").rstrip(), flush=True)
             meter.advance(1)
-    if options.grid and any(answer.files for answer in answers):
-        print(sheet(job, out, answers))
+            answer = next(painted, None)
 
 
-def _live(model, builder, job, out: Path) -> None:
-    """Shows one answer while it grows: text on stdout, each picture in live.png until it is complete."""
-    if len(job.items) != 1:
-        raise InputError(f"--live shows one answer, not {len(job.items)}; give one prompt")
-    from lumina_jax.sample.live import watch
-
-    (item,) = job.items
-    prompt = job.prompts[item[0]]
-    events = watch(model, builder.vq, builder.vocab, prompt.ids, job.key(item), prompt.cfg, size=prompt.size)
-    _follow(events, out, job.stem(item))
-
-
-def _follow(events, out: Path, stem: str) -> None:
-    """Prints the text, and keeps the newest preview of each picture in live.png, the complete picture in STEM-K.png."""
-    from lumina_jax.sample.live import Words
-    from lumina_jax.storage import atomic_write
-
-    for event in events:
-        if isinstance(event, Words):
-            print(event.text, end="", flush=True)
-            continue
-        with atomic_write(out / "live.png") as temporary:
-            event.picture.save(temporary, format="PNG")
-        print(f"\r{out / 'live.png'}: {event.lines} of {event.total} lines ", end="", file=sys.stderr, flush=True)
-        if event.lines == event.total:
-            event.picture.save(out / f"{stem}-{event.number}.png")
-            print(f"\n{out / f'{stem}-{event.number}.png'}", flush=True)
-    print(flush=True)
+def _warn(builder, prompts: tuple) -> None:
+    """Says which prompts are longer than what the model was trained on, and which pictures than --max-new-tokens."""
+    asked = [(number, prompt) for number, prompt in enumerate(prompts, start=1) if prompt is not None]
+    long = [(prompt.length, number) for number, prompt in asked if prompt.length > builder.trained]
+    if long:
+        length, number = max(long)
+        print(
+            f"warning: {len(long)} of {len(asked)} prompts with their pictures are longer than the {builder.trained:,} tokens that "
+            f"the model was trained on (prompt {number}: {length:,}); expect poor answers",
+            file=sys.stderr,
+        )
+    cut = [(prompt.picture, number) for number, prompt in asked if prompt.picture > prompt.cfg.max_new_tokens]
+    if cut:
+        tokens, number = max(cut)
+        limit = asked[0][1].cfg.max_new_tokens
+        print(
+            f"warning: {len(cut)} of {len(asked)} pictures will be unfinished: prompt {number} asks for one of {tokens:,} tokens, "
+            f"but --max-new-tokens is {limit:,}",
+            file=sys.stderr,
+        )
 
 
-def _chat(model, builder, options: Namespace, cfg) -> None:
-    """A dialog on stdin and stdout, until an empty line or the end of the input."""
-    import re
+def _write_rejects(rejects: list[dict], out: Path) -> None:
+    """Writes ``rejects`` into ``out``, or removes an earlier run's list when there are none."""
+    import json
 
-    import jax
+    from lumina_jax.storage import atomic_write_text
 
-    from lumina_jax.sample.live import Chat
-    from lumina_jax.sample.prompt import open_image
-
-    chat, turn = Chat(model, builder, jax.random.key(options.seed), cfg), 0
-    if sys.stdin is None:
-        raise InputError("--chat reads its lines from stdin, which is closed")
-    print("a line is a turn; @file.png in it is a picture; an empty line ends", file=sys.stderr)
-    while line := (input("> ") if sys.stdin.isatty() else sys.stdin.readline()).strip():
-        try:
-            images = [open_image(Path(file)) for file in re.findall(r"@(\S+)", line)]
-            _follow(chat.say(re.sub(r"@\S+", "<|image|>", line), images), Path(options.out), f"turn{turn}")
-        except InputError as error:
-            print(f"run.py sample: {error}", file=sys.stderr)
-            continue
-        turn += 1
+    if rejects:
+        atomic_write_text(out / REJECTS, "".join(json.dumps(reject) + "\n" for reject in rejects))
+    else:
+        (out / REJECTS).unlink(missing_ok=True)
 
 
-def _settings(options: Namespace, experiment):
-    """A function task -> SampleConfig: the model's own settings, as the task is served, with the changes of the command line."""
+def _tell_rejects(rejects: list[dict], prompts: tuple, out: Path) -> bool:
+    """Sums the rejected prompts up by cause, with an example each; whether there are any."""
+    if rejects:
+        print(
+            f"{len(rejects)} of {len(prompts)} prompts were rejected, listed in {printable(str(out / REJECTS))}:",
+            file=sys.stderr,
+        )
+    causes = {reject["cause"]: reject for reject in reversed(rejects)}
+    for cause, example in causes.items():
+        count = sum(reject["cause"] == cause for reject in rejects)
+        print(printable(f"  {count} x {cause}, such as line {example['line']}: {example['reason']}"), file=sys.stderr)
+    return bool(rejects)
+
+
+def _tell_lacking(job, answers: list) -> bool:
+    """Says how many answers lack the picture they were asked for; whether any does."""
+    asked = [answer for answer in answers if job.prompts[answer.ask].picture]
+    lacking = [answer for answer in asked if answer.broken or not answer.files]
+    if lacking:
+        reasons = (f"prompt {answer.ask + 1}: {'; '.join(answer.broken) or 'only text'}" for answer in lacking[:SHOWN])
+        more = "; ..." * (len(lacking) > SHOWN)
+        print(
+            printable(
+                f"{len(lacking)} of {len(asked)} answers lack the picture that was asked for ({'; '.join(reasons)}{more})"
+            ),
+            file=sys.stderr,
+        )
+    return bool(lacking)
+
+
+def _settings(options: Namespace, base):
+    """A function task -> SampleConfig: ``base``, as the task is served, with the changes of the command line."""
     from dataclasses import replace
 
-    from lumina_jax.conversation import TASKS, served
+    from lumina_jax.conversation import served
 
-    if options.task and options.task not in TASKS:
-        raise InputError(f"--task {options.task}: the tasks are {', '.join(TASKS)}")
     names = ("guidance", "temperature", "image_top_k", "min_p", "max_new_tokens", "parallel", "window")
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    base = settings_of(experiment)
     return lambda task: replace(base if task == "generate" else served(task, base), **changes)

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -11,49 +13,75 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.config import SampleConfig
-from lumina_jax.errors import InputError
+from lumina_jax.errors import ExistingFileError, InputError
 from lumina_jax.layout import answer_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
 from lumina_jax.sample.picture import Broken, grid, split
 from lumina_jax.sample.prompt import Prompt
 from lumina_jax.sample.stream import stream
-from lumina_jax.storage import atomic_write_text
+from lumina_jax.storage import atomic_write, atomic_write_text, storage_errors
 from lumina_jax.vocab import Vocab
+
+MAX_ANSWERS = 10**6
+"""The most answers of a job: all are listed in memory."""
+SHEET_PICTURES = 256
+"""The most pictures on a sheet, the first ones: a larger sheet fits no screen and hardly into memory."""
+OF_WORKER = r"(-\d+-of-\d+)?"
+RECORDS = re.compile(rf"samples{OF_WORKER}\.jsonl|grid{OF_WORKER}\.png")
+SHARED = re.compile(r"\d{3,}(-\d+){1,2}\.png|rejects\.jsonl")
+"""The names of files that the workers of one job write side by side."""
+OTHERS = re.compile(r"live\.png|turn\d+-\d+\.png")
+"""The names of files that an answer shown live and a dialog write."""
 
 
 @dataclass(frozen=True)
 class Job:
     """Answers each of ``prompts`` ``copies`` times, ``rows`` answers at once; ``share`` (i, n) is the part of worker i of n.
 
-    ``model`` is the fingerprint (model.params) of the weights. Copy 0 of prompt i draws from ``fold_in(key(seed), i)`` and copy c
-    from that key folded with c, so an answer does not depend on what else the job holds.
+    ``model`` is the fingerprint (model.params) of the weights. Copy 0 of prompt i draws from ``fold_in(seed_key(seed), i)`` and
+    copy c from that key folded with c, so an answer does not depend on what else the job holds. A prompt of None is one that was
+    rejected: it keeps its number and is not answered. Raises InputError for more than MAX_ANSWERS answers.
     """
 
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[Prompt | None, ...]
     seed: int = 0
     copies: int = 1
     rows: int = 16
     share: tuple[int, int] = (0, 1)
     model: str = ""
 
+    def __post_init__(self):
+        if len(self.prompts) * self.copies > MAX_ANSWERS:
+            raise InputError(
+                f"{len(self.prompts):,} prompts x {self.copies:,} answers; a job holds at most {MAX_ANSWERS:,} answers: divide it"
+            )
+
     @property
     def items(self) -> list[tuple[int, int]]:
         """The (prompt, copy) indices of this worker."""
-        every = [(prompt, copy) for prompt in range(len(self.prompts)) for copy in range(self.copies)]
-        return every[self.share[0] :: self.share[1]]
+        asked = [index for index, prompt in enumerate(self.prompts) if prompt is not None]
+        return [(index, copy) for index in asked for copy in range(self.copies) if self._is_mine(index, copy)]
+
+    def _is_mine(self, index: int, copy: int) -> bool:
+        worker, workers = self.share
+        return (index * self.copies + copy) % workers == worker
 
     @property
     def record(self) -> str:
         """The name of this worker's file of answers."""
-        worker, workers = self.share
-        return "samples.jsonl" if workers == 1 else f"samples-{worker}-of-{workers}.jsonl"
+        return _own("samples.jsonl", self.share)
+
+    @property
+    def sheet(self) -> str:
+        """The name of this worker's sheet."""
+        return _own("grid.png", self.share)
 
     def key(self, item: tuple[int, int]) -> jax.Array:
         """The random key of a (prompt, copy)."""
         index, copy = item
         seed = self.seed if self.prompts[index].seed is None else self.prompts[index].seed
-        key = jax.random.fold_in(jax.random.key(seed), index)
+        key = jax.random.fold_in(seed_key(seed), index)
         return jax.random.fold_in(key, copy) if copy else key
 
     def stem(self, item: tuple[int, int]) -> str:
@@ -62,14 +90,15 @@ class Job:
         index, copy = item
         return f"{index:0{digits}d}" + (f"-{copy:0{len(str(self.copies - 1))}d}" if self.copies > 1 else "")
 
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits that change with anything that changes an answer."""
-        digest = hashlib.sha256(repr((self.seed, self.copies, self.share, self.model)).encode())
-        for prompt in self.prompts:
-            settings = asdict(prompt.cfg)
-            digest.update(repr((prompt.text, prompt.ids.tolist(), prompt.size, prompt.seed, settings)).encode())
-        return digest.hexdigest()[:16]
+    @cached_property
+    def fingerprints(self) -> tuple[str | None, ...]:
+        """By prompt, 16 hex digits that change with anything that changes its answers or the names of their files."""
+        return tuple(prompt and self._fingerprint(index, prompt) for index, prompt in enumerate(self.prompts))
+
+    def _fingerprint(self, index: int, prompt: Prompt) -> str:
+        seed = self.seed if prompt.seed is None else prompt.seed
+        settings = (seed, self.copies, self.stem((index, 0)), self.model, prompt.text, prompt.size, asdict(prompt.cfg))
+        return hashlib.sha256(repr(settings).encode() + prompt.ids.tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -88,23 +117,108 @@ class Answer:
     broken: tuple[str, ...] = ()
 
 
-def finished(job: Job, out: Path) -> list[Answer]:
-    """The answers that an earlier run of the same job wrote into ``out``.
+def _own(name: str, share: tuple[int, int]) -> str:
+    """The name of a file that each worker has for itself."""
+    stem, suffix = name.split(".")
+    return name if share[1] == 1 else f"{stem}-{share[0]}-of-{share[1]}.{suffix}"
 
-    Raises InputError when the folder holds another job's. An unfinished last line, of a run that was killed, is dropped.
+
+def _of_others(name: str, share: tuple[int, int]) -> list[str]:
+    """The names that ``name`` has for the other workers."""
+    return [_own(name, (worker, share[1])) for worker in range(share[1]) if worker != share[0]]
+
+
+def seed_key(seed: int) -> jax.Array:
+    """The random key of a whole number of any size: ``jax.random.key`` of its lowest 32 bits, folded with the higher ones.
+
+    They are folded 32 bits at a time; after those of a negative number's absolute value comes a 0. jax.random.key itself drops all
+    bits but the lowest 32.
     """
-    file = out / job.record
-    lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
-    try:
-        answers = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise InputError(f"{file} holds a line that is not JSON: {error}; remove it, or give another folder") from error
-    if any(answer.pop("job", None) != job.fingerprint for answer in answers):
-        raise InputError(
-            f"{file} holds answers of another model or to other prompts, seeds or settings; "
-            "to go on give the same, else another folder"
+    rest, words = abs(seed), []
+    while rest or not words:
+        words.append(np.uint32(rest & 0xFFFFFFFF))
+        rest >>= 32
+    key = jax.random.key(words[0])
+    for word in words[1:] + [np.uint32(0)] * (seed < 0):
+        key = jax.random.fold_in(key, word)
+    return key
+
+
+def check_free(out: Path, share: tuple[int, int] = (0, 1)) -> None:
+    """Raises ExistingFileError when ``out`` holds results of an earlier run; those of the other workers of n may be there."""
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    kinds = (RECORDS, OTHERS, *[SHARED] * (share[1] == 1))
+    expected = {*_of_others("samples.jsonl", share), *_of_others("grid.png", share)}
+    held = [name for name in names if any(kind.fullmatch(name) for kind in kinds) and name not in expected]
+    if held:
+        raise ExistingFileError(
+            f"{out} holds results of an earlier run ({held[0]}{' and others' * (len(held) > 1)}); continue it with --resume, or "
+            "give another --out"
         )
-    return [Answer(**{**line, "files": tuple(line["files"]), "broken": tuple(line["broken"])}) for line in answers]
+
+
+def finished(job: Job, out: Path) -> list[Answer]:
+    """The answers that an earlier run of the same job wrote into ``out``, without those of which a picture is gone or damaged.
+
+    Raises InputError when the folder holds another job's, naming the prompt that differs. An unfinished last line, of a run that
+    was killed, is dropped.
+    """
+    return [
+        answer for answer in _recorded(job, out / job.record) if all(_is_whole(out / name) for name in answer.files)
+    ]
+
+
+def check_workers(job: Job, out: Path) -> None:
+    """Raises InputError where other workers have written answers of another job into ``out``."""
+    for name in _of_others("samples.jsonl", job.share):
+        _recorded(job, out / name)
+
+
+def _recorded(job: Job, file: Path) -> list[Answer]:
+    """The answers in a file of the same job, in order, each once."""
+    with storage_errors(file):
+        lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
+    answers = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            fields = json.loads(line)
+            fingerprint = fields.pop("job")
+            fields |= {"files": tuple(fields["files"]), "broken": tuple(fields["broken"])}
+            answer = Answer(**fields)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(
+                f"{file}, line {number}, is no line of a job: {error}; remove it, or give another folder"
+            ) from error
+        _check_same(job, answer, fingerprint, file)
+        answers[answer.ask, answer.copy] = answer
+    return list(answers.values())
+
+
+def _check_same(job: Job, answer: Answer, fingerprint: str, file: Path) -> None:
+    """Raises InputError where an answer of an earlier run is not one to the same prompt of ``job``."""
+    number, prompt = answer.ask + 1, job.prompts[answer.ask] if answer.ask < len(job.prompts) else None
+    cure = "to go on give the same, else another folder"
+    if prompt is None:
+        raise InputError(
+            f"{file} holds an answer to prompt {number}, {answer.prompt!r}, which this job does not ask; {cure}"
+        )
+    if prompt.text != answer.prompt:
+        raise InputError(f"{file} answers prompt {number} as {answer.prompt!r}, but now it is {prompt.text!r}; {cure}")
+    if job.fingerprints[answer.ask] != fingerprint:
+        raise InputError(
+            f"{file} holds answers of another model or to other prompts, seeds or settings (prompt {number}, {prompt.text!r}); "
+            f"{cure}"
+        )
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file is a PNG with all its bytes."""
+    try:
+        with Image.open(file) as image:
+            image.verify()
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return True
 
 
 def paint(
@@ -117,9 +231,10 @@ def paint(
     """
     skipped = {(answer.ask, answer.copy) for answer in done}
     every = list(done)
+    answers = _answers(model, vq, vocab, job, out, [item for item in job.items if item not in skipped])
     _write(job, out, every)
-    with (out / job.record).open("a") as record:
-        for answer in _answers(model, vq, vocab, job, out, [item for item in job.items if item not in skipped]):
+    with storage_errors(out / job.record), (out / job.record).open("a") as record:
+        for answer in answers:
             record.write(_line(job, answer))
             record.flush()
             every.append(answer)
@@ -128,11 +243,16 @@ def paint(
 
 
 def sheet(job: Job, out: Path, answers: Sequence[Answer]) -> Path:
-    """Writes all pictures of a job on one sheet, grid.png. Raises InputError when there are none."""
-    files = [(name, answer.prompt) for answer in _sorted(answers) for name in answer.files]
-    images = [Image.open(out / name) for name, _ in files]
-    grid(images, columns=min(4, len(images)), captions=[text for _, text in files]).save(out / "grid.png")
-    return out / "grid.png"
+    """Writes the pictures of a job, at most SHEET_PICTURES, on one sheet, ``job.sheet``. Raises InputError when there are none."""
+    files = [(name, answer.prompt) for answer in _sorted(answers) for name in answer.files][:SHEET_PICTURES]
+    images = []
+    for name, _ in files:
+        with Image.open(out / name) as image:
+            images.append(image.convert("RGB"))
+    picture = grid(images, columns=min(4, len(images)), captions=[text for _, text in files])
+    with atomic_write(out / job.sheet) as temporary:
+        picture.save(temporary, format="PNG")
+    return out / job.sheet
 
 
 def _sorted(answers: Sequence[Answer]) -> list[Answer]:
@@ -145,30 +265,48 @@ def _write(job: Job, out: Path, answers: Sequence[Answer]) -> None:
 
 
 def _line(job: Job, answer: Answer) -> str:
-    return json.dumps({"job": job.fingerprint} | asdict(answer)) + "\n"
+    return json.dumps({"job": job.fingerprints[answer.ask]} | asdict(answer)) + "\n"
 
 
 def _answers(
     model: Chameleon, vq: ImageTokenizer, vocab: Vocab, job: Job, out: Path, items: Sequence[tuple[int, int]]
 ) -> Iterator[Answer]:
-    """Samples ``items`` (prompt, copy), in one stream for all that have the same settings, and writes their pictures."""
+    """Samples ``items`` (prompt, copy), in one stream for all that have the same settings, and writes their pictures.
+
+    All prompts are checked at once: what is wrong with one is raised before the first is answered.
+    """
     groups: dict[SampleConfig, list[tuple[int, int]]] = {}
     for item in items:
         groups.setdefault(job.prompts[item[0]].cfg, []).append(item)
+    streams = []
     for cfg, group in groups.items():
         prompts = [job.prompts[index] for index, _ in group]
-        keys = [job.key(item) for item in group]
-        sizes = [prompt.size for prompt in prompts]
-        if None not in sizes:
-            cfg = cfg.limited(answer_tokens(sizes))
-        ids = [prompt.ids for prompt in prompts]
-        for partial in stream(model, ids, keys[0], cfg, vocab, sizes=sizes, keys=keys, rows=job.rows):
-            item, prompt = group[partial.index], prompts[partial.index]
-            images, text, broken = read(partial.tokens, vq, vocab)
+        keys, sizes = [job.key(item) for item in group], [prompt.size for prompt in prompts]
+        # Of all prompts, so that a resumed run repeats what an unbroken one does.
+        every = [prompt.size for prompt in job.prompts if prompt is not None and prompt.cfg == cfg]
+        if None not in every:
+            cfg = cfg.limited(answer_tokens(every))
+        options = dict(sizes=sizes, keys=keys, rows=job.rows, opens=[size is not None for size in sizes])
+        streams.append((group, stream(model, [prompt.ids for prompt in prompts], keys[0], cfg, vocab, **options)))
+    return _finished_answers(vq, vocab, job, out, streams)
+
+
+def _finished_answers(
+    vq: ImageTokenizer, vocab: Vocab, job: Job, out: Path, streams: Sequence[tuple]
+) -> Iterator[Answer]:
+    """The answers of (items, stream) pairs, their pictures written."""
+    for group, partials in streams:
+        for partial in partials:
+            item = group[partial.index]
+            size = job.prompts[item[0]].size
+            # A larger picture in the same stream allows more tokens than this answer would get alone.
+            tokens = partial.tokens if size is None else partial.tokens[: answer_tokens([size])]
+            images, text, broken = read(tokens, vq, vocab)
             files = tuple(f"{job.stem(item)}-{number}.png" for number in range(len(images)))
             for image, name in zip(images, files, strict=True):
-                image.save(out / name)
-            yield Answer(*item, prompt.text, files, text, partial.passes, tuple(broken))
+                with atomic_write(out / name) as temporary:
+                    image.save(temporary, format="PNG")
+            yield Answer(*item, job.prompts[item[0]].text, files, text, partial.passes, tuple(broken))
 
 
 def read(answer: np.ndarray, vq: ImageTokenizer, vocab: Vocab) -> tuple[list[Image.Image], str, list[str]]:

@@ -47,30 +47,42 @@ def watch(
     cfg: SampleConfig,
     *,
     size: tuple[int, int] | None = None,
+    opens: bool = False,
     every: int = 16,
 ) -> Iterator[Words | Preview]:
     """The answer to a prompt i32[P], drawn with the row's own ``key`` and shown after every ``every`` passes.
 
     The texts joined are the answer's text; the last preview of each picture is the picture. ``size`` (rows, cols) is forced on
-    pictures. A picture whose tokens break the image-token rule ends with the last preview before that.
+    pictures; with ``opens`` the answer begins with one. A picture whose tokens break the image-token rule ends with the last
+    preview before that.
     """
     answer = Growing(vq, vocab)
-    for partial in stream(model, [prompt], key, cfg, vocab, sizes=[size], keys=[key], rows=1, every=every):
+    options = dict(sizes=[size], keys=[key], rows=1, every=every, opens=[opens])
+    for partial in stream(model, [prompt], key, cfg, vocab, **options):
         yield from answer.grow(partial.tokens, partial.done)
 
 
 class Chat:
-    """A dialog: each turn is answered with all turns and pictures before it in the prompt; turn n draws from fold_in(key, n)."""
+    """A dialog: each turn is answered with all turns and pictures before it in the prompt; turn n draws from fold_in(key, n).
+
+    ``tokens`` is the number of tokens of all turns and answers so far.
+    """
 
     def __init__(self, model: Chameleon, builder: PromptBuilder, key: jax.Array, cfg: SampleConfig):
         self._model, self._builder, self._key, self._cfg = model, builder, key, cfg
         self._history = np.zeros(0, np.int32)
         self._turns = 0
 
+    @property
+    def tokens(self) -> int:
+        return len(self._history)
+
     def say(self, text: str, images: Sequence[Image.Image] = (), every: int = 16) -> Iterator[Words | Preview]:
-        """The answer, as :func:`watch` yields it; the turn counts once it has ended. Raises what PromptBuilder.message raises."""
+        """The answer, as :func:`watch` yields it; the turn counts once it has ended. Raises what PromptBuilder.message raises, and
+        InputError when the dialog has become too long."""
         ids, vocab = self._builder.message(text, images, self._cfg).ids, self._builder.vocab
         prompt = np.concatenate([self._history, ids[1:] if self._turns else ids])
+        self._builder.check_length(len(prompt), "the whole dialog counts; end it with an empty line and begin another")
         key = jax.random.fold_in(self._key, self._turns)
         answer = Growing(self._builder.vq, vocab)
         for partial in stream(self._model, [prompt], key, self._cfg, vocab, keys=[key], rows=1, every=every):

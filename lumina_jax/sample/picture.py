@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, printable
 from lumina_jax.layout import decode_grid
 from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
 from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
+
+CAPTION_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ def pictures(ids: np.ndarray, vq: ImageTokenizer, vocab: Vocab) -> list[Image.Im
 
 
 def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
-    """A contact sheet on white, row by row, each image centred in its cell above its wrapped caption.
+    """A contact sheet on white, row by row, each image centred in its cell above its caption, wrapped to CAPTION_LINES at most.
 
-    Raises InputError without images or columns, or when the captions are not one per image.
+    Letters that the font lacks are boxes. Raises InputError without images or columns, or when the captions are not one per image.
     """
     if not images or columns < 1:
         raise InputError(f"a sheet of {len(images)} images in {columns} columns; both must be at least 1")
@@ -73,14 +75,17 @@ def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | 
     gap, letter, line = 8, 6, 14
     columns = min(columns, len(images))
     width, height = (max(getattr(image, side) for image in images) for side in ("width", "height"))
-    lines = [textwrap.wrap(caption, max(8, width // letter)) for caption in captions]
+    wrapping = dict(max_lines=CAPTION_LINES, placeholder=" ...")
+    lines = [textwrap.wrap(caption, max(8, width // letter), **wrapping) for caption in captions]
     below = line * max(map(len, lines))
     cell = (width + gap, height + below + gap)
     sheet = Image.new("RGB", (columns * cell[0] + gap, math.ceil(len(images) / columns) * cell[1] + gap), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    font = ImageFont.load_default()
     for index, (image, caption) in enumerate(zip(images, lines, strict=True)):
         left, upper = gap + index % columns * cell[0], gap + index // columns * cell[1]
         sheet.paste(image, (left + (width - image.width) // 2, upper + (height - image.height) // 2))
         for number, words in enumerate(caption):
-            pen.text((left, upper + height + number * line), words, fill="black", font=font)
+            label = Image.new("RGB", (width, line), "white")  # what is too wide for it does not run into the next
+            ImageDraw.Draw(label).text((0, 0), printable(words), fill="black", font=font)
+            sheet.paste(label, (left, upper + height + number * line))
     return sheet

@@ -11,6 +11,8 @@ from lumina_jax import layout
 from lumina_jax.errors import InputError
 from lumina_jax.vocab import Vocab
 
+OPENS = -2
+"""ImagePosition.since where the answer begins with a picture: only begin-image may stand there."""
 SIZE_TOKENS = 2
 """Height and width: the tokens after begin-image that get neither guidance nor, in the original, a rule."""
 
@@ -18,8 +20,8 @@ SIZE_TOKENS = 2
 class ImagePosition(NamedTuple):
     """The position of the next token of each row; i32[B] each.
 
-    ``since`` is the number of tokens after begin-image, -1 in text; ``rows`` and ``cols`` are the size of the open image in codes,
-    0 while unknown. An end-image in text changes nothing.
+    ``since`` is the number of tokens after begin-image, -1 in text, OPENS where a picture must begin; ``rows`` and ``cols`` are the
+    size of the open image in codes, 0 while unknown. An end-image in text changes nothing.
     """
 
     since: jax.Array
@@ -93,14 +95,19 @@ def rules(position: ImagePosition, n: int, vocab: Vocab) -> jax.Array:
 
 def skip(position: ImagePosition, count: jax.Array, rule: jax.Array) -> ImagePosition:
     """The position ``count`` i32[B] tokens further on in an open image, where ``rule`` i32[B] holds (:func:`rules`)."""
-    since = jnp.where((rule == layout.ANY) | (position.since < 0), -1, position.since + count)
-    return position._replace(since=since)
+    inside = jnp.where(rule == layout.ANY, -1, position.since + count)
+    return position._replace(since=jnp.where(position.since < 0, position.since, inside))
 
 
 def allowed(position: ImagePosition, V: int, vocab: Vocab) -> jax.Array:
-    """bool[B V]: the tokens that the image-token rule allows at ``position``; in text, all."""
+    """bool[B V]: the tokens that the image-token rule allows at ``position``; in text, all.
+
+    Where a picture must begin that is begin-image. It is drawn and not known in advance (:func:`rules`): a pass that feeds it
+    begins with it, since from it on the unconditional row does not see the prompt.
+    """
     rule = rules(position, 1, vocab)
     is_code, is_size = (jnp.asarray(_fit(table, V) >= 0) for table in (vocab.code_of, vocab.size_of))
+    rule = jnp.where(position.since[:, None] == OPENS, vocab.boi, rule)
     free = [rule == layout.ANY, (rule == layout.CODE) & is_code, (rule == layout.SIZE) & is_size]
     return free[0] | free[1] | free[2] | (rule == jnp.arange(V))
 

@@ -1,9 +1,11 @@
 """Prompts: what a person types and the pictures shown become tokens and settings, checked before the model is used."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -11,14 +13,21 @@ from PIL import Image
 from lumina_jax.config import DataConfig, SampleConfig
 from lumina_jax.conversation import TASKS, Turn, image_prompt, literal, task_prompt, tokenize
 from lumina_jax.errors import InputError, MissingFileError, prefixed_errors
-from lumina_jax.layout import CODES_PER_UNIT, best_crop, crop_sizes
+from lumina_jax.layout import CODES_PER_UNIT, best_crop, crop_sizes, grid_tokens
 from lumina_jax.model.image_tokenizer import ImageTokenizer, encode_image
+from lumina_jax.numbers import pixel_size
 from lumina_jax.pictures.pixels import crop, decode, whiten
-from lumina_jax.vocab import Vocab
+from lumina_jax.text import checked_text, decode_text, parse_json, split_lines
+from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 
 CENTRE = (0.5, 0.5)
+PICTURE = re.compile(r"""(?<!\S)@(?:"([^"]+)"|'([^']+)'|((?:\\.|\S)+))""")
+ADDRESS = re.compile("[a-z0-9]{2,}:/")
 FIELDS = {"prompt", "size", "task", "image", "images", "seed"}
 """The fields of a line in a prompts file."""
+STRETCH = 8
+"""A prompt and its picture may be this many times as long as what the model was trained on, and are refused beyond: positions that
+far out mean nothing to it, and memory and time grow with the square of the length."""
 PAINTED = ("segmentation", "segmentation_as_served", "depth", "normal", "pose", "detect", "condition", "edit", "refine")
 """The tasks whose answer is a picture of the size of the last one in the prompt."""
 
@@ -27,7 +36,8 @@ PAINTED = ("segmentation", "segmentation_as_served", "depth", "normal", "pose", 
 class Prompt:
     """A prompt: the person's ``text``, its tokens ``ids`` i32[P], and how its answer is sampled.
 
-    ``size`` (rows, cols) of codes is forced on pictures of the answer, None leaves it to the model. ``seed`` None: the job's.
+    With a ``size`` (rows, cols) of codes the answer begins with a picture of that size; None leaves both to the model. ``picture``
+    is the number of tokens of the picture that is asked for, 0 for an answer in words. ``seed`` None: the job's.
     """
 
     text: str
@@ -35,14 +45,24 @@ class Prompt:
     size: tuple[int, int] | None
     cfg: SampleConfig
     seed: int | None = None
+    picture: int = 0
+
+    @property
+    def length(self) -> int:
+        """Its tokens and those of its picture."""
+        return len(self.ids) + self.picture
 
 
 @dataclass(frozen=True)
 class PromptBuilder:
-    """Makes prompts for one model. ``data`` says which sizes it was trained on; without it those of 512 px are assumed.
+    """Makes prompts for one model. ``data`` says which sizes and lengths it was trained on; without it sizes of 512 px and
+    sequences of ``positions`` tokens are assumed.
 
-    ``forced``: the size of a picture is forced token by token; else the prompt's words alone ask for it. With ``as_is``, pictures
+    ``forced``: a picture and its size are forced token by token; else the prompt's words alone ask for it. With ``as_is``, pictures
     whose size the size tokens can express are not resized, whatever their area: a codebook of patches holds no resized pictures.
+
+    All methods that make prompts raise InputError for a text without letters, with half a surrogate pair or a NUL, and for a prompt
+    of more than ``longest`` tokens with its picture.
     """
 
     vq: ImageTokenizer
@@ -50,6 +70,17 @@ class PromptBuilder:
     data: DataConfig | None = None
     forced: bool = True
     as_is: bool = False
+    positions: int = 4096
+
+    @property
+    def trained(self) -> int:
+        """The longest sequence that the model was trained on, in tokens."""
+        return self.data.buckets[-1] if self.data else self.positions
+
+    @property
+    def longest(self) -> int:
+        """The longest sequence that is sampled, in tokens."""
+        return STRETCH * self.trained
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
@@ -61,7 +92,7 @@ class PromptBuilder:
         """Asks for a picture of ``size`` (width, height) in px (default: the square of the model's area) after a text."""
         size = size or ((self.data.size, self.data.size) if self.data else (512, 512))
         check_size(size, self.vq.stride, self.vocab, self.sizes)
-        return self._prompt(text, (image_prompt(*size, text), None), [], size, cfg)
+        return self._prompt(_words(text), (image_prompt(*size, text), None), [], size, cfg)
 
     def task(self, task: str, text: str, images: Sequence[Image.Image], cfg: SampleConfig) -> Prompt:
         """Asks for one of conversation.TASKS other than "generate", about ``images``."""
@@ -75,7 +106,7 @@ class PromptBuilder:
 
     def message(self, text: str, images: Sequence[Image.Image], cfg: SampleConfig) -> Prompt:
         """A message as it is; its pictures replace the ``<|image|>`` in it, or stand before it when there is none."""
-        turn = (text if images else literal(text), None)
+        turn = (text if images else literal(_words(text)), None)
         return self._prompt(text, turn, [self.cropped(image) for image in images], None, cfg)
 
     def cropped(self, image: Image.Image) -> Image.Image:
@@ -87,69 +118,148 @@ class PromptBuilder:
     def from_record(self, record: dict, folder: Path, settings: Callable[[str], SampleConfig]) -> Prompt:
         """A line of a prompts file: ``prompt``, and optionally ``size`` "WIDTHxHEIGHT", ``task``, ``image`` or ``images`` (files,
         relative to ``folder``) and ``seed``; ``settings`` maps a task to its own. Raises InputError naming what is wrong."""
+        record = {name: value for name, value in record.items() if value is not None}
         if unknown := sorted(set(record) - FIELDS):
-            raise InputError(f"unknown field {unknown[0]!r}; the fields are {', '.join(sorted(FIELDS))}")
+            raise InputError(
+                f"unknown field {unknown[0]!r}; the fields are {', '.join(sorted(FIELDS))}", cause="unknown field"
+            )
         task, text, seed = record.get("task", "generate"), record.get("prompt", ""), record.get("seed")
         files = [record["image"]] if "image" in record else record.get("images", [])
-        if task not in TASKS:
-            raise InputError(f"no task {task!r}; the tasks are {', '.join(TASKS)}")
-        if not isinstance(text, str) or not isinstance(files, list) or not isinstance(seed, int | None):
-            raise InputError("prompt must be a text, images a list of files, seed a whole number")
+        if not isinstance(task, str) or task not in TASKS:
+            raise InputError(f"no task {task!r}; the tasks are {', '.join(TASKS)}", cause="no such task")
+        if not isinstance(text, str) or not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+            raise InputError(
+                "prompt must be a text, image a file, images a list of files", cause="field of a wrong type"
+            )
+        if seed is not None and type(seed) is not int:
+            raise InputError(
+                f"seed is {seed!r}; it must be a whole number, of any size", cause="seed is no whole number"
+            )
+        if {"image", "images"} <= set(record):
+            raise InputError("image and images are both given; give one of them", cause="image and images")
         if task == "generate":
             if files or not text.strip():
-                raise InputError("the task 'generate' takes a prompt and no picture")
-            size = parse_size(record["size"]) if "size" in record else None
+                raise InputError("the task 'generate' takes a prompt and no picture", cause="no prompt, or a picture")
+            size = pixel_size(str(record["size"])) if "size" in record else None
             return replace(self.generate(text, size, settings(task)), seed=seed)
+        if "size" in record:
+            raise InputError(f"size goes with the task 'generate'; {task!r} answers at the size of its picture")
         images = [open_image(folder / file) for file in files]
         return replace(self.task(task, text, images, settings(task)), seed=seed)
 
     def _prompt(
         self, text: str, turn: Turn, images: Sequence[Image.Image], size: tuple[int, int] | None, cfg: SampleConfig
     ) -> Prompt:
-        """``size`` (width, height) in px."""
+        """``size`` (width, height) in px of the picture that is asked for."""
+        checked_text(text, "the prompt")
         grids = [encode_image(self.vq, image) for image in images]
         ids, _ = tokenize([turn], grids, self.vocab)
-        grid = (size[1] // self.vq.stride, size[0] // self.vq.stride) if size and self.forced else None
-        return Prompt(text, ids, grid, cfg)
+        grid = (size[1] // self.vq.stride, size[0] // self.vq.stride) if size else None
+        prompt = Prompt(text, ids, grid if self.forced else None, cfg, picture=grid_tokens(*grid) if grid else 0)
+        self.check_length(prompt.length, "shorten it" + ", or make the picture smaller" * bool(grid))
+        return prompt
+
+    def check_length(self, tokens: int, cure: str) -> None:
+        """Raises InputError for a prompt of more than ``longest`` tokens with its picture."""
+        if tokens > self.longest:
+            raise InputError(
+                f"a prompt of {tokens:,} tokens with its picture; the model was trained on {self.trained:,} and is given up to "
+                f"{self.longest:,}: {cure}",
+                cause="a prompt too long",
+            )
 
 
-def read_lines(path: Path) -> list[dict]:
-    """The records of a prompts file: in .jsonl files a JSON object per line; else ``{"prompt": line}`` for each line.
+class Line(NamedTuple):
+    """An entry of a prompts file: its ``number``, from 1, and its ``text``, which ``is_json`` or the prompt itself."""
 
-    Raises InputError naming a wrong line, MissingFileError or InputError where the file cannot be read as text.
+    number: int
+    text: str
+    is_json: bool
+
+    def record(self) -> dict:
+        """The fields of the prompt (:meth:`PromptBuilder.from_record`). Raises InputError when it is neither object nor text."""
+        record = parse_json(self.text) if self.is_json else self.text
+        if not isinstance(record, dict | str):
+            raise InputError('expected an object such as {"prompt": "A cat."}', cause="no JSON object")
+        return {"prompt": record} if isinstance(record, str) else record
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The entries of a prompts file, without blank lines: in .jsonl a JSON object or text per line, in .json a list of them; in any
+    other file each line is a prompt.
+
+    Raises MissingFileError or InputError where the file cannot be read as text, or a .json file is no list.
     """
     try:
-        content = path.read_text()
+        content = path.read_bytes()
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such file of prompts") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a text file that can be read: {error}") from error
-    lines = [(number, line) for number, line in enumerate(content.splitlines(), start=1) if line.strip()]
-    if path.suffix != ".jsonl":
-        return [{"prompt": line} for _, line in lines]
-    records = []
-    for number, line in lines:
-        with prefixed_errors(f"{path}, line {number}", json.JSONDecodeError):
-            records.append(json.loads(line))
-        if not isinstance(records[-1], dict):
-            raise InputError(f'{path}, line {number}: expected an object such as {{"prompt": "A cat."}}')
-    return records
+    with prefixed_errors(f"{path} is not a text file that can be read"):
+        text = decode_text(content, path.name)
+    kind = path.suffix.lower()
+    if kind == ".json":
+        with prefixed_errors(
+            f"{path}: a .json file is one list of prompts (with a prompt per line it is called .jsonl)"
+        ):
+            entries = parse_json(text)
+            if not isinstance(entries, list):
+                raise InputError(f"found {type(entries).__name__}")
+        return [Line(number, json.dumps(entry), True) for number, entry in enumerate(entries, start=1)]
+    lines = enumerate(split_lines(text), start=1)
+    return [Line(number, line, kind in (".jsonl", ".ndjson")) for number, line in lines if line.strip()]
+
+
+def pictures_in(line: str) -> tuple[str, list[Path]]:
+    """A line of a dialog -> (the message, with ``<|image|>`` for each picture; the pictures' files).
+
+    A picture is a word that begins with @: @cat.png, @"my cat.png", @'my cat.png' or @my\\ cat.png. Punctuation behind the name
+    of a file is text. @@ at the beginning of a word is one @; elsewhere in a word, as in a@b.com, it means nothing.
+    """
+    pieces, files, end = [], [], 0
+    for match in PICTURE.finditer(line):
+        quoted, word = match[1] or match[2], match[3]
+        name, behind = (quoted, "") if quoted else _file_name(word)
+        if word and word.startswith("@"):
+            pieces.append(literal(line[end : match.start()] + word))
+        else:
+            pieces += [literal(line[end : match.start()]), IMAGE_SYMBOL, literal(behind)]
+            files.append(Path(name).expanduser())
+        end = match.end()
+    return "".join([*pieces, literal(line[end:])]), files
+
+
+def _file_name(word: str) -> tuple[str, str]:
+    """(the name of a file, the punctuation behind it) of a word with \\ before spaces, as terminals write dropped files."""
+    name = re.sub(r"\\(\W)", r"\1", word)
+    bare = name.rstrip(".,;:!?)")
+    return (bare, name[len(bare) :]) if bare and not Path(name).exists() and Path(bare).exists() else (name, "")
 
 
 def open_image(path: Path) -> Image.Image:
     """The picture in a file (pixels.decode). Raises InputError naming the file when it is missing or no picture."""
     message = f"{path} is not a picture that can be read"
-    with prefixed_errors(message, OSError):
+    if not path.exists() and ADDRESS.search(str(path)):
+        raise InputError(
+            f"{message}: pictures are files on this machine; download it first", cause="an address, not a file"
+        )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"{message}: it is a pipe or a device; give a file", cause="no file")
+    try:
         content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{message}: there is no such file", cause="file not found") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{message}: {error}", cause=getattr(error, "strerror", "") or "no name of a file") from error
     return decode(content, message)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """ "128x96" -> (128, 96). Raises InputError for anything else."""
-    width, _, height = str(text).partition("x")
-    if not (width.isdigit() and height.isdigit()):
-        raise InputError(f"{text!r} is not WIDTHxHEIGHT in pixels, such as 96x64")
-    return int(width), int(height)
+def _words(text: str) -> str:
+    """``text``; InputError where it has no letters."""
+    if not text.strip():
+        raise InputError("the prompt is empty; say what to paint or to do", cause="an empty prompt")
+    return text
 
 
 def has_size_tokens(size: tuple[int, int], stride: int, vocab: Vocab) -> bool:

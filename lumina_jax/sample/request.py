@@ -10,7 +10,7 @@ import numpy as np
 
 from lumina_jax.errors import InputError, prefixed_errors
 from lumina_jax.layout import CODES_PER_UNIT
-from lumina_jax.sample.position import ImagePosition, position_after
+from lumina_jax.sample.position import OPENS, ImagePosition, position_after
 from lumina_jax.sample.state import Request, RequestRows
 from lumina_jax.vocab import Vocab
 
@@ -23,10 +23,12 @@ def lay_out(
     sizes: Sequence[tuple[int, int] | None] | None = None,
     keys: Sequence[jax.Array] | jax.Array | None = None,
     groups: int = 1,
+    opens: Sequence[bool] | None = None,
 ) -> RequestRows:
     """The prompts for a model of ``V`` tokens, in a number of rows that ``groups`` of devices share evenly.
 
-    The other arguments are those of :func:`lumina_jax.sample.generate`, whose InputErrors are raised here.
+    ``opens``: per prompt, whether its answer must begin with a picture; where the prompt ends inside one, that is continued. The
+    other arguments are those of :func:`lumina_jax.sample.generate`, whose InputErrors are raised here.
     """
     prompts = _checked_prompts(prompts, V, vocab)
     positions = []
@@ -41,6 +43,8 @@ def lay_out(
     # The last token of a prompt is fed with the first pass of decoding, all before it by the prefill.
     P = bucket(max(1, *(len(prompt) - 1 for prompt in prompts))) + 1
     since, rows, cols = np.array(positions, np.int32).T
+    if opens is not None:
+        since = np.where(np.asarray(opens, bool) & (since == -1), np.int32(OPENS), since)
     # An image whose height is not in the prompt yet takes the forced size.
     rows, cols = (np.where(since == 0, forced_sizes[:, axis], codes) for axis, codes in enumerate((rows, cols)))
     request = Request(

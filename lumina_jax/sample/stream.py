@@ -19,6 +19,7 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.errors import InputError, NotFiniteError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample.decode import NO_LIMIT, OVERFLOW, check_finite, cut, decode, program_key, start
+from lumina_jax.sample.memory import check_memory
 from lumina_jax.sample.request import arrange, lay_out
 from lumina_jax.sample.state import Context, Request, State
 from lumina_jax.sharding import ROWS, axis_size
@@ -48,11 +49,13 @@ def stream(
     keys: Sequence[jax.Array] | jax.Array | None = None,
     rows: int = 16,
     every: int | None = None,
+    opens: Sequence[bool] | None = None,
 ) -> Iterator[Partial]:
     """Yields each answer when it ends, in any order; the other arguments are those of :func:`lumina_jax.sample.generate`.
 
     At most ``rows`` prompts (rounded up to what the mesh divides) are answered at a time. With ``every``, unfinished answers are
-    yielded too, after every so many passes. All prompts share one program, compiled for the longest.
+    yielded too, after every so many passes. ``opens``: per prompt, whether its answer must begin with a picture. All prompts share
+    one program, compiled for the longest.
 
     Raises the errors of generate; those for wrong input are raised before anything is compiled.
     """
@@ -60,9 +63,14 @@ def stream(
         raise InputError(f"rows={rows}, every={every}; both must be at least 1")
     groups = math.prod(map(axis_size, ROWS))
     rows = -(-min(rows, len(prompts) or 1) // groups) * groups
-    laid_out = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys)
+    laid_out = lay_out(prompts, key, vocab, model.cfg.vocab, sizes, keys, opens=opens)
     check_finite(model)
     request = jax.tree.map(lambda x: x[laid_out.rows], laid_out.request)
+    program = program_key(request, cfg)
+    sequences, distinct = (
+        (1 + program.pairs) * count for count in (rows, min(rows, len(np.unique(request.ids, axis=0))))
+    )
+    check_memory(model, request.ids.shape[1], program.slots, sequences, distinct)
     return _Slots(model, request, cfg, vocab, rows, groups).run(every)
 
 

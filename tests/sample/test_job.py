@@ -16,8 +16,8 @@ from lumina_jax.conversation import TASKS, served
 from lumina_jax.model.params import fingerprint
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import job as room
-from lumina_jax.sample.job import Answer, Job, finished, paint, sheet
-from lumina_jax.sample.prompt import PromptBuilder, open_image, parse_size, read_lines
+from lumina_jax.sample.job import Answer, Job, check_free, check_workers, finished, paint, seed_key, sheet
+from lumina_jax.sample.prompt import PromptBuilder, open_image, read_lines
 
 VOCAB = tiny_vocab()
 VQ = PatchVQ(np.random.default_rng(0).integers(0, 256, (CODES, 16, 16, 3), np.uint8))
@@ -61,11 +61,19 @@ def test_a_resumed_job_writes_the_files_of_an_unbroken_one(model, whole, tmp_pat
     assert files(tmp_path) == whole
 
 
+def pictures_of(content: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in content.items() if name.endswith(".png")}
+
+
+def texts(content: dict[str, bytes]) -> list[tuple]:
+    lines = map(json.loads, content["samples.jsonl"].splitlines())
+    return [(line["job"], line["ask"], line["copy"], line["text"]) for line in lines]
+
+
 def test_workers_share_a_job(model, whole, tmp_path):
     for worker in range(2):
         assert len(list(paint(model, VQ, VOCAB, job(share=(worker, 2)), tmp_path))) == 3
-    pictures = {name: data for name, data in files(tmp_path).items() if name.endswith(".png")}
-    assert pictures == {name: data for name, data in whole.items() if name.endswith(".png")}
+    assert pictures_of(files(tmp_path)) == pictures_of(whole)
 
 
 def test_copies_differ_and_the_first_is_the_one_alone(model, tmp_path, whole):
@@ -89,11 +97,115 @@ def test_pictures_are_named_by_prompt_and_copy_and_shown_on_the_sheet(tmp_path):
         assert image.width > 3 * 64 and image.height > 32
 
 
-@pytest.mark.parametrize("change", [dict(seed=5), dict(copies=3), dict(prompts=job().prompts[:2])])
-def test_a_folder_of_another_job_is_refused(model, whole, tmp_path, change):
+OTHER = BUILDER.generate("w9", (64, 64), CFG)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(seed=5), "other prompts, seeds or settings .prompt 1, 'w0'"),
+        (dict(copies=3), "other prompts, seeds or settings"),
+        (dict(prompts=job().prompts[:2]), "an answer to prompt 3, 'w2', which this job does not ask"),
+        (dict(prompts=(job().prompts[0], OTHER, job().prompts[2])), "answers prompt 2 as 'w1', but now it is 'w9'"),
+        (dict(prompts=(None, *job().prompts[1:])), "an answer to prompt 1, 'w0', which this job does not ask"),
+    ],
+)
+def test_a_folder_of_another_job_is_refused_and_the_prompt_that_differs_is_named(whole, tmp_path, change, message):
     (tmp_path / "samples.jsonl").write_bytes(whole["samples.jsonl"])
-    with pytest.raises(ValueError, match="other prompts, seeds or settings"):
+    with pytest.raises(ValueError, match=message):
         finished(job(**change), tmp_path)
+
+
+def test_a_job_may_grow_and_a_rejected_prompt_may_be_mended(model, whole, tmp_path):
+    two = job(prompts=(job().prompts[0], None, job().prompts[2]))
+    assert sorted({ask for ask, _ in two.items}) == [0, 2] and two.fingerprints[1] is None
+    list(paint(model, VQ, VOCAB, two, tmp_path))
+    rest = list(paint(model, VQ, VOCAB, job(), tmp_path, finished(job(), tmp_path)))
+    assert {answer.ask for answer in rest} == {1} and pictures_of(files(tmp_path)) == pictures_of(whole)
+    assert texts(files(tmp_path)) == texts(whole)
+
+
+def damage(file, kind: str) -> None:
+    content = file.read_bytes()
+    match kind:
+        case "gone":
+            file.unlink()
+        case "empty":
+            file.write_bytes(b"")
+        case "half":
+            file.write_bytes(content[: len(content) // 2])
+        case "changed":
+            file.write_bytes(content[:-30] + bytes([content[-30] ^ 1]) + content[-29:])
+        case "a folder":
+            file.unlink()
+            file.with_name("kept").mkdir()
+            file.symlink_to("kept")
+
+
+@pytest.mark.parametrize("kind", ["gone", "empty", "half", "changed", "a folder"])
+def test_a_picture_that_is_gone_or_damaged_is_painted_again(model, whole, tmp_path, kind):
+    for name, content in whole.items():
+        (tmp_path / name).write_bytes(content)
+    damage(tmp_path / "001-1-0.png", kind)
+    done = finished(job(), tmp_path)
+    assert {(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)} == {(answer.ask, answer.copy) for answer in done}
+    (again,) = paint(model, VQ, VOCAB, job(), tmp_path, done)
+    assert (again.ask, again.copy) == (1, 1)
+    (tmp_path / "kept").rmdir() if kind == "a folder" else None
+    assert files(tmp_path) == whole
+
+
+def test_a_line_that_is_none_of_a_job_is_named(whole, tmp_path):
+    for line in (b"nonsense", b"[]", b'{"job": "x"}', b'{"ask": 0}'):
+        (tmp_path / "samples.jsonl").write_bytes(whole["samples.jsonl"] + line + b"\n")
+        with pytest.raises(ValueError, match=r"samples.jsonl, line 7, is no line of a job"):
+            finished(job(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["samples.jsonl", "000-0.png", "live.png", "turn3-0.png", "grid.png", "samples-0-of-2.jsonl"]
+)
+def test_a_folder_with_results_of_any_kind_is_not_free(tmp_path, name):
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "1.png").touch()
+    check_free(tmp_path)
+    (tmp_path / name).touch()
+    with pytest.raises(FileExistsError, match=f"holds results of an earlier run .{name}.; continue it with --resume"):
+        check_free(tmp_path)
+
+
+def test_workers_share_a_folder_but_not_with_another_job(model, tmp_path):
+    list(paint(model, VQ, VOCAB, job(share=(0, 2)), tmp_path))
+    check_free(tmp_path, (1, 2))
+    check_workers(job(share=(1, 2)), tmp_path)
+    with pytest.raises(ValueError, match=r"samples-0-of-2.jsonl holds answers of another model"):
+        check_workers(job(share=(1, 2), seed=5), tmp_path)
+    for share in ((0, 2), (1, 3), (0, 1)):
+        with pytest.raises(FileExistsError, match=r"samples-0-of-2.jsonl|\.png"):
+            check_free(tmp_path, share)
+
+
+def test_seeds_of_any_size_draw_differently():
+    seeds = (0, 1, 7, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**63, 2**64 + 1, 10**30, -1, -(2**32), -(10**30))
+    keys = [tuple(jax.random.key_data(seed_key(seed)).tolist()) for seed in seeds]
+    assert len(set(keys)) == len(seeds)
+    for seed in (0, 1, 2**32 - 1):
+        assert seed_key(seed) == jax.random.key(seed)
+
+
+def test_a_job_of_too_many_answers_is_refused():
+    with pytest.raises(ValueError, match=r"3 prompts x 1,000,000,000 answers; a job holds at most 1,000,000"):
+        job(copies=10**9)
+
+
+def test_a_sheet_of_many_pictures_holds_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "SHEET_PICTURES", 5)
+    answers = [Answer(ask, 0, "w1 " * 4000, (f"{ask}.png",), "", 5) for ask in range(9)]
+    for ask in range(9):
+        Image.new("RGB", (16, 16), (ask, 0, 0)).save(tmp_path / f"{ask}.png")
+    with Image.open(sheet(job(), tmp_path, answers)) as image:
+        assert {color[0] for _, color in image.getcolors(10000) if color[1:] == (0, 0)} == {0, 1, 2, 3, 4}
+        assert image.height < 600
 
 
 def test_a_folder_of_another_model_is_refused(model, tmp_path):
@@ -141,11 +253,12 @@ def test_a_file_of_prompts_is_read_line_by_line(tmp_path):
         '{"prompt": "w1", "size": "64x32", "seed": 3}\n\n{"task": "edit", "prompt": "w2", "image": "a.png"}\n'
     )
     lines = read_lines(tmp_path / "p.jsonl")
-    prompts = [BUILDER.from_record(line, tmp_path, lambda task: served(task, CFG)) for line in lines]
+    assert [line.number for line in lines] == [1, 3]
+    prompts = [BUILDER.from_record(line.record(), tmp_path, lambda task: served(task, CFG)) for line in lines]
     assert [(prompt.text, prompt.size, prompt.seed) for prompt in prompts] == [("w1", (2, 4), 3), ("w2", (4, 4), None)]
     assert prompts[1].cfg.image_top_k == TASKS["edit"].image_top_k
     (tmp_path / "p.txt").write_text("w1\n\nw2 w3\n")
-    assert read_lines(tmp_path / "p.txt") == [{"prompt": "w1"}, {"prompt": "w2 w3"}]
+    assert [line.record() for line in read_lines(tmp_path / "p.txt")] == [{"prompt": "w1"}, {"prompt": "w2 w3"}]
 
 
 @pytest.mark.parametrize(
@@ -178,13 +291,10 @@ def test_files_that_are_no_picture_no_text_or_no_json_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"a.txt is not a text file"):
         read_lines(tmp_path / "a.txt")
     (tmp_path / "a.jsonl").write_text('{"prompt": "w1"}\nw2\n')
-    with pytest.raises(ValueError, match=r"a.jsonl, line 2"):
-        read_lines(tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match=r"a.jsonl is not a picture .*its first bytes are 7b 22"):
         open_image(tmp_path / "a.jsonl")
     with pytest.raises(ValueError, match=r"is not a picture that can be read: .*Is a directory"):
         open_image(tmp_path)
-    assert parse_size("96x64") == (96, 64)
 
 
 def test_a_picture_of_16_bits_keeps_its_levels(tmp_path):

@@ -9,7 +9,9 @@ from tiny import tiny_model, tiny_vocab
 
 from lumina_jax.config import MeshConfig, SampleConfig
 from lumina_jax.conversation import tokenize
+from lumina_jax.layout import decode_grid, grid_tokens
 from lumina_jax.sample import generate
+from lumina_jax.sample.decode import trace
 from lumina_jax.sample.stream import stream
 from lumina_jax.sharding import make_mesh, shardings
 
@@ -72,6 +74,41 @@ def test_partial_answers_are_beginnings_of_the_answers(model):
         for partial in partials:
             np.testing.assert_array_equal(partial.tokens, alone[index][: len(partial.tokens)])
     assert max(map(len, growing.values())) > 3
+
+
+@pytest.mark.parametrize(
+    "cfg", [CFG, replace(CFG, guidance=1.0, parallel="off"), replace(CFG, parallel="coupled", window=6)]
+)
+def test_an_answer_that_must_open_a_picture_is_that_of_a_model_which_opens_one(model, cfg):
+    prompts = [tokenize([(text, None)], [], VOCAB)[0] for text in ("w1", "w2", "w3")]
+    begun, size = np.append(prompts[2], VOCAB.boi), (2, 4)
+    key = jax.random.key(6)
+    keys = [jax.random.fold_in(key, row) for row in range(4)]
+    every, opens = [*prompts, begun], [True, False, True, True]
+    options = dict(sizes=[size] * 4, keys=keys, rows=2)
+    answers = {
+        partial.index: partial.tokens for partial in stream(model, every, key, cfg, VOCAB, opens=opens, **options)
+    }
+    free = {partial.index: partial.tokens for partial in stream(model, every, key, cfg, VOCAB, **options)}
+    for row, tokens in answers.items():
+        if row in (1, 3):  # not asked to, or inside one already
+            np.testing.assert_array_equal(tokens, free[row])
+            continue
+        assert tokens[0] == VOCAB.boi and tokens[1:3].tolist() == [VOCAB.size_id(1), VOCAB.size_id(2)]
+        assert decode_grid(tokens[: grid_tokens(*size)], VOCAB).shape == size
+    assert answers[1][0] != VOCAB.boi
+    # The first token that a model draws itself stands at index 0 of the answer too: what follows has the same noise.
+    planned, _ = trace(
+        model,
+        prompts[0],
+        keys[0],
+        replace(cfg, parallel="off"),
+        VOCAB,
+        {0: VOCAB.boi, 1: VOCAB.size_id(1), 2: VOCAB.size_id(2)},
+    )
+    if cfg.parallel != "coupled":
+        end = grid_tokens(*size)
+        np.testing.assert_array_equal(answers[0][:end], planned[:end])
 
 
 @pytest.mark.parametrize("wrong", [dict(rows=0), dict(every=0), dict(sizes=[(3, 3)] * 2)])

@@ -1,0 +1,172 @@
+"""run.py sample as a stranger uses it: bad prompts among good ones, used folders, interrupts, dialogs; with a random tiny model."""
+
+import io
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import CODES, tiny_model, tiny_vocab
+
+import run
+from lumina_jax.cli import sample as room
+from lumina_jax.config import DataConfig, Experiment, SampleConfig, VQConfig
+from lumina_jax.model.patchvq import PatchVQ
+from lumina_jax.sample import job as jobs
+
+VQ = PatchVQ(np.random.default_rng(0).integers(0, 256, (CODES, 16, 16, 3), np.uint8))
+SETTINGS = SampleConfig(image_top_k=12, text_top_k=10, max_new_tokens=40, guidance=1.0, parallel="off")
+
+pytestmark = pytest.mark.usefixtures("plain_code")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def sample(model, tmp_path, monkeypatch, capsys):
+    """``sample("--prompt", "w1")`` -> (exit code, stdout, stderr) of the command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    data = DataConfig(size=64, patch=32, buckets=(40,))
+    experiment = replace(Experiment(), data=data, sample=SETTINGS, vq=VQConfig(kind="patch"))
+    monkeypatch.setattr(room, "load_for_sampling", lambda *_: (model, tiny_vocab(), VQ, experiment))
+
+    def call(*words: str) -> tuple[int, str, str]:
+        try:
+            code = run.main(["sample", *words])
+        except SystemExit as end:
+            code = end.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+def test_bad_prompts_are_listed_and_the_others_painted(sample, tmp_path):
+    Image.new("RGB", (64, 64)).save("good.png")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+    lines = [
+        {"prompt": "w1", "size": "32x32"},
+        {"task": "depth", "image": "torn.png"},
+        {"task": "depth", "image": "good.png"},
+        {"prompt": "w2", "size": "33x32"},
+        {"prompt": "w3", "size": "32x32", "seed": 2**80},
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nnot JSON\n")
+    code, out, err = sample("--prompts", "p.jsonl", "--out", "o", "--grid")
+    assert code == 1 and "3 of 6 prompts were rejected, listed in o/rejects.jsonl" in err and "Traceback" not in err
+    rejects = [json.loads(line) for line in (tmp_path / "o/rejects.jsonl").read_text().splitlines()]
+    assert [(reject["index"], reject["line"]) for reject in rejects] == [(1, 2), (3, 4), (5, 6)]
+    assert all(reject["reason"] and reject["cause"] for reject in rejects)
+    names = {"000-0.png", "002-0.png", "004-0.png", "grid.png", "rejects.jsonl", "samples.jsonl"}
+    assert {path.name for path in (tmp_path / "o").iterdir()} == names
+    (tmp_path / "o/002-0.png").write_bytes(b"")
+    lines[3]["size"] = "32x32"
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (tmp_path / "torn.png").write_bytes((tmp_path / "good.png").read_bytes())
+    code, out, err = sample("--prompts", "p.jsonl", "--out", "o", "--resume")
+    assert code == 0 and not (tmp_path / "o/rejects.jsonl").exists()
+    assert sorted(word for word in out.split() if word.endswith(".png")) == [f"o/00{n}-0.png" for n in (1, 2, 3)]
+
+
+def test_when_no_prompt_can_be_used_nothing_is_begun(sample, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": ""}\n{"seed": 1}\n')
+    code, _, err = sample("--prompts", "p.jsonl", "--out", "o")
+    assert (
+        code == 2 and "2 of its 2 prompts cannot be used; the first, line 1:" in err and not (tmp_path / "o").exists()
+    )
+    (tmp_path / "p.txt").write_text("\n \n")
+    assert sample("--prompts", "p.txt")[::2] == (2, "run.py sample: p.txt holds no prompt; write one a line\n")
+
+
+def test_results_are_never_overwritten(sample, tmp_path):
+    paint = ("--size", "32x32", "--prompt")
+    assert sample(*paint, "w1", "--out", "o")[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()}
+    for words in (("w2",), ("w1",), ("w2", "--live"), ("w2", "--worker", "0/2")):
+        code, _, err = sample(*paint, *words, "--out", "o")
+        assert code == 2 and "o holds results of an earlier run" in err and "--resume" in err
+    code, _, err = sample(*paint, "w2", "--out", "o", "--resume")
+    assert code == 2 and "answers prompt 1 as 'w1', but now it is 'w2'" in err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "o").iterdir()} == before
+    for number in ("", "-2", "-3"):
+        assert sample(*paint, f"w{number}")[0] == 0 and (tmp_path / f"out/samples{number}/000-0.png").exists()
+    code, out, _ = sample(*paint, "w-3", "--resume")
+    assert (code, out) == (0, "")
+
+
+def test_an_interrupt_says_what_is_kept_and_leaves_no_empty_record(sample, tmp_path, monkeypatch):
+    real = jobs.paint
+
+    def stopped(*arguments):
+        yield next(real(*arguments))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "paint", stopped)
+    words = ("--size", "32x32", "--prompt", "w1", "--prompt", "w2", "--rows", "1", "--out", "o")
+    code, out, err = sample(*words)
+    assert code == 130 and "interrupted; the answers so far are in o; the same command with --out o --resume" in err
+    assert out == "o/000-0.png\n"
+    monkeypatch.setattr(jobs, "paint", real)
+    assert sample(*words, "--resume")[:2] == (0, "o/001-0.png\n")
+    monkeypatch.setattr(jobs, "paint", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert sample(*words[:-1], "fresh")[0] == 130 and list((tmp_path / "fresh").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words", [("--max-new-tokens", "9"), ("--max-new-tokens", "9", "--live"), ("--free-size", "--max-new-tokens", "2")]
+)
+def test_a_picture_that_is_lacking_is_said_and_shown_by_the_exit_code(sample, words):
+    code, _, err = sample("--prompt", "w1", "--size", "32x32", "--out", "o", *words)
+    assert code == 1 and "picture" in err
+    assert (
+        "warning: 1 of 1 pictures will be unfinished: prompt 1 asks for one of 10 tokens, but --max-new-tokens is"
+        in err
+    )
+
+
+def test_a_prompt_longer_than_the_training_is_warned_about(sample):
+    (code, _, err) = sample("--prompt", "w1", "--size", "96x96", "--out", "o")
+    assert code == 0 and "1 of 1 prompts with their pictures are longer than the 40 tokens" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--rows", "0"), "at least 1"),
+        (("--per-prompt", "1000000000"), "at most 1,000,000"),
+        (("--per-prompt", "0"), "at least 1"),
+        (("--max-new-tokens", "-1"), "at least 1"),
+        (("--max-new-tokens", str(10**12)), "sample.max_new_tokens"),
+        (("--guidance", "nan"), "not a number"),
+        (("--guidance", "1e300"), "sample.guidance"),
+        (("--temperature", "0"), "sample.temperature"),
+        (("--temperature", "1e-300"), "sample.temperature"),
+        (("--top-k", "0"), "at least 1"),
+        (("--top-k", str(10**12)), "sample.image_top_k"),
+        (("--min-p", "2"), "sample.min_p"),
+        (("--window", "1000000"), "sample.window"),
+        (("--image", "w1.png"), "--image goes with"),
+        (("--live", "--resume"), "--resume continues"),
+        (("--raw", "--max-new-tokens", "1000000"), "GB are left"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_work(sample, tmp_path, monkeypatch, words, message):
+    monkeypatch.setattr("lumina_jax.sample.memory.available_memory", lambda _: 10**8)
+    code, _, err = sample("--prompt", "w1", *words)
+    assert code == 2 and message in err and err.count("\n") == 1
+    assert not (tmp_path / "out/samples/samples.jsonl").exists()
+
+
+def test_a_dialog_goes_on_after_a_missing_picture_and_ends_at_the_end(sample, monkeypatch, tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "my cat.png")
+    lines = ['@"my cat.png" w1', "@gone.png w2", "mail a@b.com", "\udcff", ""]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    code, out, err = sample("--chat", "--max-new-tokens", "4", "--out", "o")
+    assert code == 0 and out.count("\n") == 2
+    assert "gone.png is not a picture that can be read: there is no such file; the dialog goes on" in err
+    assert "half a surrogate pair" in err
