@@ -168,7 +168,7 @@ def _unidentified(content: bytes, label: str) -> InputError:
         return InputError(f"{label}: {error}", cause=error.cause)
     for kind in FORMATS:
         accepts = Image.OPEN[kind][1]
-        if accepts and accepts(content[:PREFIX]) is True:
+        if accepts and accepts(content[:PREFIX].ljust(PREFIX, b"\0")) is True:
             return InputError(
                 f"{label}: this {kind} file is damaged, or of a kind that Pillow cannot read; convert it to PNG or JPEG",
                 cause="damaged picture",
