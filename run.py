@@ -19,7 +19,7 @@ try:
     from lumina_jax.cli.quickstart import add_grow, add_quickstart
     from lumina_jax.cli.sample import add_sample
     from lumina_jax.cli.train import add_compile, add_train
-    from lumina_jax.errors import UserError, interrupted, printable
+    from lumina_jax.errors import UserError, printable
 except KeyboardInterrupt:
     print("run.py: interrupted", file=sys.stderr)
     raise SystemExit(130) from None
@@ -43,25 +43,24 @@ VERBS = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code: 2 after one line on stderr when a user can mend the error.
 
-    130 after Ctrl-C and 143 after SIGTERM, with a line on what is kept; 141 when nobody reads stdout any more. Any other
-    exception is a bug and passes through. Without a verb the verbs are listed.
+    130 after Ctrl-C and 143 after SIGTERM, with a line on what is kept. Any other exception is a bug and passes through.
+    Without a verb the verbs are listed.
     """
     ending.prepare_streams()
     options = parse(arguments)
     program = f"run.py {options.verb or ''}".rstrip()
+    raised: list[KeyboardInterrupt] = []
     try:
-        with ending.signals(program), interrupted(vars(options).get("keeps", "").format_map(vars(options))):
+        with ending.signals(program) as raised:
             code = options.run(options) or 0
             print(end="", flush=True)
             return code
     except BaseException as error:
-        if interrupt := ending.interrupt_of(error):
-            return ending.tell_interrupt(program, interrupt)
+        if interrupt := ending.interrupt_of(error, raised):
+            return ending.tell_interrupt(program, interrupt, vars(options).get("keeps", "").format_map(vars(options)))
         if isinstance(error, UserError):
             print(f"{program}: {printable(str(error))}", file=sys.stderr)
             return 2
-        if isinstance(error, BrokenPipeError):
-            return ending.BROKEN_PIPE
         raise
 
 

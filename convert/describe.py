@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 from convert import tokenizer_files
@@ -89,11 +90,11 @@ def describe(path: str | Path) -> FolderReport:
         for survey in (_model, _origin, _weights, _tokenizer_files):
             findings += _with_problems(survey(source))
     findings = tuple(dict.fromkeys(findings))
-    next_command = f"mend this, then: python run.py convert inspect {path}"
+    next_command = f"mend this, then: python run.py convert inspect {quote(str(path))}"
     if not any(finding.topic == "problem" for finding in findings):
         is_orbax = opened[0].layout == "ours"
         verb, options = ("export", " --layout hf") if is_orbax else ("import", "")
-        next_command = f"python run.py convert {verb} {path} DST{options}"
+        next_command = f"python run.py convert {verb} {quote(str(path))} DST{options}"
     return FolderReport(path, findings, next_command)
 
 

@@ -106,7 +106,9 @@ class DataConfig:
     ``batch``). With ``packing`` short samples share a row.
 
     ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.1).
-    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for. Pretokenizing ends when
+    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for. While pretokenizing, ``fetchers`` threads
+    fetch the pictures of records from web servers: as many requests at once, also to a single server. A picture that has not
+    come within ``fetch_seconds``, or has more than ``fetch_mb`` MiB, is rejected. Pretokenizing ends when
     ``max_consecutive_rejects`` records in a row cannot be read for one cause (0: never).
     """
 
@@ -124,6 +126,9 @@ class DataConfig:
     drop_context: float = 0.1
     threads: int = 2
     max_consecutive_rejects: int = 1000
+    fetchers: int = 128
+    fetch_seconds: float = 15.0
+    fetch_mb: int = 32
 
     def __post_init__(self):
         _require(self.patch >= 2, f"data.patch={self.patch}; a size unit is two codes, so it must be at least 2 pixels")
@@ -149,6 +154,12 @@ class DataConfig:
             self.max_consecutive_rejects >= 0,
             f"data.max_consecutive_rejects={self.max_consecutive_rejects}; it must not be negative (0: no limit)",
         )
+        _require(1 <= self.fetchers <= 4096, f"data.fetchers={self.fetchers} is not from 1 to 4096")
+        _require(
+            0 < self.fetch_seconds <= 3600,
+            f"data.fetch_seconds={self.fetch_seconds}; give the seconds that one picture may take",
+        )
+        _require(1 <= self.fetch_mb <= 4096, f"data.fetch_mb={self.fetch_mb}; give from 1 to 4096 MiB")
 
     @property
     def paths(self) -> tuple[str, ...]:

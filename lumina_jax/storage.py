@@ -101,8 +101,8 @@ def claim(folder: Path, names: Iterable[str], command: str) -> None:
     """
     record = folder / CLAIMS
     try:
-        written = json.loads(record.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        written = dict(json.loads(record.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
         written = {}
     names = list(names)
     for name in names:

@@ -60,3 +60,34 @@ def commands(script: str, folder: Path) -> list[str]:
 def arguments(command: str) -> list[str]:
     """The words of a command of ours from run.py or the benchmark's file on: ["run.py", "train", ...]."""
     return shlex.split(OURS.sub(r"\3", command))
+
+
+EXPANDED = frozenset("{}*?[]()!&;$~")
+"""Letters that some shell takes for more than a letter when no quotation marks stand around them."""
+OPERATOR = re.compile(r"[&|;]+")
+
+
+def unquoted(script: str) -> list[str]:
+    """The words of our commands in a bash script that a shell would expand, split or run, because they are not quoted."""
+    found = []
+    for line in script.replace("\\\n", " ").splitlines():
+        command: list[str] = []
+        for word in [*_words(line), ";"]:
+            command += [word.rstrip(";")] * (OPERATOR.fullmatch(word) is None)
+            if word.endswith((";", "&", "|")) and OURS.search(" ".join(command)):
+                ends = (number for number, part in enumerate(command) if re.match(r"\d*[<>]", part))
+                found += [part for part in command[: next(ends, None)] if _plain(part) & EXPANDED]
+            if word.endswith((";", "&", "|")):
+                command = []
+    return found
+
+
+def _words(line: str) -> list[str]:
+    """The words of a line up to its comment, with their quotation marks; an operator between spaces is a word."""
+    words = re.findall(r"""(?:'[^']*'|"[^"]*"|\\.|[^\s'"\\])+""", line)
+    return words[: next((number for number, word in enumerate(words) if word.startswith("#")), None)]
+
+
+def _plain(word: str) -> set[str]:
+    """The letters of a word outside of quotation marks and but for variables, such as $NAME."""
+    return set(re.sub(r"""'[^']*'|"[^"]*"|\\.|\$\w+""", "", word))

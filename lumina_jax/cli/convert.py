@@ -75,7 +75,7 @@ def _convert(options: Namespace) -> None:
     from lumina_jax.progress import waiting
 
     with join(options, PodConfig()):
-        with waiting("loading JAX"):
+        with waiting("loading the converter"):
             import jax
 
             from convert.convert import Target, convert

@@ -16,33 +16,48 @@ INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 PATIENCE = 5.0
 """Seconds after which SIGTERM ends a process that is busy in compiled code and cannot unwind."""
 
+REPEAT_SECONDS = 0.05
+"""After which an interrupt that was raised in a callback of a library, and swallowed there, is raised again."""
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a verb as Ctrl-C does."""
 
 
 @contextmanager
-def signals(name: str) -> Iterator[None]:
-    """In the block SIGTERM raises Terminated, and a second Ctrl-C ends the process at once, even inside of compiled code.
+def signals(name: str) -> Iterator[list[KeyboardInterrupt]]:
+    """In the block SIGTERM raises Terminated, as SIGINT raises KeyboardInterrupt; a second Ctrl-C ends the process at once.
 
-    ``name`` begins the line that is printed then. Does nothing outside of the main thread, where Python delivers no signals.
+    The value is a list of what was raised, also where an import or a cleanup made another error of it; what a callback swallowed
+    is raised again. Compiled code, which no exception can end, ends by a second Ctrl-C, and PATIENCE seconds after SIGTERM;
+    ``name`` begins the line that is printed then. Outside of the main thread, where Python delivers no signals, this does nothing.
     """
+    raised: list[KeyboardInterrupt] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield raised
         return
-    noticed = threading.Event()
+    noticed, repeated = threading.Event(), 0
 
-    def terminate(number: int, frame: FrameType | None) -> None:
+    def repeat(unraisable: "sys.UnraisableHookArgs") -> None:
+        nonlocal repeated
+        if not any(unraisable.exc_value is error for error in raised):
+            return old_hook(unraisable)
+        repeated += 1
+        number = signal.SIGTERM if isinstance(unraisable.exc_value, Terminated) else signal.SIGINT
+        threading.Timer(REPEAT_SECONDS, signal.raise_signal, [number]).start()
+
+    def handle(number: int, frame: FrameType | None) -> None:
         noticed.set()
-        raise Terminated
+        raised.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        raise raised[-1]
 
     def watch() -> None:
         interrupts = 0
         while signal_number := os.read(reader, 1):
             interrupts += signal_number[0] == signal.SIGINT
-            if interrupts > 1:
+            if interrupts > 1 + repeated:
                 _end_at_once(name, INTERRUPTED)
-            ours = signal_number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is terminate
+            ours = signal_number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is handle
             if ours and not noticed.wait(PATIENCE):
                 _end_at_once(name, TERMINATED)
         os.close(reader)
@@ -50,12 +65,15 @@ def signals(name: str) -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     old_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    old_handler = signal.signal(signal.SIGTERM, terminate)
+    old_handlers = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    old_hook, sys.unraisablehook = sys.unraisablehook, repeat
     threading.Thread(target=watch, daemon=True).start()
     try:
-        yield
+        yield raised
     finally:
-        signal.signal(signal.SIGTERM, old_handler)
+        sys.unraisablehook = old_hook
+        for number, handler in old_handlers.items():
+            signal.signal(number, handler)
         signal.set_wakeup_fd(old_writer)
         os.close(writer)
 
@@ -65,18 +83,19 @@ def _end_at_once(name: str, code: int) -> None:
     os._exit(code)
 
 
-def interrupt_of(error: BaseException | None) -> KeyboardInterrupt | None:
-    """The Ctrl-C or SIGTERM that led to ``error``: itself, or what an import or a cleanup turned into another error."""
+def interrupt_of(error: BaseException, raised: list[KeyboardInterrupt]) -> KeyboardInterrupt | None:
+    """The Ctrl-C or SIGTERM that led to ``error``: itself, its cause, or the first of those that :func:`signals` raised."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
-    return error
+    return error or (raised[0] if raised else None)
 
 
-def tell_interrupt(program: str, interrupt: KeyboardInterrupt) -> int:
-    """Prints the one line of an interrupt, with its innermost note (errors.interrupted), and returns the exit code."""
+def tell_interrupt(program: str, interrupt: KeyboardInterrupt, keeps: str = "") -> int:
+    """Prints the one line of an interrupt, with its innermost note (errors.interrupted) or ``keeps``; returns the exit code."""
     terminated = isinstance(interrupt, Terminated)
-    note = "".join(f"; {printable(note)}" for note in getattr(interrupt, "__notes__", [])[:1] if note)
-    print(f"{program}: {'terminated' if terminated else 'interrupted'}{note}", file=sys.stderr, flush=True)
+    note = [*getattr(interrupt, "__notes__", []), keeps][0]
+    words = f"{program}: {'terminated' if terminated else 'interrupted'}" + f"; {note}" * bool(note)
+    print(printable(words), file=sys.stderr, flush=True)
     return TERMINATED if terminated else INTERRUPTED
 
 
@@ -90,15 +109,16 @@ def prepare_streams() -> None:
 def leave(main: Callable[[], int]) -> NoReturn:
     """Runs ``main`` and ends the process with its code; after a signal without waiting for threads that still read or compile."""
     try:
-        code = main()
-        at_once = code in (INTERRUPTED, TERMINATED)
-    except SystemExit as end:
-        code, at_once = end.code, False
-    try:
-        if sys.stdout:
-            sys.stdout.flush()
+        try:
+            code = main()
+            at_once = code in (INTERRUPTED, TERMINATED)
+        except SystemExit as end:
+            code, at_once = end.code, False
+        print(end="", flush=True)
+    except KeyboardInterrupt as interrupt:
+        code, at_once = tell_interrupt("run.py", interrupt), True
     except BrokenPipeError:
-        code = BROKEN_PIPE
-    if at_once or code == BROKEN_PIPE:
+        code, at_once = BROKEN_PIPE, True
+    if at_once:
         os._exit(code)
     sys.exit(code)

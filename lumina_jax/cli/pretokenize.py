@@ -60,14 +60,13 @@ def _pretokenize(options: Namespace) -> None:
     from lumina_jax.progress import waiting
 
     with waiting(f"loading {options.source}"):
-        from lumina_jax.data.pretokenize import pretokenize_stages
+        from lumina_jax.data.pretokenize import pretokenize_stages, reading
 
         source, sizes = _source(options.source, options.seed, cfg)
     if options.fit:
         _fit(cfg, source, options, sizes)
     stages, shard_slice = _stages(options, cfg, sizes), _shard_slice(options)
-    arguments = dict(shard_records=options.shard_records, threads=cfg.data.threads, name=options.source)
-    arguments |= dict(max_consecutive_rejects=cfg.data.max_consecutive_rejects)
+    arguments = dict(shard_records=options.shard_records, name=options.source, **reading(cfg.data))
     if options.runner:
         from lumina_jax.data.beam import pretokenize_with_beam
 

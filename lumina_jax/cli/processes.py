@@ -30,8 +30,10 @@ def join(options: Namespace, limits):
         raise InputError("--coordinator, --processes and --process go with --distributed")
     from contextlib import nullcontext
 
-    from lumina_jax.cluster import processes
+    from lumina_jax.progress import waiting
 
+    with waiting("loading JAX"):
+        from lumina_jax.cluster import processes
     return processes.join(limits, *address) if options.distributed else nullcontext(processes.SingleProcess())
 
 

@@ -3,6 +3,7 @@
 import os
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
+from shlex import quote
 
 from lumina_jax.cli.arguments import at_least, output_path
 from lumina_jax.cli.experiments import config_arguments, load_experiment
@@ -47,10 +48,10 @@ def _train_in(group, cfg, config: str) -> None:
     """Trains as one process of the Group ``group``."""
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
         if not value or not Path(value).exists():
-            raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {config}")
+            raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {quote(config)}")
     from lumina_jax.progress import waiting
 
-    with waiting("loading JAX"):
+    with waiting("loading the trainer"):
         import jax
 
         from lumina_jax.cluster.consistency import check_consistency
@@ -63,10 +64,11 @@ def _train_in(group, cfg, config: str) -> None:
 
     if cfg.compile_cache:
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
-    vocab = Vocab.load(cfg.data.tokenizer)
-    vocab.check_fits(cfg.model.vocab)
-    manifests = {path: Shards(path).manifest for path in cfg.data.paths}
-    _check_vq(cfg, vocab, manifests)
+    with waiting(f"loading {cfg.data.path}"):
+        vocab = Vocab.load(cfg.data.tokenizer)
+        vocab.check_fits(cfg.model.vocab)
+        manifests = {path: Shards(path).manifest for path in cfg.data.paths}
+        _check_vq(cfg, vocab, manifests)
     contents = {"tokenizer": vocab.fingerprint, "manifests": [to_dict(manifest) for manifest in manifests.values()]}
     check_consistency(cfg, group, contents)
 

@@ -14,7 +14,6 @@ from lumina_jax.data.pretokenize import (
 from lumina_jax.data.shard_maker import PretokenizeStage, ShardMaker
 from lumina_jax.data.shards import Manifest, Settings
 from lumina_jax.data.sources import Source
-from lumina_jax.data.sources.record import MAX_CONSECUTIVE_REJECTS
 from lumina_jax.errors import InputError, MissingPackageError
 from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.progress import ProgressDisplay
@@ -39,15 +38,15 @@ def pretokenize_with_beam(
     options: Sequence[str],
     shard_records: int = SHARD_RECORDS,
     batch: int = 64,
-    threads: int = 2,
     name: str = "",
-    max_consecutive_rejects: int = MAX_CONSECUTIVE_REJECTS,
+    threads: int = 2,
+    **reading: object,
 ) -> list[Manifest]:
     """pretokenize.pretokenize_stages on the runner of ``options``, Beam's own (--runner=DirectRunner, ...).
 
     ``open_inputs`` opens source, VQ model and tokenizer, in this process and once in every worker process; it and the stages'
-    folders must mean the same everywhere. Complete shards are kept. Waits for the pipeline and returns the manifests. Raises
-    what pretokenize_stages raises, before anything is started.
+    folders must mean the same everywhere. ``threads`` and ``reading`` are arguments of ShardMaker. Complete shards are kept. Waits
+    for the pipeline and returns the manifests. Raises what pretokenize_stages raises, before anything is started.
     """
     settings = stage_settings(*open_inputs(), stages, seed, shard_records, name)
     folders = begin(stages, settings)
@@ -59,7 +58,7 @@ def pretokenize_with_beam(
             pipeline
             | "shards" >> beam.Create(list(todo.items()))
             | "spread" >> beam.Reshuffle()
-            | "make" >> beam.ParDo(_MakeShard(open_inputs, stages, settings, batch, threads, max_consecutive_rejects))
+            | "make" >> beam.ParDo(_MakeShard(open_inputs, stages, settings, batch, dict(threads=threads, **reading)))
         )
         # A sum over all shards waits for all of them.
         records | "all" >> beam.CombineGlobally(sum) | "finish" >> beam.Map(_finish, tuple(stages))
@@ -81,11 +80,10 @@ class _MakeShard(beam.DoFn):
         stages: Sequence[PretokenizeStage],
         settings: Sequence[Settings],
         batch: int,
-        threads: int,
-        max_consecutive_rejects: int,
+        reading: dict[str, object],
     ):
         self._open_inputs, self._stages, self._settings = open_inputs, tuple(stages), tuple(settings)
-        self._batch, self._threads, self._max_consecutive_rejects = batch, threads, max_consecutive_rejects
+        self._batch, self._reading = batch, reading
         self._shared = Shared()  # one VQ model for all threads of a worker process
 
     def setup(self) -> None:
@@ -107,11 +105,5 @@ class _MakeShard(beam.DoFn):
             if differences := opened.differences(launched):
                 raise InputError(f"this worker has {', '.join(differences)}; give all workers the same files")
         return ShardMaker(
-            source,
-            vocab,
-            BatchEncoder.on_devices(vq, self._batch),
-            self._stages,
-            self._settings,
-            self._threads,
-            self._max_consecutive_rejects,
+            source, vocab, BatchEncoder.on_devices(vq, self._batch), self._stages, self._settings, **self._reading
         )

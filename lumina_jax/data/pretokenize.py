@@ -6,7 +6,7 @@ from pathlib import Path
 from lumina_jax import layout
 from lumina_jax.config import DataConfig
 from lumina_jax.data.encode import BatchEncoder
-from lumina_jax.data.shard_maker import PretokenizeStage, ShardMaker
+from lumina_jax.data.shard_maker import FETCHERS, PretokenizeStage, ShardMaker
 from lumina_jax.data.shard_writer import write_totals
 from lumina_jax.data.shards import (
     MANIFEST,
@@ -19,6 +19,7 @@ from lumina_jax.data.shards import (
     to_json,
 )
 from lumina_jax.data.sources import Source
+from lumina_jax.data.sources.fetch import DEFAULT_LIMITS, FetchLimits
 from lumina_jax.data.sources.record import MAX_CONSECUTIVE_REJECTS
 from lumina_jax.errors import ExistingFileError, InputError, interrupted
 from lumina_jax.model.image_tokenizer import ImageTokenizer, fingerprint
@@ -45,9 +46,18 @@ def pretokenize(
 ) -> Manifest | None:
     """:func:`pretokenize_stages` with ``options`` for one stage: ``out``, with crops of ``sizes``, by default those of ``cfg``."""
     stage = PretokenizeStage(out, tuple(sizes or layout.crop_sizes(cfg.size, cfg.patch, cfg.max_ratio)), max_tokens)
-    options = dict(threads=cfg.threads, max_consecutive_rejects=cfg.max_consecutive_rejects) | options
-    manifests = pretokenize_stages(source, vq, vocab, [stage], seed, **options)
+    manifests = pretokenize_stages(source, vq, vocab, [stage], seed, **(reading(cfg) | options))
     return manifests[0] if manifests else None
+
+
+def reading(cfg: DataConfig) -> dict[str, object]:
+    """How :func:`pretokenize_stages` reads, as its arguments of these names."""
+    return dict(
+        threads=cfg.threads,
+        max_consecutive_rejects=cfg.max_consecutive_rejects,
+        fetchers=cfg.fetchers,
+        limits=FetchLimits(cfg.fetch_seconds, cfg.fetch_mb << 20),
+    )
 
 
 def pretokenize_stages(
@@ -59,6 +69,8 @@ def pretokenize_stages(
     shard_records: int = SHARD_RECORDS,
     batch: int = 64,
     threads: int = 2,
+    fetchers: int = FETCHERS,
+    limits: FetchLimits = DEFAULT_LIMITS,
     progress: bool = True,
     shard_slice: slice = ALL_SHARDS,
     name: str = "",
@@ -70,6 +82,7 @@ def pretokenize_stages(
     ``batch`` at a time on each device. A folder is a pure function of these arguments, independent of the other stages. Killed
     at any moment and called again, this redoes at most two shards and ends in the same bytes. A bad record is listed with its
     reason in rejects.jsonl; it is never replaced or cut, and never ends the run. At the end rejects are summed up by cause.
+    ``threads`` decode and crop, while up to ``fetchers`` more fetch pictures from web servers, each within ``limits``.
 
     This process makes the shards of ``shard_slice``: ``slice(i, None, n)`` for process i of n, which may all write into the
     same folders at once. The last process to finish writes the totals and returns the manifests, the others an empty list.
@@ -90,7 +103,7 @@ def pretokenize_stages(
         todo = shards_to_make(folders, settings, shards)
         meter.skip(sum(len(settings[0].span(shard)) for shard in shards - set(todo)))
         encoder = BatchEncoder.on_devices(vq, batch)
-        maker = ShardMaker(source, vocab, encoder, stages, settings, threads, max_consecutive_rejects)
+        maker = ShardMaker(source, vocab, encoder, stages, settings, threads, max_consecutive_rejects, fetchers, limits)
         with interrupted(lambda: _kept(folders, settings)):
             maker.make(todo, meter)
             if missing := shards_to_make(folders, settings, set(range(settings[0].shards))):

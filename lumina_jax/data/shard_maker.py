@@ -7,20 +7,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import grain
 import numpy as np
 
 from lumina_jax import layout
 from lumina_jax.conversation import Turn, texts, tokenize
+from lumina_jax.data.ahead import read_ahead
 from lumina_jax.data.encode import BatchEncoder, GridEncoder
 from lumina_jax.data.shard_writer import write_shard
 from lumina_jax.data.shards import Settings
+from lumina_jax.data.sources.fetch import DEFAULT_LIMITS, FetchLimits, fetching_within
 from lumina_jax.data.sources.record import (
     MAX_CONSECUTIVE_REJECTS,
     Record,
     Reject,
     RejectStreak,
     Source,
+    StoredRecord,
+    StoredSource,
     read_record,
 )
 from lumina_jax.errors import InputError
@@ -29,8 +32,8 @@ from lumina_jax.progress import ProgressDisplay
 from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab
 
-BLOCK = 16
-"""Records that a thread reads as one piece of work."""
+FETCHERS = 128
+"""Threads that fetch pictures: as many requests at once."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,8 @@ class ShardMaker:
     settings: Sequence[Settings]
     threads: int
     max_consecutive_rejects: int = MAX_CONSECUTIVE_REJECTS
+    fetchers: int = FETCHERS
+    limits: FetchLimits = DEFAULT_LIMITS
 
     def make(self, todo: Mapping[int, Sequence[int]], meter: ProgressDisplay) -> None:
         """Writes the shards of ``todo``: shard -> the numbers of the stages that lack it.
@@ -120,31 +125,40 @@ class ShardMaker:
 
         ``streaks`` of each stage count the records that cannot be read: they end a run at once, not with the shard.
         """
-        shards, per_shard = list(todo), -(-self.settings[0].shard_records // BLOCK)
-
-        def read(number: int) -> list[tuple[int, list[_CroppedRecord | Reject]]]:
-            shard, first = shards[number // per_shard], number % per_shard * BLOCK
-            return [(i, self._crop(i, todo[shard])) for i in self.settings[0].span(shard)[first : first + BLOCK]]
-
-        blocks = grain.MapDataset.range(len(shards) * per_shard).map(read)
-        ahead = iter(blocks.to_iter_dataset(grain.ReadOptions(self.threads, 2 * self.threads)))
-        for shard in shards:
+        numbers = ((shard, index) for shard in todo for index in self.settings[0].span(shard))
+        ahead = read_ahead(
+            numbers,
+            lambda number: read_record(self._fetch, number[1]),
+            lambda number, stored: self._crop(number[1], stored, todo[number[0]]),
+            _bytes_of,
+            self.fetchers,
+            self.threads,
+        )
+        for shard in todo:
             drafts = {stage: _ShardDraft(self.encoder) for stage in todo[shard]}
-            for _ in range(per_shard):
-                block = next(ahead)
-                for index, records in block:
-                    for (stage, draft), record in zip(drafts.items(), records, strict=True):
-                        streaks[stage].add(index, record if isinstance(record, Reject) else None)
-                        draft.add(index, record)
-                if block:
-                    meter.advance(len(block))
+            for (_, index), records in itertools.islice(ahead, len(self.settings[0].span(shard))):
+                for (stage, draft), record in zip(drafts.items(), records, strict=True):
+                    streaks[stage].add(index, record if isinstance(record, Reject) else None)
+                    draft.add(index, record)
+                meter.advance(1)
             for draft in drafts.values():
                 draft.grids.flush()
             yield shard, drafts
 
-    def _crop(self, index: int, stages: Sequence[int]) -> list[_CroppedRecord | Reject]:
-        """Record ``index`` as each of ``stages`` crops it."""
-        record = read_record(self.source.__getitem__, index)
+    def _fetch(self, index: int) -> StoredRecord | None:
+        """Record ``index`` with its image files; None when the source has no files to fetch."""
+        if not isinstance(self.source, StoredSource):
+            return None
+        with fetching_within(self.limits):
+            return self.source.stored(index)
+
+    def _crop(
+        self, index: int, stored: StoredRecord | Reject | None, stages: Sequence[int]
+    ) -> list[_CroppedRecord | Reject]:
+        """Record ``index`` as each of ``stages`` crops it, given what was fetched."""
+        if isinstance(stored, Reject):
+            return [stored] * len(stages)
+        record = read_record(stored.decode) if stored else read_record(self.source.__getitem__, index)
         if isinstance(record, Reject):
             return [record] * len(stages)
         return [read_record(self._crop_to, record, index, stage) for stage in stages]
@@ -205,6 +219,10 @@ class ShardMaker:
         if limit is not None and len(tokens) > limit:
             raise InputError(f"the record takes {len(tokens)} tokens, and at most {limit} were allowed")
         return tokens, learn
+
+
+def _bytes_of(stored: StoredRecord | Reject | None) -> int:
+    return sum(len(file.content) for file in stored.files) if isinstance(stored, StoredRecord) else 0
 
 
 def crop_size(image_size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def held_out(model: Chameleon, vocab: Vocab, path: str, limit: int = 4096, vq: s
     for records in _batches(shards, limit, "loss"):
         longest = max(len(ids) for ids, _ in records)
         batch = collate(records, range(len(records)), (len(records), -(-longest // LENGTH_STEP) * LENGTH_STEP))
-        with waiting(f"compiling for {batch.inputs.shape[1]:,} tokens"):
+        with waiting("compiling for {} rows of {:,} tokens".format(*batch.inputs.shape)):
             sums, batch_correct = _measure(model, batch)
         xent, tokens, correct = xent + float(sums.xent), tokens + float(sums.tokens), correct + float(batch_correct)
     return {"tokens": int(tokens), "xent": xent / tokens, "accuracy": correct / tokens}

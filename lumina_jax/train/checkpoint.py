@@ -236,7 +236,8 @@ def _result_fields(cfg: Experiment) -> dict[str, object]:
     fields = {"seed": cfg.seed, "mesh.compute": cfg.mesh.compute, "mesh.dropout_rng": cfg.mesh.dropout_rng}
     for group in ("model", "optim", "data"):
         fields |= {f"{group}.{name}": value for name, value in vars(getattr(cfg, group)).items()}
-    for name in ("data.path", "data.tokenizer", "data.threads", "optim.steps"):
+    reading = ("threads", "fetchers", "fetch_seconds", "fetch_mb", "max_consecutive_rejects")
+    for name in ("optim.steps", "data.path", "data.tokenizer", *(f"data.{name}" for name in reading)):
         del fields[name]
     return fields
 

@@ -18,6 +18,7 @@ from lumina_jax.batch import Batch
 from lumina_jax.cluster.processes import Group, SingleProcess
 from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError
+from lumina_jax.progress import waiting
 from lumina_jax.sharding import AXES, check_rows, global_batch, make_mesh
 from lumina_jax.train.checkpoint import Saver, load_weights, newest
 from lumina_jax.train.compiled_steps import CompiledSteps
@@ -44,7 +45,8 @@ def train(
         check_rows(cfg.data.rows(length) // cfg.optim.accumulate, mesh)
     with closing(Saver(cfg)) as saver, group.guard():
         group.doing("loading")
-        start, state = saver.restore(state_shapes(cfg, mesh)) or (0, initial_state(cfg, mesh))
+        with waiting("making the state", show=show):
+            start, state = saver.restore(state_shapes(cfg, mesh)) or (0, initial_state(cfg, mesh))
         if start < cfg.optim.steps:
             group.barrier("loading the state", cfg.pod.stall_timeout)
             state = _run_steps(cfg, saver, start, state, batches(start), show, group)

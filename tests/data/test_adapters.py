@@ -10,6 +10,7 @@ from data_parts import noise
 from lumina_jax import layout
 from lumina_jax.conversation import tokenize
 from lumina_jax.data.sources import open_source
+from lumina_jax.errors import InputError
 from lumina_jax.vocab import IMAGE_SYMBOL
 
 OPENHERMES = [
@@ -137,6 +138,47 @@ def test_pairs_have_any_of_many_key_names(tmp_path, item):
     (tmp_path / "pairs.jsonl").write_text(json.dumps(item) + "\n")
     (record,) = [open_source(f"pairs:{tmp_path}/pairs.jsonl@{tmp_path}/images")[0]]
     assert record.caption == "a dog" and record.images[0].size == (12, 8)
+
+
+@pytest.mark.parametrize(
+    ("item", "reason"),
+    [
+        ({"image": "a.png", "Image": "b.png", "caption": "x"}, "the key 'image' stands twice"),
+        ({"url": "a.png", "Image Path": 5, "caption": "x"}, "JSON int, neither a path"),
+        ({"image": "a.png", "caption": [["x"]]}, "JSON list, not a text"),
+        ({"image": "a.png", "caption": []}, "JSON list, not a text"),
+        ({"image": "a.png", "caption": None, "title": None}, "neither 'conversations' nor 'caption'"),
+        ({"conversations": [{"from": {}, "value": "x"}]}, "message 0 is from {}"),
+        (7, "the record is a JSON int"),
+    ],
+)
+def test_a_pair_of_an_odd_form_is_refused_with_a_reason(tmp_path, item, reason):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(item))
+    with pytest.raises(InputError, match=rf"pairs\.jsonl, record 0: .*{reason}"):
+        open_source(f"pairs:{tmp_path}/pairs.jsonl")[0]
+
+
+def test_null_counts_as_absent(tmp_path):
+    picture(tmp_path / "a.png")
+    items = [
+        {"conversations": None, "image": "a.png", "caption": "x"},
+        {"image": "a.png", "caption": None, "text": "x"},
+        {"image": None, "url": "a.png", "caption": None, "prompt": "x"},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, items)))
+    assert [open_source(f"pairs:{tmp_path}/a.jsonl")[index].caption for index in range(3)] == ["x"] * 3
+    assert [open_source(f"{tmp_path}/a.jsonl")[index].caption for index in range(2)] == ["x"] * 2
+
+
+def test_a_system_message_that_is_no_text_is_not_dropped(tmp_path):
+    talk = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yo"}]
+    systems = [5, ["Be brief."], {"text": "Be brief."}]
+    items = [{"conversations": [{"from": "system", "value": system}, *talk]} for system in systems]
+    (tmp_path / "a.json").write_text(json.dumps(items))
+    source = open_source(f"openhermes:{tmp_path}/a.json")
+    for index in range(len(source)):
+        with pytest.raises(InputError, match="message 0 is from 'system'"):
+            source[index]
 
 
 @pytest.mark.parametrize(("suffix", "header"), [("csv", True), ("tsv", True), ("tsv", False)])

@@ -54,7 +54,7 @@ RECORDS = {
     "missing": (pair("nowhere.png"), "nowhere.png"),
     "no image": (talk(("human", f"{IMAGE_SYMBOL} what?"), ("gpt", "noise")), "0 images"),
     "order": (talk(("gpt", "noise"), ("human", "what?")), "take turns"),
-    "not utf-8": (b'{"conversations": [{"from": "human", "value": "\xff\xfe"}]}', "utf-8"),
+    "not utf-8": (b'{"conversations": [{"from": "human", "value": "\xff\xfe"}]}', "no UTF-8"),
     "empty answer": (talk(("human", "what?"), ("gpt", "")), "empty"),
     "forged": (pair("good.png", FORGED), None),
     "long": (talk(("human", "more?"), ("gpt", "word " * 10_000)), f"at most {MAX_TOKENS}"),

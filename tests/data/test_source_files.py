@@ -13,6 +13,7 @@ import pytest
 from data_parts import noise
 
 from lumina_jax.data.sources import files, open_source
+from lumina_jax.data.sources.fetch import FetchLimits, fetching_within
 from lumina_jax.data.sources.lru import LRUCache
 from lumina_jax.data.sources.text_file import REMOTE_BLOCK
 from lumina_jax.errors import InputError
@@ -93,7 +94,8 @@ class Bucket(Server):
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
     """A function that serves ``tmp_path`` by a handler class -> (its URL, the handler)."""
-    monkeypatch.setattr(files, "FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(files, "BLOCK_LIMITS", FetchLimits(pause=0.0))
+    files.HOSTS.clear()
     servers = []
 
     def start(kind):
@@ -183,17 +185,19 @@ def test_local_records_may_name_remote_images(tmp_path, web):
     assert open_source(str(tmp_path / "far.jsonl"))[0].images[0].size == (12, 8)
 
 
-def test_temporary_failures_are_repeated_and_refusals_are_not(tmp_path, web):
+@pytest.mark.parametrize("read", [files.read_picture, partial(files.read, start=0, stop=len(LETTERS))])
+def test_temporary_failures_are_repeated_and_refusals_are_not(tmp_path, web, read):
     (tmp_path / "file").write_bytes(LETTERS)
     address, handler = web
-    handler.failures = files.ATTEMPTS - 1
-    assert files.read(f"{address}/file") == LETTERS
-    handler.failures = files.ATTEMPTS
-    with pytest.raises(OSError, match=r"/file: .*503.*attempt 4"):
-        files.read(f"{address}/file")
-    handler.requests.clear()
-    with pytest.raises(OSError, match=r"/refused: .*403"):
-        files.read(f"{address}/refused")
+    with fetching_within(FetchLimits(pause=0.0)):
+        handler.failures = 3
+        assert read(f"{address}/file") == LETTERS
+        handler.failures = 4
+        with pytest.raises(OSError, match=r"/file: .*503.*attempt 4"):
+            read(f"{address}/file")
+        handler.requests.clear()
+        with pytest.raises(OSError, match=r"/refused: .*403"):
+            read(f"{address}/refused")
     assert len(handler.requests) == 1
 
 

@@ -103,6 +103,26 @@ def test_rows_that_say_the_same_stay_records_and_bad_rows_are_rejected(tmp_path)
     check(tmp_path, ["a", "a", "!record 2", "!record 3"])
 
 
+@pytest.mark.parametrize("content", [b"", b"file_name,label\na.png,1\n", b"\0\0\0", None])
+def test_metadata_that_cannot_be_read_are_one_bad_record(tmp_path, content):
+    fill(
+        tmp_path,
+        {"test/a.png": png(), "train/a.png": png(), "train/metadata.jsonl": metadata("jsonl", rows(("a.png", "a")))},
+    )
+    if content is None:
+        (tmp_path / "test" / "metadata.csv").symlink_to("none")
+    else:
+        fill(tmp_path, {"test/metadata.csv": content})
+    check(tmp_path, ["!test/metadata.csv", "a", "!test/a.png: no caption beside it"])
+    with pytest.raises(UserError, match=r"test/metadata\.csv"):
+        open_source(f"folder:{tmp_path}/test")
+
+
+def test_an_image_may_be_named_by_its_whole_path(tmp_path):
+    fill(tmp_path, {"a.png": png(), "metadata.jsonl": metadata("jsonl", rows((f"{tmp_path}/a.png", "a")))})
+    check(tmp_path, ["a"])
+
+
 def test_two_metadata_files_of_one_folder_are_an_error(tmp_path):
     fill(
         tmp_path,

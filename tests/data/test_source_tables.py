@@ -135,6 +135,7 @@ def test_delimiters_and_headers_of_the_world(table, content):
         ("", r"the header \(none\) must name"),
         ("caption,image,caption\n", "the header names 'caption' twice"),
         ("name,kind\n1,2\n", "the header name, kind must name"),
+        ("image,caption\ra.png,x\ra.png,y\r", "lines end with a carriage return alone"),
         ("image,kind\n1,2\n", "the header image, kind must name"),
     ],
 )

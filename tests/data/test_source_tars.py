@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lumina_jax.data.sources import open_source
 from lumina_jax.data.sources.names import is_picture
-from lumina_jax.data.sources.webdataset import is_junk, sample_starts
+from lumina_jax.data.sources.webdataset import is_junk, sample_key, sample_starts
 from lumina_jax.errors import UserError
 
 
@@ -97,6 +97,11 @@ CASES = {
     "a dotted key without a text": (
         [*pair("a.1", "a"), ("a.2.png", png())],
         ["a", "!no caption: the sample holds a.2.png"],
+    ),
+    "numbers behind a dot": ([("a.1.txt", b"a"), ("a.2.png", png())], ["!holds a.1.txt", "!holds a.2.png"]),
+    "fields behind a dot": (
+        [("1.image.png", png()), ("1.caption.txt", b"a"), ("2.x.png", png())],
+        ["a", "!holds 2.x.png"],
     ),
     "two pictures of one sample": (
         [("0.png", png()), ("0.seg.png", png()), ("0.txt", b"a")],
@@ -237,7 +242,7 @@ NAMES = [
     for parts in itertools.product(
         ("", "x/", "x.y/"),
         ("0", "1"),
-        (".", ".a.", ".b.", ".A."),
+        (".", ".a.", ".b.", ".A.", ".1.", ".2."),
         ("png", "txt", "json", "JPG", "cls", "svg"),
     )
 ]
@@ -251,9 +256,10 @@ def plain_samples(members: list[str]) -> list[list[str]]:
         for name in run:
             kind = "picture" if is_picture(name) else "text" if name.endswith(("txt", "json")) else None
             by_stem.setdefault(name.rpartition(".")[0], set()).add(kind)
-        pairs = {stem for stem, kinds in by_stem.items() if {"picture", "text"} <= kinds}
+        dotted = {stem: kinds - {None} for stem, kinds in by_stem.items() if stem != key and kinds - {None}}
+        numbers = bool(dotted) and all(stem[-1] in "12" for stem in dotted) and len(set().union(*dotted.values())) == 2
         own = by_stem.get(key, set()) - {None}
-        split = any(stem != key for stem in pairs) and len(own) != 1
+        split = (any(len(kinds) == 2 for kinds in dotted.values()) or numbers) and len(own) != 1
         before = None
         for name in run:
             suffixes = {KEY.fullmatch(other)[2].lower() for other in samples[-1]} if before else set()
@@ -265,19 +271,27 @@ def plain_samples(members: list[str]) -> list[list[str]]:
     return samples
 
 
+def cut(members: list[str]) -> list[list[str]]:
+    """Members cut into samples."""
+    samples = []
+    for key, run in itertools.groupby(members, sample_key):
+        run = list(run)
+        samples += [run[first:end] for first, end in itertools.pairwise([*sample_starts(run, key), len(run)])]
+    return samples
+
+
 @settings(max_examples=2000, deadline=None)
-@given(st.lists(st.sampled_from(NAMES), max_size=7))
-def test_samples_are_those_of_the_plain_rule(members):
-    starts = sample_starts(members)
-    cut = [members[first:end] for first, end in itertools.pairwise([*starts, len(members)])] if members else []
-    assert cut == plain_samples(members)
-    assert list(itertools.chain(*cut)) == members
+@given(st.binary(max_size=8))
+def test_samples_are_those_of_the_plain_rule(letters):
+    members = [NAMES[letter % len(NAMES)] for letter in letters]
+    assert cut(members) == plain_samples(members)
+    assert list(itertools.chain(*cut(members))) == members
 
 
 ODD_NAMES = ["._0.png", ".DS_Store", "x/", "__MACOSX/._0.txt", "README", "x/.hidden.png", "0.tar"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     members=st.lists(st.sampled_from(NAMES[:24] + ODD_NAMES), max_size=8),
     joined=st.integers(0, 8),
@@ -292,5 +306,5 @@ def test_an_index_counts_every_member_that_is_no_junk(tmp_path_factory, members,
     ]
     path.write_bytes(tar(parts[0]) + tar(parts[1], end=marked))
     source = open_source(f"webdataset:{path}")
-    expected = sample_starts([name for name in members if not name.endswith("/") and not is_junk(name)])
+    expected = cut([name for name in members if not name.endswith("/") and not is_junk(name)])
     assert len(source) == len(expected) + (not marked and bool(members[joined:]))

@@ -3,9 +3,11 @@
 import bisect
 import hashlib
 import itertools
+import os
 import posixpath
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import NoReturn
 
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.adapters import imagefolder
@@ -14,7 +16,7 @@ from lumina_jax.data.sources.json_list import JsonSource
 from lumina_jax.data.sources.names import is_picture, is_visible, suffix_of
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, checked_object, image_reader, stored_record
 from lumina_jax.data.sources.table import TableSource
-from lumina_jax.errors import InputError, StorageError, prefixed_errors
+from lumina_jax.errors import InputError, StorageError, UserError, cause_of, prefixed_errors
 from lumina_jax.text import decode_text, parse_json
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -26,7 +28,8 @@ def open_folder(folder: str) -> StoredSource:
     """The rows of all metadata files (METADATA) in ``folder`` and below it, then a FolderSource of what no row names.
 
     Metadata are as Hugging Face's imagefolder has them: ``file_name``, relative to the metadata, and ``text`` (or ``caption``, or
-    ``conversations``). Hidden files and what systems leave (see names) are no records. InputError when there are none.
+    ``conversations``). A metadata file that cannot be read is one bad record. Hidden files and what systems leave (see names) are
+    no records. Raises InputError when there are none, or when a folder has two metadata files.
     """
     listed = [(path, size) for path, size in files.listing(folder) if is_visible(path)]
     metadata = [path for path, _ in listed if posixpath.basename(path) in METADATA]
@@ -35,12 +38,16 @@ def open_folder(folder: str) -> StoredSource:
         names = [path for path in metadata if posixpath.dirname(path) == twice]
         raise InputError(f"{folder} holds {' and '.join(names)}, which may say the same twice; keep one of them")
     sources = [_open_metadata(files.join(folder, path)) for path in metadata]
+    refused = [source.error for source in sources if isinstance(source, RefusedFile)]
+    if refused and len(refused) == len(sources):
+        raise refused[0]
     named = {
-        posixpath.normpath(posixpath.join(posixpath.dirname(path), image))
+        _whole_path(files.join(folder, posixpath.dirname(path)), image)
         for path, source in zip(metadata, sources, strict=True)
         for image in _images_of(source)
     }
-    rest = FolderSource(folder, [entry for entry in listed if entry[0] not in metadata], named)
+    images = {path for path, _ in listed if _whole_path(folder, path) in named}
+    rest = FolderSource(folder, [entry for entry in listed if entry[0] not in metadata], images)
     if len(rest) or not sources:
         sources.append(rest)
     if not any(map(len, sources)):
@@ -61,6 +68,23 @@ class JoinedSource(StoredSource):
     def stored(self, index: int) -> StoredRecord:
         number = bisect.bisect_right(self._ends, index)
         return self._sources[number].stored(index - (self._ends[number - 1] if number else 0))
+
+
+class RefusedFile(StoredSource):
+    """One bad record, which stands for all those of a file that cannot be read because of ``error``."""
+
+    def __init__(self, error: UserError):
+        self.error = error
+        self.fingerprint = hashlib.sha256(str(error).encode(errors="surrogateescape")).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return 1
+
+    def stored(self, index: int) -> StoredRecord:
+        return self.item(index)
+
+    def item(self, index: int) -> NoReturn:
+        raise InputError(str(self.error), cause=cause_of(self.error))
 
 
 class FolderSource(StoredSource):
@@ -111,15 +135,27 @@ class FolderSource(StoredSource):
             return b""
 
 
-def _open_metadata(path: str) -> JsonSource | TableSource:
-    if path.endswith(".parquet"):
-        from lumina_jax.data.sources.parquet import ParquetSource  # half a second of imports
-
-        return ParquetSource([path])
-    return (JsonSource if path.endswith(".jsonl") else TableSource)(path, adapt=imagefolder)
+Metadata = JsonSource | TableSource | RefusedFile
+"""Or a ParquetSource, which is imported only when there is one."""
 
 
-def _images_of(source: JsonSource | TableSource) -> Iterator[str]:
+def _open_metadata(path: str) -> Metadata:
+    try:
+        if path.endswith(".parquet"):
+            from lumina_jax.data.sources.parquet import ParquetSource  # half a second of imports
+
+            return ParquetSource([path])
+        return (JsonSource if path.endswith(".jsonl") else TableSource)(path, adapt=imagefolder)
+    except UserError as error:
+        return RefusedFile(error)
+
+
+def _whole_path(folder: str, path: str) -> str:
+    path = files.join(folder, path)
+    return path if files.is_remote(path) else os.path.abspath(path)
+
+
+def _images_of(source: Metadata) -> Iterator[str]:
     """The images that the rows of a metadata file name."""
     for index in range(len(source)):
         try:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from lumina_jax.data.sources import files
+from lumina_jax.data.sources.urls import shown
 from lumina_jax.pictures.formats import SUFFIXES, UNREADABLE
 from lumina_jax.pictures.pixels import decode
 
@@ -24,7 +25,7 @@ class ImageFile:
 
 def read_image(path: str) -> ImageFile:
     """An image file, not decoded. Errors: see files."""
-    return ImageFile(path, files.read(path))
+    return ImageFile(shown(path), files.read_picture(path))
 
 
 def decode_image(file: ImageFile) -> Image.Image:

@@ -6,8 +6,9 @@ import re
 from lumina_jax.data.sources.images import PICTURE_SUFFIXES
 
 LITTER = re.compile(
-    r"\._.*|\.DS_Store|__MACOSX|@eaDir|Thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information|PaxHeaders?(\.\d+)?",
-    re.IGNORECASE | re.DOTALL,
+    r"(^|/)(\._[^/]*|\.DS_Store|__MACOSX|@eaDir|Thumbs\.db|desktop\.ini|\$RECYCLE\.BIN|System Volume Information|"
+    r"PaxHeaders?(\.\d+)?)(/|\Z)",
+    re.IGNORECASE,
 )
 """Files and folders that macOS, Windows, network disks and old tars leave beside those of a user."""
 
@@ -24,7 +25,7 @@ def is_picture(path: str) -> bool:
 
 def is_litter(path: str) -> bool:
     """Whether a system left the file there, such as the ``._name`` that macOS packs before ``name``."""
-    return any(LITTER.fullmatch(part) for part in path.split("/"))
+    return LITTER.search(path) is not None
 
 
 def is_visible(path: str) -> bool:

@@ -106,6 +106,8 @@ def _header(rows: Sequence[Sequence[str]]) -> tuple[list[str], bool]:
     pairs = [row for row in (rows[:1] if len(first) == len(BARE) else rows) if len(row) == len(BARE)]
     if not set(names) & {*PAIR_IMAGES, *PAIR_CAPTIONS} and any(LIKE_A_PATH.search(url) for _, url in pairs):
         return list(BARE), False
+    if any("\r" in field for field in first):
+        raise InputError("lines end with a carriage return alone; save it with \\n or \\r\\n as line ends")
     raise InputError(
         f"the header {', '.join(first[:TRIED]) or '(none)'} must name an image ({', '.join(PAIR_IMAGES[:5])}, ...) "
         f"and a caption ({', '.join(PAIR_CAPTIONS[:3])}, ...)"

@@ -78,7 +78,7 @@ class WebDatasetSource(StoredSource):
 
     def __init__(self, pattern: str, index: str | None = None):
         self.paths = files.expand(pattern)
-        if compressed := [path for path in self.paths if path.endswith(COMPRESSED)]:
+        if compressed := [path for path in self.paths if path.lower().endswith(COMPRESSED)]:
             raise InputError(f"{compressed[0]} is compressed, so its samples cannot be read alone; unpack it to a .tar")
         sizes = [files.size(path) for path in self.paths]
         names = [f"{posixpath.basename(path)} {size}" for path, size in zip(self.paths, sizes, strict=True)]
@@ -143,38 +143,38 @@ def is_junk(name: str) -> bool:
     return posixpath.basename(name).startswith(".") or is_litter(name)
 
 
-def sample_starts(names: Sequence[str]) -> list[int]:
-    """The numbers at which the samples of consecutive members ``names`` begin.
+def sample_starts(names: Sequence[str], key: str) -> list[int]:
+    """The numbers at which the samples of consecutive members ``names``, all with one ``key``, begin.
 
-    A sample ends where the key changes. It also ends before a member whose key and suffix it already has (0.jpg, 0.txt, 0.jpg,
-    0.txt are two samples), and, where pairs are called by names with dots (a.1.jpg, a.1.txt, a.2.jpg, a.2.txt), before another
-    name up to the last dot.
+    A member whose suffix the sample already has begins another (0.jpg, 0.txt, 0.jpg, 0.txt are two samples), and, where pairs are
+    called by names with dots (a.1.jpg, a.1.txt, a.2.jpg, a.2.txt), so does another name up to the last dot.
     """
-    starts, keys = [], [sample_key(name) for name in names]
-    edges = [number for number in range(len(names)) if not number or keys[number] != keys[number - 1]]
-    for first, end in pairwise([*edges, len(names)]):
-        dotted, suffixes = _are_dotted_pairs(names[first:end], keys[first]), set()
-        for number in range(first, end):
-            suffix = names[number][len(keys[number]) :].lower()
-            renamed = dotted and _stem(names[number]) != _stem(names[number - 1])
-            if number == first or renamed or suffix in suffixes:
-                starts.append(number)
-                suffixes = set()
-            suffixes.add(suffix)
+    starts, suffixes, dotted = [], set(), _are_dotted_pairs(names, key)
+    for number, name in enumerate(names):
+        suffix = name[len(key) :].lower()
+        if not number or suffix in suffixes or (dotted and _stem(name) != _stem(names[number - 1])):
+            starts.append(number)
+            suffixes = set()
+        suffixes.add(suffix)
     return starts
 
 
 def _are_dotted_pairs(names: Sequence[str], key: str) -> bool:
-    """Whether members of one key are pairs that differ behind its dot: a picture and a text of one name up to the last dot.
+    """Whether members of one key are records of their own that differ behind its dot, by their names up to the last dot.
 
-    Not if the key alone names a picture or a text, but not both: that belongs with all the others.
+    They are if a picture and a text share such a name, or if all have numbers there (a.1.txt, a.2.jpg). They are not if the key
+    alone names a picture or a text, but not both: that belongs with all the others.
     """
+    if not any("." in name[len(key) + 1 :] for name in names):
+        return False
     kinds: dict[str, set[bool]] = {}
     for name in names:
         if is_picture(name) or _is_text(name):
             kinds.setdefault(_stem(name), set()).add(is_picture(name))
-    complete = {stem for stem, pair_of in kinds.items() if len(pair_of) == 2}
-    return bool(complete - {key}) and (key in complete or key not in kinds)
+    own = kinds.pop(key, {True, False})
+    numbered = all(any(letter.isdigit() for letter in stem[len(key) :]) for stem in kinds)
+    pairs = any(len(kind) == 2 for kind in kinds.values()) or (numbered and len(set().union(*kinds.values())) == 2)
+    return pairs and len(own) == 2
 
 
 def _stem(name: str) -> str:
@@ -239,10 +239,10 @@ def _samples(path: str, size: int, note: Callable[[bytes], object]) -> Iterator[
 
     A damaged shard has one more span, an empty one, at the damage. A span ends behind the file when the file is cut short.
     """
-    members: list[tuple[str, int, int]] = []
+    key, members = "", []
     for member, stop in _members(path, size):
         if member is None:
-            yield from _spans(members)
+            yield from _spans(key, members)
             members = []
             yield stop, stop
         elif member.isreg() or member.islnk() or member.issym():
@@ -250,16 +250,16 @@ def _samples(path: str, size: int, note: Callable[[bytes], object]) -> Iterator[
             note(f"{member.name}\0{member.size}\0{member.mtime}\0{link}".encode(errors="surrogateescape"))
             if is_junk(member.name):
                 continue
-            if members and sample_key(members[0][0]) != sample_key(member.name):
-                yield from _spans(members)
-                members = []
+            if (next_key := sample_key(member.name)) != key:
+                yield from _spans(key, members)
+                key, members = next_key, []
             members.append((member.name, member.offset, stop))
-    yield from _spans(members)
+    yield from _spans(key, members)
 
 
-def _spans(members: Sequence[tuple[str, int, int]]) -> Iterator[tuple[int, int]]:
-    """The byte spans of the samples of (name, start, stop)."""
-    starts = sample_starts([name for name, _, _ in members])
+def _spans(key: str, members: Sequence[tuple[str, int, int]]) -> Iterator[tuple[int, int]]:
+    """The byte spans of the samples of consecutive members (name, start, stop) of one key."""
+    starts = sample_starts([name for name, _, _ in members], key)
     for first, end in pairwise([*starts, len(members)]):
         yield members[first][1], members[end - 1][2]
 
