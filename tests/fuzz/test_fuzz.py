@@ -30,7 +30,7 @@ SHORT = {
 def test_no_input_makes_a_reader_raise_crash_or_hang(target, tmp_path):
     outcome = run.fuzz(target, SHORT[target], 0, tmp_path)
     assert outcome.failures == {} and outcome.returned + outcome.refused == SHORT[target]
-    assert 0 < outcome.returned < SHORT[target]  # damage is neither harmless nor always noticed at once
+    assert outcome.returned > SHORT[target] / 100  # damage that is refused at once tests nothing
 
 
 def crash() -> None:

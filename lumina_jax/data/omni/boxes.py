@@ -96,7 +96,7 @@ class TfdsViews(Views):
         split = split or "train"
         try:
             builder = tfds.core.read_only_builder.builder_from_files(set_name, data_dir=data_dir)
-        except tfds.core.DatasetNotFoundError as error:
+        except (tfds.core.DatasetNotFoundError, ValueError) as error:
             raise MissingFileError(
                 f"no {set_name} in {data_dir}; prepare it there with TFDS, or give its folder as data_dir="
             ) from error

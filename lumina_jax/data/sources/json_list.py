@@ -1,6 +1,7 @@
 """Lumina's own files: a JSON list or JSONL of conversations and captions, local or remote."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -31,7 +32,7 @@ class JsonSource(StoredSource):
 
     def __init__(self, path: str | Path, folder: str | None = None, adapt: Callable[[object], object] = unchanged):
         self.path = str(path)
-        if not files.is_remote(self.path) and not Path(self.path).is_file():
+        if not files.is_remote(self.path) and not os.path.isfile(self.path):
             raise MissingFileError(f"no file {self.path}; a JSON list or a JSONL file of records is expected there")
         self.folder = files.folder_of(self.path) if folder is None else folder
         self._adapt = adapt
