@@ -131,7 +131,7 @@ def test_a_picture_that_is_lacking_is_said_and_shown_by_the_exit_code(sample, wo
 
 
 def test_a_prompt_longer_than_the_training_is_warned_about(sample):
-    (code, _, err) = sample("--prompt", "w1", "--size", "96x96", "--out", "o")
+    (code, _, err) = sample("--prompt", "w1", "--size", "96x96", "--max-new-tokens", "60", "--out", "o")
     assert code == 0 and "1 of 1 prompts with their pictures are longer than the 40 tokens" in err
 
 
