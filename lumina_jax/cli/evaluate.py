@@ -189,8 +189,12 @@ def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dic
     prompt = builder.generate(options.attention, options.size, settings_of(experiment))
     with waiting("compiling, then painting"):
         (answer,) = generate(model, [prompt.ids], jax.random.key(options.seed), prompt.cfg, vocab, sizes=[prompt.size])
+    if not (painted := pictures(answer, vq, vocab)):
+        raise InputError(
+            f"the model answers {options.attention!r} without a picture, and its attention is that of a picture"
+        )
     attention = attention_map(model, prompt.ids, answer, vocab)
     file = Path(options.out) / "attention.png"
-    drawing(attention, pictures(answer, vq, vocab)[0]).save(file)
+    drawing(attention, painted[0]).save(file)
     print(file)
     return attention.table()

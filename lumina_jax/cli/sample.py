@@ -270,18 +270,19 @@ def _tell_rejects(rejects: list[dict], prompts: tuple, out: Path) -> bool:
 
 
 def _tell_lacking(job, answers: list) -> bool:
-    """Says how many answers lack the picture they were asked for; whether any does."""
+    """Says how many answers lack the picture they were asked for, and how many pictures are broken; whether any is lacking."""
     asked = [answer for answer in answers if job.prompts[answer.ask].picture]
-    lacking = [answer for answer in asked if answer.broken or not answer.files]
-    if lacking:
-        reasons = (f"prompt {answer.ask + 1}: {'; '.join(answer.broken) or 'only text'}" for answer in lacking[:SHOWN])
-        more = "; ..." * (len(lacking) > SHOWN)
-        print(
-            printable(
-                f"{len(lacking)} of {len(asked)} answers lack the picture that was asked for ({'; '.join(reasons)}{more})"
-            ),
-            file=sys.stderr,
+    lacking = [answer for answer in asked if not answer.files]
+    broken = sum(len(answer.broken) for answer in answers)
+    if lacking or broken:
+        examples = [*lacking, *(answer for answer in answers if answer.broken and answer.files)][:SHOWN]
+        reasons = "; ".join(
+            f"prompt {answer.ask + 1}: {', '.join(answer.broken) or 'only text'}" for answer in examples
         )
+        counts = (
+            f"{len(lacking)} of {len(asked)} answers lack the picture that was asked for, {broken} pictures are broken"
+        )
+        print(printable(f"{counts} ({reasons})"), file=sys.stderr)
     return bool(lacking)
 
 

@@ -13,6 +13,7 @@ from lumina_jax.errors import InputError
 from lumina_jax.layout import decode_lines
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
+from lumina_jax.sample.picture import readable
 from lumina_jax.sample.prompt import PromptBuilder
 from lumina_jax.sample.stream import stream
 from lumina_jax.vocab import Vocab
@@ -87,7 +88,10 @@ class Chat:
         answer = Growing(self._builder.vq, vocab)
         for partial in stream(self._model, [prompt], key, self._cfg, vocab, keys=[key], rows=1, every=every):
             yield from answer.grow(partial.tokens, partial.done)
-        self._history = np.concatenate([prompt, partial.tokens, np.array([vocab.end_of_turn], np.int32)])
+        # What breaks the image-token rule would make every later prompt a wrong one.
+        self._history = np.concatenate(
+            [prompt, readable(partial.tokens, vocab), np.array([vocab.end_of_turn], np.int32)]
+        )
         self._turns += 1
 
 

@@ -31,14 +31,32 @@ def split(ids: np.ndarray, vocab: Vocab) -> list[str | np.ndarray | Broken]:
     An image ends at its end-image, or unfinished where the next begins or the tokens end. The original drops an unfinished
     image silently, and loops forever when the last token is a begin-image.
     """
+    pieces = (
+        _image(part, ended, vocab) if is_image else vocab.decode(part) for part, is_image, ended in _parts(ids, vocab)
+    )
+    return [piece for piece in pieces if not (isinstance(piece, str) and piece == "")]
+
+
+def readable(ids: np.ndarray, vocab: Vocab) -> np.ndarray:
+    """Tokens i32[n] without broken images and without image codes in text: what may stand in a later prompt."""
+    kept = [
+        part if is_image else part[~np.isin(part, vocab.code_ids)]
+        for part, is_image, ended in _parts(ids, vocab)
+        if not (is_image and isinstance(_image(part, ended, vocab), Broken))
+    ]
+    return np.concatenate(kept)
+
+
+def _parts(ids: np.ndarray, vocab: Vocab) -> list[tuple[np.ndarray, bool, bool]]:
+    """(tokens, whether they begin with begin-image, whether they end with end-image) of the texts and images, in order."""
     ids = np.asarray(ids, np.int32)
     begins = np.flatnonzero(ids == vocab.boi)
-    pieces: list[str | np.ndarray | Broken] = [vocab.decode(ids[: begins[0]] if len(begins) else ids)]
+    parts = [(ids[: begins[0]] if len(begins) else ids, False, False)]
     for start, stop in itertools.pairwise([*begins, len(ids)]):
         ends = start + np.flatnonzero(ids[start:stop] == vocab.eoi)
         after = int(ends[0]) + 1 if len(ends) else stop
-        pieces += [_image(ids[start:after], len(ends) > 0, vocab), vocab.decode(ids[after:stop])]
-    return [piece for piece in pieces if not (isinstance(piece, str) and piece == "")]
+        parts += [(ids[start:after], True, len(ends) > 0), (ids[after:stop], False, False)]
+    return parts
 
 
 def _image(ids: np.ndarray, ended: bool, vocab: Vocab) -> np.ndarray | Broken:

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import CODES, tiny_vocab
 
 from lumina_jax.layout import encode_grid
-from lumina_jax.sample.picture import Broken, grid, pictures, split, text
+from lumina_jax.sample.picture import CAPTION_LINES, Broken, grid, pictures, readable, split, text
 from lumina_jax.vocab import Vocab
 
 VOCAB = tiny_vocab()
@@ -54,6 +54,9 @@ def test_broken_images_say_why_and_other_images_are_read():
         reasons, ("unfinished", "14 tokens, but has 13", "token 5 .* is 30", "unfinished"), strict=True
     ):
         assert np.any([word in reason for word in (message, message.replace(" .* ", " of the image "))])
+    stray = np.concatenate([ids[:-1], [20, VOCAB.code_ids[3], 21], whole[:1]])
+    np.testing.assert_array_equal(readable(stray, VOCAB), np.concatenate([whole, [20, 20, 21]]))
+    np.testing.assert_array_equal(readable(whole, VOCAB), whole)
     assert (pieces[0].ids == cut).all()
     assert len(pictures(ids, GreySquares(), VOCAB)) == 1
     assert text(ids, VOCAB) == "<|image|>w0"
@@ -80,6 +83,18 @@ def test_a_sheet_shows_every_image_separately_with_its_caption():
         areas = [image.width * image.height for image in images]
         assert [colors[image.getpixel((0, 0))] for image in images] == areas
     assert grid(images, 5).width == 8 + 3 * 48
+
+
+@pytest.mark.parametrize(
+    "caption",
+    ["\u4e2d\u6587" * 3000, "a" * 9000, "a\nb\tc\u2028d\x00\x1b[2J", "\U0001f600 e\u0301 \u202eabc", "\udcff", " "],
+)
+def test_a_caption_of_any_letters_stays_in_its_cell(caption):
+    images = [Image.new("RGB", (40, 20), color) for color in ("red", "green")]
+    sheet, bare = grid(images, 2, [caption, "b"]), grid(images, 2, ["", "b"])
+    assert sheet.width == bare.width and sheet.height < 20 + 3 * 8 + (CAPTION_LINES + 1) * 14
+    neighbour = (8 + 48, 28, 8 + 2 * 48, 28 + 14)
+    assert sheet.crop(neighbour).tobytes() == bare.crop(neighbour).tobytes()
 
 
 def test_wrong_sheets_are_refused():

@@ -101,7 +101,7 @@ def test_an_answer_that_must_open_a_picture_is_that_of_a_model_which_opens_one(m
     planned, _ = trace(
         model,
         prompts[0],
-        keys[0],
+        key,
         replace(cfg, parallel="off"),
         VOCAB,
         {0: VOCAB.boi, 1: VOCAB.size_id(1), 2: VOCAB.size_id(2)},
