@@ -37,7 +37,7 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
-class Outcome:
+class FuzzOutcome:
     """What became of the inputs of one target; ``failures`` are by kind, such as "KeyError at table.py:80"."""
 
     target: str
@@ -77,11 +77,16 @@ def make_input(target: str, seeds: list[bytes], seed: int, number: int) -> bytes
     return mutated(random.Random(f"{target} {seed} {number}"), seeds, TARGETS[target].words)
 
 
-def fuzz(name: str, count: int, seed: int, out: Path) -> Outcome:
+def fuzz(name: str, count: int, seed: int, out: Path) -> FuzzOutcome:
     """Tries ``count`` inputs of the target ``name``; failing ones are saved in ``out``."""
     from tests.fuzz.targets import TARGETS
 
-    outcome, shared, start, seeds = Outcome(name, seed, count), Shared(), time.monotonic(), list(TARGETS[name].seeds())
+    outcome, shared, start, seeds = (
+        FuzzOutcome(name, seed, count),
+        Shared(),
+        time.monotonic(),
+        list(TARGETS[name].seeds()),
+    )
     first = 0
     while first < count:
         shared["number"] = first
@@ -162,7 +167,7 @@ def _processor_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
-def _note(outcome: Outcome, kind: str, number: int, content: bytes, out: Path) -> None:
+def _note(outcome: FuzzOutcome, kind: str, number: int, content: bytes, out: Path) -> None:
     outcome.failures[kind] += 1
     if outcome.failures[kind] <= SAVED_PER_KIND:
         out.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ RECORDS = 20
 
 
 @dataclass(frozen=True)
-class Target:
+class FuzzTarget:
     """``seeds`` makes valid inputs; ``call`` is tried with mutated ones, in an empty folder of its own."""
 
     seeds: Callable[[], Sequence[bytes]]
@@ -472,20 +472,20 @@ SPEC_WORDS = (
 )
 
 TARGETS = {
-    "pictures": Target(picture_seeds, PICTURE_WORDS, picture),
-    "json": Target(
+    "pictures": FuzzTarget(picture_seeds, PICTURE_WORDS, picture),
+    "json": FuzzTarget(
         json_seeds,
         JSON_WORDS,
         files_read("a.json", "a.jsonl", kinds=("", "", "openhermes:{}", "mini-gemini:{}@d", "pairs:{}")),
     ),
-    "json_text": Target(json_seeds, JSON_WORDS, json_text),
-    "records": Target(record_seeds, JSON_WORDS, record_text),
-    "rows": Target(row_seeds, CSV_WORDS, row),
-    "csv": Target(
+    "json_text": FuzzTarget(json_seeds, JSON_WORDS, json_text),
+    "records": FuzzTarget(record_seeds, JSON_WORDS, record_text),
+    "rows": FuzzTarget(row_seeds, CSV_WORDS, row),
+    "csv": FuzzTarget(
         csv_seeds, CSV_WORDS, files_read("a.csv", "a.tsv", kinds=("", "pairs:{}@quoted=yes", "pairs:{}@quoted=no"))
     ),
-    "tar": Target(tar_seeds, TAR_WORDS, files_read("a.tar", kinds=("webdataset:{}",))),
-    "parquet": Target(parquet_seeds, PARQUET_WORDS, files_read("a.parquet", kinds=("parquet:{}",))),
-    "prompts": Target(prompt_seeds, PROMPT_WORDS, prompts),
-    "specs": Target(spec_seeds, SPEC_WORDS, spec),
+    "tar": FuzzTarget(tar_seeds, TAR_WORDS, files_read("a.tar", kinds=("webdataset:{}",))),
+    "parquet": FuzzTarget(parquet_seeds, PARQUET_WORDS, files_read("a.parquet", kinds=("parquet:{}",))),
+    "prompts": FuzzTarget(prompt_seeds, PROMPT_WORDS, prompts),
+    "specs": FuzzTarget(spec_seeds, SPEC_WORDS, spec),
 }

@@ -8,7 +8,7 @@ import pytest
 
 from lumina_jax.errors import InputError
 from tests.fuzz import run
-from tests.fuzz.targets import TARGETS, Target
+from tests.fuzz.targets import TARGETS, FuzzTarget
 
 SHORT = {
     **{
@@ -77,7 +77,7 @@ def test_a_fault_of_one_input_is_reported_saved_and_passed_over(monkeypatch, tmp
         if content in inputs[:2]:
             raise InputError("refused")
 
-    monkeypatch.setitem(TARGETS, "faulty", Target(lambda: [b"a seed of some length"], (b"word",), call))
+    monkeypatch.setitem(TARGETS, "faulty", FuzzTarget(lambda: [b"a seed of some length"], (b"word",), call))
     monkeypatch.setattr(run, "SECONDS", 1.0)
     monkeypatch.setattr(run, "WAITING", 2.0)
     inputs = [run.make_input("faulty", [b"a seed of some length"], 5, number) for number in range(8)]
