@@ -19,7 +19,7 @@ from lumina_jax.errors import InputError
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import STORE, spec
 from lumina_jax.train.checkpoint import EXPERIMENT, WEIGHTS, newest, read_experiment
-from lumina_jax.train.integrity import STATE, open_array
+from lumina_jax.train.integrity import STATE, check_folder, open_array
 
 IMPORTED = "checkpoints/0"
 """Where an imported checkpoint is in its folder: where a run's checkpoint after 0 steps would be."""
@@ -139,9 +139,11 @@ def write_orbax(
 ) -> None:
     """Writes every weight of ``source`` into an Orbax checkpoint in ``folder``; all processes of the mesh call this.
 
-    At most one large stacked weight is being read while the one before it is being written. Raises StorageError.
+    At most one large stacked weight is being read while the one before it is being written. Raises StorageError, and InputError
+    for a name of ``folder`` that Orbax cannot write to.
     """
     checkpoint = folder.absolute() / IMPORTED
+    check_folder(checkpoint)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     context = ocp.Context()
     context.array.saving.use_compression = False  # so that parts of an array can be read back

@@ -18,7 +18,7 @@ from lumina_jax.config import Experiment, MeshConfig, ModelConfig, from_dict, to
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import make_mesh, shardings
-from lumina_jax.train.integrity import STATE, UNFINISHED, changed, damage, is_complete, sealed
+from lumina_jax.train.integrity import STATE, UNFINISHED, changed, check_folder, damage, is_complete, sealed
 from lumina_jax.train.optim import first_other_rate
 from lumina_jax.train.step import TrainState, with_shardings
 
@@ -52,6 +52,7 @@ class Saver:
     def __init__(self, cfg: Experiment):
         self._cfg = cfg
         self._folder = Path(cfg.out).absolute() / FOLDER
+        check_folder(self._folder)
 
     @cached_property
     def _checkpointer(self) -> ocp.training.Checkpointer:

@@ -1,14 +1,20 @@
 """Whether a checkpoint on disk is whole: all of it is there (:func:`damage`), and its numbers did not change (:func:`changed`)."""
 
 import json
+import os
+import re
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorstore
+from etils.epath import gpath
 from orbax.checkpoint import v1 as ocp
+
+from lumina_jax.errors import InputError
 
 STATE = "state"
 COMMITTED = "commit_success.txt"
@@ -17,6 +23,29 @@ UNFINISHED = f"it has no {COMMITTED}, so its write or its copy never finished"
 CHECKSUMS, SEAL = "checksums", "crc32"
 """Keys in a checkpoint's metadata: of the checksum of each array, and of the CRC of all other metadata."""
 MULTIPLIER = np.uint32(2654435761)
+_etils_glob = gpath.PosixGPath.glob
+
+
+def _glob(folder: gpath.PosixGPath, pattern: str) -> Iterator[gpath.PosixGPath]:
+    """The files in ``folder`` that match ``pattern``. That of etils takes brackets in the name of the folder for a pattern too.
+
+    Orbax joins by it what its processes wrote: in such a folder it would find nothing, and save checkpoints that hold nothing.
+    """
+    if "://" in os.fspath(folder):
+        return _etils_glob(folder, pattern)
+    return map(type(folder), Path(folder).glob(pattern))
+
+
+gpath.PosixGPath.glob = _glob
+
+
+def check_folder(folder: Path) -> None:
+    """Raises InputError where Orbax cannot write checkpoints into ``folder``: for a backslash or bytes that are no UTF-8."""
+    if re.search("[\\\\\ud800-\udfff]", str(folder)):
+        raise InputError(
+            f"{folder}: no checkpoint can be written to a folder with a backslash or with bytes that are no UTF-8 in its "
+            "name; give another"
+        )
 
 
 def is_complete(folder: Path) -> bool:
@@ -59,14 +88,14 @@ def _read_json(file: Path) -> dict:
 
 def _array_names(checkpoint: Path) -> list[str]:
     """The names of the arrays whose chunks ``checkpoint`` has. Raises ValueError."""
-    database = {"driver": "ocdbt", "base": f"file://{checkpoint / STATE}/"}
+    database = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{checkpoint / STATE}/"}}
     keys = tensorstore.KvStore.open(database).result().list().result()
     return [key.decode().removesuffix("/zarr.json") for key in keys if key.endswith(b"/zarr.json")]
 
 
 def open_array(checkpoint: Path, name: str, **context: dict) -> tensorstore.TensorStore:
     """One array of a checkpoint, to be read in parts; Orbax itself reads complete arrays only. Raises ValueError."""
-    files = {"driver": "ocdbt", "base": f"file://{checkpoint / STATE}/", "path": f"{name}/"}
+    files = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{checkpoint / STATE}/"}, "path": f"{name}/"}
     # Missing data is an error; by default it reads as zeros.
     store = {"driver": "zarr3", "kvstore": files, "context": context, "fill_missing_data_reads": False}
     return tensorstore.open(store, open=True, read=True).result()

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import jax
@@ -100,12 +100,21 @@ class MetricsLog:
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, float]]:
-    """The lines of a run's metrics.jsonl, without a last line that a kill cut short; empty where there is no such file."""
+    """The lines of a run's metrics.jsonl, without a last line that a kill cut short; empty where there is no such file.
+
+    Raises InputError for a file of another origin, and a damaged one.
+    """
     path = Path(folder) / FILE
-    if not path.is_file():
-        return []
-    lines = path.read_text().split("\n")
-    try:
-        return [json.loads(line) for line in lines[:-1]]
-    except ValueError as error:
-        raise InputError(f"{path} is damaged: a line is not JSON ({error}); mend or delete the file") from error
+    return [_parsed(line, path) for line in path.read_bytes().split(b"\n")[:-1]] if path.is_file() else []
+
+
+def _parsed(line: bytes, path: Path) -> dict[str, float]:
+    with suppress(ValueError):
+        values = json.loads(line)
+        numbers = isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())
+        if numbers and {"step", "loss"} <= set(values):
+            return values
+    raise InputError(
+        f"{path} has a line that run.py train did not write: {line[:80].decode(errors='replace')!r}; give another out=FOLDER, or "
+        "move the file away"
+    )

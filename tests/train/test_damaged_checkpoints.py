@@ -186,3 +186,21 @@ def test_checkpoints_without_checksums_are_read_as_before(run, monkeypatch):
     saver.close()
     assert read_experiment(newest(run)) == cfg
     assert restore(run)[0] == 7
+
+
+@pytest.mark.parametrize("name", ["q[1]", "100%", "x%41", "#7 a?b", "{a,b}*", "é😀", "two\nlines"])
+def test_a_checkpoint_in_a_folder_of_any_name_is_whole(name, tmp_path):
+    cfg = replace(experiment(MESH), out=str(tmp_path / name))
+    saver = Saver(cfg)
+    saver.save(3, jax.tree.map(jnp.asarray, state_of(3)))
+    saver.close()
+    assert newest(cfg.out) == tmp_path / name / "checkpoints/3"
+    step, state = restore(Path(cfg.out))
+    assert step == 3
+    assert_equal(state, jax.tree.map(jnp.asarray, state_of(3)))
+
+
+@pytest.mark.parametrize("name", ["a\\b", "\udcff"])
+def test_a_folder_that_no_checkpoint_can_be_written_to_is_refused_before_training(name, tmp_path):
+    with pytest.raises(InputError, match="give another"):
+        Saver(replace(experiment(MESH), out=str(tmp_path / name)))

@@ -14,6 +14,7 @@ from train_parts import OPTIM, assert_equal, batches, experiment, worker
 
 import lumina_jax.train.loop as loop
 from lumina_jax.config import Experiment
+from lumina_jax.errors import InputError
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import newest
 from lumina_jax.train.loop import initial_state, train
@@ -211,3 +212,13 @@ def test_a_batch_that_the_mesh_does_not_divide_is_refused_before_anything_is_bui
     with pytest.raises(ValueError, match=r"batch of 6 rows.*4 devices.*data\.batch"):
         finish(replace(cfg, data=replace(cfg.data, batch=6)))
     assert not Path(cfg.out).exists()
+
+
+@pytest.mark.parametrize(
+    "line", ["mine", '{"epoch": 1}', "[1]", "7", '{"step": "1", "loss": 2}', '{"step": 1', "\ufffd"]
+)
+def test_metrics_of_another_origin_are_refused_and_stay(line, tmp_path):
+    (tmp_path / FILE).write_text(f"{line}\n")
+    with pytest.raises(InputError, match=r"did not write: .* give another out"):
+        read_metrics(tmp_path)
+    assert (tmp_path / FILE).read_text() == f"{line}\n"
