@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     ending.prepare_streams()
     options = parse(arguments)
-    program = f"run.py {options.verb or ''}".rstrip()
+    program = " ".join(filter(None, ("run.py", options.verb, vars(options).get("action"))))
     keeps, raised = vars(options).get("keeps", "").format_map(vars(options)), []
     try:
         with ending.signals(program, keeps) as raised:
@@ -58,8 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BaseException as error:
         if interrupt := ending.interrupt_of(error, raised):
             return ending.tell_interrupt(program, interrupt, keeps)
-        if isinstance(error, UserError):
-            print(f"{program}: {printable(str(error))}", file=sys.stderr)
+        if message := str(error) if isinstance(error, UserError) else ending.refusal_of(error):
+            print(f"{program}: {printable(message)}", file=sys.stderr)
             return 2
         raise
 

@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 
 from lumina_jax.errors import InputError
 
@@ -48,6 +49,15 @@ def seed_number(text: str) -> int:
         return whole_number(text)
     except InputError as error:
         raise InputError(f"{shown(text)} is not a seed; give a whole number from 0 to {LARGEST}") from error
+
+
+def any_seed(text: str) -> int:
+    """A seed of any size and sign, as sampling takes it; InputError for what is no whole number."""
+    try:
+        return int(text)
+    except ValueError as error:
+        digits = sys.get_int_max_str_digits()
+        raise InputError(f"{shown(text)} is not a seed; give a whole number of at most {digits:,} digits") from error
 
 
 def pixel_size(text: str) -> tuple[int, int]:

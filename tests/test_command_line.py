@@ -234,7 +234,7 @@ def test_any_path_goes_through_fields_options_and_messages_as_it_is(name, tmp_pa
     assert run.parse(["convert", "inspect", name]).path == name
     assert run.main(["convert", "verify", name, name]) == 2
     error = capsys.readouterr().err.splitlines()[-1]  # before it may stand what is waited for
-    assert error.startswith("run.py convert: ") and error.endswith("run.py convert import") and "\x1b" not in error
+    assert error.startswith("run.py convert ") and error.endswith("run.py convert import") and "\x1b" not in error
     assert Path(name).name.encode("unicode_escape").decode()[:3] in error.encode("unicode_escape").decode()
 
 
@@ -458,3 +458,16 @@ def test_every_verb_says_what_it_waits_for_before_it_loads_anything(
     monkeypatch.setattr("lumina_jax.progress.waiting", Announced)
     assert run.main([word.replace("OUT", str(tmp_path / "out")) for word in arguments]) == 2
     assert capsys.readouterr().err.endswith(f"waits: {announced.replace('OUT', str(tmp_path / 'out'))}\n")
+
+
+def test_ctrl_c_after_the_work_changes_nothing(tmp_path):
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import atexit, os, signal, sys\n"
+        f"sys.path.insert(0, {str(REPO)!r})\n"
+        "from lumina_jax.cli import ending\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "ending.leave(lambda: print('done') or 0)\n"
+    )
+    ended = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")

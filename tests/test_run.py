@@ -1,5 +1,6 @@
 """The command line as a stranger meets it: help for every verb, and errors that come at once and say what to do."""
 
+import errno
 import os
 import platform
 import subprocess
@@ -87,8 +88,12 @@ def test_an_error_names_value_limit_and_cure(arguments, words, capsys):
     ("arguments", "words"),
     [
         (["sample", "--prompt", "x", "--size", "wide"], "'wide' is not WIDTHxHEIGHT"),
-        (["sample", "--prompt", "x", "--seed", "-1"], "-1 is not a seed; give a whole number from 0"),
-        (["sample", "--prompt", "x", "--seed", "9" * 20], "is not a seed"),
+        (["evaluate", "--toy", "2", "--seed", "-1"], "-1 is not a seed; give a whole number from 0"),
+        (["evaluate", "--toy", "2", "--seed", "9" * 20], "is not a seed"),
+        (
+            ["sample", "--prompt", "x", "--seed", "1.5"],
+            "1.5 is not a seed; give a whole number of at most 4,300 digits",
+        ),
         (["sample", "--prompt", "x", "--out", "run.py/samples"], "run.py is a file; give another"),
         (["evaluate", "--toy", "0"], "0 is not a whole number of at least 1"),
         (["evaluate", "--tasks", "many"], "many is not a whole number"),
@@ -158,6 +163,40 @@ def test_an_error_that_is_not_the_user_s_keeps_its_traceback(kind, verb_that_rai
     verb_that_raises(kind("a bug"))
     with pytest.raises(kind, match="a bug"):
         run.main(["plant"])
+
+
+@pytest.mark.parametrize("seed", ["-1", "1_000", "9" * 20, "-" + "9" * 400])
+def test_sampling_takes_a_seed_of_any_size(seed):
+    assert run.parse(["sample", "--prompt", "x", "--seed", seed]).seed == int(seed)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "NAME"],
+        ["train", "configs/toy_stage1.py", "data.path=NAME"],
+        ["sample", "--task", "depth", "--image", "NAME"],
+        ["sample", "--prompt", "x", "--model", "NAME"],
+        ["data", "inspect", "NAME"],
+        ["evaluate", "--data", "NAME"],
+        ["grow", "configs/toy_stage1.py", "start=NAME"],
+    ],
+)
+def test_a_name_that_no_disk_can_hold_is_an_error_of_one_line(arguments, capsys):
+    assert run.main([word.replace("NAME", "x" * 300) for word in arguments]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"run.py {arguments[0]}: ")
+
+
+def test_what_the_system_refuses_is_an_error_of_one_line(verb_that_raises, capsys):
+    verb_that_raises(PermissionError(errno.EACCES, "Permission denied", "a\nb"))
+    assert run.main(["plant"]) == 2
+    assert capsys.readouterr().err == "run.py plant: a\\nb: Permission denied; check its permissions\n"
+
+
+def test_a_folder_with_a_name_that_no_disk_can_hold_is_refused_before_work(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["sample", "--prompt", "x", "--out", "x" * 300])
+    assert "cannot be a folder: File name too long; give another" in capsys.readouterr().err
 
 
 @pytest.mark.smoke

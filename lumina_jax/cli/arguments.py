@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lumina_jax.errors import InputError
-from lumina_jax.numbers import pixel_size, real_number, seed_number, whole_number
+from lumina_jax.numbers import any_seed, pixel_size, real_number, seed_number, whole_number
 
 Value = TypeVar("Value")
 
@@ -36,6 +36,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
 
 
 seed = argument(seed_number)
+sampling_seed = argument(any_seed)
 number = argument(real_number)
 tolerance = argument(partial(real_number, minimum=0))
 size = argument(pixel_size)
@@ -77,9 +78,12 @@ def output_file(text: str) -> str:
 
 
 def check_output(address: str) -> None:
-    """Raises InputError where a file stands in the way of the folder ``address``, or its parent is read-only."""
+    """Raises InputError where no folder can have the name ``address``, a file stands in its way, or its parent is read-only."""
     path = Path(address).absolute()
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    try:
+        existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    except OSError as error:
+        raise InputError(f"{address} cannot be a folder: {error.strerror}; give another") from error
     if "://" not in address and not existing.is_dir():
         raise InputError(f"{address} cannot be a folder, for {existing} is a file; give another")
     if "://" not in address and not os.access(existing, os.W_OK):

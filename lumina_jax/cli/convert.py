@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
 from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, seed, tolerance
+from lumina_jax.cli.ending import say
 from lumina_jax.cli.processes import join, process_arguments
 
 NOT_MADE = "{target} was not made; the same command starts again"
@@ -12,7 +13,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 def add_convert(verbs: _SubParsersAction) -> None:
     convert = verbs.add_parser("convert", help="checkpoints in and out, from any layout to any")
-    actions = convert.add_subparsers(dest="what", required=True, metavar="WHAT")
+    actions = convert.add_subparsers(dest="action", required=True, metavar="WHAT")
 
     importer = actions.add_parser("import", help="any checkpoint into lumina_jax's own layout (Orbax)")
     _path_arguments(importer)
@@ -83,7 +84,8 @@ def _convert(options: Namespace) -> None:
         notes = convert(options.source, options.target, target)
         first = jax.process_index() == 0
     if first:
-        print("\n".join([str(Path(options.target)), *(f"note: {note}" for note in notes)]))
+        for line in (Path(options.target), *(f"note: {note}" for note in notes)):
+            say(line)
 
 
 def _inspect(options: Namespace) -> int:

@@ -4,13 +4,14 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
 from lumina_jax.cli.arguments import NOTHING, at_least, expand_home, input_path, output_file, output_path, seed
+from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import load_experiment
 from lumina_jax.errors import InputError
 
 
 def add_data(verbs: _SubParsersAction) -> None:
     data = verbs.add_parser("data", help="inspect tokens before training; prepare and export sources")
-    what = data.add_subparsers(dest="what", required=True, metavar="WHAT")
+    what = data.add_subparsers(dest="action", required=True, metavar="WHAT")
 
     inspect = what.add_parser("inspect", help="counts, lengths, batches, mixture, and samples to read")
     inspect.add_argument(
@@ -77,7 +78,7 @@ def _data_inspect(options: Namespace) -> None:
         html = sheet(folders, report, *opened, options.samples, options.seed)
     claim(out.parent, [out.name], "run.py data inspect")
     atomic_write_text(out, html)
-    print(out)
+    say(out)
 
 
 def _data_prepare(options: Namespace) -> None:
@@ -89,7 +90,7 @@ def _data_prepare(options: Namespace) -> None:
 
         source = open_source(options.source)
     folder = prepare(source, options.out, options.name, max_consecutive_rejects=options.max_consecutive_rejects)
-    print(f"{folder}: read it as tfds:{options.name}@{options.out}")
+    say(f"{folder}: read it as tfds:{options.name}@{options.out}")
 
 
 def _data_export(options: Namespace) -> None:
@@ -101,4 +102,4 @@ def _data_export(options: Namespace) -> None:
 
         source = open_source(options.source)
     path, good, bad = export(source, options.out, max_consecutive_rejects=options.max_consecutive_rejects)
-    print(f"{path}: {good:,} records, {bad:,} rejected")
+    say(f"{path}: {good:,} records, {bad:,} rejected")

@@ -1,5 +1,6 @@
 """How a process of the command line ends: in one line after an error, Ctrl-C, SIGTERM or a closed pipe, and without delay."""
 
+import errno
 import os
 import signal
 import sys
@@ -15,6 +16,18 @@ INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 """Exit codes: 128 and the number of the signal."""
 PATIENCE = 5.0
 """Seconds after which SIGTERM ends a process that is busy in compiled code and cannot unwind."""
+
+REFUSALS = {
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "mend the link",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its permissions",
+    errno.EROFS: "give one that can be written",
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space there",
+    errno.EIO: "check the disk",
+}
+"""What a system refuses whatever a program does, and the cure."""
 
 IMPORT = "<frozen importlib"
 """How the names of the files begin whose code runs while a module is imported."""
@@ -98,6 +111,13 @@ def interrupt_of(error: BaseException, raised: list[KeyboardInterrupt]) -> Keybo
     return error or (raised[0] if raised else None)
 
 
+def refusal_of(error: BaseException) -> str:
+    """A line on a file or folder that the system refuses, such as a name that is too long; "" for any other error."""
+    if isinstance(error, OSError) and error.filename is not None and error.errno in REFUSALS:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}; {REFUSALS[error.errno]}"
+    return ""
+
+
 def tell_interrupt(program: str, interrupt: KeyboardInterrupt, keeps: str = "") -> int:
     """Prints the one line of an interrupt, with its innermost note (errors.interrupted) or ``keeps``; returns the exit code."""
     line, code = _last_words(program, interrupt, keeps)
@@ -112,6 +132,11 @@ def _last_words(program: str, interrupt: KeyboardInterrupt, keeps: str) -> tuple
     return printable(line), TERMINATED if terminated else INTERRUPTED
 
 
+def say(line: object) -> None:
+    """Prints a line on stdout, with escapes for what is no letter in the names that it holds."""
+    print(printable(str(line)), flush=True)
+
+
 def prepare_streams() -> None:
     """Lets stdout and stderr show what their encoding lacks as escapes, and each line at once, also in a pipe or a file."""
     for stream in (sys.stdout, sys.stderr):
@@ -120,10 +145,14 @@ def prepare_streams() -> None:
 
 
 def leave(main: Callable[[], int]) -> NoReturn:
-    """Runs ``main`` and ends the process with its code; after a signal without waiting for threads that still read or compile."""
+    """Runs ``main`` and ends the process with its code; after a signal without waiting for threads that still read or compile.
+
+    A Ctrl-C that comes when the work is done changes nothing.
+    """
     try:
         try:
             code = main()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             at_once = code in (INTERRUPTED, TERMINATED)
         except SystemExit as end:
             code, at_once = end.code, False

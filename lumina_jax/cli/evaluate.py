@@ -5,6 +5,7 @@ from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
 from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, seed, size
+from lumina_jax.cli.ending import say
 from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of
 from lumina_jax.errors import InputError
 
@@ -89,10 +90,9 @@ def _refine(options: Namespace) -> None:
     from lumina_jax.progress import waiting
 
     with waiting("loading JAX"):
-        import jax
-
         from lumina_jax.conversation import served
         from lumina_jax.evaluate.refine import refine
+        from lumina_jax.sample.job import seed_key
         from lumina_jax.sample.picture import grid
         from lumina_jax.sample.prompt import open_image
         from lumina_jax.storage import claim
@@ -109,13 +109,13 @@ def _refine(options: Namespace) -> None:
     cfg = replace(served("refine", settings_of(experiment)), image_top_k=options.top_k)
     for file, image in images.items():
         with waiting(f"refining {file}, the first one with compilation"):
-            refined = refine(model, builder, image, cfg, jax.random.key(options.seed))
+            refined = refine(model, builder, image, cfg, seed_key(options.seed))
         results[file] = table = refined.table()
         refined.refined.save(out / f"{Path(file).stem}.png")
         scores = (f"{name} {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.3f}" for name, row in table.items())
         pictures = [refined.original, refined.decoded, refined.refined]
         grid(pictures, columns=3, captions=["original", *scores]).save(out / f"{Path(file).stem}-compared.png")
-        print(out / f"{Path(file).stem}-compared.png", flush=True)
+        say(out / f"{Path(file).stem}-compared.png")
     print(json.dumps(results, indent=2))
 
 
@@ -172,23 +172,22 @@ def _evaluate_tasks(options: Namespace, model, vocab, vq, experiment) -> dict:
 
     sizes, settings = stage_sizes(options.sizes or 64), settings_of(experiment)
     results = print_each(evaluate_tasks(model, vq, vocab, settings, sizes, options.tasks, options.seed))
-    print(write_sheets(results, Path(options.out)))
+    say(write_sheets(results, Path(options.out)))
     return {result.task: result.mean for result in results}
 
 
 def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dict:
     """Shares of attention by kind of token; the drawing goes into --out."""
-    import jax
-
     from lumina_jax.evaluate.attention import attention_map, drawing
     from lumina_jax.progress import waiting
     from lumina_jax.sample import generate
+    from lumina_jax.sample.job import seed_key
     from lumina_jax.sample.picture import pictures
 
     builder = make_prompt_builder(vq, vocab, experiment)
     prompt = builder.generate(options.attention, options.size, settings_of(experiment))
     with waiting("compiling, then painting"):
-        (answer,) = generate(model, [prompt.ids], jax.random.key(options.seed), prompt.cfg, vocab, sizes=[prompt.size])
+        (answer,) = generate(model, [prompt.ids], seed_key(options.seed), prompt.cfg, vocab, sizes=[prompt.size])
     if not (painted := pictures(answer, vq, vocab)):
         raise InputError(
             f"the model answers {options.attention!r} without a picture, and its attention is that of a picture"
@@ -196,5 +195,5 @@ def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dic
     attention = attention_map(model, prompt.ids, answer, vocab)
     file = Path(options.out) / "attention.png"
     drawing(attention, painted[0]).save(file)
-    print(file)
+    say(file)
     return attention.table()

@@ -4,6 +4,7 @@ import json
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 
 from lumina_jax.cli.arguments import at_least, check_output, expand_home, input_path, seed
+from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import worker
 from lumina_jax.errors import InputError, prefixed_errors
@@ -78,7 +79,7 @@ def _pretokenize(options: Namespace) -> None:
             inputs = _open_inputs(options.source, options.seed, cfg)
         manifests = pretokenize_stages(*inputs, stages, options.seed, shard_slice=shard_slice, **arguments)
     for stage, manifest in zip(stages, manifests, strict=False):
-        print(f"{stage.out}: {manifest.kept:,} records, {manifest.tokens:,} tokens, {manifest.rejected:,} rejected")
+        say(f"{stage.out}: {manifest.kept:,} records, {manifest.tokens:,} tokens, {manifest.rejected:,} rejected")
 
 
 def _open_inputs(spec: str, seed: int, cfg):
@@ -167,9 +168,9 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
             "sizes": list(map(list, crops)),
         }
     if not claim_fit(cfg.vq, cfg.data, fitted_to):
-        print(f"{cfg.vq.path}: fitted to these records already")
+        say(f"{cfg.vq.path}: fitted to these records already")
     elif sizes:
         with waiting(f"fitting {cfg.vq.path}"):
             fit_world(cfg.vq, cfg.data) if world == "toy" else fit_omni(cfg.vq, cfg.data, base)
     else:
-        print(f"{cfg.vq.path}: {json.dumps(fit(source, cfg.vq, cfg.data, options.seed, crops))}")
+        say(f"{cfg.vq.path}: {json.dumps(fit(source, cfg.vq, cfg.data, options.seed, crops))}")

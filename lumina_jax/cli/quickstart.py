@@ -4,6 +4,7 @@ from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 from pathlib import Path
 
 from lumina_jax.cli.arguments import NOTHING, output_path
+from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import REPOSITORY, config_arguments, load_experiment
 from lumina_jax.cli.models import load_for_sampling, model_arguments
 from lumina_jax.errors import ExistingFileError, InputError
@@ -53,11 +54,11 @@ def _quickstart(options: Namespace) -> None:
         from lumina_jax.toyworld.quickstart import omni_quickstart, quickstart
 
     stages = [load_experiment(str(REPOSITORY / f"configs/toy_stage{n}.py"), []) for n in (1, 2, 3)]
-    print(quickstart(stages, Path(options.out), options.minutes))
+    say(quickstart(stages, Path(options.out), options.minutes))
     if options.omni:
         names = ("toy_omni_first", "toy_omni")
         parts = [load_experiment(str(REPOSITORY / f"configs/{name}.py"), []) for name in names]
-        print(omni_quickstart(parts, Path(options.out), options.omni))
+        say(omni_quickstart(parts, Path(options.out), options.omni))
 
 
 def _grow(options: Namespace) -> None:
@@ -70,4 +71,4 @@ def _grow(options: Namespace) -> None:
     from lumina_jax.vocab import Vocab
 
     model, old, _, _ = load_for_sampling(options)
-    print(write_start_checkpoint(model, old, Vocab.load(cfg.data.tokenizer), cfg))
+    say(write_start_checkpoint(model, old, Vocab.load(cfg.data.tokenizer), cfg))

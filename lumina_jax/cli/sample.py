@@ -3,8 +3,10 @@
 import sys
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
+from shlex import quote
 
-from lumina_jax.cli.arguments import NOTHING, at_least, input_path, number, output_path, seed, size
+from lumina_jax.cli.arguments import NOTHING, at_least, input_path, number, output_path, sampling_seed, size
+from lumina_jax.cli.ending import say
 from lumina_jax.cli.live import COMPILING, LACKING, hold_dialog, show_live
 from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, positions_of, settings_of
 from lumina_jax.cli.processes import worker
@@ -72,7 +74,7 @@ def add_sample(verbs: _SubParsersAction) -> None:
         metavar="I/N",
         help="process I (from 0) of N; auto on a TPU pod, Slurm or MPI (default: the only one)",
     )
-    sample.add_argument("--seed", type=seed, default=0, help="same seed, same pictures")
+    sample.add_argument("--seed", type=sampling_seed, default=0, help="any whole number; same seed, same pictures")
     sample.add_argument("--guidance", type=number, help=f"classifier-free guidance scale; 1 is off ({own})")
     sample.add_argument("--temperature", type=number, help=f"below 1 safer, above 1 wilder ({own})")
     sample.add_argument(
@@ -194,12 +196,12 @@ def _paint(model, builder, options: Namespace, prompts: tuple, rejects: list[dic
         return show_live(model, builder, job, out)
     check_workers(job, out)
     answers = finished(job, out) if options.resume else []
-    kept = f"the answers so far are in {out}; the same command with --out {out} --resume paints the rest"
+    kept = f"the answers so far are in {out}; the same command with --out {quote(str(out))} --resume paints the rest"
     with nullcontext() if options.resume else claimed(out / job.record), interrupted(kept):
         _write_rejects(rejects, out)
         _answer(model, builder, job, out, answers)
         if options.grid and any(answer.files for answer in answers):
-            print(printable(str(sheet(job, out, answers))))
+            say(sheet(job, out, answers))
     return LACKING if _tell_rejects(rejects, prompts, out) + _tell_lacking(job, answers) else 0
 
 
@@ -216,7 +218,7 @@ def _answer(model, builder, job, out: Path, answers: list) -> None:
         while answer is not None:
             answers.append(answer)
             for name in answer.files or [job.record]:
-                print(printable(f"{out / name} {answer.text or '; '.join(answer.broken)}").rstrip(), flush=True)
+                say(f"{out / name} {answer.text or '; '.join(answer.broken)}".rstrip())
             meter.advance(1)
             answer = next(painted, None)
 

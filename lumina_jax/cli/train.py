@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from lumina_jax.cli.arguments import at_least, output_path
+from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import join, process_arguments
 from lumina_jax.errors import MissingFileError, interrupted
@@ -79,7 +80,7 @@ def _train_in(group, cfg, config: str) -> None:
 
     train(cfg, host_batches, group=group)
     if jax.process_index() == 0:
-        print(f"{cfg.name}: {cfg.optim.steps} steps done; weights and metrics in {cfg.out}")
+        say(f"{cfg.name}: {cfg.optim.steps} steps done; weights and metrics in {cfg.out}")
 
 
 def _check_vq(cfg, vocab, manifests) -> None:
@@ -87,7 +88,7 @@ def _check_vq(cfg, vocab, manifests) -> None:
     if not cfg.vq.path or not any(manifest.crops for manifest in manifests.values()):
         return
     if not Path(cfg.vq.path).exists():
-        print(f"vq.path={cfg.vq.path} is not there, so it is not checked that it made the image tokens")
+        say(f"vq.path={cfg.vq.path} is not there, so it is not checked that it made the image tokens")
         return
     from convert import load_image_tokenizer
     from lumina_jax.data.shards import check_made_with

@@ -1,6 +1,7 @@
 """Prompts: what a person types and the pictures shown become tokens and settings, checked before the model is used."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -234,17 +235,17 @@ def _file_name(word: str) -> tuple[str, str]:
     """(the name of a file, the punctuation behind it) of a word with \\ before spaces, as terminals write dropped files."""
     name = re.sub(r"\\(\W)", r"\1", word)
     bare = name.rstrip(".,;:!?)")
-    return (bare, name[len(bare) :]) if bare and not Path(name).exists() and Path(bare).exists() else (name, "")
+    return (bare, name[len(bare) :]) if bare and not os.path.exists(name) and os.path.exists(bare) else (name, "")
 
 
 def open_image(path: Path) -> Image.Image:
     """The picture in a file (pixels.decode). Raises InputError naming the file when it is missing or no picture."""
     message = f"{path} is not a picture that can be read"
-    if not path.exists() and ADDRESS.search(str(path)):
+    if not os.path.exists(path) and ADDRESS.search(str(path)):
         raise InputError(
             f"{message}: pictures are files on this machine; download it first", cause="an address, not a file"
         )
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if os.path.exists(path) and not path.is_file() and not path.is_dir():
         raise InputError(f"{message}: it is a pipe or a device; give a file", cause="no file")
     try:
         content = path.read_bytes()

@@ -15,6 +15,7 @@ from lumina_jax.model.image_tokenizer import encode_image
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.progress import waiting
 from lumina_jax.sample import generate
+from lumina_jax.sample.job import seed_key
 from lumina_jax.sample.picture import pictures, text
 from lumina_jax.toyworld.captions import Caption
 from lumina_jax.toyworld.exercises import Exercise, Reply, next_prompt
@@ -60,7 +61,7 @@ def score_table(
     table = {}
     for name, held_out in (("fresh", False), ("held_out", True)):
         captions = prompts(MINI, stage_sizes(target), count, seed, held_out)
-        table[name] = asdict(score_samples(paint(model, vq, vocab, captions, cfg, jax.random.key(seed))))
+        table[name] = asdict(score_samples(paint(model, vq, vocab, captions, cfg, seed_key(seed))))
     return table
 
 
@@ -91,7 +92,7 @@ def evaluate_tasks(
     """Evaluates task after task on ``count`` exercises that training never uses; canvases of ``sizes`` take turns."""
     for number, task in enumerate(tasks):
         exercises = evaluation_exercises(task, sizes, count, seed)
-        key = jax.random.fold_in(jax.random.key(seed), number)
+        key = jax.random.fold_in(seed_key(seed), number)
         with waiting(f"{task}: {count} exercises"):
             replies = sample_replies(model, vq, vocab, exercises, cfg, key)
         scores = tuple(score(*pair) for pair in zip(exercises, replies, strict=True))
