@@ -211,7 +211,7 @@ def stored_record(item: object, fetch: Callable[[object], ImageFile]) -> StoredR
     key = next((key for key in CAPTION_KEYS if item.get(key) is not None), None)
     if key is None:
         raise InputError(
-            f"the record has neither 'conversations' nor 'caption', but {shortened(list(item)) if item else 'nothing at all'}",
+            f"the record has neither 'conversations' nor 'caption', only {shortened(list(item)) if item else 'nothing'}",
             cause="neither conversations nor caption",
         )
     caption = checked_text(item[key], f"'{key}'")
