@@ -66,7 +66,9 @@ def pixel_size(text: str) -> tuple[int, int]:
     try:
         return whole_number(width), whole_number(height)
     except InputError as error:
-        raise InputError(f"{shown(text)!r} is not WIDTHxHEIGHT in pixels, such as 96x64") from error
+        raise InputError(
+            f"{shown(text)!r} is not WIDTHxHEIGHT in pixels, such as 96x64", cause="no WIDTHxHEIGHT"
+        ) from error
 
 
 def shown(text: str) -> str:

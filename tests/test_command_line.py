@@ -305,6 +305,16 @@ def test_a_reader_that_leaves_ends_the_command_quietly(words):
     assert result.stderr == "" and result.returncode in (0, 141)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("words", ["train configs/toy_stage1.py --fields", "--help", "convert inspect assets/toy"])
+def test_a_disk_that_is_full_ends_the_command_in_one_line(words):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, str(REPO / "run.py"), *words.split()]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    (line,) = [line for line in result.stderr.splitlines() if not line.startswith("reading ")]
+    assert result.returncode == 2 and line.endswith("No space left on device; free space there")
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_any_letter_can_be_printed_in_any_encoding(encoding):
     with child("train", "configs/🙂.py", PYTHONIOENCODING=encoding) as process:

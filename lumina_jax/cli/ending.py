@@ -112,9 +112,10 @@ def interrupt_of(error: BaseException, raised: list[KeyboardInterrupt]) -> Keybo
 
 
 def refusal_of(error: BaseException) -> str:
-    """A line on a file or folder that the system refuses, such as a name that is too long; "" for any other error."""
-    if isinstance(error, OSError) and error.filename is not None and error.errno in REFUSALS:
-        return f"{os.fsdecode(error.filename)}: {error.strerror}; {REFUSALS[error.errno]}"
+    """A line on what the system refuses, such as a name that is too long or a full disk; "" for any other error."""
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{name}{error.strerror}; {REFUSALS[error.errno]}"
     return ""
 
 
@@ -149,6 +150,7 @@ def leave(main: Callable[[], int]) -> NoReturn:
 
     A Ctrl-C that comes when the work is done changes nothing.
     """
+    code = None
     try:
         try:
             code = main()
@@ -161,6 +163,12 @@ def leave(main: Callable[[], int]) -> NoReturn:
         code, at_once = tell_interrupt("run.py", interrupt), True
     except BrokenPipeError:
         code, at_once = BROKEN_PIPE, True
+    except OSError as error:  # stdout is a file on a full disk
+        if not (message := refusal_of(error)):
+            raise
+        if not code:  # else main has said it
+            print(f"run.py: {message}", file=sys.stderr)
+        code, at_once = 2, True
     if at_once:
         os._exit(code)
     sys.exit(code)

@@ -144,7 +144,10 @@ class PromptBuilder:
             size = pixel_size(str(record["size"])) if "size" in record else None
             return replace(self.generate(text, size, settings(task)), seed=seed)
         if "size" in record:
-            raise InputError(f"size goes with the task 'generate'; {task!r} answers at the size of its picture")
+            raise InputError(
+                f"size goes with the task 'generate'; {task!r} answers at the size of its picture",
+                cause="size and task",
+            )
         images = [open_image(folder / file) for file in files]
         return replace(self.task(task, text, images, settings(task)), seed=seed)
 
@@ -196,7 +199,7 @@ def read_lines(path: Path) -> list[Line]:
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such file of prompts") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a text file that can be read: {error}") from error
+        raise InputError(f"{path} is not a text file that can be read: {_reason(error)}") from error
     with prefixed_errors(f"{path} is not a text file that can be read"):
         text = decode_text(content, path.name)
     kind = path.suffix.lower()
@@ -252,8 +255,13 @@ def open_image(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise InputError(f"{message}: there is no such file", cause="file not found") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{message}: {error}", cause=getattr(error, "strerror", "") or "no name of a file") from error
+        raise InputError(f"{message}: {_reason(error)}", cause=_reason(error)) from error
     return decode(content, message)
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Why a file could not be read, without its name. A ValueError is that of a name with a NUL."""
+    return getattr(error, "strerror", None) or "no file has such a name"
 
 
 def _words(text: str) -> str:
@@ -276,5 +284,6 @@ def check_size(size: tuple[int, int], stride: int, vocab: Vocab, trained: list[t
         nearest = best_crop((max(size[0], 1), max(size[1], 1)), trained)
         raise InputError(
             f"size {size[0]}x{size[1]}: both sides must be multiples of {unit} px, from {unit} to {unit * limit}; "
-            f"the nearest that the model was trained on is {nearest[0]}x{nearest[1]}"
+            f"the nearest that the model was trained on is {nearest[0]}x{nearest[1]}",
+            cause="a size that the model cannot paint",
         )
