@@ -97,7 +97,8 @@ def atomic_write_text(path: Path, text: str) -> None:
 def claim(folder: Path, names: Iterable[str], command: str) -> None:
     """Records that ``command`` is about to write the files ``names`` into ``folder``: what it wrote itself it may replace.
 
-    Raises ExistingFileError naming a file that is there already and that this command did not write. Makes the folder.
+    Raises ExistingFileError naming a file that is there already and that this command did not write. Makes the folder. A command
+    is any text, such as its words: the same text is the same command.
     """
     record = folder / CLAIMS
     try:
@@ -108,7 +109,7 @@ def claim(folder: Path, names: Iterable[str], command: str) -> None:
     for name in names:
         if (folder / name).exists() and written.get(name) != command:
             raise ExistingFileError(
-                f"{folder / name} exists already and was not written by {command}; give another --out, or move it away"
+                f"{folder / name} exists already and was not written by this command; give another --out, or move it away"
             )
     atomic_write_text(record, json.dumps(written | dict.fromkeys(names, command), indent=1, ensure_ascii=False))
 

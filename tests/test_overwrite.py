@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import run
+from lumina_jax.cli.results import command_of, results_folder
 from lumina_jax.config import DataConfig, VQConfig
 from lumina_jax.data.fit import claim_fit, fit
 from lumina_jax.data.sources import open_source
@@ -94,7 +95,7 @@ def test_a_command_replaces_what_it_wrote_and_nothing_else(tmp_path):
     claim(tmp_path, ["a.png"], "run.py refine")
     for names, command in ((["mine.png"], "run.py refine"), (["c.png", "b.png"], "run.py evaluate")):
         with pytest.raises(
-            ExistingFileError, match=r"\.png exists already and was not written by run\.py \w+; give another"
+            ExistingFileError, match=r"\.png exists already and was not written by this command; give another"
         ):
             claim(tmp_path, names, command)
     assert "c.png" not in json.loads((tmp_path / CLAIMS).read_text())
@@ -131,6 +132,32 @@ def test_a_file_of_the_user_s_is_refused_before_work_and_stays(arguments, file, 
     assert str(tmp_path) in error and "give another" in error
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / file]
     assert (tmp_path / file).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["evaluate", "--tasks", "1"], ["evaluate", "--tasks", "1", "--seed", "2"]),
+        (["evaluate", "--attention", "a red circle"], ["evaluate", "--attention", "a blue circle"]),
+        (["refine", "a.png"], ["refine", "a.png", "--top-k", "5"]),
+        (["data", "inspect", "tokens/a"], ["data", "inspect", "tokens/b"]),
+    ],
+)
+@pytest.mark.parametrize("default", ["out/results", "out/results.html"])
+def test_results_are_replaced_by_the_same_command_only(first, second, default, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def begin(words: list[str], out: str | None = None) -> Path:
+        command = command_of(run.parse(words))
+        path = results_folder(out, default, lambda path: claim(path.parent, [path.name], command))
+        path.touch()
+        return path
+
+    name = Path(default)
+    assert begin(first) == begin(first) == begin([*first, "--out", "elsewhere"]) == name
+    assert begin(second) == begin(second) == name.with_stem("results-2")
+    with pytest.raises(ExistingFileError, match="not written by this command; give another --out"):
+        begin(second, default)
 
 
 def test_two_pictures_of_one_name_are_not_refined_into_one_file(tmp_path, capsys):

@@ -184,7 +184,7 @@ def test_sampling_takes_a_seed_of_any_size(seed):
 )
 def test_a_name_that_no_disk_can_hold_is_an_error_of_one_line(arguments, capsys):
     assert run.main([word.replace("NAME", "x" * 300) for word in arguments]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith(f"run.py {arguments[0]}: ")
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"run.py {arguments[0]}")
 
 
 def test_what_the_system_refuses_is_an_error_of_one_line(verb_that_raises, capsys):

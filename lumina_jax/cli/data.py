@@ -1,12 +1,14 @@
 """run.py data: inspects tokens before training, prepares sources to share them, exports sources to read and edit."""
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
-from pathlib import Path
 
 from lumina_jax.cli.arguments import NOTHING, at_least, expand_home, input_path, output_file, output_path, seed
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import load_experiment
+from lumina_jax.cli.results import command_of, results_folder
 from lumina_jax.errors import InputError
+
+SHEET = "out/data.html"
 
 
 def add_data(verbs: _SubParsersAction) -> None:
@@ -25,7 +27,8 @@ def add_data(verbs: _SubParsersAction) -> None:
     )
     inspect.add_argument("--samples", type=at_least(1), default=24, metavar="N", help="records on the sheet")
     inspect.add_argument("--seed", type=seed, default=0, help="of the draw of samples")
-    inspect.add_argument("--out", type=output_file, default="out/data.html", help="the HTML file")
+    out_help = f"the HTML file (default: {SHEET}, else out/data-2.html ...)"
+    inspect.add_argument("--out", type=output_file, help=out_help)
     inspect.set_defaults(run=_data_inspect, keeps=NOTHING)
 
     prepare = what.add_parser("prepare", help="write any source as a TFDS data set, to share it")
@@ -49,7 +52,6 @@ def _streak_argument(parser: ArgumentParser) -> None:
 
 def _data_inspect(options: Namespace) -> None:
     cfg = load_experiment(options.config, [*options.changes, f"data.path={options.path}"]) if options.config else None
-    out = Path(options.out)
     if options.changes and not cfg:
         raise InputError(f"{options.changes[0]} changes a config, but none is given; give it with --config")
     from lumina_jax.progress import waiting
@@ -62,6 +64,8 @@ def _data_inspect(options: Namespace) -> None:
         from lumina_jax.vocab import Vocab
 
         folders = [Shards(path.strip(), may_be_empty=True) for path in options.path.split(",")]
+    command = command_of(options)
+    out = results_folder(options.out, SHEET, lambda file: claim(file.parent, [file.name], command))
     with waiting("counting"):
         report = list(tables(folders, cfg and cfg.data, options.seed))
     print(as_text(report))
@@ -76,7 +80,6 @@ def _data_inspect(options: Namespace) -> None:
         print("no samples without a tokenizer and a VQ model: give them with --tokenizer and --vq, or with --config")
     with waiting("decoding the samples"):
         html = sheet(folders, report, *opened, options.samples, options.seed)
-    claim(out.parent, [out.name], "run.py data inspect")
     atomic_write_text(out, html)
     say(out)
 

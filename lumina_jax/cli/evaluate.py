@@ -7,9 +7,11 @@ from pathlib import Path
 from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, seed, size
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of
-from lumina_jax.errors import InputError
+from lumina_jax.cli.results import command_of, results_folder
+from lumina_jax.errors import InputError, interrupted
 
 TASK_EXERCISES = 96
+REFINED, EVALUATION = "out/refined", "out/evaluation"
 
 
 def add_refine(verbs: _SubParsersAction) -> None:
@@ -23,10 +25,9 @@ def add_refine(verbs: _SubParsersAction) -> None:
     refine.add_argument(
         "--out",
         type=output_path,
-        default="out/refined",
-        help="folder for the pictures and for original, decoded and refined side by side",
+        help=f"folder for the pictures and for each beside what it was (default: {REFINED}, else {REFINED}-2 ...)",
     )
-    refine.set_defaults(run=_refine, keeps="finished pictures in {out} are kept; the same command starts again")
+    refine.set_defaults(run=_refine, keeps=NOTHING)
 
 
 def add_evaluate(verbs: _SubParsersAction) -> None:
@@ -70,8 +71,7 @@ def add_evaluate(verbs: _SubParsersAction) -> None:
     evaluate.add_argument(
         "--out",
         type=output_path,
-        default="out/evaluation",
-        help="folder of the sheet of --tasks and the picture of --attention",
+        help=f"folder of the sheet of --tasks and the picture of --attention (default: {EVALUATION}, else {EVALUATION}-2 ...)",
     )
     evaluate.add_argument(
         "--pictures",
@@ -97,25 +97,27 @@ def _refine(options: Namespace) -> None:
         from lumina_jax.sample.prompt import open_image
         from lumina_jax.storage import claim
 
-    images, out = {file: open_image(Path(file)) for file in options.images}, Path(options.out)
+    images = {file: open_image(Path(file)) for file in options.images}
     names = [f"{Path(file).stem}{end}.png" for file in images for end in ("", "-compared")]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
-            f"two of the pictures would become {out / twice[0]}; refine them in two commands, each with its own --out"
+            f"two of the pictures would become {twice[0]}; refine them in two commands, each with its own --out"
         )
-    claim(out, names, "run.py refine")
+    out = results_folder(options.out, REFINED, lambda folder: claim(folder, names, command_of(options)))
     model, vocab, vq, experiment = load_for_sampling(options)
     builder, results = make_prompt_builder(vq, vocab, experiment), {}
     cfg = replace(served("refine", settings_of(experiment)), image_top_k=options.top_k)
-    for file, image in images.items():
-        with waiting(f"refining {file}, the first one with compilation"):
-            refined = refine(model, builder, image, cfg, seed_key(options.seed))
-        results[file] = table = refined.table()
-        refined.refined.save(out / f"{Path(file).stem}.png")
-        scores = (f"{name} {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.3f}" for name, row in table.items())
-        pictures = [refined.original, refined.decoded, refined.refined]
-        grid(pictures, columns=3, captions=["original", *scores]).save(out / f"{Path(file).stem}-compared.png")
-        say(out / f"{Path(file).stem}-compared.png")
+    kept = f"finished pictures in {out} are kept; the same command starts again"
+    with interrupted(kept):
+        for file, image in images.items():
+            with waiting(f"refining {file}, the first one with compilation"):
+                refined = refine(model, builder, image, cfg, seed_key(options.seed))
+            results[file] = table = refined.table()
+            refined.refined.save(out / f"{Path(file).stem}.png")
+            scores = (f"{name} {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.3f}" for name, row in table.items())
+            pictures = [refined.original, refined.decoded, refined.refined]
+            grid(pictures, columns=3, captions=["original", *scores]).save(out / f"{Path(file).stem}-compared.png")
+            say(out / f"{Path(file).stem}-compared.png")
     print(json.dumps(results, indent=2))
 
 
@@ -133,7 +135,8 @@ def _evaluate(options: Namespace) -> None:
 
     sheets, attention = ["tasks.html", "tasks.json", "tasks.png"], ["attention.png"]
     if files := sheets * bool(options.tasks) + attention * bool(options.attention):
-        claim(Path(options.out), files, "run.py evaluate")
+        command = command_of(options)
+        options.out = results_folder(options.out, EVALUATION, lambda folder: claim(folder, files, command))
     model, vocab, vq, experiment = load_for_sampling(options)
     results = {}
     if options.data:
@@ -172,7 +175,7 @@ def _evaluate_tasks(options: Namespace, model, vocab, vq, experiment) -> dict:
 
     sizes, settings = stage_sizes(options.sizes or 64), settings_of(experiment)
     results = print_each(evaluate_tasks(model, vq, vocab, settings, sizes, options.tasks, options.seed))
-    say(write_sheets(results, Path(options.out)))
+    say(write_sheets(results, options.out))
     return {result.task: result.mean for result in results}
 
 
@@ -193,7 +196,7 @@ def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dic
             f"the model answers {options.attention!r} without a picture, and its attention is that of a picture"
         )
     attention = attention_map(model, prompt.ids, answer, vocab)
-    file = Path(options.out) / "attention.png"
+    file = options.out / "attention.png"
     drawing(attention, painted[0]).save(file)
     say(file)
     return attention.table()

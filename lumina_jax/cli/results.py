@@ -1,16 +1,25 @@
 """Folders of results: what an earlier run left in one is never overwritten."""
 
 import itertools
+import json
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lumina_jax.errors import ExistingFileError
 
+NOT_OF_THE_COMMAND = ("run", "keeps", "out")
+
+
+def command_of(options: Namespace) -> str:
+    """The command that ``options`` come from, without its --out: what names the writer of a file (storage.claim)."""
+    return json.dumps({name: value for name, value in vars(options).items() if name not in NOT_OF_THE_COMMAND})
+
 
 def results_folder(given: str | None, default: str, check_free: Callable[[Path], None], resume: bool = False) -> Path:
-    """The folder ``given``, else ``default``, ``default``-2, ``default``-3 ...: the first that holds no results, or with ``resume``
-    the last that exists.
+    """The folder or file ``given``, else ``default``, ``default``-2, ``default``-3 ...: the first that holds no results, or with
+    ``resume`` the last that exists.
 
     ``check_free`` raises ExistingFileError for a folder that holds results; so does this for ``given`` without ``resume``.
     """
@@ -20,7 +29,7 @@ def results_folder(given: str | None, default: str, check_free: Callable[[Path],
         return Path(given)
     folder = Path(default)
     for number in itertools.count(2):
-        following = Path(f"{default}-{number}")
+        following = Path(default).with_stem(f"{Path(default).stem}-{number}")
         if resume and not following.is_dir():
             return folder
         if not resume:
