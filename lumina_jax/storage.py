@@ -4,6 +4,7 @@ A local file is written under a temporary name and then renamed; a remote store 
 several processes may write one file at the same time, as long as all of them write the same content.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -112,6 +113,30 @@ def claim(folder: Path, names: Iterable[str], command: str) -> None:
                 f"{folder / name} exists already and was not written by this command; give another --out, or move it away"
             )
     atomic_write_text(record, json.dumps(written | dict.fromkeys(names, command), indent=1, ensure_ascii=False))
+
+
+@contextmanager
+def held(folder: Path, doing: str) -> Iterator[None]:
+    """Makes ``folder`` and holds it for this process alone; its lock ends with the process, however that ends.
+
+    Raises ExistingFileError, which calls the work ``doing``, while another process of this machine holds it. Where the disk knows
+    no locks, as some mounts, nothing is held.
+    """
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ExistingFileError(
+                f"{folder}: another process is {doing} there; wait for its end, or give another folder"
+            ) from error
+        except OSError:  # no locks here
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class StorageFolder:

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from itertools import islice
 from pathlib import Path
 from types import FrameType
@@ -20,6 +20,7 @@ from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError
 from lumina_jax.progress import waiting
 from lumina_jax.sharding import AXES, check_rows, global_batch, make_mesh
+from lumina_jax.storage import held
 from lumina_jax.train.checkpoint import Saver, load_weights, newest
 from lumina_jax.train.compiled_steps import CompiledSteps
 from lumina_jax.train.metrics import MetricsLog
@@ -43,7 +44,8 @@ def train(
     mesh = make_mesh(cfg.mesh)
     for length in cfg.data.buckets:
         check_rows(cfg.data.rows(length) // cfg.optim.accumulate, mesh)
-    with closing(Saver(cfg)) as saver, group.guard():
+    alone = held(Path(cfg.out), "training") if jax.process_index() == 0 else nullcontext()
+    with closing(Saver(cfg)) as saver, group.guard(), alone:
         group.doing("loading")
         with waiting("making the state", show=show):
             start, state = saver.restore(state_shapes(cfg, mesh)) or (0, initial_state(cfg, mesh))

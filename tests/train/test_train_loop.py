@@ -14,8 +14,9 @@ from train_parts import OPTIM, assert_equal, batches, experiment, worker
 
 import lumina_jax.train.loop as loop
 from lumina_jax.config import Experiment
-from lumina_jax.errors import InputError
+from lumina_jax.errors import ExistingFileError, InputError
 from lumina_jax.sharding import make_mesh
+from lumina_jax.storage import held
 from lumina_jax.train.checkpoint import newest
 from lumina_jax.train.loop import initial_state, train
 from lumina_jax.train.metrics import FILE, read_metrics
@@ -222,3 +223,12 @@ def test_metrics_of_another_origin_are_refused_and_stay(line, tmp_path):
     with pytest.raises(InputError, match=r"did not write: .* give another out"):
         read_metrics(tmp_path)
     assert (tmp_path / FILE).read_text() == f"{line}\n"
+
+
+def test_two_runs_at_once_do_not_share_a_folder(tmp_path):
+    cfg = replace(experiment(), out=str(tmp_path))
+    with held(tmp_path, "training"), pytest.raises(ExistingFileError, match="another process is training there"):
+        train(cfg, batches, show=False)
+    assert not any(tmp_path.iterdir())
+    with held(tmp_path, "training"):
+        pass
