@@ -58,7 +58,7 @@ def cause_of(error: BaseException) -> str:
     if cause := getattr(error, "cause", ""):
         return cause
     message = str(error).rpartition(": ")[2] if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return re.sub(r"\d+", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "...", message))[:CAUSE_LETTERS].strip()
+    return re.sub(r"\b\d+\b", "N", re.sub(r"'[^']*'|\"[^\"]*\"", "...", message))[:CAUSE_LETTERS].strip()
 
 
 def printable(text: str) -> str:

@@ -1,5 +1,6 @@
 """The numbers of a run: metrics.jsonl (bit for bit reproducible), TensorBoard, and the progress on stdout."""
 
+import itertools
 import json
 import os
 import time
@@ -35,7 +36,8 @@ class MetricsLog:
     All processes check the numbers; process 0 alone writes and, with ``show``, prints.
 
     A resumed run first removes from metrics.jsonl the lines behind ``start``, the step of the checkpoint, so that the file ends
-    up equal to that of a run that was never interrupted. Speeds differ between runs and go to TensorBoard and stdout alone.
+    up equal to that of a run that was never interrupted. Without a checkpoint the file is another run's, or of one that ended
+    before its first save: it is kept under another name. Speeds differ between runs and go to TensorBoard and stdout alone.
     """
 
     def __init__(self, cfg: Experiment, start: int, show: bool = True):
@@ -46,12 +48,17 @@ class MetricsLog:
         if not self._writes:
             return
         path = Path(cfg.out) / FILE
+        set_aside = _set_aside(path) if start == 0 else None
         lines = (json.dumps(line) + "\n" for line in read_metrics(cfg.out) if line["step"] <= start)
         atomic_write_text(path, "".join(lines))
         self._file = self._open.enter_context(path.open("a", buffering=1))
         self._board = self._open.enter_context(SummaryWriter(str(path.with_name("tensorboard")), purge_step=start + 1))
         self._progress = self._open.enter_context(TrainingProgress(cfg.name, cfg.optim.steps, show, "steps"))
         self._progress.skip(start)
+        if set_aside:
+            self.print_line(
+                f"{cfg.out} has no checkpoint, but metrics of an earlier run; they are kept as {set_aside.name}"
+            )
 
     def write(self, step: int, metrics: Metrics, wait_seconds: float = 0.0) -> None:
         """Takes the metrics of ``step`` and the seconds it waited for its batch; records those of the step before."""
@@ -97,6 +104,14 @@ class MetricsLog:
 
     def close(self) -> None:
         self._open.close()
+
+
+def _set_aside(path: Path) -> Path | None:
+    """Renames a file that is not empty to the first free NAME-N.SUFFIX, which is returned."""
+    if not path.is_file() or not path.stat().st_size:
+        return None
+    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
+    return path.rename(next(name for name in names if not name.exists()))
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, float]]:
