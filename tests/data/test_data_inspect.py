@@ -34,6 +34,11 @@ def folders(tmp_path_factory) -> list[Shards]:
     return [Shards(base / name) for name in ("a", "b")]
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "132")
+
+
 def by_title(folders, cfg=None):
     return {table.title: table for table in tables(folders, cfg)}
 

@@ -103,7 +103,7 @@ def test_finishing_needs_no_source_and_names_what_is_missing(complete, tmp_path)
     before = contents(tmp_path)
     (tmp_path / "manifest.json").unlink()
     (tmp_path / "lengths.npy").unlink()
-    (tmp_path / "lengths.npy.123.tmp").touch()
+    (tmp_path / "lengths.npy.0123abcd.tmp").touch()
     assert finish([PretokenizeStage(tmp_path, SIZES)]) == [Shards(complete).manifest]
     assert contents(tmp_path) == before
 
@@ -264,7 +264,7 @@ def test_complete_files_survive_another_process_that_tidies_up(tmp_path):
     (tmp_path / "file").write_text("theirs")
     with atomic_write(tmp_path / "file") as temporary:
         vanish(temporary)
-    (tmp_path / "left.tmp").touch()
+    (tmp_path / "left.0123abcd.tmp").touch()
     StorageFolder(tmp_path).remove_temporary_files()
     assert contents(tmp_path) == {"file": b"theirs"}
 

@@ -6,6 +6,7 @@ saved. Exit code 1 when there are any.
 """
 
 import argparse
+import faulthandler
 import json
 import mmap
 import os
@@ -115,6 +116,7 @@ def _try_all(
     from lumina_jax.errors import UserError
     from tests.fuzz.targets import PIXELS, TARGETS
 
+    faulthandler.disable()
     Image.MAX_IMAGE_PIXELS = PIXELS
     warnings.simplefilter("ignore")
     for output in (1, 2):  # the libraries' remarks on damaged files
