@@ -1,11 +1,8 @@
 """Any source -> JSON lines in Lumina's form, for people and for other trainers."""
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image
 
 from lumina_jax.data.items.items_dataset_builder import RECORD, to_example
 from lumina_jax.data.prepare import check_counts, good_records, stored_and_checked, write_rejects
@@ -13,6 +10,7 @@ from lumina_jax.data.shards import SETTINGS, RejectLine
 from lumina_jax.data.sources.images import ImageFile
 from lumina_jax.data.sources.record import MAX_CONSECUTIVE_REJECTS, Source
 from lumina_jax.errors import ExistingFileError, interrupted
+from lumina_jax.pictures.formats import opened, suffix_of
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.storage import atomic_write, storage_errors
 
@@ -89,9 +87,9 @@ def _path(image: str | ImageFile, out: Path, number: int, place: int) -> str:
     """The path of image ``place`` of record ``number``: that of its own file, or relative to ``out``, where it is written."""
     if isinstance(image, str):
         return image
-    with Image.open(io.BytesIO(image.content)) as opened:
-        suffix = str(opened.format).lower()
-    path = Path("pictures") / f"{number // PER_FOLDER:06d}" / f"{number:09d}_{place}.{suffix}"
+    with opened(image.content, image.name) as picture:
+        suffix = suffix_of(str(picture.format))
+    path = Path("pictures") / f"{number // PER_FOLDER:06d}" / f"{number:09d}_{place}{suffix}"
     with storage_errors(out / path):
         (out / path).parent.mkdir(parents=True, exist_ok=True)
         (out / path).write_bytes(image.content)

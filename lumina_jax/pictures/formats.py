@@ -123,6 +123,11 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
+def suffix_of(kind: str) -> str:
+    """The ending by which files of Pillow's format ``kind`` are known to be pictures: its name, or the first of FORMATS."""
+    return suffix if (suffix := f".{kind.lower()}") in SUFFIXES else FORMATS[kind][0]
+
+
 @contextmanager
 def opened(content: bytes, label: str) -> Iterator[Image.Image]:
     """Opens the bytes of a picture file: an image of Pillow, not yet loaded, in the file's own mode.

@@ -1,8 +1,10 @@
 """A published set exported to JSON lines and back, and pretokenized: bad records are listed, and nothing else is lost."""
 
+import io
 import json
 import re
 import runpy
+import tarfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from lumina_jax.data.omni import SETS
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.data.shards import Shards
 from lumina_jax.data.sources import KINDS, OMNI, open_source
+from lumina_jax.pictures.formats import SUFFIXES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -56,6 +59,20 @@ def test_an_export_reads_like_its_source(frames, tmp_path):
     assert len(list((tmp_path / "out" / "pictures").rglob("*.png"))) == 2
     with pytest.raises(FileExistsError, match="delete it to make it anew"):
         export(source, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "JPEG", "HEIF", "SGI"])
+def test_a_picture_of_an_archive_is_exported_under_an_ending_that_sources_know(kind, tmp_path):
+    content = io.BytesIO()
+    Image.new("RGB", (64, 48), "red").save(content, kind)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("a.png", content.getvalue()), ("a.txt", b"a cat")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    export(open_source(f"webdataset:{tmp_path / 'a.tar'}"), tmp_path / "out", progress=False)
+    (picture,) = (path for path in (tmp_path / "out" / "pictures").rglob("*") if path.is_file())
+    assert picture.suffix in SUFFIXES and picture.read_bytes() == content.getvalue()
 
 
 def test_a_set_is_pretokenized_like_any_source(frames, tmp_path):
