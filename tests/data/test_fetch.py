@@ -243,7 +243,7 @@ KINDS = ("fast", "slow", "silent", "endless", "cut", "redirect", "missing", "bus
 def test_a_run_over_every_kind_of_server_ends_with_each_record_in_the_right_list(tmp_path, order):
     HOSTS.clear()
     whole = URLS >= 1000
-    cfg = CONFIG if whole else replace(CONFIG, fetch_seconds=3.0, fetch_mb=1)
+    cfg = CONFIG if whole else replace(CONFIG, fetch_seconds=8.0, fetch_mb=1)
     kinds = [KINDS[i % len(KINDS)] for i in range(URLS)]
     kinds = sorted(kinds, key=KINDS.index) if order == "sorted" else kinds
     with PictureServer(seconds=3.0 if whole else 0.3) as server:
