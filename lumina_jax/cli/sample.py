@@ -11,7 +11,7 @@ from lumina_jax.cli.live import COMPILING, LACKING, hold_dialog, show_live
 from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, positions_of, settings_of
 from lumina_jax.cli.processes import worker
 from lumina_jax.cli.results import claimed, results_folder
-from lumina_jax.errors import InputError, UserError, cause_of, interrupted, printable
+from lumina_jax.errors import InputError, interrupted, printable
 
 OUT = "out/samples"
 REJECTS = "rejects.jsonl"
@@ -157,6 +157,8 @@ def _check(options: Namespace) -> None:
 
 def _prompts(builder, options: Namespace, images: list, lines: list, settings) -> tuple[tuple, list[dict]]:
     """(the prompts of the command line, then those of a file, None where one is rejected; what is rejected and why)."""
+    from lumina_jax.data.sources.record import Reject, read_record
+
     task = options.task or "generate"
     if options.raw:
         prompts = [builder.message(text, images, settings("question")) for text in options.prompt]
@@ -166,14 +168,14 @@ def _prompts(builder, options: Namespace, images: list, lines: list, settings) -
         prompts = [builder.task(task, text, images, settings(task)) for text in options.prompt]
     else:
         prompts = [builder.task(task, "", [image], settings(task)) for image in images]
-    rejects = []
+    rejects, folder = [], Path(options.prompts or ".").parent
     for line in lines:
-        try:
-            prompts.append(builder.from_record(line.record(), Path(options.prompts).parent, settings))
-        except Exception as error:  # whatever one record raises, the others are painted
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            rejects.append({"index": len(prompts), "line": line.number, "reason": reason, "cause": cause_of(error)})
-            prompts.append(None)
+        prompt = read_record(lambda line=line: builder.from_record(line.record(), folder, settings))
+        if isinstance(prompt, Reject):
+            place = {"index": len(prompts), "line": line.number}
+            rejects.append(place | {"reason": prompt.reason, "cause": prompt.cause})
+            prompt = None
+        prompts.append(prompt)
     if rejects and (options.live or not any(prompts)):
         first = rejects[0]
         raise InputError(
