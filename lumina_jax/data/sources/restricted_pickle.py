@@ -160,6 +160,10 @@ STEPS: dict[int, Callable[[_Reader], object]] = {
     ord("("): _Reader.mark,
     ord("]"): lambda reader: reader._stack.append([]),
     ord("}"): lambda reader: reader._stack.append({}),
+    # An integer stands here only where INTEGERS found its value cut short.
+    ord("K"): lambda reader: reader._take(1),
+    ord("M"): lambda reader: reader._take(2),
+    ord("J"): lambda reader: reader._take(4),
     ord("N"): lambda reader: reader._stack.append(None),
     ord(b"\x8a"): _Reader.long,
     ord(b"\x8c"): lambda reader: reader.text(1),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lumina_jax.data.sources import restricted_pickle
-from lumina_jax.data.sources.record import checked_object, shortened
+from lumina_jax.data.sources.record import shortened
 from lumina_jax.errors import InputError, prefixed_errors
 
 NOT_LEARNED = -100
@@ -43,7 +43,9 @@ class StoredTokens:
         with prefixed_errors(self.name):
             if self.content is None:
                 return to_record(self.entry)
-            sample = checked_object(restricted_pickle.loads(self.content), "the pickle is")
+            sample = restricted_pickle.loads(self.content)
+            if not isinstance(sample, dict):
+                raise InputError(f"the pickle is a {type(sample).__name__}, not a dict of 'token' and 'label'")
             record = to_record(sample)
             counted, number = self.entry.get("len"), self.entry.get("id")
             if counted is not None and counted != len(record.tokens):
