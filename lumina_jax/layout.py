@@ -1,4 +1,4 @@
-"""Uni-Rep, the image-token rule (paper section 3.1): its single home.
+"""Uni-Rep, the image-token rule (paper section 3.2.2): its single home.
 
 An image of R x C codes is the token sequence ``begin-image, height, width, R rows of (C codes, end-of-line), end-image``.
 Height and width are one size token each, in size units of two codes. The writer, the reader, the sampler's forced tokens
