@@ -99,7 +99,7 @@ class Vocab:
         if file is None:
             raise MissingFileError(
                 f"no tokenizer at {path}; looked for {', '.join(map(str, candidates))}. "
-                "The published Lumina-mGPT folders hold it as original_tokenizers/text_tokenizer.json."
+                "It is published as original_tokenizers/text_tokenizer.json of Alpha-VLLM/Chameleon_7B_mGPT on Hugging Face."
             )
         try:
             tokenizer = Tokenizer.from_file(str(file))

@@ -29,6 +29,8 @@ FIELDS = {"prompt", "size", "task", "image", "images", "seed"}
 STRETCH = 8
 """A prompt and its picture may be this many times as long as what the model was trained on, and are refused beyond: positions that
 far out mean nothing to it, and memory and time grow with the square of the length."""
+CAPTION = 256
+"""The tokens of a long caption, which stands before a picture."""
 PAINTED = ("segmentation", "segmentation_as_served", "depth", "normal", "pose", "detect", "condition", "edit", "refine")
 """The tasks whose answer is a picture of the size of the last one in the prompt."""
 
@@ -56,8 +58,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptBuilder:
-    """Makes prompts for one model. ``data`` says which sizes and lengths it was trained on; without it sizes of 512 px and
-    sequences of ``positions`` tokens are assumed.
+    """Makes prompts for one model. ``data`` says which sizes and lengths it was trained on (:func:`data_of` a target size); without
+    it sequences of ``positions`` tokens are assumed, and nothing that needs the model's sizes is made: no picture is shown, and one
+    is asked for at a given size only.
 
     ``forced``: a picture and its size are forced token by token; else the prompt's words alone ask for it. With ``as_is``, pictures
     whose size the size tokens can express are not resized, whatever their area: a codebook of patches holds no resized pictures.
@@ -91,11 +94,15 @@ class PromptBuilder:
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """The (width, height) in px that the model was trained on."""
+        """The (width, height) in px that the model was trained on. Raises InputError where they are unknown."""
         if self.only_size:
             return [self.only_size]
-        unit = self.vq.stride * CODES_PER_UNIT
-        return crop_sizes(self.data.size, self.data.patch, self.data.max_ratio) if self.data else crop_sizes(512, unit)
+        if self.data is None:
+            raise InputError(
+                "at which sizes this model knows pictures is unknown; give its target size (--target-size 512, 768, 1024 ...)",
+                cause="an unknown target size",
+            )
+        return crop_sizes(self.data.size, self.data.patch, self.data.max_ratio)
 
     def generate(self, text: str, size: tuple[int, int] | None, cfg: SampleConfig) -> Prompt:
         """Asks for a picture of ``size`` (width, height) in px (default: the square of the model's area) after a text.
@@ -103,8 +110,8 @@ class PromptBuilder:
         In Chameleon's own layout the request is the text alone, for no size is asked for.
         """
         check_paints(self.vocab)
-        size = size or self.only_size or ((self.data.size, self.data.size) if self.data else (512, 512))
-        check_size(size, self.vq.stride, self.vocab, self.sizes)
+        size = size or best_crop((1, 1), self.sizes)
+        check_size(size, self.vq.stride, self.vocab, self.sizes if self.data or self.only_size else [])
         request = literal(text) if self.only_size else image_prompt(*size, text)
         return self._prompt(_words(text), (request, None), [], size, cfg)
 
@@ -209,6 +216,16 @@ class Line(NamedTuple):
             raise InputError('expected an object such as {"prompt": "A cat."}', cause="no JSON object")
         return {"prompt": record} if isinstance(record, str) else record
 
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether its prompt shows a picture, or asks for one without a size. False for a line that is no record."""
+        try:
+            record = self.record()
+        except InputError:
+            return False
+        given = {name for name, value in record.items() if value is not None}
+        return bool(given & {"image", "images"}) or (record.get("task") in (None, "generate") and "size" not in given)
+
 
 def read_lines(path: Path) -> list[Line]:
     """The entries of a prompts file, without blank lines: in .jsonl a JSON object or text per line, in .json a list of them; in any
@@ -293,6 +310,17 @@ def _words(text: str) -> str:
     return text
 
 
+def data_of(target: int, stride: int, positions: int) -> DataConfig:
+    """What is known of the training of a model by its ``target`` size in px: the sizes of pictures, and the length of sequences.
+
+    The length is ``positions`` tokens, as a checkpoint's config tells, or that of the largest picture behind a caption if it is
+    more. ``stride`` is the image tokenizer's, px a code.
+    """
+    unit = stride * CODES_PER_UNIT
+    largest = max(grid_tokens(height // stride, width // stride) for width, height in crop_sizes(target, unit))
+    return DataConfig(size=target, patch=unit, buckets=(max(positions, largest + CAPTION),))
+
+
 def has_size_tokens(size: tuple[int, int], stride: int, vocab: Vocab) -> bool:
     """Whether a picture can have ``size`` (width, height) in px: size tokens can express it, or all have it."""
     if vocab.image_layout.shape is not None:
@@ -302,7 +330,7 @@ def has_size_tokens(size: tuple[int, int], stride: int, vocab: Vocab) -> bool:
 
 
 def check_size(size: tuple[int, int], stride: int, vocab: Vocab, trained: list[tuple[int, int]]) -> None:
-    """Raises InputError, offering the nearest of the ``trained`` sizes, when no picture can have ``size`` (both in px)."""
+    """Raises InputError, offering the nearest of the ``trained`` sizes if any, when no picture can have ``size`` (in px)."""
     if not has_size_tokens(size, stride, vocab):
         if vocab.image_layout.shape is not None:
             raise InputError(
@@ -310,9 +338,11 @@ def check_size(size: tuple[int, int], stride: int, vocab: Vocab, trained: list[t
                 cause="a size that the model cannot paint",
             )
         unit, limit = stride * CODES_PER_UNIT, int(vocab.size_of.max())
-        nearest = best_crop((max(size[0], 1), max(size[1], 1)), trained)
+        message = f"size {size[0]}x{size[1]}: both sides must be multiples of {unit} px, from {unit} to {unit * limit}"
+        if trained:
+            nearest = best_crop((max(size[0], 1), max(size[1], 1)), trained)
+            message += f"; the nearest that the model was trained on is {nearest[0]}x{nearest[1]}"
         raise InputError(
-            f"size {size[0]}x{size[1]}: both sides must be multiples of {unit} px, from {unit} to {unit * limit}; "
-            f"the nearest that the model was trained on is {nearest[0]}x{nearest[1]}",
+            message,
             cause="a size that the model cannot paint",
         )
