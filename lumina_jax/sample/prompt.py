@@ -14,10 +14,10 @@ from PIL import Image
 from lumina_jax.config import DataConfig, SampleConfig
 from lumina_jax.conversation import TASKS, Turn, image_prompt, literal, task_prompt, tokenize
 from lumina_jax.errors import InputError, MissingFileError, prefixed_errors
-from lumina_jax.layout import CODES_PER_UNIT, best_crop, crop_sizes, grid_tokens
+from lumina_jax.layout import CODES_PER_UNIT, best_crop, check_paints, crop_sizes, grid_tokens
 from lumina_jax.model.image_tokenizer import ImageTokenizer, encode_image
 from lumina_jax.numbers import pixel_size
-from lumina_jax.pictures.pixels import crop, decode, whiten
+from lumina_jax.pictures.pixels import centre_square, crop, decode, to_chameleon_pixels, to_pixels, whiten
 from lumina_jax.text import checked_text, decode_text, parse_json, split_lines
 from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 
@@ -87,8 +87,16 @@ class PromptBuilder:
         return STRETCH * self.trained
 
     @property
+    def only_size(self) -> tuple[int, int] | None:
+        """The (width, height) in px of all pictures of a model with Chameleon's own layout; None where sizes differ."""
+        shape = self.vocab.image_layout.shape
+        return shape and (shape[1] * self.vq.stride, shape[0] * self.vq.stride)
+
+    @property
     def sizes(self) -> list[tuple[int, int]]:
         """The (width, height) in px that the model was trained on. Raises InputError where they are unknown."""
+        if self.only_size:
+            return [self.only_size]
         if self.data is None:
             raise InputError(
                 "at which sizes this model knows pictures is unknown; give its target size (--target-size 512, 768, 1024 ...)",
@@ -97,10 +105,15 @@ class PromptBuilder:
         return crop_sizes(self.data.size, self.data.patch, self.data.max_ratio)
 
     def generate(self, text: str, size: tuple[int, int] | None, cfg: SampleConfig) -> Prompt:
-        """Asks for a picture of ``size`` (width, height) in px (default: the square of the model's area) after a text."""
+        """Asks for a picture of ``size`` (width, height) in px (default: the square of the model's area) after a text.
+
+        In Chameleon's own layout the request is the text alone, for no size is asked for.
+        """
+        check_paints(self.vocab)
         size = size or best_crop((1, 1), self.sizes)
-        check_size(size, self.vq.stride, self.vocab, self.sizes if self.data else [])
-        return self._prompt(_words(text), (image_prompt(*size, text), None), [], size, cfg)
+        check_size(size, self.vq.stride, self.vocab, self.sizes if self.data or self.only_size else [])
+        request = literal(text) if self.only_size else image_prompt(*size, text)
+        return self._prompt(_words(text), (request, None), [], size, cfg)
 
     def task(self, task: str, text: str, images: Sequence[Image.Image], cfg: SampleConfig) -> Prompt:
         """Asks for one of conversation.TASKS other than "generate", about ``images``."""
@@ -108,6 +121,8 @@ class PromptBuilder:
             raise InputError(f"the task {task!r} is about a picture; give it one")
         if task not in ("edit", "question") and len(images) > 1:
             raise InputError(f"the task {task!r} is about one picture, not {len(images)}")
+        if task in PAINTED:
+            check_paints(self.vocab)
         turn = (task_prompt(task, text, len(images)), None)
         cropped = [self.cropped(image) for image in images]
         return self._prompt(text or task, turn, cropped, cropped[-1].size if task in PAINTED else None, cfg)
@@ -119,9 +134,15 @@ class PromptBuilder:
 
     def cropped(self, image: Image.Image) -> Image.Image:
         """RGB, the centre of ``image`` at the best of the sizes that the model was trained on."""
+        if self.only_size:
+            return centre_square(image, self.only_size[0])
         if self.as_is and has_size_tokens(image.size, self.vq.stride, self.vocab):
             return whiten(image)
         return whiten(crop(image, best_crop(image.size, self.sizes), CENTRE))
+
+    def codes(self, cropped: Image.Image) -> np.ndarray:
+        """The codes i32[R C] of a picture of :meth:`cropped`."""
+        return encode_image(self.vq, cropped, to_chameleon_pixels if self.only_size else to_pixels)
 
     def from_record(self, record: dict, folder: Path, settings: Callable[[str], SampleConfig]) -> Prompt:
         """A line of a prompts file: ``prompt``, and optionally ``size`` "WIDTHxHEIGHT", ``task``, ``image`` or ``images`` (files,
@@ -163,10 +184,11 @@ class PromptBuilder:
     ) -> Prompt:
         """``size`` (width, height) in px of the picture that is asked for."""
         checked_text(text, "the prompt")
-        grids = [encode_image(self.vq, image) for image in images]
+        grids = [self.codes(image) for image in images]
         ids, _ = tokenize([turn], grids, self.vocab)
         grid = (size[1] // self.vq.stride, size[0] // self.vq.stride) if size else None
-        prompt = Prompt(text, ids, grid if self.forced else None, cfg, picture=grid_tokens(*grid) if grid else 0)
+        picture = grid_tokens(*grid, self.vocab.image_layout) if grid else 0
+        prompt = Prompt(text, ids, grid if self.forced else None, cfg, picture=picture)
         self.check_length(prompt.length, "shorten it" + ", or make the picture smaller" * bool(grid))
         return prompt
 
@@ -300,14 +322,21 @@ def data_of(target: int, stride: int, positions: int) -> DataConfig:
 
 
 def has_size_tokens(size: tuple[int, int], stride: int, vocab: Vocab) -> bool:
-    """Whether size tokens can express ``size`` (width, height) in px."""
+    """Whether a picture can have ``size`` (width, height) in px: size tokens can express it, or all have it."""
+    if vocab.image_layout.shape is not None:
+        return size == tuple(side * stride for side in reversed(vocab.image_layout.shape))
     unit, limit = stride * CODES_PER_UNIT, int(vocab.size_of.max())
     return all(side % unit == 0 and unit <= side <= unit * limit for side in size)
 
 
 def check_size(size: tuple[int, int], stride: int, vocab: Vocab, trained: list[tuple[int, int]]) -> None:
-    """Raises InputError, offering the nearest of the ``trained`` sizes if any, when size tokens cannot express ``size`` (in px)."""
+    """Raises InputError, offering the nearest of the ``trained`` sizes if any, when no picture can have ``size`` (in px)."""
     if not has_size_tokens(size, stride, vocab):
+        if vocab.image_layout.shape is not None:
+            raise InputError(
+                f"size {size[0]}x{size[1]}: all pictures of this model have {trained[0][0]}x{trained[0][1]}; leave the size out",
+                cause="a size that the model cannot paint",
+            )
         unit, limit = stride * CODES_PER_UNIT, int(vocab.size_of.max())
         message = f"size {size[0]}x{size[1]}: both sides must be multiples of {unit} px, from {unit} to {unit * limit}"
         if trained:
