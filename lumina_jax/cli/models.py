@@ -108,9 +108,12 @@ def target_size_for(options: Namespace, purpose: str, needed: bool = True) -> in
     contradicts the checkpoint is printed as a line, and an unknown size raises InputError, or is such a line where it may turn out
     not to be ``needed``.
     """
-    from convert.target_sizes import EXPERIMENT, known_size, target_size_of
+    from lumina_jax.progress import waiting
 
-    found = target_size_of(open_model(options), options.target_size)
+    with waiting(f"loading {options.model}"):
+        from convert.target_sizes import EXPERIMENT, known_size, target_size_of
+
+        found = target_size_of(open_model(options), options.target_size)
     line = found.line
     try:
         known_size(found, options.model, purpose)
