@@ -19,8 +19,6 @@ from lumina_jax.sample import job as jobs
 VQ = PatchVQ(np.random.default_rng(0).integers(0, 256, (CODES, 16, 16, 3), np.uint8))
 SETTINGS = SampleConfig(image_top_k=12, text_top_k=10, max_new_tokens=40, guidance=1.0, parallel="off")
 
-pytestmark = pytest.mark.usefixtures("plain_code")
-
 
 @pytest.fixture(scope="module")
 def model():
