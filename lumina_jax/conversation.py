@@ -46,7 +46,7 @@ TASKS = {
     "edit": Task("{text} {images}", 4.0, 2000),
     "refine": Task("No edit. <|image|>", 1.0, 200),
     "describe": Task("Describe this image in detail.<|image|>", 4.0, 2000),
-    "question": Task("{images} {text}", 4.0, 2000),
+    "question": Task("{text}{images}", 4.0, 2000),
 }
 """All tasks by name. {text} is the user's text; {images} is one ``<|image|>`` per input image. A later turn of a dialog has
 no {images}, because its images stand in the earlier turns."""
