@@ -10,7 +10,7 @@ from lumina_jax.conversation import SPEAKERS, Turn, check_symbols, explicit, mes
 from lumina_jax.errors import InputError
 from lumina_jax.vocab import IMAGE_SYMBOL
 
-FIELDS = ("conversations", "image", "images", "codes")
+DIALOG_FIELDS = ("conversations", "image", "images", "codes")
 """The fields of a line that holds a dialog."""
 
 

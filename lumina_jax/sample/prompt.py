@@ -30,8 +30,7 @@ from lumina_jax.layout import CODES_PER_UNIT, best_crop, crop_sizes, grid_tokens
 from lumina_jax.model.image_tokenizer import ImageTokenizer, encode_image
 from lumina_jax.numbers import pixel_size
 from lumina_jax.pictures.pixels import crop, decode, whiten
-from lumina_jax.sample import dialog as dialogs
-from lumina_jax.sample.dialog import Dialog, DialogPicture, parse_dialog
+from lumina_jax.sample.dialog import DIALOG_FIELDS, Dialog, DialogPicture, parse_dialog
 from lumina_jax.text import checked_text, decode_text, parse_json, split_lines
 from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 
@@ -42,7 +41,7 @@ FREE_FORM = "describe"
 CENTRE = (0.5, 0.5)
 PICTURE = re.compile(r"""(?<!\S)@(?:"([^"]+)"|'([^']+)'|((?:\\.|\S)+))""")
 ADDRESS = re.compile("[a-z0-9]{2,}:/")
-FIELDS = {"prompt", "size", "task", "seed", *dialogs.FIELDS}
+FIELDS = {"prompt", "size", "task", "seed", *DIALOG_FIELDS}
 """The fields of a line in a prompts file."""
 STRETCH = 8
 """A prompt and its picture may be this many times as long as what the model was trained on, and are refused beyond: positions that
