@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from convert.metadata import Target, experiment_of, orbax_metadata, write_settin
 from convert.orbax_folder import OrbaxSource, write_orbax
 from convert.sources import VQ_PATH, Checkpoint, HuggingFaceSource, MetaSource, Read, SourceWithEncoder, layers_of
 from convert.table import Index, WeightRow
+from convert.target_sizes import EXPERIMENT, UNKNOWN, target_size_of
 from convert.tokenizer_files import TokenizerFiles
 from convert.torch_files import PlannedFile, plan_hugging_face, plan_meta, write_files
 from convert.vqvae import read_config
@@ -86,6 +88,9 @@ def convert(
     source, destination = open_source(path), Path(destination)
     files = tokenizer_files.find(source.folder, experiment_of(source), target.tokenizer, target.vq)
     tokenizer_files.check(files, source.cfg)
+    pictures = target_size_of(source, target.target_size)
+    if pictures.source != EXPERIMENT or target.layout == "meta":  # whose files hold no experiment
+        target = replace(target, target_size=pictures.size)
     has_encoder = any(row.path.startswith(VQ_PATH) for row in source.rows)
     if target.layout == "hf" and not has_encoder and files.vq and files.vq.suffix == ".ckpt":
         source = SourceWithEncoder(source, files.vq, read_config(files.vq.with_suffix(".yaml")))
@@ -98,7 +103,11 @@ def convert(
         write(source, files, weights, target, mesh, show)
         if jax.process_index() == 0:
             tokenizer_files.copy(files, folder, target.layout)
-    notes = tokenizer_files.notes(files, destination)
+    notes = [*tokenizer_files.notes(files, destination), *([pictures.line] if pictures.line else [])]
+    if pictures.source == UNKNOWN and target.layout == "ours" and source.layout != "meta":
+        notes.append(
+            "its target size is unknown and not recorded; painting and showing pictures will need --target-size"
+        )
     if target.layout == "hf" and not has_encoder:
         notes.append("no VQ encoder to write: transformers will say that it draws model.vqmodel.* at random")
     return notes

@@ -14,6 +14,7 @@ from convert.metadata import experiment_of
 from convert.orbax_folder import OrbaxSource
 from convert.sources import VQ_PATH, Checkpoint
 from convert.table import ROWS, sizes_of
+from convert.target_sizes import target_size_of
 from convert.tokenizer_files import TokenizerFiles
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import MissingFileError, UserError
@@ -183,6 +184,11 @@ def _origin(source: Checkpoint) -> Iterator[Finding]:
         yield Finding("training", step if state else "weights only")
         if layout := origin.get("layout"):
             yield Finding("comes from", f"{origin['name']} ({LAYOUTS[layout]})")
+    pictures = target_size_of(source)
+    target = f"at most the area of {pictures.size} x {pictures.size} px, {pictures.reason}"
+    yield Finding(
+        "target size", target if pictures.size else "unknown; painting and showing pictures needs --target-size"
+    )
     if origin.get("zero_image_head"):
         yield Finding("image head", "zeroed at the start (FP-SFT)")
 

@@ -87,7 +87,7 @@ def plain(message: str) -> str:
 
 
 def image_prompt(width: int, height: int, text: str) -> str:
-    """The resolution-aware request for an image of ``width`` x ``height`` pixels (paper section 3.1); ``text`` is escaped."""
+    """The resolution-aware request for an image of ``width`` x ``height`` pixels (paper section 3.2.2); ``text`` is escaped."""
     return TASKS["generate"].request.format(width=width, height=height, text=literal(text))
 
 
@@ -195,7 +195,7 @@ def texts(turns: Sequence[Turn], images: int) -> Iterator[str]:
 def drop_context(tokens: np.ndarray, learn: np.ndarray, vocab: Vocab) -> tuple[np.ndarray, np.ndarray]:
     """A sample whose only image ends its answer -> that image alone, begin-image to end-image, all of it learned.
 
-    It trains the unconditional model that guidance needs (paper section 3.1). Any other sample is returned unchanged.
+    It trains the unconditional model that guidance needs (paper section 3.2.2). Any other sample is returned unchanged.
     """
     images = images_in(tokens, vocab)
     if len(images) != 1 or images[0].stop != len(tokens) - 1 or tokens[-1] != vocab.end_of_turn:

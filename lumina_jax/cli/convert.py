@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, seed, tolerance
+from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, seed, target_size, tolerance
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.processes import join, process_arguments
 
@@ -66,6 +66,8 @@ def _path_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--vq", default="", type=input_path, help="a vqgan.ckpt (its .yaml beside it) that is not near the weights"
     )
+    size_help = "record that its pictures have at most the area of N x N pixels (default: what it records, or its released name)"
+    parser.add_argument("--target-size", type=target_size, metavar="N", help=size_help)
     process_arguments(parser)
 
 
@@ -80,7 +82,7 @@ def _convert(options: Namespace) -> None:
             import jax
 
             from convert.convert import Target, convert
-        target = Target(o.layout, o.shards, dtype, o.bin, o.zero_image_head, o.tokenizer, o.vq)
+        target = Target(o.layout, o.shards, dtype, o.bin, o.zero_image_head, o.tokenizer, o.vq, o.target_size)
         notes = convert(options.source, options.target, target)
         first = jax.process_index() == 0
     if first:

@@ -61,7 +61,9 @@ class Session:
         self._builder, self._settings, self._out = builder, settings, out
         self._chat = Chat(model, builder, seed_key(seed), settings(FREE_FORM))
         self._transcript = Transcript(out)
-        self._size = self._checked(size) if size else builder.square
+        if size:
+            builder.check_paintable(size)
+        self._size = size
         self._turn, self._warned = 0, False
 
     def take(self, message: str) -> None:
@@ -89,13 +91,16 @@ class Session:
         getattr(self, name)(*[words] * bool(words))
 
     def paint(self, caption: str) -> None:
-        from lumina_jax.conversation import image_prompt
-
-        self._say(image_prompt(*self._size, caption), [], self._size)
+        size = self._size or self._builder.square
+        self._say(self._builder.request(caption, size), [], size)
 
     def size(self, words: str = "") -> None:
-        self._size = self._checked(pixel_size(words)) if words else self._size
-        _note("/paint paints {}x{}".format(*self._size))
+        if words:
+            size = pixel_size(words)
+            self._builder.check_paintable(size)
+            self._size = size
+        width, height = self._size or self._builder.square
+        _note(f"/paint paints {width}x{height}")
 
     def clear(self) -> None:
         self._chat.begin()
@@ -123,12 +128,6 @@ class Session:
     def help(self) -> None:
         rows = [f"{f'/{name} {takes}':16}{does}" for name, (takes, does) in COMMANDS.items()]
         _note("\n".join([HELP, *rows]))
-
-    def _checked(self, size: tuple[int, int]) -> tuple[int, int]:
-        from lumina_jax.sample.prompt import check_size
-
-        check_size(size, self._builder.vq.stride, self._builder.vocab, self._builder.sizes)
-        return size
 
     def _say(self, text: str, images: list, size: tuple[int, int] | None) -> None:
         """Answers a message, with a picture of ``size`` first where one is asked for, and keeps both."""

@@ -9,7 +9,16 @@ from lumina_jax.cli.arguments import NOTHING, at_least, input_path, number, outp
 from lumina_jax.cli.dialog import hold_dialog
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.live import COMPILING, LACKING, show_live
-from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, positions_of, settings_of
+from lumina_jax.cli.models import (
+    list_sizes,
+    load_for_sampling,
+    make_prompt_builder,
+    model_arguments,
+    positions_of,
+    settings_of,
+    target_size_argument,
+    target_size_for,
+)
 from lumina_jax.cli.processes import worker
 from lumina_jax.cli.results import claimed, results_folder
 from lumina_jax.errors import InputError, interrupted, printable
@@ -27,6 +36,7 @@ def add_sample(verbs: _SubParsersAction) -> None:
     )
     sample = verbs.add_parser("sample", help="text to pictures and text", epilog=epilog)
     model_arguments(sample)
+    target_size_argument(sample)
     own = "default: the model's own"
     sample.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="what to paint, or to do; may be repeated"
@@ -52,6 +62,11 @@ def add_sample(verbs: _SubParsersAction) -> None:
         type=size,
         metavar="WxH",
         help="WIDTHxHEIGHT in pixels; the answer begins with a picture of it (default: a square of the model's training area)",
+    )
+    sample.add_argument(
+        "--list-sizes",
+        action="store_true",
+        help="print the sizes of --target-size, or of --model, and their tokens; then end",
     )
     sample.add_argument(
         "--free-size", action="store_true", help="ask for picture and size by words only; force neither"
@@ -108,6 +123,8 @@ def add_sample(verbs: _SubParsersAction) -> None:
 
 
 def _sample(options: Namespace) -> int:
+    if options.list_sizes:
+        return list_sizes(options)
     from contextlib import nullcontext
 
     from lumina_jax.progress import waiting
@@ -129,12 +146,13 @@ def _sample(options: Namespace) -> int:
     images = [open_image(Path(file)) for file in options.image]
     share = worker(options.worker) if options.worker else (0, 1)
     out = results_folder(options.out, OUT, lambda folder: check_free(folder, share), options.resume)
+    target = target_size_for(options, _needs_sizes(options, lines), needed=not options.chat)
     mesh = None  # without --tensor the model is on one device
     if options.tensor is not None:
         mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=options.tensor), jax.local_devices())
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
         model, vocab, vq, experiment = load_for_sampling(options, mesh)
-        builder = make_prompt_builder(vq, vocab, experiment, not options.free_size, positions_of(options))
+        builder = make_prompt_builder(vq, vocab, experiment, not options.free_size, positions_of(options), target)
         settings = _settings(options, settings_of(experiment))
         if options.chat:
             return hold_dialog(model, builder, options.seed, settings, out, options.size, options.history)
@@ -165,6 +183,18 @@ def _check(options: Namespace) -> None:
             "--resume continues the answers of samples.jsonl, and --live and --chat write none; leave it out"
         )
     _settings(options, SampleConfig())("generate")
+
+
+def _needs_sizes(options: Namespace, lines: list) -> str:
+    """What of the command needs the sizes that the model was trained on, in words; "" for nothing."""
+    painting = (options.task or "generate") == "generate" and not options.raw
+    if options.chat:
+        return "a picture in the dialog"
+    if options.image:
+        return "--image"
+    if options.prompt and painting and not options.size:
+        return "a prompt without --size"
+    return next((f"line {line.number} of {options.prompts}" for line in lines if line.needs_sizes), "")
 
 
 def _prompts(builder, options: Namespace, images: list, lines: list, settings) -> tuple[tuple, list[dict]]:

@@ -110,7 +110,7 @@ class Chat:
         pictures = (*dialog.pictures, *map(builder.shown, images))
         grids = [picture.codes for picture in pictures]
         prompt = builder.history([*dialog.turns, (message, None)], grids, cfg or self._cfg, size)
-        cfg = prompt.cfg.limited(answer_tokens([prompt.size])) if prompt.size else prompt.cfg
+        cfg = prompt.cfg.limited(answer_tokens([prompt.size], vocab.image_layout)) if prompt.size else prompt.cfg
         key = jax.random.fold_in(self._key, len(dialog.turns))
         options = dict(sizes=[prompt.size], keys=[key], rows=1, every=every, opens=[prompt.size is not None])
         answer = Growing(builder.vq, vocab)

@@ -26,10 +26,10 @@ from lumina_jax.conversation import (
     tokenize,
 )
 from lumina_jax.errors import InputError, MissingFileError, prefixed_errors
-from lumina_jax.layout import CODES_PER_UNIT, best_crop, crop_sizes, grid_tokens
+from lumina_jax.layout import CODES_PER_UNIT, best_crop, check_paints, crop_sizes, grid_tokens
 from lumina_jax.model.image_tokenizer import ImageTokenizer, encode_image
 from lumina_jax.numbers import pixel_size
-from lumina_jax.pictures.pixels import crop, decode, whiten
+from lumina_jax.pictures.pixels import centre_square, crop, decode, to_chameleon_pixels, to_pixels, whiten
 from lumina_jax.sample.dialog import DIALOG_FIELDS, Dialog, DialogPicture, parse_dialog
 from lumina_jax.text import checked_text, decode_text, parse_json, split_lines
 from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
@@ -46,6 +46,8 @@ FIELDS = {"prompt", "size", "task", "seed", *DIALOG_FIELDS}
 STRETCH = 8
 """A prompt and its picture may be this many times as long as what the model was trained on, and are refused beyond: positions that
 far out mean nothing to it, and memory and time grow with the square of the length."""
+CAPTION = 256
+"""The tokens of a long caption, which stands before a picture."""
 PAINTED = ("segmentation", "segmentation_as_served", "depth", "normal", "pose", "detect", "condition", "edit", "refine")
 """The tasks whose answer is a picture of the size of the last one in the prompt."""
 
@@ -73,8 +75,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptBuilder:
-    """Makes prompts for one model. ``data`` says which sizes and lengths it was trained on; without it sizes of 512 px and
-    sequences of ``positions`` tokens are assumed.
+    """Makes prompts for one model. ``data`` says which sizes and lengths it was trained on (:func:`data_of` a target size); without
+    it sequences of ``positions`` tokens are assumed, and nothing that needs the model's sizes is made: no picture is shown, and one
+    is asked for at a given size only.
 
     ``forced``: a picture and its size are forced token by token; else the prompt's words alone ask for it. With ``as_is``, pictures
     whose size the size tokens can express are not resized, whatever their area: a codebook of patches holds no resized pictures.
@@ -101,21 +104,46 @@ class PromptBuilder:
         return STRETCH * self.trained
 
     @property
+    def only_size(self) -> tuple[int, int] | None:
+        """The (width, height) in px of all pictures of a model with Chameleon's own layout; None where sizes differ."""
+        shape = self.vocab.image_layout.shape
+        return shape and (shape[1] * self.vq.stride, shape[0] * self.vq.stride)
+
+    @property
     def sizes(self) -> list[tuple[int, int]]:
-        """The (width, height) in px that the model was trained on."""
-        unit = self.vq.stride * CODES_PER_UNIT
-        return crop_sizes(self.data.size, self.data.patch, self.data.max_ratio) if self.data else crop_sizes(512, unit)
+        """The (width, height) in px that the model was trained on. Raises InputError where they are unknown."""
+        if self.only_size:
+            return [self.only_size]
+        if self.data is None:
+            raise InputError(
+                "at which sizes this model knows pictures is unknown; give its target size (--target-size 512, 768, 1024 ...)",
+                cause="an unknown target size",
+            )
+        return crop_sizes(self.data.size, self.data.patch, self.data.max_ratio)
 
     @property
     def square(self) -> tuple[int, int]:
         """The (width, height) in px of a picture whose size is not asked for."""
-        return (self.data.size, self.data.size) if self.data else (512, 512)
+        return best_crop((1, 1), self.sizes)
+
+    def check_paintable(self, size: tuple[int, int]) -> None:
+        """Raises InputError when the model does not paint, or no picture can have ``size`` (width, height) in px."""
+        check_paints(self.vocab)
+        check_size(size, self.vq.stride, self.vocab, self.sizes if self.data or self.only_size else [])
 
     def generate(self, text: str, size: tuple[int, int] | None, cfg: SampleConfig) -> Prompt:
-        """Asks for a picture of ``size`` (width, height) in px (default: the square of the model's area) after a text."""
+        """Asks for a picture of ``size`` (width, height) in px (default: the square of the model's area) after a text.
+
+        In Chameleon's own layout the request is the text alone, for no size is asked for.
+        """
+        check_paints(self.vocab)
         size = size or self.square
-        check_size(size, self.vq.stride, self.vocab, self.sizes)
-        return self._prompt(_words(text), [(image_prompt(*size, text), None)], [], size, cfg)
+        self.check_paintable(size)
+        return self._prompt(_words(text), [(self.request(text, size), None)], [], size, cfg)
+
+    def request(self, text: str, size: tuple[int, int]) -> str:
+        """The message that asks for a picture of ``size`` (width, height) in px."""
+        return literal(text) if self.only_size else image_prompt(*size, text)
 
     def task(self, task: str, text: str, images: Sequence[Image.Image], cfg: SampleConfig) -> Prompt:
         """Asks for one of conversation.TASKS other than "generate", about ``images``."""
@@ -123,9 +151,11 @@ class PromptBuilder:
             raise InputError(f"the task {task!r} is about a picture; give it one")
         if task not in ("edit", "question") and len(images) > 1:
             raise InputError(f"the task {task!r} is about one picture, not {len(images)}")
+        if task in PAINTED:
+            check_paints(self.vocab)
         turn = (task_prompt(task, text, len(images)), None)
         cropped = [self.cropped(image) for image in images]
-        grids = [encode_image(self.vq, image) for image in cropped]
+        grids = [self.codes(image) for image in cropped]
         return self._prompt(text or task, [turn], grids, cropped[-1].size if task in PAINTED else None, cfg)
 
     def message(self, text: str, images: Sequence[Image.Image], cfg: SampleConfig) -> Prompt:
@@ -149,7 +179,7 @@ class PromptBuilder:
                 cause="the conversation ends with an answer",
             )
         if size:
-            check_size(size, self.vq.stride, self.vocab, self.sizes)
+            self.check_paintable(size)
         text = _words(plain(turns[-1][0]))
         for message in messages_of(turns):
             checked_text(message, "the prompt")
@@ -169,7 +199,7 @@ class PromptBuilder:
             image = whiten(image)
         else:
             image = self.cropped(image)
-        return DialogPicture(image, encode_image(self.vq, image))
+        return DialogPicture(image, self.codes(image))
 
     def dialog(self, record: dict, folder: Path) -> Dialog:
         """The dialog of a line in Lumina's form (dialog.parse_dialog), its pictures relative to ``folder``.
@@ -193,9 +223,15 @@ class PromptBuilder:
 
     def cropped(self, image: Image.Image) -> Image.Image:
         """RGB, the centre of ``image`` at the best of the sizes that the model was trained on."""
+        if self.only_size:
+            return centre_square(image, self.only_size[0])
         if self.as_is and has_size_tokens(image.size, self.vq.stride, self.vocab):
             return whiten(image)
         return whiten(crop(image, best_crop(image.size, self.sizes), CENTRE))
+
+    def codes(self, cropped: Image.Image) -> np.ndarray:
+        """The codes i32[R C] of a picture of :meth:`cropped`."""
+        return encode_image(self.vq, cropped, to_chameleon_pixels if self.only_size else to_pixels)
 
     def from_record(self, record: dict, folder: Path, settings: Settings) -> Prompt:
         """A line of a prompts file: ``prompt``, and optionally ``size`` "WIDTHxHEIGHT", ``task``, ``image`` or ``images`` (files,
@@ -279,7 +315,8 @@ class PromptBuilder:
         checked_text(text, "the prompt")
         ids, _ = tokenize(turns, grids, self.vocab)
         grid = (size[1] // self.vq.stride, size[0] // self.vq.stride) if size else None
-        prompt = Prompt(text, ids, grid if self.forced else None, cfg, picture=grid_tokens(*grid) if grid else 0)
+        picture = grid_tokens(*grid, self.vocab.image_layout) if grid else 0
+        prompt = Prompt(text, ids, grid if self.forced else None, cfg, picture=picture)
         cure = "leave earlier turns out" if len(turns) > 1 else "shorten it"
         self.check_length(prompt.length, cure + ", or make the picture smaller" * bool(grid))
         return prompt
@@ -307,6 +344,17 @@ class Line(NamedTuple):
         if not isinstance(record, dict | str):
             raise InputError('expected an object such as {"prompt": "A cat."}', cause="no JSON object")
         return {"prompt": record} if isinstance(record, str) else record
+
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether its prompt shows a picture, or asks for one without a size. False for a line that is no record."""
+        try:
+            record = self.record()
+        except InputError:
+            return False
+        given = {name for name, value in record.items() if value is not None}
+        paints = record["task"] == "generate" if "task" in given else "conversations" not in given
+        return bool(given & {"image", "images"}) or (paints and "size" not in given)
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -392,19 +440,39 @@ def _words(text: str) -> str:
     return text
 
 
+def data_of(target: int, stride: int, positions: int) -> DataConfig:
+    """What is known of the training of a model by its ``target`` size in px: the sizes of pictures, and the length of sequences.
+
+    The length is ``positions`` tokens, as a checkpoint's config tells, or that of the largest picture behind a caption if it is
+    more. ``stride`` is the image tokenizer's, px a code.
+    """
+    unit = stride * CODES_PER_UNIT
+    largest = max(grid_tokens(height // stride, width // stride) for width, height in crop_sizes(target, unit))
+    return DataConfig(size=target, patch=unit, buckets=(max(positions, largest + CAPTION),))
+
+
 def has_size_tokens(size: tuple[int, int], stride: int, vocab: Vocab) -> bool:
-    """Whether size tokens can express ``size`` (width, height) in px."""
+    """Whether a picture can have ``size`` (width, height) in px: size tokens can express it, or all have it."""
+    if vocab.image_layout.shape is not None:
+        return size == tuple(side * stride for side in reversed(vocab.image_layout.shape))
     unit, limit = stride * CODES_PER_UNIT, int(vocab.size_of.max())
     return all(side % unit == 0 and unit <= side <= unit * limit for side in size)
 
 
 def check_size(size: tuple[int, int], stride: int, vocab: Vocab, trained: list[tuple[int, int]]) -> None:
-    """Raises InputError, offering the nearest of the ``trained`` sizes, when size tokens cannot express ``size`` (both in px)."""
+    """Raises InputError, offering the nearest of the ``trained`` sizes if any, when no picture can have ``size`` (in px)."""
     if not has_size_tokens(size, stride, vocab):
+        if vocab.image_layout.shape is not None:
+            raise InputError(
+                f"size {size[0]}x{size[1]}: all pictures of this model have {trained[0][0]}x{trained[0][1]}; leave the size out",
+                cause="a size that the model cannot paint",
+            )
         unit, limit = stride * CODES_PER_UNIT, int(vocab.size_of.max())
-        nearest = best_crop((max(size[0], 1), max(size[1], 1)), trained)
+        message = f"size {size[0]}x{size[1]}: both sides must be multiples of {unit} px, from {unit} to {unit * limit}"
+        if trained:
+            nearest = best_crop((max(size[0], 1), max(size[1], 1)), trained)
+            message += f"; the nearest that the model was trained on is {nearest[0]}x{nearest[1]}"
         raise InputError(
-            f"size {size[0]}x{size[1]}: both sides must be multiples of {unit} px, from {unit} to {unit * limit}; "
-            f"the nearest that the model was trained on is {nearest[0]}x{nearest[1]}",
+            message,
             cause="a size that the model cannot paint",
         )

@@ -168,7 +168,7 @@ def test_numbers_out_of_range_are_refused_before_work(sample, tmp_path, monkeypa
 
 @pytest.fixture
 def dialog(sample, monkeypatch, tmp_path):
-    """``dialog(lines, "--size", ...)`` -> what ``sample`` returns for a dialog in o/. The model paints a forced size, else says w3."""
+    """``dialog(lines, "--size", ...)`` -> what ``sample`` returns for a dialog; the model paints at a forced size, else says w3."""
 
     def answer(model, prompts, key, cfg, vocab, *, sizes, **options):
         (size,) = sizes

@@ -80,6 +80,11 @@ class StoredRecord:
     files: list[ImageFile] = field(default_factory=list)
     caption: str | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes of the image files."""
+        return sum(len(file.content) for file in self.files)
+
     def decode(self) -> Record:
         """Decodes the images; InputError naming the file when one is damaged."""
         return Record(self.turns, [decode_image(file) for file in self.files], self.caption)
