@@ -6,8 +6,9 @@ from pathlib import Path
 from shlex import quote
 
 from lumina_jax.cli.arguments import NOTHING, at_least, input_path, number, output_path, sampling_seed, size
+from lumina_jax.cli.dialog import hold_dialog
 from lumina_jax.cli.ending import say
-from lumina_jax.cli.live import COMPILING, LACKING, hold_dialog, show_live
+from lumina_jax.cli.live import COMPILING, LACKING, show_live
 from lumina_jax.cli.models import (
     list_sizes,
     load_for_sampling,
@@ -71,7 +72,12 @@ def add_sample(verbs: _SubParsersAction) -> None:
         "--free-size", action="store_true", help="ask for picture and size by words only; force neither"
     )
     sample.add_argument("--raw", action="store_true", help="use the prompts as they are: for dialog, without a size")
-    sample.add_argument("--chat", action="store_true", help="a dialog: a turn per line, with pictures as @file.png")
+    sample.add_argument(
+        "--chat", action="store_true", help="a dialog: a turn per line, pictures as @file.png; /help in it"
+    )
+    sample.add_argument(
+        "--history", type=input_path, metavar="FILE", help="with --chat: a .jsonl file whose last dialog goes on"
+    )
     sample.add_argument("--live", action="store_true", help="show one answer while it grows; the picture in live.png")
     sample.add_argument("--per-prompt", type=at_least(1), default=1, metavar="N", help="answers to each prompt")
     sample.add_argument(
@@ -149,7 +155,7 @@ def _sample(options: Namespace) -> int:
         builder = make_prompt_builder(vq, vocab, experiment, not options.free_size, positions_of(options), target)
         settings = _settings(options, settings_of(experiment))
         if options.chat:
-            return hold_dialog(model, builder, options.seed, settings("describe"), out)
+            return hold_dialog(model, builder, options.seed, settings, out, options.size, options.history)
         prompts, rejects = _prompts(builder, options, images, lines, settings)
         return _paint(model, builder, options, prompts, rejects, share, out)
 
@@ -164,7 +170,13 @@ def _check(options: Namespace) -> None:
     painting = (options.task or "generate") == "generate" and not options.raw
     if options.size and not painting:
         raise InputError("--size goes with text to picture; other tasks answer at the size of their picture")
-    if options.image and painting and not options.chat:
+    if options.chat and (options.prompt or options.prompts or options.image or options.task):
+        raise InputError(
+            "--chat reads its messages and pictures from stdin; leave --prompt, --prompts, --image and --task out"
+        )
+    if options.history and not options.chat:
+        raise InputError("--history goes with --chat; other commands take a dialog as a line of --prompts FILE.jsonl")
+    if options.image and painting:
         raise InputError("--image goes with --task or --raw; run.py sample --task depth --image FILE")
     if options.resume and (options.live or options.chat):
         raise InputError(

@@ -31,7 +31,7 @@ OF_WORKER = r"(-\d+-of-\d+)?"
 RECORDS = re.compile(rf"samples{OF_WORKER}\.jsonl|grid{OF_WORKER}\.png")
 SHARED = re.compile(r"\d{3,}(-\d+){1,2}\.png|rejects\.jsonl")
 """The names of files that the workers of one job write side by side."""
-OTHERS = re.compile(r"live\.png|turn\d+-\d+\.png")
+OTHERS = re.compile(r"live\.png|turn\d+-(shown-)?\d+\.png|transcript\.jsonl")
 """The names of files that an answer shown live and a dialog write."""
 
 
