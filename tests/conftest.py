@@ -27,6 +27,7 @@ from pathlib import Path
 import jax
 import pytest
 from goldens_at import golden_roots
+from jax.experimental.compilation_cache import compilation_cache
 
 from lumina_jax.vocab import Vocab
 
@@ -75,3 +76,13 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def compiled_anew():
+    """Programs do not come from the cache: for tests that read what the compiler says."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
