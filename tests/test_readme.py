@@ -43,7 +43,7 @@ OTHER_PROGRAMS = {
 }
 """Commands that are not this project's, and why no test runs them. bash must be able to read them."""
 CHECKED = {
-    "python run.py quickstart*": "trains for 10 minutes and more; .ci/run gives it 3, tests/toyworld a few steps",
+    "python run.py quickstart*": "trains for 10 minutes and more; .ci/run gives it 1, tests/toyworld a few steps",
     "python run.py train configs/lumina_*": "needs a machine that holds 7 billion weights",
     "python* run.py train configs/pods.py:*": "needs a pod",
     "python run.py train CONFIG --distributed *": "needs several processes; tests/train and tests/cluster start them",
