@@ -14,8 +14,6 @@ from lumina_jax.train.checkpoint import newest, read_experiment
 
 OMNI = ("omni_first", "omni", "omni_dialogs")
 
-pytestmark = pytest.mark.usefixtures("plain_code", "compiled")
-
 
 @pytest.fixture(scope="module")
 def stages():
