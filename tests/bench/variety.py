@@ -1,16 +1,17 @@
 """Variety of a model's pictures of one prompt beside their truth: ``python tests/bench/variety.py`` prints a JSON line per setting.
 
-Prompts that leave something open (a size, the region or the background) are painted several times, half of them on canvases of
-about 64 px, half of about 128 px. ``different`` is the mean number of different pictures of a prompt, ``right`` the share of
-pictures with every fact right. All settings but a guidance of 1 run in one program; a setting takes seconds on two cores.
+Prompts that leave much open, so that at least ENOUGH pictures of the world fit them, are painted several times, half of them on
+canvases of about 64 px, half of about 128 px. ``different`` is the mean number of different pictures of a prompt, ``right`` the
+share of pictures with every fact right. All settings but a guidance of 1 run in one program; a setting takes seconds on two cores.
 """
 
 import argparse
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -22,24 +23,38 @@ import numpy as np
 import run
 from lumina_jax.cli.models import model_arguments
 from lumina_jax.config import SampleConfig
-from lumina_jax.toyworld.captions import Caption, describe
-from lumina_jax.toyworld.scenes import MINI, Pixels
+from lumina_jax.toyworld.captions import Caption, Thing, facts_true
+from lumina_jax.toyworld.scenes import MINI, SIZES, Object, Pixels, Scene, clear
 from lumina_jax.toyworld.source import EVALUATION, captioned_scene, stage_sizes
 from lumina_jax.toyworld.tasks import paint
 
 AREAS = (64, 128)
+ENOUGH = 32
 
 
 def open_prompts(count: int, seed: int) -> list[tuple[Caption, Pixels]]:
-    """``count`` fresh captions that say less than all of their scenes, and their canvases, on AREAS in turn."""
+    """``count`` fresh captions that fit at least ENOUGH scenes, and their canvases, on AREAS in turn."""
     chosen, index = [], 0
     while len(chosen) < count:
         sizes = stage_sizes(AREAS[len(chosen) % len(AREAS)])
         scene, caption = captioned_scene(MINI, sizes, EVALUATION + seed, index)
-        if len(caption.text) < len(describe(scene).text):
+        if sum(1 for _ in islice(fitting(caption, scene.canvas), ENOUGH)) == ENOUGH:
             chosen.append((caption, scene.canvas))
         index += 1
     return chosen
+
+
+def fitting(caption: Caption, canvas: Pixels) -> Iterator[Scene]:
+    """All scenes of the world that the caption is true of."""
+    things = [claim for claim in caption.claims if isinstance(claim, Thing)]
+    choices = [
+        [Object(thing.shape, thing.colour, size, x, y) for size in SIZES for x, y in MINI.centres(size, canvas)]
+        for thing in things
+    ]
+    for background, *objects in product(MINI.backgrounds, *choices):
+        scene = Scene(*canvas, background, tuple(objects))
+        if facts_true(scene, caption.claims) and (len(objects) == 1 or clear(*objects, canvas)):
+            yield scene
 
 
 def measure(models: tuple, prompts: list, copies: int, cfg: SampleConfig) -> dict[str, float]:
