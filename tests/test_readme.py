@@ -87,7 +87,10 @@ PLACEHOLDERS = {
 }
 """Words of commands that stand for others; "..." stands for none."""
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
-PYTHON_CHECKED = {"OneFormerForUniversalSegmentation": "needs OneFormer's weights"}
+PYTHON_CHECKED = {
+    "OneFormerForUniversalSegmentation": "needs OneFormer's weights",
+    "out/seed/records.jsonl": "needs SEED-Data-Edit",
+}
 """Python blocks that hold a word are only checked for imports, and why."""
 
 
