@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from lumina_jax.cli.arguments import REPOSITORY, input_path
+from lumina_jax.cli.arguments import REPOSITORY, dtype, input_path
 from lumina_jax.errors import MissingFileError
 
 TOY_MODEL = "assets/toy"
@@ -18,6 +18,8 @@ def model_arguments(parser: ArgumentParser) -> None:
         "--tokenizer", type=input_path, help="tokenizer.json or its folder (default: the one the model names or holds)"
     )
     parser.add_argument("--vq", type=input_path, help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
+    dtype_help = "dtype of the weights: fp32, bf16 or fp16 (default: as they are; on a CPU, where bf16 is slow, fp32)"
+    parser.add_argument("--dtype", type=dtype, metavar="NAME", help=dtype_help)
     parser.add_argument("--int8", action="store_true", help="blocks' matrices in int8, which halves the memory to read")
 
 
@@ -50,9 +52,8 @@ def _load_for_sampling(options: Namespace, mesh):
         raise MissingFileError("; ".join(missing))
     tokenizer_files.check(files, source.cfg)
     with waiting(f"loading {folder}"):
-        model, vocab, vq = load_model(folder, mesh)[0], files.vocab(), load_image_tokenizer(files.vq)
-    if jax.default_backend() == "cpu":  # where bfloat16 is slow
-        model = jax.tree.map(lambda weight: weight.astype("float32"), model)
+        wanted = options.dtype or ("float32" if jax.default_backend() == "cpu" else "")
+        model, vocab, vq = load_model(folder, mesh, wanted)[0], files.vocab(), load_image_tokenizer(files.vq)
     return _as_int8(model, vocab) if options.int8 else model, vocab, vq, experiment
 
 

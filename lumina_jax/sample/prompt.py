@@ -38,7 +38,8 @@ class Prompt:
     """A prompt: the person's ``text``, its tokens ``ids`` i32[P], and how its answer is sampled.
 
     With a ``size`` (rows, cols) of codes the answer begins with a picture of that size; None leaves both to the model. ``picture``
-    is the number of tokens of the picture that is asked for, 0 for an answer in words. ``seed`` None: the job's.
+    is the number of tokens of the picture that is asked for, 0 for an answer in words. ``seed`` None: the job's. ``task`` is its
+    name in conversation.TASKS.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Prompt:
     cfg: SampleConfig
     seed: int | None = None
     picture: int = 0
+    task: str = "chat"
 
     @property
     def length(self) -> int:
@@ -93,17 +95,23 @@ class PromptBuilder:
         """Asks for a picture of ``size`` (width, height) in px (default: the square of the model's area) after a text."""
         size = size or ((self.data.size, self.data.size) if self.data else (512, 512))
         check_size(size, self.vq.stride, self.vocab, self.sizes)
-        return self._prompt(_words(text), (image_prompt(*size, text), None), [], size, cfg)
+        prompt = self._prompt(_words(text), (image_prompt(*size, text), None), [], size, cfg)
+        return replace(prompt, task="generate")
 
     def task(self, task: str, text: str, images: Sequence[Image.Image], cfg: SampleConfig) -> Prompt:
         """Asks for one of conversation.TASKS other than "generate", about ``images``."""
-        if task in TASKS and not images:
+        if task == "chat":
+            return self.message(text, images, cfg)
+        if task == "text" and images:
+            raise InputError("the task 'text' is about words alone, without a picture; ask about one with 'question'")
+        if task in TASKS and task != "text" and not images:
             raise InputError(f"the task {task!r} is about a picture; give it one")
         if task not in ("edit", "question") and len(images) > 1:
             raise InputError(f"the task {task!r} is about one picture, not {len(images)}")
         turn = (task_prompt(task, text, len(images)), None)
         cropped = [self.cropped(image) for image in images]
-        return self._prompt(text or task, turn, cropped, cropped[-1].size if task in PAINTED else None, cfg)
+        prompt = self._prompt(text or task, turn, cropped, cropped[-1].size if task in PAINTED else None, cfg)
+        return replace(prompt, task=task)
 
     def message(self, text: str, images: Sequence[Image.Image], cfg: SampleConfig) -> Prompt:
         """A message as it is; its pictures replace the ``<|image|>`` in it, or stand before it when there is none."""
