@@ -1,4 +1,4 @@
-"""FP-SFT stage 1 of Lumina-mGPT 34B: post-norm blocks, 8 key/value heads, 4 QK-norm groups (paper section 2.1)."""
+"""FP-SFT stage 1 of Lumina-mGPT 34B: post-norm blocks, 8 key/value heads, 4 QK-norm groups (paper section 3.1)."""
 
 from dataclasses import replace
 

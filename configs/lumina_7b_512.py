@@ -1,4 +1,4 @@
-"""FP-SFT stage 1 of Lumina-mGPT 7B: pictures of about 512 x 512 pixels, 1,061 tokens each (paper section 3.2).
+"""FP-SFT stage 1 of Lumina-mGPT 7B: pictures of about 512 x 512 pixels, 1,061 tokens each (paper section 3.2.2).
 
 Rates, decay, dropout, z-loss and batch follow the published 7B run (xllmx exps/7B.sh):
 ``python run.py train configs/lumina_7b_512.py data.path=... data.tokenizer=... vq.path=...``

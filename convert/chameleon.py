@@ -12,6 +12,7 @@ from convert.metadata import Target
 from convert.orbax_folder import stack
 from convert.sources import VQ_PATH, dtype_examples, vq_rows, vq_sizes
 from convert.table import ROWS, Index, WeightRow, rearrange, sizes_of
+from convert.target_sizes import known_size, target_size_of
 from convert.tokenizer_files import TokenizerFiles
 from convert.vqvae import encoder_shapes, to_torch
 from lumina_jax.config import MeshConfig, ModelConfig
@@ -58,6 +59,15 @@ def load_model(path: str | Path, mesh: Mesh | None = None, dtype: str = "") -> t
     shapes = jax.eval_shape(lambda: Chameleon(source.cfg, nnx.Rngs(0)))
     arrays = {row.path: stack(source, row, source.read, dtypes[row.path], mesh) for row in ROWS}
     return unflatten(shapes, arrays), source.cfg
+
+
+def target_size(path: str | Path, option: int | None = None) -> int:
+    """The target size in px of the checkpoint at ``path``, whose square is the largest area of the pictures that it was trained on.
+
+    It is ``option`` if given, else what the checkpoint records, that of its experiment, or that of the released checkpoint whose
+    name it has. lumina_jax.sample.prompt.data_of makes of it what a PromptBuilder takes. Raises InputError where nothing tells it.
+    """
+    return known_size(target_size_of(open_source(path), option), path, "the caller")
 
 
 def save_model(

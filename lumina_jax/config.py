@@ -21,7 +21,7 @@ def _require(ok: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The Chameleon decoder (paper section 2; defaults are the 7B model).
+    """The Chameleon decoder (paper section 3.1; defaults are the 7B model).
 
     ``vocab`` is the number of tokens, ``width`` that of features, ``layers`` that of blocks; each block has ``heads`` query heads
     and ``kv_heads`` key/value heads of ``head_dim`` features and an MLP of ``mlp`` features. ``rope_base`` is the base of the
@@ -105,7 +105,7 @@ class DataConfig:
     longest, and of a shorter one as many as hold about the same number of tokens, in multiples of ``row_multiple`` (0: of
     ``batch``). With ``packing`` short samples share a row.
 
-    ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.1).
+    ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.2.2).
     ``threads`` prefetch two batches each; 0 reads each batch when it is asked for. While pretokenizing, ``fetchers`` threads
     fetch the pictures of records from web servers: as many requests at once, also to a single server. A picture that has not
     come within ``fetch_seconds``, or has more than ``fetch_mb`` MiB, is rejected. Pretokenizing ends when
@@ -181,6 +181,9 @@ class OptimConfig:
     ``eps`` and ``weight_decay`` are AdamW's; gradients are clipped at the norm ``clip``; ``z_loss`` is that loss's weight. ``lr
     == min_lr`` is the constant rate of the published runs. ``muon_lr`` is the rate where ``lr`` stands at its highest for the
     matrices of the blocks, by Muon; 0 leaves them to AdamW.
+
+    ``loss_weight`` says what counts alike in the loss: "rows", the samples of a batch, as in the original's means over
+    microbatches of like length, or "tokens", the learned tokens (lumina_jax/train/weighting.py).
     """
 
     steps: int = 10_000
@@ -195,6 +198,7 @@ class OptimConfig:
     weight_decay: float = 0.1
     clip: float = 4.0
     z_loss: float = 1e-5
+    loss_weight: str = "rows"
     accumulate: int = 1
     muon_lr: float = 0.0
 
@@ -206,6 +210,10 @@ class OptimConfig:
         _require(self.lr > 0 and self.min_lr >= 0, f"optim.lr={self.lr}, optim.min_lr={self.min_lr}; must be positive")
         _require(self.muon_lr >= 0, f"optim.muon_lr={self.muon_lr}; it must not be negative (0: AdamW for all weights)")
         _require(self.clip > 0, f"optim.clip={self.clip}; it must be positive (1e9 never clips)")
+        known = ("rows", "tokens")
+        _require(
+            self.loss_weight in known, f"optim.loss_weight={self.loss_weight!r}; choose {' or '.join(map(repr, known))}"
+        )
         _require(self.accumulate >= 1, f"optim.accumulate={self.accumulate}; it must be at least 1")
 
 
@@ -304,7 +312,7 @@ LARGEST_WINDOW = 1024
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """How tokens are drawn (paper section 2.4, inference_solver.py of the original).
+    """How tokens are drawn (paper Figure 8, inference_solver.py of the original).
 
     An image token is drawn from the ``image_top_k`` likeliest, a word from ``text_top_k``, both at ``temperature``; an answer has
     at most ``max_new_tokens`` tokens. ``guidance`` is the released code's scale g: ``g * (cond - uncond) + uncond``; 1 switches
@@ -445,12 +453,17 @@ def to_dict(config) -> dict:
 
 RENAMED = {PodConfig: {"wait": "join_timeout", "patience": "stall_timeout", "silence": "heartbeat_timeout"}}
 """Fields as older checkpoints name them -> their names now."""
+ABSENT = {OptimConfig: {"loss_weight": "tokens"}}
+"""Fields that older checkpoints lack -> the value that they were computed with, where that is not the default."""
 
 
 def from_dict(kind: type, values: dict):
-    """The inverse of :func:`to_dict`; a missing field takes its default. Raises InputError naming an unknown field."""
+    """The inverse of :func:`to_dict`; a missing field takes its value in ABSENT, else its default.
+
+    Raises InputError naming an unknown field.
+    """
     hints = typing.get_type_hints(kind)
-    values = {RENAMED.get(kind, {}).get(name, name): value for name, value in values.items()}
+    values = ABSENT.get(kind, {}) | {RENAMED.get(kind, {}).get(name, name): value for name, value in values.items()}
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise InputError(f"{kind.__name__} has no field {unknown[0]!r}; its fields are {', '.join(hints)}")

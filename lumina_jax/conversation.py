@@ -3,18 +3,24 @@
 Source: FlexARItemProcessor and its base class (item_processor.py of the original).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+import reprlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import numpy as np
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.errors import InputError
 from lumina_jax.layout import encode_grid, images_in
+from lumina_jax.text import checked_text
 from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 
 Turn = tuple[str, str | None]
 """The human message and the assistant's answer; None for an answer that is to be generated."""
+SPEAKERS = (("human",), ("gpt", "assistant"))
+"""Who speaks in Lumina's JSON, by turns; the first name of each is the one that is written."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ TASKS = {
     "describe": Task(
         "Describe this image in detail.<|image|>", 1.0, 2000, f"the original's README, at guidance 4.0; {WORDS}"
     ),
-    "question": Task("{images} {text}", 1.0, 2000, f"the original's demo_freeform.py; {WORDS}"),
+    "question": Task("{text}{images}", 1.0, 2000, f"the original's demo_freeform.py; {WORDS}"),
     "text": Task("{text}", 1.0, 2000, f"the original's demo_freeform.py; {WORDS}"),
     "chat": Task(
         "{text}",
@@ -87,14 +93,40 @@ SEAM = "\ufdd0"
 """A Unicode noncharacter, reserved for use inside programs. Messages are split at it before encoding; it is never encoded."""
 
 
+REQUESTED_SIZE = re.compile(
+    re.escape(TASKS["generate"].request.partition("{height}")[0]).replace(re.escape("{width}"), "([0-9]{1,6})")
+    + r"([0-9]{1,6})\b"
+)
+
+
 def literal(text: str) -> str:
     """Escapes ``<|image|>`` in ``text``: :func:`tokenize` then encodes its letters instead of inserting an image."""
     return text.replace(SEAM, "").replace(IMAGE_SYMBOL, f"{IMAGE_SYMBOL[0]}{SEAM}{IMAGE_SYMBOL[1:]}")
 
 
+def explicit(text: str, images: int) -> str:
+    """A message of a dialog: with ``images`` images ``text`` itself, behind them where it holds no ``<|image|>``; without any its
+    :func:`literal`. Raises InputError when the number of symbols is neither 0 nor that of the images."""
+    if not images:
+        return literal(text)
+    check_symbols([text], images)
+    return text if IMAGE_SYMBOL in text else _with_images_first(text, images)
+
+
+def plain(message: str) -> str:
+    """A message for reading: without the marks that :func:`literal` leaves in it."""
+    return message.replace(SEAM, "")
+
+
 def image_prompt(width: int, height: int, text: str) -> str:
-    """The resolution-aware request for an image of ``width`` x ``height`` pixels (paper section 3.1); ``text`` is escaped."""
+    """The resolution-aware request for an image of ``width`` x ``height`` pixels (paper section 3.2.2); ``text`` is escaped."""
     return TASKS["generate"].request.format(width=width, height=height, text=literal(text))
+
+
+def requested_size(message: str) -> tuple[int, int] | None:
+    """The (width, height) in px that a message asks for when it begins as those of :func:`image_prompt` do; else None."""
+    match = REQUESTED_SIZE.match(message)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def task_prompt(task: str, text: str = "", images: int = 1) -> str:
@@ -131,6 +163,32 @@ def served(task: str, cfg: SampleConfig) -> SampleConfig:
         image_top_k=row.image_top_k,
         text_top_k=row.text_top_k,
     )
+
+
+def parse_turns(messages: object) -> list[Turn]:
+    """The ``conversations`` of Lumina's JSON, objects with ``from`` ("human" and "gpt" by turns) and ``value`` (a text), as turns.
+
+    The last answer may be left out, or null. Raises InputError naming the message that is not well-formed.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise InputError("'conversations' is not a list of at least one message")
+    texts: list[str | None] = []
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise InputError(f"message {number} of the conversation is not an object with 'from' and 'value'")
+        if (speaker := message.get("from")) not in SPEAKERS[number % 2]:
+            raise InputError(
+                f"message {number} is from {reprlib.repr(speaker)}; human and gpt must take turns, human first"
+            )
+        value = message.get("value")
+        unanswered = value is None and number % 2 == 1 and number == len(messages) - 1
+        texts.append(None if unanswered else checked_text(value, f"the value of message {number}"))
+    return list(zip_longest(texts[::2], texts[1::2]))
+
+
+def messages_of(turns: Sequence[Turn]) -> list[str]:
+    """The messages and answers in order; one that is to be generated is left out."""
+    return [message for turn in turns for message in turn if message is not None]
 
 
 def check_symbols(messages: Sequence[str], images: int) -> None:
@@ -185,7 +243,7 @@ def texts(turns: Sequence[Turn], images: int) -> Iterator[str]:
 def drop_context(tokens: np.ndarray, learn: np.ndarray, vocab: Vocab) -> tuple[np.ndarray, np.ndarray]:
     """A sample whose only image ends its answer -> that image alone, begin-image to end-image, all of it learned.
 
-    It trains the unconditional model that guidance needs (paper section 3.1). Any other sample is returned unchanged.
+    It trains the unconditional model that guidance needs (paper section 3.2.2). Any other sample is returned unchanged.
     """
     images = images_in(tokens, vocab)
     if len(images) != 1 or images[0].stop != len(tokens) - 1 or tokens[-1] != vocab.end_of_turn:
@@ -194,12 +252,23 @@ def drop_context(tokens: np.ndarray, learn: np.ndarray, vocab: Vocab) -> tuple[n
     return (tokens[image], learn[image]) if learn[image].all() else (tokens, learn)
 
 
+def in_answers(turns: Sequence[Turn], images: int) -> list[bool]:
+    """Per image of a conversation with ``images`` images, whether it stands in an answer."""
+    messages = [message for turn in turns for message in turn]
+    symbols = [0 if message is None else message.count(IMAGE_SYMBOL) for message in messages]
+    return [number % 2 == 1 for number, count in enumerate(symbols) for _ in range(count)] or [False] * images
+
+
 def _messages(turns: Sequence[Turn], images: int) -> list[str]:
     """The messages and answers in order, with image symbols put before the first message if there were none."""
-    messages = [message for turn in turns for message in turn if message is not None]
+    messages = messages_of(turns)
     if messages and not any(IMAGE_SYMBOL in message for message in messages):
-        messages[0] = f"{IMAGE_SYMBOL} " * images + messages[0]
+        messages[0] = _with_images_first(messages[0], images)
     return messages
+
+
+def _with_images_first(message: str, images: int) -> str:
+    return f"{IMAGE_SYMBOL} " * images + message
 
 
 def _spans(message: str) -> list[list[str]]:

@@ -183,7 +183,7 @@ def test_image_prompt_is_the_published_wording():
         ("edit", "Remove the cup.", "Remove the cup. <|image|>"),
         ("refine", "", "No edit. <|image|>"),
         ("describe", "", "Describe this image in detail.<|image|>"),
-        ("question", "Who?", "<|image|> Who?"),
+        ("question", "Who?", "Who?<|image|>"),
     ],
 )
 def test_task_prompts_are_the_published_wordings(task, text, wording):
@@ -204,7 +204,7 @@ def test_a_full_stop_is_not_doubled(text):
 
 
 def test_questions_and_edits_take_any_number_of_images():
-    assert task_prompt("question", "Same?", images=2) == "<|image|> <|image|> Same?"
+    assert task_prompt("question", "Same?", images=2) == "Same?<|image|> <|image|>"
     assert task_prompt("question", "2 + 2 =", images=0) == "2 + 2 ="
     assert task_prompt("edit", "Now blue.", images=0) == "Now blue."
 

@@ -25,8 +25,6 @@ from test_names import missing_imports
 import run
 from lumina_jax.pods import topology
 
-pytestmark = pytest.mark.usefixtures("plain_code")
-
 GUIDES = sorted(
     path.relative_to(REPO)
     for path in REPO.rglob("*.md")

@@ -43,6 +43,14 @@ size = argument(pixel_size)
 dtype = argument(dtype_name)
 
 
+@argument
+def target_size(text: str) -> int:
+    """A target size in px."""
+    from lumina_jax.released import check_target_size
+
+    return check_target_size(whole_number(text))
+
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = "assets"
 """The folder of the repository whose files a command finds from any other folder."""

@@ -3,8 +3,9 @@
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import NOTHING, at_least, dtype, input_path, output_path, seed, tolerance
+from lumina_jax.cli.arguments import NOTHING, at_least, dtype, input_path, output_path, seed, target_size, tolerance
 from lumina_jax.cli.ending import say
+from lumina_jax.cli.models import image_layout_argument
 from lumina_jax.cli.processes import join, process_arguments
 
 NOT_MADE = "{target} was not made; the same command starts again"
@@ -67,6 +68,9 @@ def _path_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--vq", default="", type=input_path, help="a vqgan.ckpt (its .yaml beside it) that is not near the weights"
     )
+    size_help = "record that its pictures have at most the area of N x N pixels (default: what it records, or its released name)"
+    parser.add_argument("--target-size", type=target_size, metavar="N", help=size_help)
+    image_layout_argument(parser)
     process_arguments(parser)
 
 
@@ -81,7 +85,8 @@ def _convert(options: Namespace) -> None:
             import jax
 
             from convert.convert import Target, convert
-        target = Target(o.layout, o.shards, o.dtype or "", o.bin, o.zero_image_head, o.tokenizer, o.vq)
+        rest = (o.zero_image_head, o.tokenizer, o.vq, o.target_size, o.image_layout or "")
+        target = Target(o.layout, o.shards, o.dtype or "", o.bin, *rest)
         notes = convert(options.source, options.target, target)
         first = jax.process_index() == 0
     if first:

@@ -6,9 +6,19 @@ from pathlib import Path
 from shlex import quote
 
 from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, sampling_seed, size
+from lumina_jax.cli.dialog import hold_dialog
 from lumina_jax.cli.ending import say
-from lumina_jax.cli.live import COMPILING, LACKING, hold_dialog, show_live
-from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, positions_of, settings_of
+from lumina_jax.cli.live import COMPILING, LACKING, show_live
+from lumina_jax.cli.models import (
+    list_sizes,
+    load_for_sampling,
+    make_prompt_builder,
+    model_arguments,
+    positions_of,
+    settings_of,
+    target_size_argument,
+    target_size_for,
+)
 from lumina_jax.cli.processes import worker
 from lumina_jax.cli.results import claimed, results_folder
 from lumina_jax.cli.settings import asked_settings, default_settings, settings_arguments, task_table, used_settings
@@ -27,6 +37,7 @@ def add_sample(verbs: _SubParsersAction) -> None:
     )
     sample = verbs.add_parser("sample", help="text to pictures and text", epilog=epilog)
     model_arguments(sample)
+    target_size_argument(sample)
     sample.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="what to paint, or to do; may be repeated"
     )
@@ -54,10 +65,20 @@ def add_sample(verbs: _SubParsersAction) -> None:
         help="WIDTHxHEIGHT in pixels; the answer begins with a picture of it (default: a square of the model's training area)",
     )
     sample.add_argument(
+        "--list-sizes",
+        action="store_true",
+        help="print the sizes of --target-size, or of --model, and their tokens; then end",
+    )
+    sample.add_argument(
         "--free-size", action="store_true", help="ask for picture and size by words only; force neither"
     )
     sample.add_argument("--raw", action="store_true", help="use the prompts as they are: for dialog, without a size")
-    sample.add_argument("--chat", action="store_true", help="a dialog: a turn per line, with pictures as @file.png")
+    sample.add_argument(
+        "--chat", action="store_true", help="a dialog: a turn per line, pictures as @file.png; /help in it"
+    )
+    sample.add_argument(
+        "--history", type=input_path, metavar="FILE", help="with --chat: a .jsonl file whose last dialog goes on"
+    )
     sample.add_argument("--live", action="store_true", help="show one answer while it grows; the picture in live.png")
     sample.add_argument("--per-prompt", type=at_least(1), default=1, metavar="N", help="answers to each prompt")
     sample.add_argument(
@@ -90,6 +111,8 @@ def _sample(options: Namespace) -> int:
     if options.list_tasks:
         print(task_table())
         return 0
+    if options.list_sizes:
+        return list_sizes(options)
     from contextlib import nullcontext
 
     from lumina_jax.progress import waiting
@@ -111,17 +134,18 @@ def _sample(options: Namespace) -> int:
     images = [open_image(Path(file)) for file in options.image]
     share = worker(options.worker) if options.worker else (0, 1)
     out = results_folder(options.out, OUT, lambda folder: check_free(folder, share), options.resume)
+    target = target_size_for(options, _needs_sizes(options, lines), needed=not options.chat)
     mesh = None  # without --tensor the model is on one device
     if options.tensor is not None:
         mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=options.tensor), jax.local_devices())
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
         model, vocab, vq, experiment = load_for_sampling(options, mesh)
-        builder = make_prompt_builder(vq, vocab, experiment, not options.free_size, positions_of(options))
+        builder = make_prompt_builder(vq, vocab, experiment, not options.free_size, positions_of(options), target)
         base = settings_of(experiment)
         settings = asked_settings(options, base)
         if options.chat:
             print(used_settings([("chat", settings("chat"))], default_settings(base)), file=sys.stderr)
-            return hold_dialog(model, builder, options.seed, settings("chat"), out)
+            return hold_dialog(model, builder, options.seed, settings, out, options.size, options.history)
         prompts, rejects = _prompts(builder, options, images, lines, settings)
         asked = [(prompt.task, prompt.cfg) for prompt in prompts if prompt is not None]
         used = used_settings(asked, default_settings(base))
@@ -138,13 +162,31 @@ def _check(options: Namespace) -> None:
     painting = (options.task or "generate") == "generate" and not options.raw
     if options.size and not painting:
         raise InputError("--size goes with text to picture; other tasks answer at the size of their picture")
-    if options.image and painting and not options.chat:
+    if options.chat and (options.prompt or options.prompts or options.image or options.task):
+        raise InputError(
+            "--chat reads its messages and pictures from stdin; leave --prompt, --prompts, --image and --task out"
+        )
+    if options.history and not options.chat:
+        raise InputError("--history goes with --chat; other commands take a dialog as a line of --prompts FILE.jsonl")
+    if options.image and painting:
         raise InputError("--image goes with --task or --raw; run.py sample --task depth --image FILE")
     if options.resume and (options.live or options.chat):
         raise InputError(
             "--resume continues the answers of samples.jsonl, and --live and --chat write none; leave it out"
         )
     asked_settings(options, SampleConfig())("generate")
+
+
+def _needs_sizes(options: Namespace, lines: list) -> str:
+    """What of the command needs the sizes that the model was trained on, in words; "" for nothing."""
+    painting = (options.task or "generate") == "generate" and not options.raw
+    if options.chat:
+        return "a picture in the dialog"
+    if options.image:
+        return "--image"
+    if options.prompt and painting and not options.size:
+        return "a prompt without --size"
+    return next((f"line {line.number} of {options.prompts}" for line in lines if line.needs_sizes), "")
 
 
 def _prompts(builder, options: Namespace, images: list, lines: list, settings) -> tuple[tuple, list[dict]]:

@@ -33,7 +33,7 @@ SHARED = re.compile(r"\d{3,}(-\d+){1,2}\.png|rejects\.jsonl")
 """The names of files that the workers of one job write side by side."""
 USED = ("task", "settings")
 """What a line says of the prompt; lines of earlier versions lack it."""
-OTHERS = re.compile(r"live\.png|turn\d+-\d+\.png")
+OTHERS = re.compile(r"live\.png|turn\d+-(shown-)?\d+\.png|transcript\.jsonl")
 """The names of files that an answer shown live and a dialog write."""
 
 
@@ -295,7 +295,7 @@ def _answers(
         # Of all prompts, so that a resumed run repeats what an unbroken one does.
         every = [prompt.size for prompt in job.prompts if prompt is not None and prompt.cfg == cfg]
         if None not in every:
-            cfg = cfg.limited(answer_tokens(every))
+            cfg = cfg.limited(answer_tokens(every, vocab.image_layout))
         options = dict(sizes=sizes, keys=keys, rows=job.rows, opens=[size is not None for size in sizes])
         streams.append((group, stream(model, [prompt.ids for prompt in prompts], keys[0], cfg, vocab, **options)))
     return _finished_answers(vq, vocab, job, out, streams)
@@ -310,7 +310,8 @@ def _finished_answers(
             item = group[partial.index]
             size = job.prompts[item[0]].size
             # A larger picture in the same stream allows more tokens than this answer would get alone.
-            tokens = partial.tokens if size is None else partial.tokens[: answer_tokens([size])]
+            limit = None if size is None else answer_tokens([size], vocab.image_layout)
+            tokens = partial.tokens[:limit]
             images, text, broken = read(tokens, vq, vocab)
             files = tuple(f"{job.stem(item)}-{number}.png" for number in range(len(images)))
             for image, name in zip(images, files, strict=True):

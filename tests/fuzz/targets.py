@@ -23,7 +23,7 @@ sys.path[:0] = [str(REPO / "tests" / "pictures")]
 
 from picture_corpus import PAIRS, corpus  # noqa: E402
 
-from lumina_jax.config import SampleConfig  # noqa: E402
+from lumina_jax.config import DataConfig, SampleConfig  # noqa: E402
 from lumina_jax.data.sources import open_source  # noqa: E402
 from lumina_jax.data.sources.adapters import dialogue, imagefolder, mini_gemini, openhermes, pair  # noqa: E402
 from lumina_jax.data.sources.csv_rows import RowFormat  # noqa: E402
@@ -204,7 +204,7 @@ def prompt_builder() -> PromptBuilder:
     if not _BUILDERS:
         toy = REPO / "assets" / "toy"
         few_codes = PatchVQ(PatchVQ.load(toy / "vq.npz").codebook[:4])
-        _BUILDERS.append(PromptBuilder(few_codes, Vocab.load(toy), as_is=True))
+        _BUILDERS.append(PromptBuilder(few_codes, Vocab.load(toy), DataConfig(size=512), as_is=True))
     return _BUILDERS[0]
 
 

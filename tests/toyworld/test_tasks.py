@@ -6,6 +6,7 @@ from itertools import accumulate
 import numpy as np
 import pytest
 from PIL import Image
+from truth import true_replies
 
 import run
 from lumina_jax.config import DataConfig, SampleConfig, VQConfig
@@ -13,7 +14,7 @@ from lumina_jax.conversation import TASKS, tokenize
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pictures.pixels import to_pixels
 from lumina_jax.toyworld import tasks
-from lumina_jax.toyworld.exercises import next_prompt, true_replies
+from lumina_jax.toyworld.exercises import next_prompt
 from lumina_jax.toyworld.fit import fit_omni
 from lumina_jax.toyworld.omni import MIX, evaluation_exercises
 from lumina_jax.toyworld.omni_judge import WORST
