@@ -14,7 +14,15 @@ experiment = Experiment(
     data=DataConfig(path="out/toy/data64", tokenizer="out/toy", size=64, buckets=(42, 50), batch=16, packing=False),
     # Muon for the matrices: after so few steps more than twice as many pictures are right as with AdamW (tests/bench/optimizer.py).
     optim=OptimConfig(
-        steps=3000, lr=1.5e-2, min_lr=7.5e-4, muon_lr=1e-2, warmup=60, hold=0.3, decay="linear", clip=1.0
+        steps=3000,
+        lr=1.5e-2,
+        min_lr=7.5e-4,
+        muon_lr=1e-2,
+        warmup=60,
+        hold=0.3,
+        decay="linear",
+        clip=1.0,
+        loss_weight="tokens",
     ),
     mesh=MeshConfig(replica=-1, fsdp=1, compute="float32", remat="none", unroll=4),
     # A model this small samples fastest with one token a pass.

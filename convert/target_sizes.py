@@ -59,7 +59,8 @@ def known_size(found: TargetSize, folder: str | Path, purpose: str) -> int:
         names = ", ".join(release.short for release in RELEASES)
         raise InputError(
             f"{folder}: nothing tells for which sizes of pictures this model was trained, and {purpose} needs them: neither an "
-            f"experiment, nor its metadata, nor a name (Lumina-mGPT- and one of {names}); give --target-size 512, 768, 1024 ..."
+            f"experiment, nor its metadata, nor a name (Lumina-mGPT- and one of {names}); give --target-size 512, 768, 1024 ..., "
+            "or --image-layout chameleon for a model of Meta's Chameleon"
         )
     return found.size
 
@@ -80,7 +81,7 @@ def _of_experiment(source: Checkpoint) -> TargetSize | None:
 
 
 def _of_name(source: Checkpoint) -> TargetSize | None:
-    if (release := released_as(_names(source))) is None:
+    if (release := released_as(names_of(source))) is None:
         return None
     size, reason = release.target_size, f"that of {release.name}, whose name it has"
     line = (
@@ -89,7 +90,7 @@ def _of_name(source: Checkpoint) -> TargetSize | None:
     return TargetSize(size, NAME, reason, line)
 
 
-def _names(source: Checkpoint) -> Iterator[str]:
+def names_of(source: Checkpoint) -> Iterator[str]:
     """What a checkpoint is called: its folder as given and without links, its model's name in config.json, that of its origin."""
     for folder in (source.folder.absolute(), source.folder.resolve()):
         yield folder.name

@@ -181,6 +181,9 @@ class OptimConfig:
     ``eps`` and ``weight_decay`` are AdamW's; gradients are clipped at the norm ``clip``; ``z_loss`` is that loss's weight. ``lr
     == min_lr`` is the constant rate of the published runs. ``muon_lr`` is the rate where ``lr`` stands at its highest for the
     matrices of the blocks, by Muon; 0 leaves them to AdamW.
+
+    ``loss_weight`` says what counts alike in the loss: "rows", the samples of a batch, as in the original's means over
+    microbatches of like length, or "tokens", the learned tokens (lumina_jax/train/weighting.py).
     """
 
     steps: int = 10_000
@@ -195,6 +198,7 @@ class OptimConfig:
     weight_decay: float = 0.1
     clip: float = 4.0
     z_loss: float = 1e-5
+    loss_weight: str = "rows"
     accumulate: int = 1
     muon_lr: float = 0.0
 
@@ -206,6 +210,10 @@ class OptimConfig:
         _require(self.lr > 0 and self.min_lr >= 0, f"optim.lr={self.lr}, optim.min_lr={self.min_lr}; must be positive")
         _require(self.muon_lr >= 0, f"optim.muon_lr={self.muon_lr}; it must not be negative (0: AdamW for all weights)")
         _require(self.clip > 0, f"optim.clip={self.clip}; it must be positive (1e9 never clips)")
+        known = ("rows", "tokens")
+        _require(
+            self.loss_weight in known, f"optim.loss_weight={self.loss_weight!r}; choose {' or '.join(map(repr, known))}"
+        )
         _require(self.accumulate >= 1, f"optim.accumulate={self.accumulate}; it must be at least 1")
 
 
@@ -445,12 +453,17 @@ def to_dict(config) -> dict:
 
 RENAMED = {PodConfig: {"wait": "join_timeout", "patience": "stall_timeout", "silence": "heartbeat_timeout"}}
 """Fields as older checkpoints name them -> their names now."""
+ABSENT = {OptimConfig: {"loss_weight": "tokens"}}
+"""Fields that older checkpoints lack -> the value that they were computed with, where that is not the default."""
 
 
 def from_dict(kind: type, values: dict):
-    """The inverse of :func:`to_dict`; a missing field takes its default. Raises InputError naming an unknown field."""
+    """The inverse of :func:`to_dict`; a missing field takes its value in ABSENT, else its default.
+
+    Raises InputError naming an unknown field.
+    """
     hints = typing.get_type_hints(kind)
-    values = {RENAMED.get(kind, {}).get(name, name): value for name, value in values.items()}
+    values = ABSENT.get(kind, {}) | {RENAMED.get(kind, {}).get(name, name): value for name, value in values.items()}
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise InputError(f"{kind.__name__} has no field {unknown[0]!r}; its fields are {', '.join(hints)}")

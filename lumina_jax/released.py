@@ -1,4 +1,5 @@
 """The released checkpoints of Lumina-mGPT, recognised by name: the pictures each was trained on, and what its authors show by it.
+Those of Chameleon are recognised too.
 
 A checkpoint in a published layout does not say for which pictures it was made: the original leaves that to the option
 --target_size of its demos, "consistent with the checkpoint". Sources: the list of checkpoints, the demos and "Simple Inference" in
@@ -16,6 +17,8 @@ UNIT = 32
 SMALLEST, LARGEST = 64, 2048
 """The target sizes that are accepted, in px; the largest is twice that of any stage."""
 FAMILY = "Lumina-mGPT"
+CHAMELEON_NAMES = re.compile(r"(?<![a-z0-9])chameleon-(7b|30b|34b)(?![a-z0-9])")
+"""In lower case with hyphens: Meta's models, as transformers has them and as the original starts from."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ def released_as(names: Iterable[str]) -> Release | None:
     longest_first = sorted(RELEASES, key=lambda release: -len(release.name))
     plain = (re.sub(r"[_\s]", "-", name.lower()) for name in names)
     return next((release for name in plain for release in longest_first if _names(name, release)), None)
+
+
+def is_chameleon(names: Iterable[str]) -> bool:
+    """Whether one of ``names`` is that of a release of Chameleon, such as "chameleon-7b" or "Chameleon_7B_mGPT"."""
+    return any(CHAMELEON_NAMES.search(re.sub(r"[_\s]", "-", name.lower())) for name in names)
 
 
 def _names(name: str, release: Release) -> bool:

@@ -214,6 +214,11 @@ class Vocab:
         return sizes
 
     @cached_property
+    def special_ids(self) -> np.ndarray:
+        """i32[n], sorted: the tokens that no text is encoded to."""
+        return np.array(sorted(self._special), np.int32)
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the tokenizer, 16 hex digits: token data record which tokenizer made them."""
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]

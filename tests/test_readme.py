@@ -26,8 +26,6 @@ import run
 from lumina_jax.pods import topology
 from lumina_jax.vocab import Vocab
 
-pytestmark = pytest.mark.usefixtures("plain_code")
-
 GUIDES = sorted(
     path.relative_to(REPO)
     for path in REPO.rglob("*.md")
@@ -46,7 +44,7 @@ OTHER_PROGRAMS = {
 }
 """Commands that are not this project's, and why no test runs them. bash must be able to read them."""
 CHECKED = {
-    "python run.py quickstart*": "trains for 10 minutes and more; .ci/run gives it 3, tests/toyworld a few steps",
+    "python run.py quickstart*": "trains for 10 minutes and more; .ci/run gives it 1, tests/toyworld a few steps",
     "python run.py train configs/lumina_*": "needs a machine that holds 7 billion weights",
     "python* run.py train configs/pods.py:*": "needs a pod",
     "python run.py train CONFIG --distributed *": "needs several processes; tests/train and tests/cluster start them",
@@ -90,7 +88,10 @@ PLACEHOLDERS = {
 }
 """Words of commands that stand for others; "..." stands for none."""
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
-PYTHON_CHECKED = {"OneFormerForUniversalSegmentation": "needs OneFormer's weights"}
+PYTHON_CHECKED = {
+    "OneFormerForUniversalSegmentation": "needs OneFormer's weights",
+    "out/seed/records.jsonl": "needs SEED-Data-Edit",
+}
 """Python blocks that hold a word are only checked for imports, and why."""
 
 

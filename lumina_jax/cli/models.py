@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from lumina_jax.cli.arguments import REPOSITORY, input_path, target_size
+from lumina_jax.cli.arguments import REPOSITORY, dtype, input_path, target_size
 from lumina_jax.errors import InputError, MissingFileError, printable
 
 TOY_MODEL = "assets/toy"
@@ -19,7 +19,10 @@ def model_arguments(parser: ArgumentParser) -> None:
         "--tokenizer", type=input_path, help="tokenizer.json or its folder (default: the one the model names or holds)"
     )
     parser.add_argument("--vq", type=input_path, help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
+    dtype_help = "dtype of the weights: fp32, bf16 or fp16 (default: as they are; on a CPU, where bf16 is slow, fp32)"
+    parser.add_argument("--dtype", type=dtype, metavar="NAME", help=dtype_help)
     parser.add_argument("--int8", action="store_true", help="blocks' matrices in int8, which halves the memory to read")
+    image_layout_argument(parser)
 
 
 def target_size_argument(parser: ArgumentParser) -> None:
@@ -28,6 +31,14 @@ def target_size_argument(parser: ArgumentParser) -> None:
         "metadata say, else as a released name such as Lumina-mGPT-7B-768 tells)"
     )
     parser.add_argument("--target-size", type=target_size, metavar="N", help=target_help)
+
+
+def image_layout_argument(parser: ArgumentParser) -> None:
+    layout_help = (
+        "how the model's pictures stand among its tokens: lumina, any size; chameleon, 512x512, as in Meta's Chameleon (default: "
+        "as its metadata say, else by its name or files)"
+    )
+    parser.add_argument("--image-layout", choices=("lumina", "chameleon"), help=layout_help)
 
 
 def load_for_sampling(options: Namespace, mesh=None):
@@ -46,18 +57,23 @@ def _load_for_sampling(options: Namespace, mesh):
 
     from convert import load_image_tokenizer, load_model, tokenizer_files
     from convert.metadata import experiment_of
+    from convert.pictures import carried_encoder, fitted, image_layout_of
     from lumina_jax.progress import waiting
+    from lumina_jax.vocab import UNI_REP
 
     source = open_model(options)
     experiment = experiment_of(source)
     files = tokenizer_files.find(source.folder, experiment, options.tokenizer or "", options.vq or "")
-    if missing := tokenizer_files.notes(files, source.folder):
+    encoder = None if files.vq else carried_encoder(source)
+    if missing := tokenizer_files.notes(files, source.folder, encoder is not None):
         raise MissingFileError("; ".join(missing))
     tokenizer_files.check(files, source.cfg)
     with waiting(f"loading {options.model}"):
-        model, vocab, vq = load_model(options.model, mesh)[0], files.vocab(), load_image_tokenizer(files.vq)
-    if jax.default_backend() == "cpu":  # where bfloat16 is slow
-        model = jax.tree.map(lambda weight: weight.astype("float32"), model)
+        wanted = options.dtype or ("float32" if jax.default_backend() == "cpu" else "")  # a CPU is slow in bfloat16
+        model, vocab = load_model(options.model, mesh, wanted)[0], files.vocab()
+        vq = encoder or load_image_tokenizer(files.vq)
+    image_layout = image_layout_of(source, options.image_layout or "").image_layout or UNI_REP
+    vocab = vocab.with_images(fitted(image_layout, model, vocab, vq))
     return _as_int8(model, vocab) if options.int8 else model, vocab, vq, experiment
 
 
@@ -102,15 +118,23 @@ def make_prompt_builder(
 
 
 def target_size_for(options: Namespace, purpose: str, needed: bool = True) -> int | None:
-    """The target size of --model in px by --target-size, its metadata or its name; None where its experiment tells it, or nothing.
+    """The target size of --model in px by --target-size, its metadata or its name; None where its experiment tells it, or nothing,
+    and where its pictures have the one size of Chameleon's layout.
 
     Only headers are read. ``purpose`` is what needs the size, in words; "" for nothing. With one, an assumption or an option that
     contradicts the checkpoint is printed as a line, and an unknown size raises InputError, or is such a line where it may turn out
     not to be ``needed``.
     """
-    from convert.target_sizes import EXPERIMENT, known_size, target_size_of
+    from lumina_jax.progress import waiting
 
-    found = target_size_of(open_model(options), options.target_size)
+    with waiting(f"loading {options.model}"):
+        from convert.target_sizes import EXPERIMENT, known_size, target_size_of
+
+        pictures, found = image_layout_for(options), target_size_of(open_model(options), options.target_size)
+    if pictures.is_chameleon:
+        if purpose and pictures.line:
+            print(printable(pictures.line), file=sys.stderr)
+        return None
     line = found.line
     try:
         known_size(found, options.model, purpose)
@@ -123,11 +147,24 @@ def target_size_for(options: Namespace, purpose: str, needed: bool = True) -> in
     return None if found.source == EXPERIMENT else found.size
 
 
+def image_layout_for(options: Namespace):
+    """The convert.pictures.FoundLayout of --model by --image-layout, its metadata, its name or its files; only headers are read."""
+    from convert.pictures import image_layout_of
+
+    return image_layout_of(open_model(options), options.image_layout or "", options.target_size)
+
+
 def list_sizes(options: Namespace) -> int:
     """Prints the (width x height) of --target-size, or of --model, with the tokens of such a picture; no weights are loaded."""
-    from lumina_jax.config import DataConfig
+    from lumina_jax.config import DataConfig, VQConfig
     from lumina_jax.layout import CODES_PER_UNIT, crop_sizes, grid_tokens
+    from lumina_jax.vocab import CHAMELEON
 
+    if not options.target_size and image_layout_for(options).is_chameleon:
+        rows, cols = CHAMELEON.shape
+        stride = VQConfig().stride
+        print(f"{cols * stride}x{rows * stride} {grid_tokens(rows, cols, CHAMELEON):,} tokens")
+        return 0
     data = DataConfig(size=options.target_size) if options.target_size else _data_of_model(options)
     for width, height in crop_sizes(data.size, data.patch, data.max_ratio):
         rows, cols = (side * CODES_PER_UNIT // data.patch for side in (height, width))

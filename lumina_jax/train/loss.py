@@ -44,22 +44,23 @@ def token_loss(hidden: jax.Array, head: jax.Array, targets: jax.Array, learn: ja
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def step_loss(
-    hidden: jax.Array, head: jax.Array, targets: jax.Array, learn: jax.Array, z_weight: float, chunk: int
+    hidden: jax.Array, head: jax.Array, targets: jax.Array, weights: jax.Array, z_weight: float, chunk: int
 ) -> tuple[jax.Array, LossSums]:
-    """(sum of cross-entropy + ``z_weight`` * sum of z, the sums): :func:`token_loss` for a train step.
+    """(sum of ``weights`` * (cross-entropy + ``z_weight`` * z), the sums): :func:`token_loss` for a train step.
 
+    ``weights`` f32[B T] are 0 where nothing is learned, else more than 0 (weighting.py); the sums are not weighted.
     Only the first has a gradient. It is computed together with the value, chunk by chunk, so that logits are computed once.
     Every device works on its own rows and its own part of V; the head's gradient is summed over devices behind the last chunk.
     """
-    return _with_gradients(hidden, head, targets, learn, z_weight, chunk)[0]
+    return _with_gradients(hidden, head, targets, weights, z_weight, chunk)[0]
 
 
-def _with_gradients(hidden, head, targets, learn, z_weight, chunk):
+def _with_gradients(hidden, head, targets, weights, z_weight, chunk):
     stored = P(*(STORE[letter] for letter in "DV"))
     run = functools.partial(_device_loss, z_weight=z_weight, chunk=chunk)
-    run = per_device(run, ("BTD", stored, "BT", "BT"), ("", "", "", "BTD", stored))
-    xent, z, tokens, d_hidden, d_head = run(hidden, head, targets, learn)
-    return (xent + z_weight * z, LossSums(xent, z, tokens)), (d_hidden, d_head)
+    run = per_device(run, ("BTD", stored, "BT", "BT"), ("", "", "", "", "BTD", stored))
+    loss, *sums, d_hidden, d_head = run(hidden, head, targets, weights)
+    return (loss, LossSums(*sums)), (d_hidden, d_head)
 
 
 def _scaled(z_weight, chunk, gradients, change):
@@ -69,28 +70,30 @@ def _scaled(z_weight, chunk, gradients, change):
 step_loss.defvjp(_with_gradients, _scaled)
 
 
-def _device_loss(hidden, head, targets, learn, *, z_weight: float, chunk: int):
-    """One device's rows -> the three sums over all devices, the gradient of hidden [B T D], and this device's of the head [D V]."""
+def _device_loss(hidden, head, targets, weights, *, z_weight: float, chunk: int):
+    """One device's rows -> weighted loss and three sums of all devices, the gradients of this device's hidden and head [D V]."""
     head = all_gather(head, "fsdp")
     B, T, D = hidden.shape
-    chunks = [_cut(x.reshape(B * T, -1), B * chunk) for x in (hidden, targets, learn)]
+    chunks = [_cut(x.reshape(B * T, -1), B * chunk) for x in (hidden, targets, weights)]
     first = head.shape[1] * (jax.lax.axis_index("tensor") if axis_size("tensor") > 1 else 0)
 
     def add(carry, rows):
         sums, d_head = carry
-        hidden, targets, learn = rows[0], rows[1], rows[2].astype(jnp.float32)
+        hidden, targets, weights = rows
+        learn = (weights > 0).astype(jnp.float32)
         logits = jnp.einsum("TD,DV->TV", hidden, head, preferred_element_type=jnp.float32)
         normaliser = _logsumexp(logits)
         index = targets - first
         target_logit = psum(backend().select(logits, index), "tensor")
         slope = (1 + 2 * z_weight * normaliser) * jnp.exp(logits - normaliser) - (jnp.arange(head.shape[1]) == index)
-        slope = (learn * slope).astype(hidden.dtype)
-        new = LossSums(jnp.sum((normaliser - target_logit) * learn), jnp.sum(normaliser**2 * learn), jnp.sum(learn))
+        slope = (weights * slope).astype(hidden.dtype)
+        xent, z = normaliser - target_logit, normaliser**2
+        new = jnp.sum(weights * (xent + z_weight * z)), jnp.sum(xent * learn), jnp.sum(z * learn), jnp.sum(learn)
         d_head += jnp.einsum("TD,TV->DV", hidden, slope, preferred_element_type=jnp.float32)
         d_rows = psum(jnp.einsum("TV,DV->TD", slope, head), "tensor")
         return (jax.tree.map(jnp.add, sums, new), d_head), d_rows
 
-    zero = (LossSums.zero(), jnp.zeros(head.shape, jnp.float32))
+    zero = ((jnp.zeros((), jnp.float32), *LossSums.zero()), jnp.zeros(head.shape, jnp.float32))
     (sums, d_head), d_hidden = jax.lax.scan(add, zero, tuple(chunks))
     d_hidden = d_hidden.reshape(-1, D)[: B * T].reshape(B, T, D)
     d_head = psum(psum_scatter(d_head.astype(head.dtype), "fsdp"), "replica")

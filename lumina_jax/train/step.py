@@ -16,6 +16,7 @@ from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import STORE, ZERO, constrain, constrain_weights, shardings
 from lumina_jax.train.loss import LossSums, step_loss
 from lumina_jax.train.optim import optimizer, schedule
+from lumina_jax.train.weighting import token_weights
 
 
 class TrainState(NamedTuple):
@@ -29,7 +30,8 @@ class TrainState(NamedTuple):
 
 class Metrics(NamedTuple):
     """f32[] of one step: means over learned tokens (``loss`` is xent + z_loss, the latter weighted), gradient norm before clipping,
-    learning rate, number of learned tokens."""
+    learning rate, number of learned tokens. The means count every learned token alike, so that runs are comparable, whatever
+    ``optim.loss_weight`` makes of the gradient."""
 
     loss: jax.Array
     xent: jax.Array
@@ -40,7 +42,9 @@ class Metrics(NamedTuple):
 
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-Gradient = Callable[[Chameleon, Batch, jax.Array], tuple[Chameleon, LossSums]]
+Rows = tuple[Batch, jax.Array]
+"""Rows of a batch, and the weights f32[B T] of their tokens in the loss."""
+Gradient = Callable[[Chameleon, Rows, jax.Array], tuple[Chameleon, LossSums]]
 
 
 def new_state(cfg: Experiment) -> TrainState:
@@ -88,29 +92,32 @@ def make_step(cfg: Experiment, mesh: Mesh) -> Step:
 def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted train step for ``mesh``, to be called or lowered under ``jax.set_mesh(mesh)``; its state is donated.
 
-    The gradient is that of the mean over all learned tokens of the global batch, whatever the number of microbatches.
+    The gradient is that of the mean over all learned tokens of the global batch, weighted by ``cfg.optim.loss_weight``
+    (:mod:`lumina_jax.train.weighting`), whatever the number of microbatches.
     """
     tx, rate = optimizer(cfg.optim), schedule(cfg.optim)
     compute = jnp.dtype(cfg.mesh.compute)
 
-    def loss(model: Chameleon, batch: Batch, key: jax.Array) -> tuple[jax.Array, LossSums]:
+    def loss(model: Chameleon, rows: Rows, key: jax.Array) -> tuple[jax.Array, LossSums]:
+        batch, weights = rows
         options = {name: getattr(cfg.mesh, name) for name in ("remat", "unroll", "attention", "dropout_rng")}
         hidden = model(batch.inputs, batch.positions, batch.segments, key=key, **options)
-        return step_loss(hidden, model.head[...], batch.targets, batch.learn, cfg.optim.z_loss, cfg.mesh.loss_chunk)
+        return step_loss(hidden, model.head[...], batch.targets, weights, cfg.optim.z_loss, cfg.mesh.loss_chunk)
 
-    def gradient(model: Chameleon, batch: Batch, key: jax.Array) -> tuple[Chameleon, LossSums]:
-        grads, total = jax.grad(loss, has_aux=True)(model, batch, key)
+    def gradient(model: Chameleon, rows: Rows, key: jax.Array) -> tuple[Chameleon, LossSums]:
+        grads, total = jax.grad(loss, has_aux=True)(model, rows, key)
         return constrain_weights(jax.tree.map(lambda g: g.astype(jnp.float32), grads), _rules(cfg)), total
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         # Cast once, before anything is gathered: each layer's matrices travel in the dtype they are used in.
         model = constrain_weights(jax.tree.map(lambda w: w.astype(compute), state.model), STORE)
-        grads, total = _accumulate(gradient, model, batch, key, cfg.optim.accumulate)
-        tokens = jnp.maximum(total.tokens, 1)
-        norm = optax.tree.norm(grads) / tokens
+        weights, weight = token_weights(batch, cfg.optim.loss_weight)
+        grads, total = _accumulate(gradient, model, (batch, weights), key, cfg.optim.accumulate)
+        weight, tokens = jnp.maximum(weight, 1), jnp.maximum(total.tokens, 1)
+        norm = optax.tree.norm(grads) / weight
         # XLA recomputes a product with one number wherever it is read; quotients it would keep, a copy of all gradients.
-        grads = jax.tree.map(lambda g: g * (1 / tokens), grads)
+        grads = jax.tree.map(lambda g: g * (1 / weight), grads)
         updates, opt = tx.update(grads, state.opt, state.model, norm=norm)
         model = optax.apply_updates(state.model, updates)
         xent, z_loss = total.xent / tokens, cfg.optim.z_loss * total.z / tokens
@@ -122,16 +129,15 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
 
 
-def _accumulate(gradient: Gradient, model: Chameleon, batch: Batch, key: jax.Array, count: int):
+def _accumulate(gradient: Gradient, model: Chameleon, rows: Rows, key: jax.Array, count: int):
     """Gradient and sums over ``count`` microbatches; each takes every count-th row, so that no row changes its device."""
     if count == 1:
-        return gradient(model, batch, key)
-    rows = batch.inputs.shape[0] // count
-    microbatches = Batch(*(jnp.moveaxis(x.reshape(rows, count, -1), 1, 0) for x in batch))
+        return gradient(model, rows, key)
+    microbatches = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(len(x) // count, count, -1), 1, 0), rows)
 
-    def add(total, numbered: tuple[jax.Array, Batch]):
+    def add(total, numbered: tuple[jax.Array, Rows]):
         index, microbatch = numbered
-        microbatch = Batch(*(constrain(x, "BT") for x in microbatch))
+        microbatch = jax.tree.map(lambda x: constrain(x, "BT"), microbatch)
         return jax.tree.map(jnp.add, total, gradient(model, microbatch, jax.random.fold_in(key, index))), None
 
     zero = (jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), model), LossSums.zero())

@@ -47,8 +47,8 @@ WEIGHTS = 6.74e9
 LARGE = 100_000_000
 
 
-def draw(size: int, records: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """The length in positions, i32[records], and the kind, i64[records], of each record."""
+def draw(size: int, records: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The length in positions, i32[records], the kind, i64[records], and the number of learned tokens, i64[records], of each."""
     rng = np.random.default_rng([seed, size])
     kind = rng.choice(len(KINDS), records, p=SHARES)
     picture = np.array(tuple(_picture_tokens(size)))[_crops(size, rng.normal(0, 0.35, records))]
@@ -57,7 +57,11 @@ def draw(size: int, records: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
         for middle, spread, within in ((90, 0.6, (10, 300)), (120, 0.6, (20, 300)), (350, 0.9, (20, 4000)))
     )
     tokens = np.select([kind == 0, kind == 1], [REQUEST + caption + picture + 3, QUESTION + picture + answer + 3], text)
-    return (tokens - 1).astype(np.int32), kind
+    return (
+        (tokens - 1).astype(np.int32),
+        kind,
+        np.select([kind == 0, kind == 1], [picture + 1, answer + 1], text * 4 // 5),
+    )
 
 
 def _picture_tokens(size: int) -> list[int]:
@@ -173,7 +177,7 @@ def main() -> None:
     if options.large:
         print(json.dumps(large(options.large)), flush=True)
     for size, cfg in STAGES.items():
-        lengths, kind = draw(size, options.records)
+        lengths, kind, learned = draw(size, options.records)  # noqa
         original_result, plan_result = original(lengths), planned(lengths, kind, cfg)
         unpacked = planned(lengths, kind, replace(cfg, packing=False))["padding"]
         result = {

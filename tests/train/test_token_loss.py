@@ -26,7 +26,7 @@ def arrays():
 def total(hidden, head, targets, learn, chunk=None):
     """The loss that step_loss gives with a z-loss weight of 0.1, and the sums; all logits at once without a ``chunk``."""
     if chunk:
-        return step_loss(hidden, head, targets, learn, 0.1, chunk)
+        return step_loss(hidden, head, targets, learn.astype(jnp.float32), 0.1, chunk)
     sums = token_loss(hidden, head, targets, learn)
     return sums.xent + 0.1 * sums.z, sums
 
@@ -90,18 +90,21 @@ def test_half_precision_is_summed_in_float32(arrays):
 @pytest.mark.parametrize("mesh", [None, (1, 1, 1), (2, 2, 2), (1, 4, 2), (8, 1, 1)])
 @pytest.mark.parametrize("chunk", [5, 50])
 def test_step_loss_has_the_gradients_of_token_loss(mesh, chunk):
-    """One pass gives value and gradients, with rows, D and V split over devices."""
+    """One pass gives the weighted loss, its gradients and the plain sums, with rows, D and V split over devices."""
     rng = np.random.default_rng(1)
     hidden, head = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in ((8, T, D), (D, 16)))
-    rows = jnp.asarray(rng.integers(0, 16, (8, T))), jnp.asarray(rng.random((8, T)) < 0.6)
+    targets, learn = jnp.asarray(rng.integers(0, 16, (8, T))), jnp.asarray(rng.random((8, T)) < 0.6)
+    weights = jnp.where(learn, jnp.asarray(rng.uniform(0.5, 2, (8, T)), jnp.float32), 0)
 
     def split(hidden, head):
-        loss, sums = step_loss(hidden, head, *rows, 0.1, chunk)
+        loss, sums = step_loss(hidden, head, targets, weights, 0.1, chunk)
         return 3 * loss, sums
 
     def unsplit(hidden, head):
-        loss, sums = total(hidden, head, *rows)
-        return 3 * loss, sums
+        logits = hidden @ head
+        normaliser = jax.nn.logsumexp(logits, -1)
+        xent = normaliser - jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+        return 3 * jnp.sum(weights * (xent + 0.1 * normaliser**2)), token_loss(hidden, head, targets, learn)
 
     context = contextlib.nullcontext()
     if mesh:
