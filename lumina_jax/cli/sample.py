@@ -133,8 +133,8 @@ def _sample(options: Namespace) -> int:
         import jax
 
         from lumina_jax.config import MeshConfig
+        from lumina_jax.sample.files import open_image, read_lines
         from lumina_jax.sample.job import check_free
-        from lumina_jax.sample.prompt import open_image, read_lines
         from lumina_jax.sharding import make_mesh
 
     lines = read_lines(Path(options.prompts)) if options.prompts else []

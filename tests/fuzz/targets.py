@@ -33,7 +33,8 @@ from lumina_jax.data.sources.record import stored_record  # noqa: E402
 from lumina_jax.errors import UserError  # noqa: E402
 from lumina_jax.model.patchvq import PatchVQ  # noqa: E402
 from lumina_jax.pictures.pixels import crop, decode, whiten  # noqa: E402
-from lumina_jax.sample.prompt import PromptBuilder, read_lines  # noqa: E402
+from lumina_jax.sample.files import read_lines  # noqa: E402
+from lumina_jax.sample.prompt import PromptBuilder  # noqa: E402
 from lumina_jax.text import decode_text, parse_json  # noqa: E402
 from lumina_jax.vocab import Vocab  # noqa: E402
 
