@@ -16,8 +16,9 @@ from lumina_jax.conversation import TASKS, served
 from lumina_jax.model.params import fingerprint
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import job as room
+from lumina_jax.sample.files import open_image, read_lines
 from lumina_jax.sample.job import Answer, Job, check_free, check_workers, finished, paint, seed_key, sheet
-from lumina_jax.sample.prompt import PromptBuilder, open_image, read_lines
+from lumina_jax.sample.prompt import PromptBuilder
 
 VOCAB = tiny_vocab()
 VQ = PatchVQ(np.random.default_rng(0).integers(0, 256, (CODES, 16, 16, 3), np.uint8))
