@@ -18,6 +18,7 @@ from convert.describe import describe
 from convert.target_sizes import EXPERIMENT, GIVEN, NAME, RECORDED, UNKNOWN, target_size_of
 from lumina_jax.cli import sample as sample_verb
 from lumina_jax.cli.models import make_prompt_builder, positions_of, settings_of, target_size_for
+from lumina_jax.cli.settings import asked_settings
 from lumina_jax.config import DataConfig, Experiment, ModelConfig, to_dict
 from lumina_jax.conversation import TASKS
 from lumina_jax.model.chameleon import Chameleon
@@ -108,7 +109,7 @@ def test_a_released_checkpoint_has_the_original_s_sizes_defaults_and_tokens(rele
     assert f"{release.target_size} is assumed, that of {release.name}" in capsys.readouterr().err
     builder, settings, target = (
         builder_for(OneCode(), vocab),
-        sample_verb._settings(options, settings_of(None)),
+        asked_settings(options, settings_of(None)),
         release.target_size,
     )
     recorded = json.loads((ROOTS["crop"] / "crop_size_lists.json").read_text())["lists"][str(target)]
