@@ -125,13 +125,16 @@ def target_size_for(options: Namespace, purpose: str, needed: bool = True) -> in
     contradicts the checkpoint is printed as a line, and an unknown size raises InputError, or is such a line where it may turn out
     not to be ``needed``.
     """
-    from convert.target_sizes import EXPERIMENT, known_size, target_size_of
+    from lumina_jax.progress import waiting
 
-    if (pictures := image_layout_for(options)).is_chameleon:
+    with waiting(f"loading {options.model}"):
+        from convert.target_sizes import EXPERIMENT, known_size, target_size_of
+
+        pictures, found = image_layout_for(options), target_size_of(open_model(options), options.target_size)
+    if pictures.is_chameleon:
         if purpose and pictures.line:
             print(printable(pictures.line), file=sys.stderr)
         return None
-    found = target_size_of(open_model(options), options.target_size)
     line = found.line
     try:
         known_size(found, options.model, purpose)
