@@ -136,7 +136,6 @@ class PromptBuilder:
 
         In Chameleon's own layout the request is the text alone, for no size is asked for.
         """
-        check_paints(self.vocab)
         size = size or self.square
         self.check_paintable(size)
         return self._prompt(_words(text), [(self.request(text, size), None)], [], size, cfg)
