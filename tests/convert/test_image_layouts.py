@@ -12,7 +12,7 @@ from flax import nnx
 from PIL import Image
 
 import run
-from convert import save_model
+from convert import image_layout, save_model
 from convert.convert import Target, convert, open_source
 from convert.describe import describe
 from convert.pictures import image_layout_of
@@ -20,6 +20,7 @@ from lumina_jax.config import ModelConfig, VQConfig
 from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.vqvae import VQVAE
+from lumina_jax.vocab import CHAMELEON, UNI_REP
 
 EDGE = 32
 """Of a picture in pixels: four codes in all."""
@@ -55,8 +56,11 @@ def test_a_chameleon_is_known_by_its_name_its_processor_or_meta_s_files(folder, 
         assert layout == "chameleon" and reason in line and "--image-layout lumina" in line
     renamed = shutil.copytree(folder, tmp_path / "mine")
     assert found(renamed)[0] == "chameleon" and "whose processor and image encoder" in found(renamed)[1]
+    assert image_layout(renamed) == CHAMELEON and image_layout(renamed, "lumina") == UNI_REP
     (renamed / "processor_config.json").unlink()
     assert found(renamed) == ("", "")
+    with pytest.raises(InputError, match="nothing tells its image layout"):
+        image_layout(renamed)
     meta = write_meta(tmp_path / "any", Sizes(shards=1))
     assert found(meta)[0] == "chameleon" and "whose files" in found(meta)[1]
 
@@ -113,8 +117,12 @@ def test_pictures_are_talked_about_in_chameleon_s_layout(sample, tmp_path, vocab
     monkeypatch.setattr(
         "lumina_jax.cli.sample._paint", lambda model, builder, options, asked, *_: prompts.extend(asked) or 0
     )
-    assert sample("--task", "question", "--image", "cat.png", "--prompt", "Which colour?")[0] == 0
-    assert sample("--task", "describe", "--image", "cat.png")[0] == 0
+    asks = [
+        {"task": "question", "image": "cat.png", "prompt": "Which colour?"},
+        {"task": "describe", "image": "cat.png"},
+    ]
+    (tmp_path / "asks.jsonl").write_text("\n".join(map(json.dumps, asks)))
+    assert sample("--prompts", "asks.jsonl")[0] == 0 and len(prompts) == 2
     for prompt in prompts:
         begin, end = (int(np.flatnonzero(prompt.ids == token)[0]) for token in (vocab.boi, vocab.eoi))
         assert end - begin == 1 + 4 and (vocab.code_of[prompt.ids[begin + 1 : end]] >= 0).all() and not prompt.picture
