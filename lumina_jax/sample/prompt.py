@@ -133,7 +133,6 @@ class PromptBuilder:
 
         In Chameleon's own layout the request is the text alone, for no size is asked for.
         """
-        check_paints(self.vocab)
         size = size or self.square
         self.check_paintable(size)
         prompt = self._prompt(_words(text), [(self.request(text, size), None)], [], size, cfg)
