@@ -24,6 +24,7 @@ from test_names import missing_imports
 
 import run
 from lumina_jax.pods import topology
+from lumina_jax.vocab import Vocab
 
 GUIDES = sorted(
     path.relative_to(REPO)
@@ -87,7 +88,10 @@ PLACEHOLDERS = {
 }
 """Words of commands that stand for others; "..." stands for none."""
 OPTION = re.compile(r"--[a-z][a-z0-9-]*")
-PYTHON_CHECKED = {"OneFormerForUniversalSegmentation": "needs OneFormer's weights"}
+PYTHON_CHECKED = {
+    "OneFormerForUniversalSegmentation": "needs OneFormer's weights",
+    "out/seed/records.jsonl": "needs SEED-Data-Edit",
+}
 """Python blocks that hold a word are only checked for imports, and why."""
 
 
@@ -141,6 +145,10 @@ def checkout(tmp_path_factory) -> Path:
             for suffix in ("png", "txt"):
                 tar.add(folder / f"pairs/{index % 8}.{suffix}", f"{index:06d}.{suffix}")
     dialog = [{"from": "human", "value": "What is red?"}, {"from": "gpt", "value": "A red circle."}]
+    (folder / "out_dir").mkdir()
+    vocab = Vocab.load(folder / "MODEL")
+    tokens = [vocab.bos, *vocab.encode("red"), vocab.end_of_turn]
+    (folder / "out_dir/record.json").write_text(json.dumps([{"token": tokens, "label": tokens}] * 8))
     (folder / "openhermes2_5.json").write_text(json.dumps([{"conversations": dialog}] * 8))
     return folder
 
