@@ -144,6 +144,10 @@ def checkout(tmp_path_factory) -> Path:
                 tar.add(folder / f"pairs/{index % 8}.{suffix}", f"{index:06d}.{suffix}")
     dialog = [{"from": "human", "value": "What is red?"}, {"from": "gpt", "value": "A red circle."}]
     (folder / "openhermes2_5.json").write_text(json.dumps([{"conversations": dialog}] * 8))
+    about = [{"from": "human", "value": "<image>\nWhat is red?"}, {"from": "gpt", "value": "A red circle."}]
+    records = [{"image": f"{index}.png", "conversations": about} for index in range(8)]
+    (folder / "mgm_instruction.json").write_text(json.dumps(records))
+    (folder / "MGM-Finetune").symlink_to("pairs")
     return folder
 
 
