@@ -19,6 +19,7 @@ from lumina_jax.config import (
     override,
     to_dict,
 )
+from lumina_jax.errors import InputError
 
 
 @pytest.mark.smoke
