@@ -1,4 +1,4 @@
-"""Omni-SFT of Lumina-mGPT 34B: seventeen kinds of task at about 768 x 768 pixels, up to two pictures a row (paper section 3.3).
+"""Omni-SFT of Lumina-mGPT 34B: seventeen kinds of task at about 768 x 768 pixels, up to two pictures a row (paper section 3.2.3).
 
 The mixture is that of the 7B model.
 """

@@ -1,4 +1,4 @@
-"""Omni-SFT of Lumina-mGPT 7B: seventeen kinds of task at about 768 x 768 pixels, up to two pictures a row (paper section 3.3).
+"""Omni-SFT of Lumina-mGPT 7B: seventeen kinds of task at about 768 x 768 pixels, up to two pictures a row (paper section 3.2.3).
 
 lumina_jax/data/OMNI.md lists the commands that write the folders of MIX. To train on another mixture, set data.path and
 data.weights together; a single folder needs no weights.

@@ -12,6 +12,7 @@ from convert.metadata import Target
 from convert.orbax_folder import stack
 from convert.sources import VQ_PATH, dtype_examples, vq_rows, vq_sizes
 from convert.table import ROWS, Index, WeightRow, rearrange, sizes_of
+from convert.target_sizes import known_size, target_size_of
 from convert.tokenizer_files import TokenizerFiles
 from convert.vqvae import encoder_shapes, to_torch
 from lumina_jax.config import MeshConfig, ModelConfig
@@ -47,9 +48,10 @@ class ModelSource:
 def load_model(path: str | Path, mesh: Mesh | None = None, dtype: str = "") -> tuple[Chameleon, ModelConfig]:
     """The model at ``path``, in any layout: Hugging Face as Lumina-mGPT or transformers saves it, Meta's, or Orbax.
 
-    Weights keep their dtype unless ``dtype`` names one. They are placed on ``mesh`` (default: the first device); each process
-    reads only the parts of its own devices. Raises MissingFileError for an absent file, StorageError for an unreadable one,
-    InputError listing weights that are missing, unknown, misshapen or of several dtypes.
+    Weights keep their dtype unless ``dtype`` names one: "float32" or "fp32", "bfloat16" or "bf16", "float16" or "fp16". They are
+    placed on ``mesh`` (default: the first device); each process reads only the parts of its own devices. Raises MissingFileError
+    for an absent file, StorageError for an unreadable one, InputError for another name of a dtype, and listing weights that are
+    missing, unknown, misshapen or of several dtypes.
     """
     source = open_source(path)
     dtypes = target_dtypes(source, dtype)
@@ -57,6 +59,15 @@ def load_model(path: str | Path, mesh: Mesh | None = None, dtype: str = "") -> t
     shapes = jax.eval_shape(lambda: Chameleon(source.cfg, nnx.Rngs(0)))
     arrays = {row.path: stack(source, row, source.read, dtypes[row.path], mesh) for row in ROWS}
     return unflatten(shapes, arrays), source.cfg
+
+
+def target_size(path: str | Path, option: int | None = None) -> int:
+    """The target size in px of the checkpoint at ``path``, whose square is the largest area of the pictures that it was trained on.
+
+    It is ``option`` if given, else what the checkpoint records, that of its experiment, or that of the released checkpoint whose
+    name it has. lumina_jax.sample.prompt.data_of makes of it what a PromptBuilder takes. Raises InputError where nothing tells it.
+    """
+    return known_size(target_size_of(open_source(path), option), path, "the caller")
 
 
 def save_model(

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -18,16 +19,20 @@ from convert import tokenizer_files
 from convert.errors import read_errors, write_errors
 from convert.metadata import Target, experiment_of, orbax_metadata, write_settings
 from convert.orbax_folder import OrbaxSource, write_orbax
+from convert.pictures import image_layout_of
 from convert.sources import VQ_PATH, Checkpoint, HuggingFaceSource, MetaSource, Read, SourceWithEncoder, layers_of
 from convert.table import Index, WeightRow
+from convert.target_sizes import EXPERIMENT, UNKNOWN, target_size_of
 from convert.tokenizer_files import TokenizerFiles
 from convert.torch_files import PlannedFile, plan_hugging_face, plan_meta, write_files
 from convert.vqvae import read_config
 from lumina_jax.config import MeshConfig
 from lumina_jax.errors import ExistingFileError, InputError, MissingFileError, StorageError
+from lumina_jax.numbers import dtype_name
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import newest
+from lumina_jax.vocab import CHAMELEON
 
 LAYOUTS = {
     "hf": "Hugging Face, as transformers saves it",
@@ -86,6 +91,14 @@ def convert(
     source, destination = open_source(path), Path(destination)
     files = tokenizer_files.find(source.folder, experiment_of(source), target.tokenizer, target.vq)
     tokenizer_files.check(files, source.cfg)
+    found = image_layout_of(source, target.image_layout, target.target_size)
+    pictures = target_size_of(source, target.target_size)
+    if found.image_layout and (experiment_of(source) is None or target.layout == "meta"):
+        target = replace(target, image_layout=found.image_layout.name)
+    if found.is_chameleon:
+        target = replace(target, target_size=None)
+    elif pictures.source != EXPERIMENT or target.layout == "meta":  # whose files hold no experiment
+        target = replace(target, target_size=pictures.size)
     has_encoder = any(row.path.startswith(VQ_PATH) for row in source.rows)
     if target.layout == "hf" and not has_encoder and files.vq and files.vq.suffix == ".ckpt":
         source = SourceWithEncoder(source, files.vq, read_config(files.vq.with_suffix(".yaml")))
@@ -98,7 +111,13 @@ def convert(
         write(source, files, weights, target, mesh, show)
         if jax.process_index() == 0:
             tokenizer_files.copy(files, folder, target.layout)
-    notes = tokenizer_files.notes(files, destination)
+    line = found.line if found.is_chameleon else pictures.line
+    notes = [*tokenizer_files.notes(files, destination), *([line] if line else [])]
+    if pictures.source == UNKNOWN and target.layout == "ours" and not found.is_chameleon:
+        notes.append(
+            "its target size is unknown and not recorded; painting and showing pictures will need --target-size, or --image-layout "
+            f"{CHAMELEON.name} for a model of Meta's Chameleon"
+        )
     if target.layout == "hf" and not has_encoder:
         notes.append("no VQ encoder to write: transformers will say that it draws model.vqmodel.* at random")
     return notes
@@ -150,14 +169,14 @@ def plan(source: Checkpoint, dtypes: Mapping[str, np.dtype], target: Target) -> 
 
 
 def target_dtypes(source: Checkpoint, dtype: str = "") -> dict[str, np.dtype]:
-    """row.path -> the dtype to write: ``dtype`` (numpy's name) for the whole decoder, by default the one that it has.
+    """row.path -> the dtype to write: ``dtype`` (a name of numbers.DTYPES) for the whole decoder, by default the one that it has.
 
-    The VQ encoder keeps its dtype. Raises InputError when ``dtype`` is empty and the decoder has several.
+    The VQ encoder keeps its dtype. Raises InputError for another name, and when ``dtype`` is empty and the decoder has several.
     """
     if not dtype and len(source.dtype_examples) > 1:
         examples = ", ".join(f"{name} ({weight})" for name, weight in source.dtype_examples.items())
         raise InputError(f"{source.folder} holds weights of several dtypes: {examples}; choose one with --dtype")
-    chosen = np.dtype(jnp.dtype(dtype or next(iter(source.dtype_examples))))
+    chosen = np.dtype(jnp.dtype(dtype_name(dtype) if dtype else next(iter(source.dtype_examples))))
     return {row.path: source.dtypes[row.path] if row.path.startswith(VQ_PATH) else chosen for row in source.rows}
 
 

@@ -12,8 +12,10 @@ from convert.convert import LAYOUTS, open_source, target_dtypes
 from convert.errors import read_errors
 from convert.metadata import experiment_of
 from convert.orbax_folder import OrbaxSource
+from convert.pictures import image_layout_of
 from convert.sources import VQ_PATH, Checkpoint
 from convert.table import ROWS, sizes_of
+from convert.target_sizes import target_size_of
 from convert.tokenizer_files import TokenizerFiles
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import MissingFileError, UserError
@@ -183,6 +185,14 @@ def _origin(source: Checkpoint) -> Iterator[Finding]:
         yield Finding("training", step if state else "weights only")
         if layout := origin.get("layout"):
             yield Finding("comes from", f"{origin['name']} ({LAYOUTS[layout]})")
+    found, pictures = image_layout_of(source), target_size_of(source)
+    target = f"at most the area of {pictures.size} x {pictures.size} px, {pictures.reason}"
+    if found.is_chameleon:
+        yield Finding("image layout", f"Chameleon's own, {found.reason}: pictures of one size, 1,024 codes in a run")
+    else:
+        yield Finding(
+            "target size", target if pictures.size else "unknown; painting and showing pictures needs --target-size"
+        )
     if origin.get("zero_image_head"):
         yield Finding("image head", "zeroed at the start (FP-SFT)")
 

@@ -19,17 +19,23 @@ from lumina_jax.train.checkpoint import EXPERIMENT
 
 EXPERIMENT_FILE = "experiment.json"
 """In a run's export: the experiment that trained the weights."""
+TARGET_SIZE = "target_size"
+"""The field of config.json, of params.json and of an imported checkpoint's origin that records the target size in px."""
+IMAGE_LAYOUT = "image_layout"
+"""The field beside it that records by which rule pictures stand in sequences, a name of vocab.IMAGE_LAYOUTS."""
 CHAMELEON_IMAGE, TRANSFORMERS_IMAGE = "<reserved08707>", "<image>"
 """Names of the token that stands for a picture in a prompt."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What to write: the ``layout``, the number of files (None: the layout's default), the dtype (numpy's name; "": unchanged).
+    """What to write: the ``layout``, the number of files (None: the layout's default), the ``dtype``.
 
-    ``binary`` selects torch's .bin files in place of safetensors. ``zero_image_head`` zeroes the image tokens' rows of the output
-    head, from which FP-SFT starts (original: the Chameleon_*_mGPT checkpoints). ``tokenizer`` and ``vq`` are paths of files that
-    are not near the weights.
+    The dtype is a name of numbers.DTYPES, or "" for the one that the weights have. ``binary`` selects torch's .bin files in place
+    of safetensors. ``zero_image_head`` zeroes the image tokens' rows of the output head, from which FP-SFT starts (original: the
+    Chameleon_*_mGPT checkpoints). ``tokenizer`` and ``vq`` are paths of files that are not near the weights. ``target_size`` in px
+    is recorded; None records what is known of the source's (convert.target_sizes). So is ``image_layout``, a name of
+    vocab.IMAGE_LAYOUTS; "" records what is known of the source's (convert.pictures).
     """
 
     layout: str
@@ -39,6 +45,8 @@ class Target:
     zero_image_head: bool = False
     tokenizer: str = ""
     vq: str = ""
+    target_size: int | None = None
+    image_layout: str = ""
 
 
 def experiment_of(source: Checkpoint) -> Experiment | None:
@@ -57,6 +65,8 @@ def orbax_metadata(source: Checkpoint, files: TokenizerFiles, target: Target) ->
     """The metadata of an imported checkpoint: an experiment with its model, and where the weights came from."""
     experiment, name = experiment_of(source), source.folder.resolve().name
     settings = dict(_other_settings(source))
+    for name in (TARGET_SIZE, IMAGE_LAYOUT):
+        settings.pop(name, None)
     if files.tokenizer:
         settings.pop("vocabulary_map", None)  # the tokenizer's file has it
     origin = {
@@ -65,6 +75,7 @@ def orbax_metadata(source: Checkpoint, files: TokenizerFiles, target: Target) ->
         "trained_here": experiment is not None,
         "zero_image_head": _has_zeroed_head(source, target),
         "settings": settings,
+        **_pictures(target),
     }
     if experiment is None:
         has_sizes = files.vq and files.vq.suffix == ".ckpt"
@@ -79,7 +90,7 @@ def write_settings(
     """Writes the settings of a PyTorch checkpoint: Meta's params files, or config.json and the index of several weight files."""
     if target.layout == "meta":
         params, consolidate = meta_params(source.cfg, len(planned))
-        _write_json(folder / "params.json", params)
+        _write_json(folder / "params.json", params | _pictures(target))
         _write_json(folder / "consolidate_params.json", consolidate)
         return
     base = dict(_other_settings(source))
@@ -91,7 +102,7 @@ def write_settings(
         base["vocabulary_map"] = names
     if source.vq:
         base["vq_config"] = vq_settings(source.vq)
-    settings = hugging_face_settings(source.cfg, dtype, target.layout, base)
+    settings = hugging_face_settings(source.cfg, dtype, target.layout, base) | _pictures(target)
     if _has_zeroed_head(source, target):
         settings["zero_image_head"] = True
     _write_json(folder / "config.json", settings)
@@ -105,6 +116,12 @@ def _without_paths(experiment: Experiment) -> Experiment:
     """The experiment without the paths of the machine that trained it."""
     data, vq = replace(experiment.data, path="", weights=(), tokenizer=""), replace(experiment.vq, path="")
     return replace(experiment, out="", start="", data=data, vq=vq)
+
+
+def _pictures(target: Target) -> dict[str, int | str]:
+    """The fields that record target size and image layout, as far as there is something to record."""
+    fields = {TARGET_SIZE: target.target_size, IMAGE_LAYOUT: target.image_layout}
+    return {name: value for name, value in fields.items() if value}
 
 
 def _has_zeroed_head(source: Checkpoint, target: Target) -> bool:

@@ -81,13 +81,13 @@ def copy(files: TokenizerFiles, folder: Path, layout: str) -> None:
             _copy(files.vq.with_suffix(suffix), (folder / subfolder / VQGAN_NAME).with_suffix(suffix))
 
 
-def notes(files: TokenizerFiles, folder: Path) -> list[str]:
-    """One line for each missing file, saying where to put it."""
+def notes(files: TokenizerFiles, folder: Path, has_encoder: bool = False) -> list[str]:
+    """One line for each missing file, saying where to put it; a checkpoint that ``has_encoder`` may lack the image tokenizer."""
     folder = folder.parent.parent if folder.parent.name == "models" else folder  # Meta's release: weights in models/7b
     cure, missing = f"of Meta's Chameleon release into {folder / 'tokenizer'}, or name", []
     if not files.tokenizer:
         missing.append(f"no tokenizer: put text_tokenizer.json {cure} it with --tokenizer")
-    if not files.vq:
+    if not files.vq and not has_encoder:
         missing.append(f"no image tokenizer: put vqgan.ckpt and vqgan.yaml {cure} them with --vq")
     return missing
 

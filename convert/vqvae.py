@@ -49,6 +49,9 @@ HALF_NAMES = {
 TORCH_AXES = {"h w i o": "o i h w"}
 """lumina_jax's axes -> torch's, where they differ."""
 
+DECODER = "decoder."
+"""Torch's names of the decoder's weights begin with this."""
+
 FIXED = {"double_z": False, "in_channels": 3, "out_ch": 3}
 """Fields with one value in Chameleon's tokenizer, which VQConfig therefore does not have."""
 
@@ -64,19 +67,23 @@ def table(vqvae: VQVAE) -> list[WeightRow]:
     return [row for row, _ in _weights(vqvae)]
 
 
-def from_torch(cfg: VQConfig, state: Mapping[str, np.ndarray]) -> VQVAE:
+def from_torch(cfg: VQConfig, state: Mapping[str, np.ndarray], decodes: bool = True) -> VQVAE:
     """A VQVAE with the arrays of ``state``, in torch's names and axes; needs no torch.
 
-    Raises InputError listing every missing key, wrong shape and unexpected key; ``loss.*`` (the discriminator) is ignored.
+    With ``decodes`` false ``state`` has no decoder, and the VQVAE can only encode. Raises InputError listing every missing key,
+    wrong shape and unexpected key; ``loss.*`` (the discriminator) is ignored.
     """
-    _check_shapes(_torch_shapes(cfg), {name: tuple(array.shape) for name, array in state.items()})
+    empty = _empty(cfg)
+    if not decodes:
+        empty.decoder = None
+    _check_shapes(_torch_shapes(empty), {name: tuple(array.shape) for name, array in state.items()})
 
     def read(path: tuple, leaf: nnx.Param) -> nnx.Param:
         row = _row(path, leaf)
         array = np.asarray(state[row.hf_name], np.float32)
         return leaf.replace(jnp.array(rearrange(array, row.hf_axes, row.axes, _sizes(leaf), {})))
 
-    return jax.tree_util.tree_map_with_path(read, jax.eval_shape(lambda: VQVAE(cfg, nnx.Rngs(0))), is_leaf=is_param)
+    return jax.tree_util.tree_map_with_path(read, empty, is_leaf=is_param)
 
 
 def to_torch(vqvae: VQVAE) -> dict[str, np.ndarray]:
@@ -90,7 +97,8 @@ def to_torch(vqvae: VQVAE) -> dict[str, np.ndarray]:
 
 def encoder_shapes(cfg: VQConfig) -> dict[str, tuple[int, ...]]:
     """{torch's name: shape} of the tokenizer's weights in a Hugging Face checkpoint: all but the decoder's."""
-    return {name: shape for name, shape in _torch_shapes(cfg).items() if not name.startswith("decoder.")}
+    shapes = _torch_shapes(_empty(cfg))
+    return {name: shape for name, shape in shapes.items() if not name.startswith(DECODER)}
 
 
 def load_vqvae(path: str | Path) -> VQVAE:
@@ -166,9 +174,13 @@ def write_config(cfg: VQConfig, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump({"model": {"target": "taming.models.vqgan.VQModel", "params": params}}))
 
 
-def _torch_shapes(cfg: VQConfig) -> dict[str, tuple[int, ...]]:
-    empty = jax.eval_shape(lambda: VQVAE(cfg, nnx.Rngs(0)))
-    return {row.hf_name: shape_of(row.hf_axes, _sizes(leaf)) for row, leaf in _weights(empty)}
+def _empty(cfg: VQConfig) -> VQVAE:
+    """A VQVAE of shapes."""
+    return jax.eval_shape(lambda: VQVAE(cfg, nnx.Rngs(0)))
+
+
+def _torch_shapes(vqvae: VQVAE) -> dict[str, tuple[int, ...]]:
+    return {row.hf_name: shape_of(row.hf_axes, _sizes(leaf)) for row, leaf in _weights(vqvae)}
 
 
 def _weights(vqvae: VQVAE) -> list[tuple[WeightRow, nnx.Param]]:

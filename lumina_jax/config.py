@@ -21,7 +21,7 @@ def _require(ok: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The Chameleon decoder (paper section 2; defaults are the 7B model).
+    """The Chameleon decoder (paper section 3.1; defaults are the 7B model).
 
     ``vocab`` is the number of tokens, ``width`` that of features, ``layers`` that of blocks; each block has ``heads`` query heads
     and ``kv_heads`` key/value heads of ``head_dim`` features and an MLP of ``mlp`` features. ``rope_base`` is the base of the
@@ -106,7 +106,7 @@ class DataConfig:
     longest, and of a shorter one as many as hold about the same number of tokens, in multiples of ``row_multiple`` (0: of
     ``batch``). With ``packing`` short samples share a row.
 
-    ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.1).
+    ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.2.2).
     ``threads`` prefetch two batches each; 0 reads each batch when it is asked for. While pretokenizing, ``fetchers`` threads
     fetch the pictures of records from web servers: as many requests at once, also to a single server. A picture that has not
     come within ``fetch_seconds``, or has more than ``fetch_mb`` MiB, is rejected. Pretokenizing ends when
@@ -315,7 +315,7 @@ LARGEST_WINDOW = 1024
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """How tokens are drawn (paper section 2.4, inference_solver.py of the original).
+    """How tokens are drawn (paper Figure 8, inference_solver.py of the original).
 
     An image token is drawn from the ``image_top_k`` likeliest, a word from ``text_top_k``, both at ``temperature``; an answer has
     at most ``max_new_tokens`` tokens. ``guidance`` is the released code's scale g: ``g * (cond - uncond) + uncond``; 1 switches

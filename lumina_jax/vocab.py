@@ -1,7 +1,9 @@
 """Text <-> token ids. Special tokens, sizes and image codes are looked up by name in the tokenizer file."""
 
+import copy
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +24,37 @@ FILE_NAMES = ("tokenizer.json", "text_tokenizer.json")
 FOLDERS = (".", "tokenizer", "original_tokenizers")
 
 
+@dataclass(frozen=True)
+class ImageLayout:
+    """How images stand in the token sequences of a model; :mod:`lumina_jax.layout` is the rule that follows from it.
+
+    ``shape`` (rows, cols) is that of the codes of every image; None where each image says its own, with two size tokens and an
+    end-of-line behind each row. ``no_pictures`` says why the model cannot answer with images, such as "its head is zero"; empty
+    where it can.
+    """
+
+    name: str
+    shape: tuple[int, int] | None = None
+    no_pictures: str = ""
+
+    @property
+    def size_tokens(self) -> int:
+        """The number of tokens behind begin-image that say height and width."""
+        return 2 if self.shape is None else 0
+
+    @property
+    def line_ends(self) -> int:
+        """The number of tokens behind each row of codes that say that it ends."""
+        return 1 if self.shape is None else 0
+
+
+UNI_REP = ImageLayout("lumina")
+"""Lumina-mGPT's: images of any size (paper section 3.2.2)."""
+CHAMELEON = ImageLayout("chameleon", (32, 32))
+"""Chameleon's own: images of 512x512 pixels, 1,024 codes in one run (its paper, arXiv 2405.09818, section 2.1)."""
+IMAGE_LAYOUTS = {image_layout.name: image_layout for image_layout in (UNI_REP, CHAMELEON)}
+
+
 def image_code_name(code: int) -> str:
     """The token name of an image code: its decimal digits as letters A to J (Chameleon's vocab.py)."""
     return "IMGIMG" + "".join(chr(ord("A") + int(digit)) for digit in str(code)) + "Z"
@@ -36,15 +69,17 @@ class Vocab:
     """A Hugging Face tokenizer whose token names follow Chameleon's.
 
     Besides text it knows the ids of the markers, ``code_ids`` i32[E] (image code -> token id), ``code_of`` i32[V] (token id
-    -> image code, -1 elsewhere) and ``size_of`` i32[V] (token id -> size units, -1 elsewhere).
+    -> image code, -1 elsewhere) and ``size_of`` i32[V] (token id -> size units, -1 elsewhere). ``image_layout`` says how a model
+    arranges them in images.
     """
 
-    def __init__(self, tokenizer: Tokenizer, source: str = "tokenizer"):
+    def __init__(self, tokenizer: Tokenizer, source: str = "tokenizer", image_layout: ImageLayout = UNI_REP):
         if tokenizer.token_to_id(IMAGE_SYMBOL) is None:
             # As in the original. It is only a placeholder in text, so its id may exceed the model's vocabulary.
             tokenizer.add_tokens([AddedToken(IMAGE_SYMBOL, special=True, normalized=False)])
         self._tokenizer = tokenizer
         self.source = source
+        self.image_layout = image_layout
         self.bos = self.id_of(BEGIN)
         self.boi = self.id_of(BEGIN_IMAGE)
         self.eoi = self.id_of(END_IMAGE)
@@ -53,7 +88,7 @@ class Vocab:
         self.image_symbol = self.id_of(IMAGE_SYMBOL)
 
     @classmethod
-    def load(cls, path) -> "Vocab":
+    def load(cls, path, image_layout: ImageLayout = UNI_REP) -> "Vocab":
         """Reads a tokenizer file, or looks for one in a folder and its tokenizer/ and original_tokenizers/.
 
         Raises MissingFileError naming the paths tried, InputError when the file is not a Chameleon-style tokenizer.
@@ -64,20 +99,30 @@ class Vocab:
         if file is None:
             raise MissingFileError(
                 f"no tokenizer at {path}; looked for {', '.join(map(str, candidates))}. "
-                "The published Lumina-mGPT folders hold it as original_tokenizers/text_tokenizer.json."
+                "It is published as original_tokenizers/text_tokenizer.json of Alpha-VLLM/Chameleon_7B_mGPT on Hugging Face."
             )
         try:
             tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the tokenizers library raises bare Exception
             raise InputError(f"{file} is not a tokenizers JSON file: {error}") from error
-        return cls(tokenizer, str(file))
+        return cls(tokenizer, str(file), image_layout)
+
+    def with_images(self, image_layout: ImageLayout) -> "Vocab":
+        """The same tokens for a model whose images have ``image_layout``."""
+        other = copy.copy(self)
+        other.image_layout = image_layout
+        return other
 
     def __eq__(self, other: object) -> bool:
         """Compares content, not identity: a program compiled for a vocabulary serves every equal one."""
-        return isinstance(other, Vocab) and self.fingerprint == other.fingerprint
+        return isinstance(other, Vocab) and self._content == other._content
 
     def __hash__(self) -> int:
-        return hash(self.fingerprint)
+        return hash(self._content)
+
+    @property
+    def _content(self) -> tuple[str, ImageLayout]:
+        return self.fingerprint, self.image_layout
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
@@ -167,6 +212,11 @@ class Vocab:
             sizes[token_id] = units
             units += 1
         return sizes
+
+    @cached_property
+    def special_ids(self) -> np.ndarray:
+        """i32[n], sorted: the tokens that no text is encoded to."""
+        return np.array(sorted(self._special), np.int32)
 
     @cached_property
     def fingerprint(self) -> str:

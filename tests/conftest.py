@@ -1,10 +1,26 @@
-"""Every test runs on eight fake CPU devices."""
+"""Every test runs on eight fake CPU devices. Compiling takes most of the time: it is made short, and done once for each program.
+
+Both hold for the processes that tests start, too. A JAX_COMPILATION_CACHE_DIR of one's own keeps the programs for the next time.
+"""
 
 import os
+import shutil
+import tempfile
+from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Most laws hold of programs that LLVM left as they were, which takes half the time, and so does XLA's older way of writing fusions.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ.setdefault(
+    "XLA_FLAGS",  # jaxlib 0.11 refuses the first of them
+    "--xla_cpu_use_fusion_emitters=false " * version("jaxlib").startswith("0.10.")
+    + "--xla_cpu_parallel_codegen_split_count=1",
+)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/lumina_jax_compiled_{os.getpid()}")
 
 from pathlib import Path
 
@@ -16,6 +32,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from lumina_jax.vocab import Vocab
 
 jax.config.update("jax_num_cpu_devices", 8)
+COMPILED = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 LONG_FILES = (
     "test_quickstart.py",
@@ -47,28 +64,25 @@ def vocab(tokenizer_path) -> Vocab:
     return Vocab.load(tokenizer_path)
 
 
+def pytest_unconfigure() -> None:
+    """Removes the folder of compiled programs in the process that named it; its workers inherit the variable."""
+    if COMPILED.name.endswith(f"_{os.getpid()}"):
+        shutil.rmtree(COMPILED, ignore_errors=True)
+
+
 @pytest.fixture(scope="module")
-def plain_code():
-    """Compiles with few optimizations, three times as fast: most laws hold of programs that LLVM left as they were."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimized():
+    """Compiles as a user's run does, for tests that compute more than they compile."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """The compilation cache, one folder for all runs, so that each program is compiled once."""
-    folder = tmp_path_factory.getbasetemp() / "compiled"
-    settings = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
+@pytest.fixture
+def compiled_anew():
+    """Programs do not come from the cache: for tests that read what the compiler says."""
+    jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
     compilation_cache.reset_cache()

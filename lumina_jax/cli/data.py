@@ -38,8 +38,13 @@ def add_data(verbs: _SubParsersAction) -> None:
     _streak_argument(prepare)
     prepare.set_defaults(run=_data_prepare, keeps=NOTHING)
 
-    export = what.add_parser("export", help="write any source as JSON lines and pictures, to read and edit")
-    export.add_argument("--source", type=expand_home, required=True, help="as for run.py pretokenize")
+    export = what.add_parser(
+        "export", help="write a source as JSON lines and pictures, or tokens as the original's files"
+    )
+    exported = export.add_mutually_exclusive_group(required=True)
+    exported.add_argument("--source", type=expand_home, help="as for run.py pretokenize")
+    tokens_help = "a folder written by run.py pretokenize, exported as token files of the original, OUT/record.json"
+    exported.add_argument("--tokens", type=expand_home, metavar="FOLDER", help=tokens_help)
     export.add_argument("--out", type=output_path, required=True, help="the folder; read it as OUT/records.jsonl")
     _streak_argument(export)
     export.set_defaults(run=_data_export, keeps=NOTHING)
@@ -89,9 +94,9 @@ def _data_prepare(options: Namespace) -> None:
 
     with waiting(f"loading {options.source}"):
         from lumina_jax.data.prepare import prepare
-        from lumina_jax.data.sources import open_source
+        from lumina_jax.data.sources import open_records
 
-        source = open_source(options.source)
+        source = open_records(options.source)
     folder = prepare(source, options.out, options.name, max_consecutive_rejects=options.max_consecutive_rejects)
     say(f"{folder}: read it as tfds:{options.name}@{options.out}")
 
@@ -99,10 +104,19 @@ def _data_prepare(options: Namespace) -> None:
 def _data_export(options: Namespace) -> None:
     from lumina_jax.progress import waiting
 
+    if options.tokens:
+        with waiting(f"loading {options.tokens}"):
+            from lumina_jax.data.export_tokens import export_tokens
+            from lumina_jax.data.shards import Shards
+
+            shards = Shards(options.tokens)
+        path = export_tokens(shards, options.out)
+        say(f"{path}: {len(shards):,} records; the original's trainer reads it, and so does lumina-tokens:{path}")
+        return
     with waiting(f"loading {options.source}"):
         from lumina_jax.data.export import export
-        from lumina_jax.data.sources import open_source
+        from lumina_jax.data.sources import open_records
 
-        source = open_source(options.source)
+        source = open_records(options.source)
     path, good, bad = export(source, options.out, max_consecutive_rejects=options.max_consecutive_rejects)
     say(f"{path}: {good:,} records, {bad:,} rejected")

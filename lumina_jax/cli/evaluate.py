@@ -1,13 +1,23 @@
 """run.py evaluate and refine: a model and its image tokenizer, measured and shown."""
 
 import json
+import sys
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
 from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, seed, size
 from lumina_jax.cli.ending import say
-from lumina_jax.cli.models import load_for_sampling, make_prompt_builder, model_arguments, settings_of
+from lumina_jax.cli.models import (
+    load_for_sampling,
+    make_prompt_builder,
+    model_arguments,
+    positions_of,
+    settings_of,
+    target_size_argument,
+    target_size_for,
+)
 from lumina_jax.cli.results import command_of, results_folder
+from lumina_jax.cli.settings import default_settings, used_settings
 from lumina_jax.errors import InputError, interrupted
 
 TASK_EXERCISES = 96
@@ -17,6 +27,7 @@ REFINED, EVALUATION = "out/refined", "out/evaluation"
 def add_refine(verbs: _SubParsersAction) -> None:
     refine = verbs.add_parser("refine", help='pictures through the model\'s "No edit.", then compared')
     model_arguments(refine)
+    target_size_argument(refine)
     refine.add_argument("images", nargs="+", type=input_path, metavar="IMAGE", help="pictures")
     refine.add_argument("--seed", type=seed, default=0, help="same seed, same pictures")
     refine.add_argument(
@@ -36,6 +47,7 @@ def add_evaluate(verbs: _SubParsersAction) -> None:
         help="loss on held-out data, scores, attention, PSNR",
     )
     model_arguments(evaluate)
+    target_size_argument(evaluate)
     evaluate.add_argument(
         "--data",
         type=input_path,
@@ -103,10 +115,13 @@ def _refine(options: Namespace) -> None:
         raise InputError(
             f"two of the pictures would become {twice[0]}; refine them in two commands, each with its own --out"
         )
+    target = target_size_for(options, "a picture to refine")
     out = results_folder(options.out, REFINED, lambda folder: claim(folder, names, command_of(options)))
     model, vocab, vq, experiment = load_for_sampling(options)
-    builder, results = make_prompt_builder(vq, vocab, experiment), {}
-    cfg = replace(served("refine", settings_of(experiment)), image_top_k=options.top_k)
+    builder, results = make_prompt_builder(vq, vocab, experiment, positions=positions_of(options), target=target), {}
+    base = settings_of(experiment)
+    cfg = replace(served("refine", base), image_top_k=options.top_k)
+    print(used_settings([("refine", cfg)], default_settings(base)), file=sys.stderr)
     kept = f"finished pictures in {out} are kept; the same command starts again"
     with interrupted(kept):
         for file, image in images.items():
@@ -126,13 +141,18 @@ def _evaluate(options: Namespace) -> None:
         raise InputError(
             "nothing to evaluate; give --data FOLDER, --toy N, --tasks, --attention PROMPT or --pictures FILE ..."
         )
-    for option, value, owner in (("--greedy", options.greedy, "--data"), ("--size", options.size, "--attention")):
+    for option, value, owner in (
+        ("--greedy", options.greedy, "--data"),
+        ("--size", options.size, "--attention"),
+        ("--target-size", options.target_size, "--attention"),
+    ):
         if value and not getattr(options, owner[2:]):
             raise InputError(
                 f"{option} goes with {owner}" + ("; canvases of --toy and --tasks: --sizes" * (option == "--size"))
             )
     from lumina_jax.storage import claim
 
+    target = target_size_for(options, "--attention without --size" if options.attention and not options.size else "")
     sheets, attention = ["tasks.html", "tasks.json", "tasks.png"], ["attention.png"]
     if files := sheets * bool(options.tasks) + attention * bool(options.attention):
         command = command_of(options)
@@ -163,7 +183,7 @@ def _evaluate(options: Namespace) -> None:
     if options.tasks:
         results["tasks"] = _evaluate_tasks(options, model, vocab, vq, experiment)
     if options.attention:
-        results["attention"] = _evaluate_attention(options, model, vocab, vq, experiment)
+        results["attention"] = _evaluate_attention(options, model, vocab, vq, experiment, target)
     print(json.dumps(results, indent=2))
 
 
@@ -179,7 +199,7 @@ def _evaluate_tasks(options: Namespace, model, vocab, vq, experiment) -> dict:
     return {result.task: result.mean for result in results}
 
 
-def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dict:
+def _evaluate_attention(options: Namespace, model, vocab, vq, experiment, target: int | None) -> dict:
     """Shares of attention by kind of token; the drawing goes into --out."""
     from lumina_jax.evaluate.attention import attention_map, drawing
     from lumina_jax.progress import waiting
@@ -187,7 +207,7 @@ def _evaluate_attention(options: Namespace, model, vocab, vq, experiment) -> dic
     from lumina_jax.sample.job import seed_key
     from lumina_jax.sample.picture import pictures
 
-    builder = make_prompt_builder(vq, vocab, experiment)
+    builder = make_prompt_builder(vq, vocab, experiment, positions=positions_of(options), target=target)
     prompt = builder.generate(options.attention, options.size, settings_of(experiment))
     with waiting("compiling, then painting"):
         (answer,) = generate(model, [prompt.ids], seed_key(options.seed), prompt.cfg, vocab, sizes=[prompt.size])

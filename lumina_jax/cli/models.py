@@ -1,10 +1,11 @@
 """Command-line options of a model to sample from, and how it is loaded: folder, tokenizer files, dtype."""
 
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from lumina_jax.cli.arguments import REPOSITORY, input_path
-from lumina_jax.errors import MissingFileError
+from lumina_jax.cli.arguments import REPOSITORY, dtype, input_path, target_size
+from lumina_jax.errors import InputError, MissingFileError, printable
 
 TOY_MODEL = "assets/toy"
 POSITIONS = 4096
@@ -18,7 +19,26 @@ def model_arguments(parser: ArgumentParser) -> None:
         "--tokenizer", type=input_path, help="tokenizer.json or its folder (default: the one the model names or holds)"
     )
     parser.add_argument("--vq", type=input_path, help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
+    dtype_help = "dtype of the weights: fp32, bf16 or fp16 (default: as they are; on a CPU, where bf16 is slow, fp32)"
+    parser.add_argument("--dtype", type=dtype, metavar="NAME", help=dtype_help)
     parser.add_argument("--int8", action="store_true", help="blocks' matrices in int8, which halves the memory to read")
+    image_layout_argument(parser)
+
+
+def target_size_argument(parser: ArgumentParser) -> None:
+    target_help = (
+        "the model's pictures have at most the area of a square of N x N pixels: 512, 768, 1024 ... (default: as its experiment or "
+        "metadata say, else as a released name such as Lumina-mGPT-7B-768 tells)"
+    )
+    parser.add_argument("--target-size", type=target_size, metavar="N", help=target_help)
+
+
+def image_layout_argument(parser: ArgumentParser) -> None:
+    layout_help = (
+        "how the model's pictures stand among its tokens: lumina, any size; chameleon, 512x512, as in Meta's Chameleon (default: "
+        "as its metadata say, else by its name or files)"
+    )
+    parser.add_argument("--image-layout", choices=("lumina", "chameleon"), help=layout_help)
 
 
 def load_for_sampling(options: Namespace, mesh=None):
@@ -36,23 +56,24 @@ def _load_for_sampling(options: Namespace, mesh):
     import jax
 
     from convert import load_image_tokenizer, load_model, tokenizer_files
-    from convert.convert import open_source
     from convert.metadata import experiment_of
+    from convert.pictures import carried_encoder, fitted, image_layout_of
     from lumina_jax.progress import waiting
+    from lumina_jax.vocab import UNI_REP
 
-    folder = Path(options.model)
-    if not folder.is_dir():
-        raise MissingFileError(f"--model {folder}: no such folder; give a run's folder or a checkpoint of any layout")
-    source = open_source(folder)
+    source = open_model(options)
     experiment = experiment_of(source)
     files = tokenizer_files.find(source.folder, experiment, options.tokenizer or "", options.vq or "")
-    if missing := tokenizer_files.notes(files, source.folder):
+    encoder = None if files.vq else carried_encoder(source)
+    if missing := tokenizer_files.notes(files, source.folder, encoder is not None):
         raise MissingFileError("; ".join(missing))
     tokenizer_files.check(files, source.cfg)
-    with waiting(f"loading {folder}"):
-        model, vocab, vq = load_model(folder, mesh)[0], files.vocab(), load_image_tokenizer(files.vq)
-    if jax.default_backend() == "cpu":  # where bfloat16 is slow
-        model = jax.tree.map(lambda weight: weight.astype("float32"), model)
+    with waiting(f"loading {options.model}"):
+        wanted = options.dtype or ("float32" if jax.default_backend() == "cpu" else "")  # a CPU is slow in bfloat16
+        model, vocab = load_model(options.model, mesh, wanted)[0], files.vocab()
+        vq = encoder or load_image_tokenizer(files.vq)
+    image_layout = image_layout_of(source, options.image_layout or "").image_layout or UNI_REP
+    vocab = vocab.with_images(fitted(image_layout, model, vocab, vq))
     return _as_int8(model, vocab) if options.int8 else model, vocab, vq, experiment
 
 
@@ -78,21 +99,100 @@ def settings_of(experiment):
     return experiment.sample if experiment else SampleConfig()
 
 
-def make_prompt_builder(vq, vocab, experiment, forced: bool = True, positions: int = POSITIONS):
+def make_prompt_builder(
+    vq, vocab, experiment, forced: bool = True, positions: int = POSITIONS, target: int | None = None
+):
     """The PromptBuilder for a model of ``experiment``; ``forced``: a picture and its size are forced token by token.
 
-    ``positions``: how many tokens a model without experiment was trained on.
+    ``positions``: how many tokens a model without experiment was trained on. ``target`` in px (:func:`target_size_for`) takes the
+    place of the experiment's; without both, the builder refuses what needs one.
     """
-    from lumina_jax.sample.prompt import PromptBuilder
+    from dataclasses import replace
 
-    patches = experiment is not None and experiment.vq.kind == "patch"
-    return PromptBuilder(vq, vocab, experiment.data if experiment else None, forced, patches, positions)
+    from lumina_jax.sample.prompt import PromptBuilder, data_of
+
+    patches, data = experiment is not None and experiment.vq.kind == "patch", experiment.data if experiment else None
+    if target:
+        data = replace(data, size=target) if data else data_of(target, vq.stride, positions)
+    return PromptBuilder(vq, vocab, data, forced, patches, positions)
+
+
+def target_size_for(options: Namespace, purpose: str, needed: bool = True) -> int | None:
+    """The target size of --model in px by --target-size, its metadata or its name; None where its experiment tells it, or nothing,
+    and where its pictures have the one size of Chameleon's layout.
+
+    Only headers are read. ``purpose`` is what needs the size, in words; "" for nothing. With one, an assumption or an option that
+    contradicts the checkpoint is printed as a line, and an unknown size raises InputError, or is such a line where it may turn out
+    not to be ``needed``.
+    """
+    from lumina_jax.progress import waiting
+
+    with waiting(f"loading {options.model}"):
+        from convert.target_sizes import EXPERIMENT, known_size, target_size_of
+
+        pictures, found = image_layout_for(options), target_size_of(open_model(options), options.target_size)
+    if pictures.is_chameleon:
+        if purpose and pictures.line:
+            print(printable(pictures.line), file=sys.stderr)
+        return None
+    line = found.line
+    try:
+        known_size(found, options.model, purpose)
+    except InputError as error:
+        if purpose and needed:
+            raise
+        line = str(error)
+    if purpose and line:
+        print(printable(line), file=sys.stderr)
+    return None if found.source == EXPERIMENT else found.size
+
+
+def image_layout_for(options: Namespace):
+    """The convert.pictures.FoundLayout of --model by --image-layout, its metadata, its name or its files; only headers are read."""
+    from convert.pictures import image_layout_of
+
+    return image_layout_of(open_model(options), options.image_layout or "", options.target_size)
+
+
+def list_sizes(options: Namespace) -> int:
+    """Prints the (width x height) of --target-size, or of --model, with the tokens of such a picture; no weights are loaded."""
+    from lumina_jax.config import DataConfig, VQConfig
+    from lumina_jax.layout import CODES_PER_UNIT, crop_sizes, grid_tokens
+    from lumina_jax.vocab import CHAMELEON
+
+    if not options.target_size and image_layout_for(options).is_chameleon:
+        rows, cols = CHAMELEON.shape
+        stride = VQConfig().stride
+        print(f"{cols * stride}x{rows * stride} {grid_tokens(rows, cols, CHAMELEON):,} tokens")
+        return 0
+    data = DataConfig(size=options.target_size) if options.target_size else _data_of_model(options)
+    for width, height in crop_sizes(data.size, data.patch, data.max_ratio):
+        rows, cols = (side * CODES_PER_UNIT // data.patch for side in (height, width))
+        print(f"{width}x{height} {grid_tokens(rows, cols):,} tokens")
+    return 0
+
+
+def _data_of_model(options: Namespace):
+    """The DataConfig of --model with its sizes of pictures. Raises InputError where they are unknown."""
+    from convert.metadata import experiment_of
+    from lumina_jax.config import DataConfig
+
+    target, experiment = target_size_for(options, "--list-sizes"), experiment_of(open_model(options))
+    return DataConfig(size=target) if target else experiment.data
+
+
+def open_model(options: Namespace):
+    """The checkpoint of --model; its headers are read. Raises UserErrors naming what is missing or damaged."""
+    from convert.convert import open_source
+
+    folder = Path(options.model)
+    if not folder.is_dir():
+        raise MissingFileError(f"--model {folder}: no such folder; give a run's folder or a checkpoint of any layout")
+    return open_source(folder)
 
 
 def positions_of(options: Namespace) -> int:
     """How many tokens the model of --model was made for, as its config tells; POSITIONS where it tells nothing."""
-    from convert.convert import open_source
-
-    settings = open_source(Path(options.model)).settings
+    settings = open_model(options).settings
     settings = settings.get("settings", settings)  # an imported checkpoint keeps the config of its origin
     return settings.get("max_position_embeddings") or POSITIONS

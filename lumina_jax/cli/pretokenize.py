@@ -62,8 +62,11 @@ def _pretokenize(options: Namespace) -> None:
 
     with waiting(f"loading {options.source}"):
         from lumina_jax.data.pretokenize import pretokenize_stages, reading
+        from lumina_jax.data.sources import TokenSource
 
         source, sizes = _source(options.source, options.seed, cfg)
+    if isinstance(source, TokenSource):
+        _check_ready(options, cfg)
     if options.fit:
         _fit(cfg, source, options, sizes)
     stages, shard_slice = _stages(options, cfg, sizes), _shard_slice(options)
@@ -80,6 +83,19 @@ def _pretokenize(options: Namespace) -> None:
         manifests = pretokenize_stages(*inputs, stages, options.seed, shard_slice=shard_slice, **arguments)
     for stage, manifest in zip(stages, manifests, strict=False):
         say(f"{stage.out}: {manifest.kept:,} records, {manifest.tokens:,} tokens, {manifest.rejected:,} rejected")
+
+
+def _check_ready(options: Namespace, cfg) -> None:
+    """Refuses what ready tokens leave nothing to do for, and says what is taken on trust of them."""
+    from lumina_jax.progress import print_line
+
+    for given, option in ((options.fit, "--fit"), (options.sizes, "--sizes")):
+        if given:
+            raise InputError(f"{option} needs pictures, but {options.source} holds ready tokens; leave it out")
+    print_line(
+        f"{options.source} does not say which VQ model made its tokens: it is assumed to be {cfg.vq.path}, and "
+        f"{cfg.data.tokenizer} their tokenizer; what these cannot have made is rejected"
+    )
 
 
 def _open_inputs(spec: str, seed: int, cfg):

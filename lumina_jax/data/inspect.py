@@ -132,7 +132,8 @@ def _folders(folders: Sequence[Shards]) -> Table:
 
 def _settings(folders: Sequence[Shards]) -> Table:
     settings = [(str(folder.path), folder.manifest.settings) for folder in folders]
-    rows = tuple((path, s.name, s.tokenizer, s.vq, f"{s.seed}") for path, s in settings)
+    vqs = (f"{s.vq}{' (assumed)' if s.vq_assumed else ''}" for _, s in settings)
+    rows = tuple((path, s.name, s.tokenizer, vq, f"{s.seed}") for (path, s), vq in zip(settings, vqs, strict=True))
     caption = "Training refuses tokens whose fingerprints differ from those of its tokenizer and VQ model."
     return Table("Made with", caption, ("folder", "source", "tokenizer", "VQ model", "seed"), rows)
 

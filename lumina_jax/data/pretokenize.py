@@ -18,7 +18,7 @@ from lumina_jax.data.shards import (
     rejects_in_words,
     to_json,
 )
-from lumina_jax.data.sources import Source
+from lumina_jax.data.sources import Source, TokenSource
 from lumina_jax.data.sources.fetch import DEFAULT_LIMITS, FetchLimits
 from lumina_jax.data.sources.record import MAX_CONSECUTIVE_REJECTS
 from lumina_jax.errors import ExistingFileError, InputError, interrupted
@@ -34,7 +34,7 @@ ALL_SHARDS = slice(None)
 
 
 def pretokenize(
-    source: Source,
+    source: Source | TokenSource,
     vq: ImageTokenizer,
     vocab: Vocab,
     out: str | Path,
@@ -61,7 +61,7 @@ def reading(cfg: DataConfig) -> dict[str, object]:
 
 
 def pretokenize_stages(
-    source: Source,
+    source: Source | TokenSource,
     vq: ImageTokenizer,
     vocab: Vocab,
     stages: Sequence[PretokenizeStage],
@@ -135,7 +135,7 @@ def _kept(folders: Sequence[StorageFolder], settings: Sequence[Settings]) -> str
 
 
 def stage_settings(
-    source: Source,
+    source: Source | TokenSource,
     vq: ImageTokenizer,
     vocab: Vocab,
     stages: Sequence[PretokenizeStage],
@@ -146,12 +146,15 @@ def stage_settings(
     """The settings of each stage's folder; InputError when sizes, VQ model and tokenizer do not fit together."""
     if len(source) == 0:
         raise InputError("the source has no records; there is nothing to pretokenize")
-    for stage in stages:
-        _check_fit(stage.sizes, vq, vocab)
-    common = (len(source), source.fingerprint, vocab.fingerprint, fingerprint(vq), seed)
+    ready = isinstance(source, TokenSource)  # of which nothing is cropped, nor drawn by the seed
+    sizes = [() if ready else stage.sizes for stage in stages]
+    for stage_sizes in sizes:
+        _check_fit(stage_sizes, vq, vocab)
+    common = (len(source), source.fingerprint, vocab.fingerprint, fingerprint(vq), 0 if ready else seed)
+    crops = [tuple("{}x{}".format(*size) for size in stage_sizes) for stage_sizes in sizes]
     return [
-        Settings(*common, tuple("{}x{}".format(*size) for size in stage.sizes), shard_records, stage.max_tokens, name)
-        for stage in stages
+        Settings(*common, stage_crops, shard_records, stage.max_tokens, name, ready)
+        for stage_crops, stage in zip(crops, stages, strict=True)
     ]
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from lumina_jax import layout
 from lumina_jax.conversation import Turn, texts, tokenize
 from lumina_jax.data.ahead import read_ahead
 from lumina_jax.data.encode import BatchEncoder, GridEncoder
+from lumina_jax.data.ready_tokens import ReadySample, check_sample
 from lumina_jax.data.shard_writer import write_shard
 from lumina_jax.data.shards import Settings
 from lumina_jax.data.sources.fetch import DEFAULT_LIMITS, FetchLimits, fetching_within
@@ -26,6 +27,7 @@ from lumina_jax.data.sources.record import (
     StoredSource,
     read_record,
 )
+from lumina_jax.data.sources.token_record import StoredTokens, TokenRecord, TokenSource
 from lumina_jax.errors import InputError
 from lumina_jax.pictures import pixels
 from lumina_jax.progress import ProgressDisplay
@@ -55,11 +57,15 @@ class _CroppedRecord:
 
 @dataclass(frozen=True)
 class _DraftedRecord:
-    """A record whose images are encoded: its turns and the sizes (width, height) of its crops, or why it is rejected."""
+    """A record whose images are encoded: its turns and the sizes (width, height) of its crops, or why it is rejected.
+
+    One that was tokenized elsewhere has no turns, but its ``sample``, tokens i32[n] and learn bool[n].
+    """
 
     index: int
     turns: list[Turn] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
+    sample: tuple[np.ndarray, np.ndarray] | None = None
     reject: Reject | None = None
 
 
@@ -70,10 +76,14 @@ class _ShardDraft:
         self.grids = GridEncoder(encoder)
         self.records: list[_DraftedRecord] = []
 
-    def add(self, index: int, record: _CroppedRecord | Reject) -> None:
+    def add(self, index: int, record: _CroppedRecord | ReadySample | Reject) -> None:
         if isinstance(record, Reject):
             # The exception of a bug holds all that its frames do.
             self.records.append(_DraftedRecord(index, reject=record._replace(bug=None)))
+            return
+        if isinstance(record, ReadySample):
+            sample = record.tokens, record.learn
+            self.records.append(_DraftedRecord(index, sizes=record.sizes, sample=sample))
             return
         for number, crop in enumerate(record.crops):
             self.grids.add((index, number), crop)
@@ -81,7 +91,7 @@ class _ShardDraft:
 
     def encode(self, vocab: Vocab) -> Callable[[str], list[int]]:
         """A function from a text of the good records to its token ids."""
-        good = (texts(record.turns, len(record.sizes)) for record in self.records if record.reject is None)
+        good = (texts(record.turns, len(record.sizes)) for record in self.records if record.turns)
         ids = read_record(vocab.encode_all, itertools.chain.from_iterable(good))
         # A text that cannot be encoded fails all; one by one it fails its own record.
         return vocab.encode_literally if isinstance(ids, Reject) else ids.__getitem__
@@ -91,7 +101,7 @@ class _ShardDraft:
 class ShardMaker:
     """Makes shards of all ``stages`` at once. Their ``settings`` differ only in crop sizes and token limits."""
 
-    source: Source
+    source: Source | TokenSource
     vocab: Vocab
     encoder: BatchEncoder
     stages: Sequence[PretokenizeStage]
@@ -145,22 +155,25 @@ class ShardMaker:
                 draft.grids.flush()
             yield shard, drafts
 
-    def _fetch(self, index: int) -> StoredRecord | None:
-        """Record ``index`` with its image files; None when the source has no files to fetch."""
-        if not isinstance(self.source, StoredSource):
+    def _fetch(self, index: int) -> StoredRecord | StoredTokens | None:
+        """Record ``index`` with its files; None when the source has no files to fetch."""
+        if not isinstance(self.source, StoredSource | TokenSource):
             return None
         with fetching_within(self.limits):
             return self.source.stored(index)
 
     def _crop(
-        self, index: int, stored: StoredRecord | Reject | None, stages: Sequence[int]
-    ) -> list[_CroppedRecord | Reject]:
+        self, index: int, stored: StoredRecord | StoredTokens | Reject | None, stages: Sequence[int]
+    ) -> list[_CroppedRecord | ReadySample | Reject]:
         """Record ``index`` as each of ``stages`` crops it, given what was fetched."""
         if isinstance(stored, Reject):
             return [stored] * len(stages)
         record = read_record(stored.decode) if stored else read_record(self.source.__getitem__, index)
         if isinstance(record, Reject):
             return [record] * len(stages)
+        if isinstance(record, TokenRecord):
+            vq = self.encoder.vq
+            return [read_record(check_sample, record, self.vocab, vq.codes, vq.stride)] * len(stages)
         return [read_record(self._crop_to, record, index, stage) for stage in stages]
 
     def _crop_to(self, record: Record, index: int, stage: int) -> _CroppedRecord:
@@ -186,8 +199,7 @@ class ShardMaker:
             samples, rejects, kinds, crops = [], [], Counter(), Counter()
             grids, encode = draft.grids.grids(), draft.encode(self.vocab)
             for record in draft.records:
-                pictures = [grids[record.index, number] for number in range(len(record.sizes))]
-                sample = record.reject or read_record(self._sample, record.turns, pictures, stage, encode)
+                sample = record.reject or read_record(self._sample, record, grids, stage, encode)
                 if isinstance(sample, Reject):
                     streaks[stage].add(record.index, sample)
                     rejects.append(sample.line(record.index))
@@ -210,9 +222,17 @@ class ShardMaker:
                 )
 
     def _sample(
-        self, turns: list[Turn], grids: list[np.ndarray], stage: int, encode: Callable[[str], list[int]]
+        self,
+        record: _DraftedRecord,
+        grids: Mapping[Hashable, np.ndarray],
+        stage: int,
+        encode: Callable[[str], list[int]],
     ) -> tuple[np.ndarray, np.ndarray]:
-        tokens, learn = tokenize(turns, grids, self.vocab, encode)
+        if record.sample is None:
+            pictures = [grids[record.index, number] for number in range(len(record.sizes))]
+            tokens, learn = tokenize(record.turns, pictures, self.vocab, encode)
+        else:
+            tokens, learn = record.sample
         if not learn[1:].any():
             raise InputError("nothing in the record is learned: it has no answer")
         limit = self.settings[stage].max_tokens
@@ -221,8 +241,8 @@ class ShardMaker:
         return tokens, learn
 
 
-def _bytes_of(stored: StoredRecord | Reject | None) -> int:
-    return sum(len(file.content) for file in stored.files) if isinstance(stored, StoredRecord) else 0
+def _bytes_of(stored: StoredRecord | StoredTokens | Reject | None) -> int:
+    return stored.size if isinstance(stored, StoredRecord | StoredTokens) else 0
 
 
 def crop_size(image_size: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

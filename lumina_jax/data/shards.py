@@ -52,7 +52,7 @@ class Settings:
 
     ``records`` is the number of records of the source, ``shard_records`` of those of a shard. ``crops`` are the candidate sizes
     as "WxH" in pixels. Samples of more than ``max_tokens`` tokens are rejected (None: no limit). ``name`` tells people where the
-    records came from; it is not compared.
+    records came from; it is not compared. ``vq_assumed``: the tokens were made elsewhere, and that ``vq`` made them was only said.
     """
 
     records: int
@@ -64,6 +64,7 @@ class Settings:
     shard_records: int
     max_tokens: int | None = None
     name: str = field(default="", compare=False)
+    vq_assumed: bool = False
 
     @property
     def shards(self) -> int:

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lumina_jax.errors import InputError
-from lumina_jax.layout import column_of, grid_shape, line_tokens
+from lumina_jax.layout import column_of, line_tokens, shape_of
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.parts import rotary
-from lumina_jax.vocab import Vocab
+from lumina_jax.vocab import UNI_REP, ImageLayout, Vocab
 
 KINDS = {
     "prompt": (66, 103, 178),
@@ -31,12 +31,14 @@ CELL, GAP, BAR = 22, 24, 150
 class AttentionMap:
     """Attention of a picture's last image code over the T tokens up to and with itself.
 
-    ``shares`` f32[T] add up to 1; ``kinds`` i32[T] are numbers of KINDS; ``grid`` is (rows, cols) of the picture's codes.
+    ``shares`` f32[T] add up to 1; ``kinds`` i32[T] are numbers of KINDS; ``grid`` is (rows, cols) of the picture's codes, which
+    stand in the sequence as ``image_layout`` says.
     """
 
     shares: np.ndarray
     kinds: np.ndarray
     grid: tuple[int, int]
+    image_layout: ImageLayout = UNI_REP
 
     @property
     def sinks(self) -> np.ndarray:
@@ -86,16 +88,17 @@ def attention_map(model: Chameleon, prompt: np.ndarray, answer: np.ndarray, voca
     begins = begins[begins >= len(prompt) - 1]
     if not len(begins):
         raise InputError("the answer holds no picture to look at; ask for one")
-    rows, cols = grid_shape(*tokens[begins[0] + 1 : begins[0] + 3], vocab)
-    body = begins[0] + 3
-    last = body + rows * (cols + 1) - 2
+    image_layout = vocab.image_layout
+    rows, cols = shape_of(tokens[begins[0] :], vocab)
+    body = begins[0] + 1 + image_layout.size_tokens
+    last = body + rows * line_tokens(cols, image_layout) - image_layout.line_ends - 1
     if last >= len(tokens):
         raise InputError(f"the picture of {rows} x {cols} codes is not finished; allow more new tokens")
     kinds = np.zeros(last + 1, int)
     kinds[begins[0]], kinds[begins[0] + 1 : body] = 1, 2
-    kinds[body:] = np.where(column_of(np.arange(last + 1 - body), cols) == cols, 4, 3)
+    kinds[body:] = np.where(column_of(np.arange(last + 1 - body), cols, image_layout) == cols, 4, 3)
     shares = last_attention(model, jnp.asarray(tokens[: last + 1])).mean(axis=(0, 1))
-    return AttentionMap(np.asarray(shares, np.float32), kinds, (rows, cols))
+    return AttentionMap(np.asarray(shares, np.float32), kinds, (rows, cols), image_layout)
 
 
 def drawing(attention: AttentionMap, picture: Image.Image) -> Image.Image:
@@ -115,7 +118,7 @@ def drawing(attention: AttentionMap, picture: Image.Image) -> Image.Image:
     sheet.paste(picture.resize(side, Image.Resampling.NEAREST), (GAP, GAP))
     body = int(np.flatnonzero(attention.kinds >= 3)[0])
     for index, kind in enumerate(attention.kinds[body:]):
-        row, col = index // line_tokens(cols), column_of(index, cols)
+        row, col = index // line_tokens(cols, attention.image_layout), column_of(index, cols, attention.image_layout)
         left, upper = GAP * 2 + side[0] + col * CELL, GAP + row * CELL
         colour = _shade(list(KINDS.values())[kind], heights[body + index])
         pen.rectangle((left, upper, left + CELL - 2, upper + CELL - 2), fill=colour)

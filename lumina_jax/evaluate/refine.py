@@ -10,7 +10,7 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.errors import InputError
 from lumina_jax.layout import answer_tokens
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.model.image_tokenizer import decode_image, encode_image
+from lumina_jax.model.image_tokenizer import decode_image
 from lumina_jax.pictures.metrics import psnr, ssim
 from lumina_jax.sample import generate
 from lumina_jax.sample.picture import pictures
@@ -41,8 +41,8 @@ def refine(model: Chameleon, builder: PromptBuilder, image: Image.Image, cfg: Sa
     """
     prompt = builder.task("refine", "", [image], cfg)
     original = builder.cropped(image)
-    codes = encode_image(builder.vq, original)
-    cfg = cfg.limited(answer_tokens([codes.shape]))
+    codes = builder.codes(original)
+    cfg = cfg.limited(answer_tokens([codes.shape], builder.vocab.image_layout))
     (answer,) = generate(model, [prompt.ids], key, cfg, builder.vocab, sizes=[prompt.size])
     painted = pictures(answer, builder.vq, builder.vocab)
     if not painted or painted[0].size != original.size:

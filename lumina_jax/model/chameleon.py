@@ -1,4 +1,4 @@
-"""The Chameleon decoder: embedding, a scan over blocks, final norm, untied head (paper section 2.1)."""
+"""The Chameleon decoder: embedding, a scan over blocks, final norm, untied head (paper section 3.1)."""
 
 import functools
 import operator

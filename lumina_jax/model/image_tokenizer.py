@@ -4,12 +4,14 @@
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Protocol
 
 import jax
 import numpy as np
 from PIL import Image
 
+from lumina_jax.errors import InputError
 from lumina_jax.pictures.pixels import to_image, to_pixels
 
 
@@ -37,9 +39,27 @@ class ImageTokenizer(Protocol):
         """The arrays that codes depend on, in a fixed order."""
 
 
-def encode_image(tokenizer: ImageTokenizer, image: Image.Image) -> np.ndarray:
-    """A picture whose sides are multiples of the stride -> its codes i32[R C]."""
-    return np.asarray(tokenizer.encode(to_pixels(image)[None]))[0]
+class EncoderOnly:
+    """An image tokenizer whose decoder is not at hand, as in transformers' checkpoints of Chameleon: it reads pictures only."""
+
+    def __init__(self, tokenizer: ImageTokenizer, source: str):
+        """``tokenizer`` may lack what its ``decode`` needs; ``source`` is where it comes from, for messages."""
+        self.tokenizer, self.source = tokenizer, source
+        self.on_devices, self.stride, self.codes = tokenizer.on_devices, tokenizer.stride, tokenizer.codes
+        self.encode, self.encoder_weights = tokenizer.encode, tokenizer.encoder_weights
+
+    def decode(self, codes: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+        raise InputError(
+            f"{self.source} holds the encoder of the image tokenizer alone, which paints no pictures; put vqgan.ckpt and "
+            "vqgan.yaml of Meta's Chameleon release beside it, or name them with --vq"
+        )
+
+
+def encode_image(
+    tokenizer: ImageTokenizer, image: Image.Image, scaled: Callable[[Image.Image], np.ndarray] = to_pixels
+) -> np.ndarray:
+    """A picture whose sides are multiples of the stride -> its codes i32[R C]; ``scaled`` makes f32[Y X 3] of it."""
+    return np.asarray(tokenizer.encode(scaled(image)[None]))[0]
 
 
 def decode_image(tokenizer: ImageTokenizer, codes: np.ndarray) -> Image.Image:

@@ -26,7 +26,7 @@ class RMSNorm(nnx.Module):
 
 
 class QKNorm(nnx.Module):
-    """LayerNorm of each head's query or key over K, with one scale and bias per group of heads (paper section 2.1).
+    """LayerNorm of each head's query or key over K, with one scale and bias per group of heads (paper section 3.1).
 
     torch stored one row per tensor-parallel shard, hence groups; consecutive heads share a row.
     """

@@ -1,6 +1,7 @@
 """Image files -> Pillow images <-> arrays: decode as a viewer does; crop, whiten and scale exactly as the original does.
 
-Sources: var_center_crop and center_crop (item_processor.py), ImageTokenizer (Chameleon's image_tokenizer.py).
+Sources: var_center_crop and center_crop (item_processor.py), ImageTokenizer (Chameleon's image_tokenizer.py); for Chameleon's own
+checkpoints transformers' ChameleonImageProcessor.
 """
 
 import numpy as np
@@ -9,6 +10,8 @@ from PIL import Image
 from lumina_jax.pictures.formats import opened
 from lumina_jax.pictures.viewer import shown
 
+CHAMELEON_SCALE = 0.0078
+"""What transformers' Chameleon multiplies bytes by, before it subtracts 1: white is 0.989. In Meta's code it is 2/255, white 1."""
 MOST_ENLARGED = 16
 """An image is resized whole and then cropped, unless the resized one has more than this many times the crop's pixels: then only
 the cropped region is resized."""
@@ -35,13 +38,35 @@ def crop(image: Image.Image, size: tuple[int, int], offset_share: tuple[float, f
     covering = _covering_size(image, size)
     free = (covering[0] - size[0] + 1, covering[1] - size[1] + 1)
     left, upper = int(offset_share[0] * free[0]), int(offset_share[1] * free[1])
-    box = (left, upper, left + size[0], upper + size[1])
-    if covering[0] * covering[1] <= MOST_ENLARGED * size[0] * size[1]:
-        return _resize(image, covering).crop(box)
+    return _cut(image, covering, (left, upper, left + size[0], upper + size[1]), Image.Resampling.BICUBIC)
+
+
+def centre_square(image: Image.Image, edge: int) -> Image.Image:
+    """RGB of ``edge`` x ``edge`` pixels: the middle of ``image``, of any mode, on white, its shorter side resized to ``edge``.
+
+    Equals transformers' ChameleonImageProcessorPil on RGB and RGBA. Meta's code rounds the longer side, which is cut off here, and
+    what shows through transparent pixels.
+    """
+    if "A" in image.getbands():
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    image, shorter = image.convert("RGB"), min(image.size)
+    whole = tuple(edge * side // shorter for side in image.size)
+    left, upper = ((side - edge) // 2 for side in whole)
+    return _cut(image, whole, (left, upper, left + edge, upper + edge), Image.Resampling.LANCZOS)
+
+
+def _cut(
+    image: Image.Image, whole: tuple[int, int], box: tuple[int, int, int, int], resample: Image.Resampling
+) -> Image.Image:
+    """The region ``box`` of ``image`` resized to ``whole`` (width, height)."""
+    size = (box[2] - box[0], box[3] - box[1])
+    if whole[0] * whole[1] <= MOST_ENLARGED * size[0] * size[1]:
+        return image.resize(whole, resample=resample).crop(box)
     # The same filter at the same positions, evaluated for the crop alone: equal up to one level of rounding.
-    edges = zip(box, covering * 2, image.size * 2, strict=True)
+    edges = zip(box, whole * 2, image.size * 2, strict=True)
     source = tuple(min(edge / scaled * side, side) for edge, scaled, side in edges)
-    return image.resize(size, resample=Image.Resampling.BICUBIC, box=source)
+    return image.resize(size, resample=resample, box=source)
 
 
 def random_crop(image: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
@@ -85,6 +110,11 @@ def whiten(image: Image.Image) -> Image.Image:
 def to_pixels(image: Image.Image) -> np.ndarray:
     """An image -> f32[Y X 3] in [-1, 1]."""
     return (np.asarray(whiten(image)) / 255.0 * 2 - 1).astype(np.float32)
+
+
+def to_chameleon_pixels(image: Image.Image) -> np.ndarray:
+    """An RGB image -> f32[Y X 3] from -1 to 0.989, as transformers' ChameleonImageProcessor scales it."""
+    return (np.asarray(image) * CHAMELEON_SCALE).astype(np.float32) - np.float32(1)
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Answering a batch of prompts (paper section 2.4).
+"""Answering a batch of prompts (its settings: paper Figure 8).
 
 :func:`one_by_one` is the definition: one token per pass. :func:`generate` gives the same answers faster: :func:`prefill` feeds the
 prompts, and :func:`decode` is a loop of passes, each of which may feed several tokens (:mod:`.loop`).

@@ -81,7 +81,8 @@ class Matched:
         fed = jnp.take_along_axis(window.ids, jnp.minimum(judged.kept[:, None] + 1 + jnp.arange(n), n), axis=1)
         first, rule = ctx.answer_slot + state.count, rules(state.position, n, ctx.vocab)
         as_code = jnp.asarray(ctx.code_ids)[ctx.code_index]
-        tokens = look_up(state.tokens, first, fed, _old(window, judged), state.position, rule, as_code)
+        old, image_layout = _old(window, judged), ctx.vocab.image_layout
+        tokens = look_up(state.tokens, first, fed, old, state.position, rule, as_code, image_layout)
         return state._replace(tokens=tokens)
 
 
@@ -105,7 +106,7 @@ class Rejection:
         """Drafts of the last pass stay; the slots behind them get guesses."""
         n, old = window.ids.shape[1] - 1, _old(window, judged)
         first, ids = ctx.answer_slot + state.count, ctx.code_ids
-        tokens, inside = neighbours(state.tokens, first, first + old, state.position, n)
+        tokens, inside = neighbours(state.tokens, first, first + old, state.position, n, ctx.vocab.image_layout)
         new = guess(tokens, inside, _noise(ctx, state, n).guess, ids, ctx.code_index)
         slots = jnp.arange(n)
         is_old = slots < old[:, None]

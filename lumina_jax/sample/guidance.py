@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumina_jax.config import SampleConfig
-from lumina_jax.sample.position import SIZE_TOKENS, ImagePosition, allowed
+from lumina_jax.sample.position import ImagePosition, allowed
 from lumina_jax.vocab import Vocab
 
 
@@ -83,7 +83,7 @@ def scores(
     if uncond is None:
         uncond = guided = cond
     else:
-        scale = jnp.where(position.since >= SIZE_TOKENS, config.guidance, 1.0)
+        scale = jnp.where(position.since >= vocab.image_layout.size_tokens, config.guidance, 1.0)
         guided = guide(cond, uncond, scale[:, None])
     mask = allowed(position, V, vocab)
     ruled = jnp.where(mask, guided, -jnp.inf)

@@ -9,11 +9,13 @@ import numpy as np
 from PIL import Image
 
 from lumina_jax.config import SampleConfig
+from lumina_jax.conversation import explicit, tokenize
 from lumina_jax.errors import InputError
-from lumina_jax.layout import decode_lines
+from lumina_jax.layout import answer_tokens, decode_lines
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
-from lumina_jax.sample.picture import readable
+from lumina_jax.sample.dialog import Dialog, DialogPicture
+from lumina_jax.sample.picture import spoken
 from lumina_jax.sample.prompt import PromptBuilder
 from lumina_jax.sample.stream import stream
 from lumina_jax.vocab import Vocab
@@ -66,33 +68,57 @@ def watch(
 class Chat:
     """A dialog: each turn is answered with all turns and pictures before it in the prompt; turn n draws from fold_in(key, n).
 
-    ``tokens`` is the number of tokens of all turns and answers so far.
+    ``dialog`` holds its turns and pictures. What stands in a later prompt is what tokenize makes of them, so a chat that begins
+    with the dialog of another goes on as that one does.
     """
 
-    def __init__(self, model: Chameleon, builder: PromptBuilder, key: jax.Array, cfg: SampleConfig):
+    def __init__(
+        self, model: Chameleon, builder: PromptBuilder, key: jax.Array, cfg: SampleConfig, dialog: Dialog | None = None
+    ):
         self._model, self._builder, self._key, self._cfg = model, builder, key, cfg
-        self._history = np.zeros(0, np.int32)
-        self._turns = 0
+        self.begin(dialog or Dialog())
+
+    def begin(self, dialog: Dialog | None = None) -> None:
+        """Forgets all turns and goes on with those of ``dialog``. Raises InputError when its last message has no answer."""
+        dialog = dialog or Dialog()
+        if not dialog.ended:
+            raise InputError("the last message of the dialog has no answer; remove the message, or give it as a prompt")
+        self.dialog = dialog
 
     @property
     def tokens(self) -> int:
-        return len(self._history)
+        """The number of tokens of all turns and answers so far."""
+        turns, grids = self.dialog.turns, self.dialog.grids
+        return len(tokenize(turns, grids, self._builder.vocab)[0]) if turns else 0
 
-    def say(self, text: str, images: Sequence[Image.Image] = (), every: int = 16) -> Iterator[Words | Preview]:
-        """The answer, as :func:`watch` yields it; the turn counts once it has ended. Raises what PromptBuilder.message raises, and
-        InputError when the dialog has become too long."""
-        ids, vocab = self._builder.message(text, images, self._cfg).ids, self._builder.vocab
-        prompt = np.concatenate([self._history, ids[1:] if self._turns else ids])
-        self._builder.check_length(len(prompt), "the whole dialog counts; end it with an empty line and begin another")
-        key = jax.random.fold_in(self._key, self._turns)
-        answer = Growing(self._builder.vq, vocab)
-        for partial in stream(self._model, [prompt], key, self._cfg, vocab, keys=[key], rows=1, every=every):
+    def say(
+        self,
+        text: str,
+        images: Sequence[Image.Image] = (),
+        *,
+        size: tuple[int, int] | None = None,
+        cfg: SampleConfig | None = None,
+        every: int = 16,
+    ) -> Iterator[Words | Preview]:
+        """The answer, as :func:`watch` yields it; the turn counts once it has ended. Raises what PromptBuilder.history raises.
+
+        The images replace the ``<|image|>`` of the text, or stand before it. ``size`` (width, height) in px: of a picture that the
+        answer begins with. ``cfg``: settings of this answer alone.
+        """
+        builder, vocab, dialog = self._builder, self._builder.vocab, self.dialog
+        message = explicit(text, len(images))
+        pictures = (*dialog.pictures, *map(builder.shown, images))
+        grids = [picture.codes for picture in pictures]
+        prompt = builder.history([*dialog.turns, (message, None)], grids, cfg or self._cfg, size)
+        cfg = prompt.cfg.limited(answer_tokens([prompt.size], vocab.image_layout)) if prompt.size else prompt.cfg
+        key = jax.random.fold_in(self._key, len(dialog.turns))
+        options = dict(sizes=[prompt.size], keys=[key], rows=1, every=every, opens=[prompt.size is not None])
+        answer = Growing(builder.vq, vocab)
+        for partial in stream(self._model, [prompt.ids], key, cfg, vocab, **options):
             yield from answer.grow(partial.tokens, partial.done)
-        # What breaks the image-token rule would make every later prompt a wrong one.
-        self._history = np.concatenate(
-            [prompt, readable(partial.tokens, vocab), np.array([vocab.end_of_turn], np.int32)]
-        )
-        self._turns += 1
+        said, painted = spoken(partial.tokens, vocab)
+        pictures += tuple(DialogPicture(decode_image(builder.vq, codes), codes) for codes in painted)
+        self.dialog = Dialog((*dialog.turns, (message, said)), pictures)
 
 
 class Growing:

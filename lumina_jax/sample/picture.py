@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lumina_jax.conversation import literal
 from lumina_jax.errors import InputError, printable
 from lumina_jax.layout import decode_grid
 from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
@@ -37,14 +38,19 @@ def split(ids: np.ndarray, vocab: Vocab) -> list[str | np.ndarray | Broken]:
     return [piece for piece in pieces if not (isinstance(piece, str) and piece == "")]
 
 
-def readable(ids: np.ndarray, vocab: Vocab) -> np.ndarray:
-    """Tokens i32[n] without broken images and without image codes in text: what may stand in a later prompt."""
-    kept = [
-        part if is_image else part[~np.isin(part, vocab.code_ids)]
-        for part, is_image, ended in _parts(ids, vocab)
-        if not (is_image and isinstance(_image(part, ended, vocab), Broken))
-    ]
-    return np.concatenate(kept)
+def spoken(ids: np.ndarray, vocab: Vocab) -> tuple[str, list[np.ndarray]]:
+    """An answer i32[n] as it stands in later prompts: (its message for conversation.tokenize, the codes i32[R C] of its images).
+
+    Broken images, and special tokens outside of images, are left out: they would make every later prompt a wrong one.
+    """
+    message, grids = "", []
+    for part, is_image, ended in _parts(ids, vocab):
+        if not is_image:
+            message += literal(vocab.decode(part[~np.isin(part, vocab.special_ids)]))
+        elif isinstance(codes := _image(part, ended, vocab), np.ndarray):
+            message += IMAGE_SYMBOL
+            grids.append(codes)
+    return message, grids
 
 
 def _parts(ids: np.ndarray, vocab: Vocab) -> list[tuple[np.ndarray, bool, bool]]:

@@ -13,8 +13,6 @@ from lumina_jax.vocab import Vocab
 
 OPENS = -2
 """ImagePosition.since where the answer begins with a picture: only begin-image may stand there."""
-SIZE_TOKENS = 2
-"""Height and width: the tokens after begin-image that get neither guidance nor, in the original, a rule."""
 
 
 class ImagePosition(NamedTuple):
@@ -60,12 +58,12 @@ def _check_text(text: np.ndarray, start: int, vocab: Vocab) -> None:
 
 def _position_in(image: np.ndarray, vocab: Vocab) -> ImagePosition:
     """The position behind the beginning of an image, i32[n] from begin-image on."""
-    since = len(image) - 1
-    if since == 0:
+    since, size_tokens = len(image) - 1, vocab.image_layout.size_tokens
+    if 0 < since < size_tokens:
+        return ImagePosition(since, layout.grid_shape(image[1], image[1], vocab)[0], 0)
+    if since < size_tokens:
         return ImagePosition(0, 0, 0)
-    rows, cols = layout.grid_shape(image[1], image[min(2, since)], vocab)
-    if since < SIZE_TOKENS:
-        return ImagePosition(since, rows, 0)
+    rows, cols = layout.shape_of(image, vocab)
     completed = layout.encode_grid(np.zeros((rows, cols), int), vocab)
     if len(image) >= len(completed):
         raise InputError(f"an image of {rows} x {cols} codes has no end-image after {len(completed) - 1} tokens")
@@ -77,10 +75,12 @@ def _position_in(image: np.ndarray, vocab: Vocab) -> ImagePosition:
 def advance(position: ImagePosition, token: jax.Array, sizes: jax.Array, V: int, vocab: Vocab) -> ImagePosition:
     """The position behind ``token`` i32[B]. ``sizes`` i32[B 2]: rows and columns of an image that it begins, 0 where free."""
     opens, closes = token == vocab.boi, token == vocab.eoi
-    codes = jnp.maximum(jnp.asarray(_fit(vocab.size_of, V))[token], 0) * layout.CODES_PER_UNIT
     since = jnp.where(closes | (position.since < 0), -1, position.since + 1)
-    rows = jnp.where(position.since == 0, codes, position.rows)
-    cols = jnp.where(position.since == 1, codes, position.cols)
+    rows, cols = position.rows, position.cols
+    if vocab.image_layout.size_tokens:
+        codes = jnp.maximum(jnp.asarray(_fit(vocab.size_of, V))[token], 0) * layout.CODES_PER_UNIT
+        rows = jnp.where(position.since == 0, codes, rows)
+        cols = jnp.where(position.since == 1, codes, cols)
     return ImagePosition(
         jnp.where(opens, 0, since), jnp.where(opens, sizes[:, 0], rows), jnp.where(opens, sizes[:, 1], cols)
     )
@@ -100,7 +100,7 @@ def skip(position: ImagePosition, count: jax.Array, rule: jax.Array) -> ImagePos
 
 
 def allowed(position: ImagePosition, V: int, vocab: Vocab) -> jax.Array:
-    """bool[B V]: the tokens that the image-token rule allows at ``position``; in text, all.
+    """bool[B V]: the tokens that the image-token rule allows at ``position``; in text all, but see :func:`_in_text`.
 
     Where a picture must begin that is begin-image. It is drawn and not known in advance (:func:`rules`): a pass that feeds it
     begins with it, since from it on the unconditional row does not see the prompt.
@@ -108,8 +108,19 @@ def allowed(position: ImagePosition, V: int, vocab: Vocab) -> jax.Array:
     rule = rules(position, 1, vocab)
     is_code, is_size = (jnp.asarray(_fit(table, V) >= 0) for table in (vocab.code_of, vocab.size_of))
     rule = jnp.where(position.since[:, None] == OPENS, vocab.boi, rule)
-    free = [rule == layout.ANY, (rule == layout.CODE) & is_code, (rule == layout.SIZE) & is_size]
+    free = [(rule == layout.ANY) & _in_text(V, vocab), (rule == layout.CODE) & is_code, (rule == layout.SIZE) & is_size]
     return free[0] | free[1] | free[2] | (rule == jnp.arange(V))
+
+
+def _in_text(V: int, vocab: Vocab) -> np.ndarray:
+    """bool[V]: the tokens that may stand in text: in Uni-Rep all, as in the original; in Chameleon's layout no image codes, as in
+    transformers; no begin-image where the model paints no pictures."""
+    tokens = np.ones(V, bool)
+    if vocab.image_layout.shape is not None:
+        tokens &= _fit(vocab.code_of, V) < 0
+    if vocab.image_layout.no_pictures:
+        tokens[vocab.boi] = False
+    return tokens
 
 
 def _fit(table: np.ndarray, V: int) -> np.ndarray:

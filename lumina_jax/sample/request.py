@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumina_jax.errors import InputError, prefixed_errors
-from lumina_jax.layout import CODES_PER_UNIT
+from lumina_jax.layout import CODES_PER_UNIT, check_paints
 from lumina_jax.sample.position import OPENS, ImagePosition, position_after
 from lumina_jax.sample.state import Request, RequestRows
 from lumina_jax.vocab import Vocab
@@ -43,6 +43,8 @@ def lay_out(
     # The last token of a prompt is fed with the first pass of decoding, all before it by the prefill.
     P = bucket(max(1, *(len(prompt) - 1 for prompt in prompts))) + 1
     since, rows, cols = np.array(positions, np.int32).T
+    if (since >= 0).any() or (opens is not None and any(opens)):
+        check_paints(vocab)
     if opens is not None:
         since = np.where(np.asarray(opens, bool) & (since == -1), np.int32(OPENS), since)
     # An image whose height is not in the prompt yet takes the forced size.
@@ -103,12 +105,19 @@ def _checked_prompts(prompts: Sequence[np.ndarray], V: int, vocab: Vocab) -> lis
 
 
 def _checked_sizes(sizes: Sequence[tuple[int, int] | None] | None, B: int, V: int, vocab: Vocab) -> np.ndarray:
-    """i32[B 2]: rows and columns of codes, 0 where free."""
-    checked = np.zeros((B, 2), np.int32)
+    """i32[B 2]: rows and columns of codes, 0 where free; where all images have one shape, that."""
+    shape = vocab.image_layout.shape
+    checked = np.tile(np.array(shape or (0, 0), np.int32), (B, 1))
     if sizes is None:
         return checked
     if len(sizes) != B:
         raise InputError(f"{len(sizes)} sizes for {B} prompts; give one each, None where it is free")
+    if shape is not None:
+        if wrong := [size for size in sizes if size not in (None, shape)]:
+            raise InputError(
+                f"a size of {wrong[0][0]} x {wrong[0][1]} codes; every image of this model has {shape[0]} x {shape[1]}"
+            )
+        return checked
     units = vocab.size_of[:V]
     for row, size in enumerate(sizes):
         if size is None:

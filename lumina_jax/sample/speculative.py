@@ -24,7 +24,8 @@ import numpy as np
 
 from lumina_jax.layout import column_of, line_tokens
 from lumina_jax.sample.guidance import columns, noise
-from lumina_jax.sample.position import SIZE_TOKENS, ImagePosition
+from lumina_jax.sample.position import ImagePosition
+from lumina_jax.vocab import ImageLayout
 
 COINS = 1 << 30
 """Random keys of answer index i draw token i; keys of index i + COINS decide about drafts."""
@@ -117,7 +118,7 @@ def _drawn(logp: jax.Array, keys: jax.Array, ids: np.ndarray) -> jax.Array:
 
 
 def neighbours(
-    tokens: jax.Array, first: jax.Array, end: jax.Array, position: ImagePosition, n: int
+    tokens: jax.Array, first: jax.Array, end: jax.Array, position: ImagePosition, n: int, image_layout: ImageLayout
 ) -> tuple[jax.Array, jax.Array]:
     """Tokens i32[B n 2] to the left of and above n places of an open image, and whether these lie in the image, bool[B n 2].
 
@@ -125,9 +126,9 @@ def neighbours(
     ``position``. An unknown neighbour is replaced by the nearest known token in its direction.
     """
     cols = jnp.maximum(position.cols, 1)[:, None]
-    line, slot = line_tokens(cols), first[:, None] + jnp.arange(n)
-    index = jnp.maximum(position.since[:, None] + jnp.arange(n) - SIZE_TOKENS, 0)
-    row, col = index // line, column_of(index, cols)
+    line, slot = line_tokens(cols, image_layout), first[:, None] + jnp.arange(n)
+    index = jnp.maximum(position.since[:, None] + jnp.arange(n) - image_layout.size_tokens, 0)
+    row, col = index // line, column_of(index, cols, image_layout)
     left = jnp.minimum(slot, end[:, None]) - 1
     lines_up = jnp.maximum(1, -((end[:, None] - slot - 1) // line))
     inside = jnp.stack([slot - left <= col, lines_up <= row], axis=2)
@@ -160,6 +161,7 @@ def look_up(
     position: ImagePosition,
     rule: jax.Array,
     as_code: jax.Array,
+    image_layout: ImageLayout,
 ) -> jax.Array:
     """``tokens`` i32[B S] with a draft in each of the n slots from ``first`` i32[B] on, which is at ``position``.
 
@@ -169,7 +171,7 @@ def look_up(
     the rules of the slots; ``as_code`` i32[V] maps a code's token to itself and any other token to an arbitrary code:
     drafts are always codes.
     """
-    rows, line = jnp.arange(len(tokens)), line_tokens(jnp.maximum(position.cols, 1)[:, None])
+    rows, line = jnp.arange(len(tokens)), line_tokens(jnp.maximum(position.cols, 1)[:, None], image_layout)
     distances = jnp.concatenate([jnp.ones_like(line), line, line - 1], axis=1)
     slots = jnp.arange(tokens.shape[1])
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -92,22 +93,26 @@ class PaintFromView:
 
 @dataclass(frozen=True)
 class ApplyEdits:
-    """Edit a picture once or several times in one dialog; ``scenes`` are the first one and the result of each edit."""
+    """Edit a picture once or several times in one dialog; ``scenes`` are the first one and the result of each edit.
+
+    The first one is shown, or with ``known=1`` is the last picture of the turns before.
+    """
 
     scenes: tuple[Scene, ...]
     edits: tuple[SceneEdit, ...]
+    known: int = 0
     task = "edit"
 
     @property
     def turns(self) -> list[Turn]:
         return [
-            (task_prompt(self.task, edit.text, images=int(not number)), IMAGE_SYMBOL)
+            (task_prompt(self.task, edit.text, images=0 if number else 1 - self.known), IMAGE_SYMBOL)
             for number, edit in enumerate(self.edits)
         ]
 
     @property
     def pictures(self) -> list[np.ndarray]:
-        return [scene.render() for scene in self.scenes]
+        return [scene.render() for scene in self.scenes[self.known :]]
 
 
 @dataclass(frozen=True)
@@ -128,41 +133,77 @@ class Describe:
 
 @dataclass(frozen=True)
 class AnswerQuestions:
-    """Answer questions about any number of pictures, possibly none, in one dialog."""
+    """Answer questions about any number of pictures, possibly none, in one dialog.
+
+    The first ``known`` pictures are the last ones of the turns before; the others are shown with the first question.
+    """
 
     scenes: tuple[Scene, ...]
     questions: tuple[QuestionAnswer, ...]
+    known: int = 0
     task = "question"
 
     @property
     def turns(self) -> list[Turn]:
         return [
-            (task_prompt(self.task, question, images=0 if number else len(self.scenes)), answer)
+            (task_prompt(self.task, question, images=0 if number else len(self.scenes) - self.known), answer)
             for number, (question, answer) in enumerate(self.questions)
         ]
 
     @property
     def pictures(self) -> list[np.ndarray]:
-        return [scene.render() for scene in self.scenes]
+        return [scene.render() for scene in self.scenes[self.known :]]
 
 
-Exercise = Paint | PredictView | Detect | PaintFromView | ApplyEdits | Describe | AnswerQuestions
+@dataclass(frozen=True)
+class Script:
+    """Several exercises one after the other in one dialog; later ones may be about pictures of earlier ones."""
+
+    parts: tuple[Paint | ApplyEdits | Describe | AnswerQuestions, ...]
+
+    @property
+    def turns(self) -> list[Turn]:
+        return [turn for part in self.parts for turn in part.turns]
+
+    @property
+    def pictures(self) -> list[np.ndarray]:
+        return [picture for part in self.parts for picture in part.pictures]
+
+
+Exercise = Paint | PredictView | Detect | PaintFromView | ApplyEdits | Describe | AnswerQuestions | Script
 Reply = np.ndarray | str | None
 """A model's answer in one turn: a picture u8[Y X 3], a text, or None if a picture was due and the answer holds no complete one."""
 
 
-def true_replies(exercise: Exercise) -> list[Reply]:
-    """The true answer of each turn."""
-    outputs = sum(answer == IMAGE_SYMBOL for _, answer in exercise.turns)
-    pictures = iter(exercise.pictures[len(exercise.pictures) - outputs :])
-    return [next(pictures) if answer == IMAGE_SYMBOL else answer for _, answer in exercise.turns]
+class TrueTurn(NamedTuple):
+    """A turn of an exercise: the name of its task in conversation.TASKS, its input pictures, and its true answer."""
+
+    task: str
+    inputs: tuple[np.ndarray, ...]
+    answer: np.ndarray | str
+
+
+def true_turns(exercise: Exercise) -> list[TrueTurn]:
+    """The turns of an exercise with its pictures, which come in the order of their symbols in the texts."""
+    parts = exercise.parts if isinstance(exercise, Script) else (exercise,)
+    pictures = iter(exercise.pictures)
+    return [
+        TrueTurn(
+            part.task,
+            tuple(next(pictures) for _ in range(human.count(IMAGE_SYMBOL))),
+            next(pictures) if answer == IMAGE_SYMBOL else answer,
+        )
+        for part in parts
+        for human, answer in part.turns
+    ]
 
 
 def next_prompt(exercise: Exercise, replies: Sequence[Reply]) -> tuple[list[Turn], list[np.ndarray]]:
     """The turns and pictures of the prompt for the next turn, after the model gave ``replies`` in the earlier ones."""
-    turns, pictures = exercise.turns[: len(replies) + 1], exercise.pictures
-    inputs = sum(human.count(IMAGE_SYMBOL) for human, _ in turns)
-    painted = [reply for reply in replies if isinstance(reply, np.ndarray)]
-    answers = [reply if isinstance(reply, str) else IMAGE_SYMBOL for reply in replies]
-    prompt = [(human, answer) for (human, _), answer in zip(turns, [*answers, None], strict=True)]
-    return prompt, [*pictures[:inputs], *painted]
+    answers = [*replies, None]
+    turns, pictures = [], []
+    for (human, _), true, reply in zip(exercise.turns, true_turns(exercise), answers, strict=False):
+        painted = isinstance(reply, np.ndarray)
+        turns.append((human, IMAGE_SYMBOL if painted else reply))
+        pictures += [*true.inputs, *[reply] * painted]
+    return turns, pictures

@@ -1,7 +1,7 @@
 """Exercises of every task, drawn by (seed, index), and a weighted mix of them as records to pretokenize."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -11,39 +11,48 @@ from PIL import Image
 from lumina_jax.data.sources import Record
 from lumina_jax.errors import InputError
 from lumina_jax.toyworld import edits, exercises, questions
-from lumina_jax.toyworld.captions import random_caption
-from lumina_jax.toyworld.exercises import REFINE, Exercise
+from lumina_jax.toyworld.captions import describe, random_caption
+from lumina_jax.toyworld.exercises import REFINE, Exercise, Script
 from lumina_jax.toyworld.figures import PERSON
-from lumina_jax.toyworld.scenes import MINI, OMNI, Pixels, Scene, World, pick
+from lumina_jax.toyworld.scenes import MINI, OMNI, Pixels, Scene, World, pick, region
 from lumina_jax.toyworld.source import EVALUATION, STAGES, ToySource, WorldSource, stage_sizes, training_sizes
 from lumina_jax.toyworld.views import VIEWS
 
-WEIGHTS: dict[str, tuple[float, float]] = {
-    "generate": (2.0, 1.0),
-    **dict.fromkeys(VIEWS, (1.0, 0.5)),
-    "depth": (1.0, 1.5),
-    "pose": (1.5, 0.5),
-    "detect": (2.0, 4.0),
-    **{f"{view}_to_image": (1.0, 0.5) for view in VIEWS},
-    "pose_to_image": (2.0, 1.0),
-    **dict.fromkeys(edits.KINDS, (1.5, 1.0)),
-    "remove": (1.5, 1.5),
-    "move": (1.5, 3.5),
-    "edits": (2.0, 3.0),
-    "describe": (3.0, 5.0),
-    "question": (2.0, 3.0),
-    "compare": (1.0, 1.0),
-    "text": (4.0, 5.0),
-    REFINE: (0.5, 0.25),
-    "dialog": (5.0, 8.0),
-    "chain": (2.0, 4.0),
+WEIGHTS: dict[str, tuple[float, float, float]] = {
+    "generate": (2.0, 1.0, 1.0),
+    **dict.fromkeys(VIEWS, (1.0, 0.5, 0.5)),
+    "depth": (1.0, 1.5, 1.5),
+    "pose": (1.5, 0.5, 0.75),
+    "detect": (2.0, 4.0, 3.5),
+    **{f"{view}_to_image": (1.0, 0.5, 0.5) for view in VIEWS},
+    "pose_to_image": (2.0, 1.0, 1.0),
+    **dict.fromkeys(edits.KINDS, (1.5, 1.0, 1.0)),
+    "remove": (1.5, 1.5, 1.0),
+    "move": (1.5, 3.5, 3.0),
+    "edits": (2.0, 3.0, 2.0),
+    "describe": (3.0, 5.0, 4.0),
+    "question": (2.0, 3.0, 4.0),
+    "compare": (1.0, 1.0, 6.0),
+    "text": (4.0, 5.0, 1.0),
+    REFINE: (0.5, 0.25, 0.25),
+    "dialog": (5.0, 8.0, 9.0),
+    "chain": (2.0, 4.0, 4.0),
+    "paint_edit": (0.0, 0.0, 3.0),
+    "paint_edits": (0.0, 0.0, 2.0),
+    "paint_ask": (0.0, 0.0, 4.0),
+    "paint_show_ask": (0.0, 0.0, 4.0),
+    "texts": (0.0, 0.0, 3.0),
+    "describe_ask_text": (0.0, 0.0, 2.0),
+    "ask_paint": (0.0, 0.0, 1.0),
+    "talk": (0.0, 0.0, 4.0),
 }
-"""All tasks with their relative frequencies in the first and in the second part of training.
+"""All tasks with their relative frequencies in the first, second and third part of training.
 
 Dialogs are frequent because a text answer is a few tokens and a picture dozens: several questions about one picture teach
-several times as much per token as single ones. In the second part tasks that are slow to learn come more often.
+several times as much per token as single ones. In the second part tasks that are slow to learn come more often; in the third
+come scripts, dialogs that go from one task to another, and more comparisons.
 """
-MIX, SLOW_MIX = ({task: weights[lesson] for task, weights in WEIGHTS.items()} for lesson in (0, 1))
+MIX, SLOW_MIX, SCRIPT_MIX = ({task: weights[lesson] for task, weights in WEIGHTS.items()} for lesson in range(3))
 
 
 @dataclass(frozen=True)
@@ -62,12 +71,18 @@ class Lesson:
         return [size for stage, repeats in stages if stage <= target for size in repeats * stage_sizes(stage)]
 
 
-LESSONS = {"omni": Lesson(MIX, (6, 2, 1)), "omni_slow": Lesson(SLOW_MIX, (12, 1, 1))}
+LESSONS = {
+    "omni": Lesson(MIX, (6, 2, 1)),
+    "omni_slow": Lesson(SLOW_MIX, (12, 1, 1)),
+    "omni_scripts": Lesson(SCRIPT_MIX, (12, 1, 1)),
+}
 
 QUESTIONS = 5
 """Questions in one dialog."""
 TWO_PICTURES_SHARE = 0.35
 """Share of these dialogs that are about two pictures."""
+ORDINAL_SHARE = 0.6
+"""Share of later questions about two pictures that are about the first or the second of them, not about both."""
 
 DRAWS = 8
 """Attempts to draw a later edit of one scene before the next scene is tried."""
@@ -190,14 +205,74 @@ def _edits(ctx: DrawContext, later: int) -> exercises.ApplyEdits | None:
 
 
 def _ask(ctx: DrawContext, pictures: int, count: int = 1) -> Exercise:
-    scenes = tuple(next(ctx.scenes) for _ in range(pictures))
-    ask = questions.ask if pictures == 1 else questions.compare
-    return exercises.AnswerQuestions(scenes, questions.distinct(lambda: ask(*scenes, ctx.world, ctx.rng), count))
+    return _about(ctx, tuple(next(ctx.scenes) for _ in range(pictures)), count)
 
 
 def _dialog(ctx: DrawContext) -> Exercise:
     return _ask(ctx, 1 + int(ctx.rng.random() < TWO_PICTURES_SHARE), QUESTIONS)
 
+
+def _script(ctx: DrawContext, *makers: Callable[[DrawContext], Exercise | None]) -> Script | None:
+    """The exercises of ``makers`` one after the other."""
+    drawn = [make(ctx) for make in makers]
+    if None in drawn:
+        return None
+    return Script(tuple(part for made in drawn for part in (made.parts if isinstance(made, Script) else (made,))))
+
+
+def _paint_edit(ctx: DrawContext, later: int) -> Script | None:
+    """Paint a picture, then edit it. The caption says all, so that the edit is possible whichever picture is painted."""
+    while (chain := _edits(ctx, later)) is not None:
+        before, first = chain.scenes[0], chain.edits[0]
+        if first.kind != "add" or SIDES[first.goal] not in region(before.objects[0], before.canvas):
+            return Script((exercises.Paint(before, describe(before)), replace(chain, known=1)))
+    return None
+
+
+def _paint_ask(ctx: DrawContext, count: int) -> Script:
+    painted = _paint(ctx)
+    return Script((painted, replace(_about(ctx, (painted.scene,), count), known=1)))
+
+
+def _paint_show_ask(ctx: DrawContext) -> Script:
+    """Paint a picture, ask about another one that is shown, then about both or about one of them by its number."""
+    painted, shown = _paint(ctx), next(ctx.scenes)
+    scenes = painted.scene, shown
+
+    def later() -> questions.QuestionAnswer:
+        if ctx.rng.random() >= ORDINAL_SHARE:
+            return questions.compare(*scenes, ctx.world, ctx.rng)
+        return questions.ask_of_two(*scenes, ctx.world, ctx.rng)
+
+    both = exercises.AnswerQuestions(scenes, questions.distinct(later, 2), known=2)
+    return Script((painted, _about(ctx, (shown,), 1), both))
+
+
+def _describe_ask(ctx: DrawContext) -> Script:
+    scene = next(ctx.scenes)
+    return Script((exercises.Describe(scene), replace(_about(ctx, (scene,), 1), known=1)))
+
+
+def _about(ctx: DrawContext, scenes: tuple[Scene, ...], count: int) -> exercises.AnswerQuestions:
+    ask = questions.ask if len(scenes) == 1 else questions.compare
+    return exercises.AnswerQuestions(scenes, questions.distinct(lambda: ask(*scenes, ctx.world, ctx.rng), count))
+
+
+def _text(ctx: DrawContext) -> exercises.AnswerQuestions:
+    return exercises.AnswerQuestions((), (questions.text_task(ctx.world, ctx.rng),))
+
+
+def _talk(ctx: DrawContext) -> Script | None:
+    """Two random scripts or tasks, with a text task put between any two of their parts, before or behind them."""
+    drawn = _script(ctx, pick(ctx.rng, TALKS), pick(ctx.rng, TALKS))
+    if drawn is None:
+        return None
+    place = int(ctx.rng.integers(len(drawn.parts) + 1))
+    return Script((*drawn.parts[:place], _text(ctx), *drawn.parts[place:]))
+
+
+SIDES = {"left of": "left", "right of": "right", "above": "top", "below": "bottom"}
+"""Relation -> the word of the regions at that side of a canvas."""
 
 MAKERS: dict[str, Callable[[DrawContext], Exercise | None]] = {
     "generate": _paint,
@@ -209,8 +284,26 @@ MAKERS: dict[str, Callable[[DrawContext], Exercise | None]] = {
     "describe": lambda ctx: exercises.Describe(next(ctx.scenes)),
     "question": partial(_ask, pictures=1),
     "compare": partial(_ask, pictures=2),
-    "text": lambda ctx: exercises.AnswerQuestions((), (questions.text_task(ctx.world, ctx.rng),)),
+    "text": _text,
     "dialog": _dialog,
     "chain": partial(_edits, later=3),
+    "paint_edit": partial(_paint_edit, later=0),
+    "paint_edits": partial(_paint_edit, later=1),
+    "paint_ask": partial(_paint_ask, count=2),
+    "paint_show_ask": _paint_show_ask,
+    "texts": lambda ctx: _script(ctx, _text, _text, _text),
+    "describe_ask_text": lambda ctx: _script(ctx, _describe_ask, _text),
+    "ask_paint": lambda ctx: _script(ctx, partial(_ask, pictures=1), _paint),
+    "talk": _talk,
 }
 """Task -> function that draws an exercise from the first candidate scenes that suit it; None when no scene does."""
+
+TALKS = (
+    _paint,
+    _describe_ask,
+    partial(_ask, pictures=1, count=2),
+    partial(_edits, later=0),
+    partial(_paint_edit, later=0),
+    partial(_paint_ask, count=1),
+)
+"""What "talk" is made of; each part is about pictures of its own, or about the one before it."""

@@ -1,6 +1,7 @@
 """Scores of replies to exercises: every task in its field's metrics, against exact ground truth."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +13,7 @@ from lumina_jax.toyworld.captions import Caption, Count, Thing, describe, facts_
 from lumina_jax.toyworld.exercises import REFINE, Exercise, Reply
 from lumina_jax.toyworld.figures import JOINTS, PERSON, RADIUS
 from lumina_jax.toyworld.judge import ALL_KINDS, judge, perceive
+from lumina_jax.toyworld.questions import true_answer
 from lumina_jax.toyworld.scenes import Object, Scene
 
 Scores = dict[str, float]
@@ -19,6 +21,7 @@ Scores = dict[str, float]
 LABELS = {
     "right": "all right",
     "answers": "answers right",
+    "parts": "parts right",
     "inside": "edit done",
     "outside": "all else kept",
     "miou": "mIoU",
@@ -47,12 +50,14 @@ def score(exercise: Exercise, replies: Sequence[Reply]) -> Scores:
     """Scores of the replies, one per turn, by names of WORST. ``right`` is 1 if everything is as it should be, otherwise 0."""
     reply = replies[0]
     match exercise:
+        case exercises.Script():
+            return _score_script(exercise, replies)
         case exercises.AnswerQuestions():
             return _score_answers(exercise, replies)
         case exercises.Describe():
             return {"right": float(isinstance(reply, str) and _describes(reply, exercise.scene))}
         case exercises.ApplyEdits():
-            return _score_edits(exercise, replies)
+            return _score_edits(exercise, exercise.scenes[0].render(), replies)
         case exercises.PredictView():
             names, measure = VIEW_SCORES[exercise.view]
         case exercises.Detect():
@@ -72,6 +77,37 @@ def _score_answers(exercise: exercises.AnswerQuestions, replies: Sequence[Reply]
     pairs = zip(replies, exercise.questions, strict=True)
     right = [isinstance(reply, str) and reply.strip() == answer for reply, (_, answer) in pairs]
     return {"right": float(all(right))} | ({"answers": float(np.mean(right))} if len(right) > 1 else {})
+
+
+def _score_script(exercise: exercises.Script, replies: Sequence[Reply]) -> Scores:
+    """The share of parts that are right, and whether all are; each against the pictures that the dialog shows before it.
+
+    So an edit must change the model's own picture, and an answer must be true of it, whatever the true picture shows.
+    """
+    seen: list[np.ndarray] = []
+    right = []
+    turns, rest = exercises.true_turns(exercise), list(replies)
+    for part in exercise.parts:
+        count = len(part.turns)
+        own, rest, (first, *_), turns = rest[:count], rest[count:], turns[:count], turns[count:]
+        seen += first.inputs
+        right.append(_is_right(part, seen, own))
+        seen += [reply for reply in own if isinstance(reply, np.ndarray)]
+    return {"right": float(all(right)), "parts": float(np.mean(right))}
+
+
+def _is_right(part: Exercise, seen: Sequence[np.ndarray], replies: Sequence[Reply]) -> bool:
+    """Whether the replies of a part of a script are right about the last pictures of ``seen``."""
+    match part:
+        case exercises.ApplyEdits(known=1):
+            return bool(seen) and _score_edits(part, seen[-1], replies)["right"] == 1
+        case exercises.AnswerQuestions(scenes=scenes, questions=questions) if part.known:
+            if len(seen) < len(scenes):
+                return False
+            shown = [perceive(picture, ALL_KINDS).scene for picture in seen[-len(scenes) :]]
+            answers = tuple((question, true_answer(question, shown)) for question, _ in questions)
+            part = replace(part, questions=answers)
+    return score(part, replies)["right"] == 1
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
@@ -156,9 +192,12 @@ def _same_outline(first: Object, second: Object) -> bool:
     return same and max(abs(first.x - second.x), abs(first.y - second.y)) <= POSITION_TOLERANCE
 
 
-def _score_edits(exercise: exercises.ApplyEdits, replies: Sequence[Reply]) -> Scores:
-    """Whether each edit is done to the model's own previous picture, and all pixels outside the edited object are equal."""
-    before, picture = exercise.scenes[0], exercise.scenes[0].render()
+def _score_edits(exercise: exercises.ApplyEdits, picture: np.ndarray, replies: Sequence[Reply]) -> Scores:
+    """Whether each edit is done to the model's own previous picture, and all pixels outside the edited object are equal.
+
+    The first edit is that of ``picture`` u8[Y X 3], which may be of the model itself.
+    """
+    before = perceive(picture, ALL_KINDS).scene
     inside = outside = True
     for edit, true_before, true_after, reply in zip(
         exercise.edits, exercise.scenes[:-1], exercise.scenes[1:], replies, strict=True

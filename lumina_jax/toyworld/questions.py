@@ -13,6 +13,7 @@ QuestionAnswer = tuple[str, str]
 PRESENT_SHARE = 0.6
 """Probability that the kind of object in a question is drawn from those in the scene instead of from all."""
 MAX_WORDS = 4
+ORDINALS = ("first", "second")
 
 
 def distinct(draw: Callable[[], QuestionAnswer], count: int) -> tuple[QuestionAnswer, ...]:
@@ -26,23 +27,28 @@ def distinct(draw: Callable[[], QuestionAnswer], count: int) -> tuple[QuestionAn
 
 def ask(scene: Scene, world: World, rng: np.random.Generator) -> QuestionAnswer:
     """A random question about a scene of one or two objects: how many, what colour, where, or whether a relation holds."""
-    draws: Sequence[Callable[[Scene, World, np.random.Generator], QuestionAnswer | None]]
+    draws: Sequence[Callable[[Scene, World, np.random.Generator], str | None]]
     draws = (_count, _colour, _where, _whether)
     while True:
-        if (drawn := pick(rng, draws)(scene, world, rng)) is not None:
-            return drawn
+        question = pick(rng, draws)(scene, world, rng)
+        if question is not None and (answer := true_answer(question, (scene,))) is not None:
+            return question, answer
+
+
+def ask_of_two(first: Scene, second: Scene, world: World, rng: np.random.Generator) -> QuestionAnswer:
+    """A random question about one of two pictures, which it names by its number."""
+    number = int(rng.integers(2))
+    question, answer = ask((first, second)[number], world, rng)
+    return f"{question.removesuffix('?')} in the {ORDINALS[number]} image?", answer
 
 
 def compare(first: Scene, second: Scene, world: World, rng: np.random.Generator) -> QuestionAnswer:
     """A random question about two pictures: which of them shows more objects, or a certain one."""
     if rng.random() < 0.5:
-        counts = len(first.objects), len(second.objects)
-        answer = "neither" if counts[0] == counts[1] else "the first" if counts[0] > counts[1] else "the second"
-        return "Which image shows more objects?", answer
-    thing = _random_kind(pick(rng, (first, second)), world, rng)
-    present = tuple(any(map(thing.matches, scene.objects)) for scene in (first, second))
-    answers = {(True, False): "the first", (False, True): "the second", (True, True): "both", (False, False): "neither"}
-    return f"Which image shows {thing}?", answers[present]
+        question = "Which image shows more objects?"
+    else:
+        question = f"Which image shows {_random_kind(pick(rng, (first, second)), world, rng)}?"
+    return question, true_answer(question, (first, second))
 
 
 def text_task(world: World, rng: np.random.Generator) -> QuestionAnswer:
@@ -58,40 +64,93 @@ def text_task(world: World, rng: np.random.Generator) -> QuestionAnswer:
     return f"Repeat: {text}.", text
 
 
-def _count(scene: Scene, world: World, rng: np.random.Generator) -> QuestionAnswer:
-    kind = _random_kind(scene, world, rng)
-    filters: dict[str, Callable[[Object], bool]] = {
-        f"{kind.shape}s": lambda thing: thing.shape == kind.shape,
-        f"{kind.colour} objects": lambda thing: thing.colour == kind.colour,
-        "objects": lambda thing: True,
-    }
-    words = pick(rng, tuple(filters))
-    return f"How many {words} are there?", str(sum(map(filters[words], scene.objects)))
+def true_answer(question: str, scenes: Sequence[Scene]) -> str | None:
+    """The right answer to a question of :func:`ask`, :func:`ask_of_two` or :func:`compare` about pictures of ``scenes``.
+
+    None when the question does not suit them: it is about an object that is not there, or not the only one of its kind.
+    """
+    for number, ordinal in enumerate(ORDINALS):
+        if question.endswith(end := f" in the {ordinal} image?"):
+            return true_answer(f"{question.removesuffix(end)}?", scenes[number : number + 1])
+    words = question.removesuffix("?")
+    for beginning, answer in ANSWERS.items():
+        if words.startswith(beginning):
+            return answer(words.removeprefix(beginning), *scenes)
+    return None
 
 
-def _colour(scene: Scene, world: World, rng: np.random.Generator) -> QuestionAnswer | None:
-    shape, colour = pick(rng, [("background", scene.background), *((o.shape, o.colour) for o in scene.objects)])
-    if sum(thing.shape == shape for thing in scene.objects) > 1:
-        return None
-    return f"What colour is the {shape}?", colour
+def _answer_count(words: str, scene: Scene) -> str:
+    kind = words.removesuffix(" are there")
+    names = (("objects", f"{thing.colour} objects", f"{thing.shape}s") for thing in scene.objects)
+    return str(sum(kind in named for named in names))
 
 
-def _where(scene: Scene, world: World, rng: np.random.Generator) -> QuestionAnswer | None:
-    thing = pick(rng, scene.objects)
-    if (phrase := unique_phrase(thing, scene)) is None:
+def _answer_colour(shape: str, scene: Scene) -> str | None:
+    colours = [thing.colour for thing in scene.objects if thing.shape == shape]
+    return scene.background if shape == "background" else colours[0] if len(colours) == 1 else None
+
+
+def _answer_where(phrase: str, scene: Scene) -> str | None:
+    if (thing := _only(phrase, scene)) is None or len(scene.objects) > 2:
         return None
     if len(scene.objects) == 1:
-        return f"Where is {definite(phrase)}?", REGION_PHRASES[region(thing, scene.canvas)]
+        return REGION_PHRASES[region(thing, scene.canvas)]
     other = next(other for other in scene.objects if other is not thing)
-    return f"Where is {definite(phrase)}?", f"{relation(thing, other)} {definite(unique_phrase(other, scene))}"
+    return f"{relation(thing, other)} {definite(unique_phrase(other, scene))}"
 
 
-def _whether(scene: Scene, world: World, rng: np.random.Generator) -> QuestionAnswer | None:
+def _answer_whether(words: str, scene: Scene) -> str | None:
+    word = next(word for word in RELATIONS if f" {word} the " in words)
+    things = [_only(phrase, scene) for phrase in words.split(f" {word} the ")]
+    return None if None in things else "yes" if relation(*things) == word else "no"
+
+
+def _answer_which(phrase: str, first: Scene, second: Scene) -> str:
+    if phrase == "more objects":
+        difference = len(first.objects) - len(second.objects)
+        return "neither" if not difference else f"the {ORDINALS[difference < 0]}"
+    present = tuple(any(phrase == f"a {thing.colour} {thing.shape}" for thing in s.objects) for s in (first, second))
+    return {(True, False): "the first", (False, True): "the second", (True, True): "both", (False, False): "neither"}[
+        present
+    ]
+
+
+ANSWERS: dict[str, Callable[..., str | None]] = {
+    "How many ": _answer_count,
+    "What colour is the ": _answer_colour,
+    "Where is the ": _answer_where,
+    "Is the ": _answer_whether,
+    "Which image shows ": _answer_which,
+}
+"""The beginning of a question -> the function that answers it from the rest of its words and the scenes."""
+
+
+def _only(phrase: str, scene: Scene) -> Object | None:
+    """The object that "red circle" or "small red circle" names; None if there is none or another one."""
+    named = [o for o in scene.objects if f" {o.size} {o.colour} {o.shape}".endswith(f" {phrase}")]
+    return named[0] if len(named) == 1 else None
+
+
+def _count(scene: Scene, world: World, rng: np.random.Generator) -> str:
+    kind = _random_kind(scene, world, rng)
+    return f"How many {pick(rng, (f'{kind.shape}s', f'{kind.colour} objects', 'objects'))} are there?"
+
+
+def _colour(scene: Scene, world: World, rng: np.random.Generator) -> str:
+    return f"What colour is the {pick(rng, ('background', *(thing.shape for thing in scene.objects)))}?"
+
+
+def _where(scene: Scene, world: World, rng: np.random.Generator) -> str | None:
+    phrase = unique_phrase(pick(rng, scene.objects), scene)
+    return phrase and f"Where is {definite(phrase)}?"
+
+
+def _whether(scene: Scene, world: World, rng: np.random.Generator) -> str | None:
     if len(scene.objects) == 1 or None in (phrases := [unique_phrase(thing, scene) for thing in scene.objects]):
         return None
     true = relation(*scene.objects)
     word = true if rng.random() < 0.5 else pick(rng, [word for word in RELATIONS if word != true])
-    return f"Is {definite(phrases[0])} {word} {definite(phrases[1])}?", "yes" if word == true else "no"
+    return f"Is {definite(phrases[0])} {word} {definite(phrases[1])}?"
 
 
 def _random_kind(scene: Scene, world: World, rng: np.random.Generator) -> Thing:

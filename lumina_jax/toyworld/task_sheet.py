@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lumina_jax.pictures import html
 from lumina_jax.pictures.html import Html, section, tag
 from lumina_jax.toyworld import drawings
-from lumina_jax.toyworld.exercises import Reply, true_replies
+from lumina_jax.toyworld.exercises import Reply, true_turns
 from lumina_jax.toyworld.omni_judge import LABELS, Scores
 from lumina_jax.toyworld.report import STYLE
 from lumina_jax.toyworld.tasks import TaskResult
@@ -37,17 +37,12 @@ class TurnResult(NamedTuple):
 
 
 def turn_results(result: TaskResult, index: int) -> list[TurnResult]:
-    """The turns of exercise ``index``. A later turn of edits has no input pictures: it is about the reply before it."""
+    """The turns of exercise ``index``. A turn without input pictures is about pictures of the turns before it, or about none."""
     exercise = result.exercises[index]
-    symbols = [human.count(IMAGE_SYMBOL) for human, _ in exercise.turns]
-    turns = zip(exercise.turns, result.replies[index], true_replies(exercise), strict=True)
+    turns = zip(exercise.turns, true_turns(exercise), result.replies[index], strict=True)
     return [
-        TurnResult(
-            tuple(exercise.pictures[sum(symbols[:number]) : sum(symbols[: number + 1])]),
-            " ".join(human.replace(IMAGE_SYMBOL, " ").split()),
-            *pair,
-        )
-        for number, ((human, _), *pair) in enumerate(turns)
+        TurnResult(true.inputs, " ".join(human.replace(IMAGE_SYMBOL, " ").split()), reply, true.answer)
+        for (human, _), true, reply in turns
     ]
 
 

@@ -18,7 +18,7 @@ from lumina_jax.sample import generate
 from lumina_jax.sample.job import seed_key
 from lumina_jax.sample.picture import pictures, text
 from lumina_jax.toyworld.captions import Caption
-from lumina_jax.toyworld.exercises import Exercise, Reply, next_prompt
+from lumina_jax.toyworld.exercises import Exercise, Reply, next_prompt, true_turns
 from lumina_jax.toyworld.judge import judge
 from lumina_jax.toyworld.omni import MIX, evaluation_exercises
 from lumina_jax.toyworld.omni_judge import Scores, mean_scores, score
@@ -104,23 +104,24 @@ def sample_replies(
 ) -> list[list[Reply]]:
     """The model's replies to exercises of one task, turn by turn; later prompts contain the model's own earlier replies.
 
-    ``cfg`` is used with the guidance and image top-k of the task. A dialog stops at a reply that lacks its picture, and all
-    later replies are None.
+    ``cfg`` is used with the guidance and image top-k of each turn's task. A dialog stops at a reply that lacks its picture, and
+    all later replies are None.
     """
-    cfg = served(exercises[0].task, cfg)
     replies: list[list[Reply]] = [[] for _ in exercises]
-    for turn in range(max(len(exercise.turns) for exercise in exercises)):
+    turns = [true_turns(exercise) for exercise in exercises]
+    for turn in range(max(map(len, turns))):
         complete = [all(reply is not None for reply in row) for row in replies]
-        active = [i for i, exercise in enumerate(exercises) if turn < len(exercise.turns) and complete[i]]
-        if active:
-            contents = [next_prompt(exercises[i], replies[i]) for i in active]
-            ids = [tokenize(turns, _grids(images, vq), vocab)[0] for turns, images in contents]
-            max_tokens = _max_answer_tokens([exercises[i] for i in active], vq.stride)
-            limited = replace(cfg, max_new_tokens=min(cfg.max_new_tokens, max_tokens))
-            answers = generate(model, ids, jax.random.fold_in(key, turn), limited, vocab)
-            for i, answer in zip(active, answers, strict=True):
+        active = [i for i in range(len(exercises)) if turn < len(turns[i]) and complete[i]]
+        for task in dict.fromkeys(turns[i][turn].task for i in active):
+            same = [i for i in active if turns[i][turn].task == task]
+            contents = [next_prompt(exercises[i], replies[i]) for i in same]
+            ids = [tokenize(messages, _grids(images, vq), vocab)[0] for messages, images in contents]
+            limit = min(cfg.max_new_tokens, _max_answer_tokens([exercises[i] for i in same], vq.stride))
+            settings = replace(served(task, cfg), max_new_tokens=limit)
+            answers = generate(model, ids, jax.random.fold_in(key, turn), settings, vocab)
+            for i, answer in zip(same, answers, strict=True):
                 replies[i].append(_to_reply(answer, exercises[i].turns[turn][1], vq, vocab))
-    return [row + [None] * (len(exercise.turns) - len(row)) for row, exercise in zip(replies, exercises, strict=True)]
+    return [row + [None] * (len(own) - len(row)) for row, own in zip(replies, turns, strict=True)]
 
 
 def _max_answer_tokens(exercises: Sequence[Exercise], stride: int) -> int:

@@ -25,6 +25,8 @@ FOLDERS = {
     "paint1": ("toy", 30_000, 5),
     "tasks2": ("omni_slow", 120_000, 6),
     "paint2": ("toy", 20_000, 7),
+    "tasks3": ("omni_scripts", 160_000, 8),
+    "paint3": ("toy", 40_000, 9),
 }
 """Token folder -> (kind of :func:`training_source`, records at the reference budget, seed)."""
 

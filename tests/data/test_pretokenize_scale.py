@@ -38,7 +38,7 @@ class TextSource(NoiseSource):
 
 
 @pytest.fixture(scope="module")
-def vqvae(plain_code) -> VQVAE:
+def vqvae() -> VQVAE:
     return jax.jit(lambda: VQVAE(VQVAE_CONFIG, nnx.Rngs(0)))()
 
 

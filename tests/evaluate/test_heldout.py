@@ -16,7 +16,6 @@ from lumina_jax.evaluate.heldout import greedy_match, held_out
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.vocab import Vocab
 
-pytestmark = pytest.mark.usefixtures("plain_code")
 TOY = run.REPOSITORY / run.TOY_MODEL
 LENGTH = 128
 """What the records of these tests are padded to, so that one program serves all."""

@@ -13,8 +13,6 @@ from lumina_jax.model.rotation import norm_rotate, whole_angles
 from lumina_jax.model.splash import LANES, LARGEST_BLOCK, blocks
 from lumina_jax.sharding import make_mesh, shardings
 
-pytestmark = pytest.mark.usefixtures("plain_code")
-
 
 def draw(seed: int, *shape: int, dtype=jnp.float32) -> jax.Array:
     return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), dtype)

@@ -1,5 +1,6 @@
 """What is shown of an answer while it is sampled adds up to the answer."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -13,9 +14,11 @@ from lumina_jax.conversation import tokenize
 from lumina_jax.layout import decode_lines, encode_grid
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import generate
+from lumina_jax.sample.dialog import Dialog
 from lumina_jax.sample.live import BLANK, Chat, Growing, Preview, Words, watch
 from lumina_jax.sample.picture import pictures
 from lumina_jax.sample.prompt import PromptBuilder
+from lumina_jax.sample.transcript import TRANSCRIPT, Transcript
 
 VOCAB = tiny_vocab()
 VQ = PatchVQ(np.random.default_rng(0).integers(0, 200, (CODES, 16, 16, 3), np.uint8))
@@ -62,19 +65,31 @@ def test_words_join_to_the_text_and_last_previews_are_the_pictures(model):
     assert [last[number].tobytes() for number in sorted(last)] == [p.tobytes() for p in pictures(answer, VQ, VOCAB)]
 
 
-def test_a_turn_is_answered_with_all_turns_before_in_the_prompt(model):
+def test_a_dialog_is_one_prompt_of_all_its_turns(model, tmp_path):
+    """Turn by turn, gone on with from what was kept, and asked for as one line of a file: the same answers."""
     builder, key = PromptBuilder(VQ, VOCAB, DataConfig(size=64, patch=32)), jax.random.key(1)
-    cfg = replace(CFG, max_new_tokens=6)
-    chat = Chat(model, builder, key, cfg)
-    picture = Image.new("RGB", (64, 64), "red")
-    texts = [joined(chat.say("w1 <|image|>", [picture])), joined(chat.say("w2"))]
-    history = builder.message("w1 <|image|>", [picture], cfg).ids
-    for number, (message, text) in enumerate(zip(("", "w2"), texts, strict=True)):
-        history = np.concatenate([history, builder.message(message, [], cfg).ids[1:]]) if number else history
-        turn_key = jax.random.fold_in(key, number)
-        (answer,) = generate(model, [history], turn_key, cfg, VOCAB, keys=[turn_key])
-        assert joined(Growing(VQ, VOCAB).grow(answer, True)) == text
-        history = np.concatenate([history, answer, [VOCAB.end_of_turn]])
+    chat, picture = Chat(model, builder, key, replace(CFG, max_new_tokens=18)), Image.new("RGB", (64, 64), "red")
+    transcript, files = Transcript(tmp_path), ["a.png", "b.png"]
+    list(chat.say("w1", size=(64, 32)))
+    begun = chat.dialog
+    assert begun.turns[0][1].startswith("<|image|>") and begun.pictures[0].image.size == (64, 32)
+    text = joined(chat.say("w2", [picture]))
+    for shown, name in zip(chat.dialog.pictures, files, strict=False):
+        shown.image.save(tmp_path / name)
+    transcript.keep(chat.dialog, [tmp_path / name for name in files])
+    record = json.loads((tmp_path / TRANSCRIPT).read_text())
+    kept = builder.dialog(record, tmp_path)
+    assert kept.turns == chat.dialog.turns and [*map(str, kept.grids)] == [*map(str, chat.dialog.grids)]
+    assert joined(Chat(model, builder, key, chat._cfg, begun).say("w2", [picture])) == text
+    record["conversations"].pop()
+    prompt = builder.from_record(record, tmp_path, lambda task: chat._cfg)
+    expected, _ = tokenize([*begun.turns, ("<|image|> w2", None)], kept.grids, VOCAB)
+    assert prompt.ids.tolist() == expected.tolist() and prompt.size is None
+    assert joined(watch(model, VQ, VOCAB, prompt.ids, jax.random.fold_in(key, 1), prompt.cfg)) == text
+    chat.begin()
+    assert chat.tokens == 0 and chat.dialog.turns == ()
+    with pytest.raises(ValueError, match="the last message of the dialog has no answer"):
+        chat.begin(Dialog((("w1", None),)))
 
 
 @pytest.mark.smoke

@@ -37,8 +37,6 @@ PROMPTS = [
 ] * 2
 SIZES = [None, None, None, None, None, (4, 6), (4, 6), None]
 
-pytestmark = pytest.mark.usefixtures("plain_code")
-
 
 def equal(some, others) -> bool:
     return all(len(a) == len(b) and (a == b).all() for a, b in zip(some, others, strict=True))

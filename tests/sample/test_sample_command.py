@@ -13,13 +13,14 @@ from tiny import CODES, tiny_model, tiny_vocab
 import run
 from lumina_jax.cli import sample as room
 from lumina_jax.config import DataConfig, Experiment, SampleConfig, VQConfig
+from lumina_jax.conversation import TASKS, image_prompt
+from lumina_jax.layout import encode_grid
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import job as jobs
+from lumina_jax.sample.stream import Partial
 
 VQ = PatchVQ(np.random.default_rng(0).integers(0, 256, (CODES, 16, 16, 3), np.uint8))
 SETTINGS = SampleConfig(image_top_k=12, text_top_k=10, max_new_tokens=40, guidance=1.0, parallel="off")
-
-pytestmark = pytest.mark.usefixtures("plain_code")
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,36 @@ def test_a_picture_that_is_lacking_is_said_and_shown_by_the_exit_code(sample, wo
     )
 
 
+def test_the_settings_are_said_once_for_each_task_and_recorded(sample, tmp_path):
+    Image.new("RGB", (64, 64)).save("a.png")
+    lines = [{"prompt": "w1", "size": "32x32"}, {"prompt": "w2", "size": "32x32"}, {"task": "depth", "image": "a.png"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = ("--prompts", "p.jsonl", "--out", "o", "--temperature", "0.5")
+    code, _, err = sample(*words)
+    used = [line for line in err.splitlines() if "guidance" in line]
+    assert code == 0 and used == [
+        "generate: guidance 1.0, image top-k 12, text top-k 10, temperature 0.5 (by default temperature 1.0)",
+        "depth: guidance 1.0, image top-k 200, text top-k 5, temperature 0.5 (by default temperature 1.0)",
+    ]
+    record = tmp_path / "o/samples.jsonl"
+    fields = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [line["task"] for line in fields] == ["generate", "generate", "depth"]
+    assert [line["settings"]["image_top_k"] for line in fields] == [12, 12, 200]
+    assert {line["settings"]["temperature"] for line in fields} == {0.5}
+    older = [{name: line[name] for name in line if name not in ("task", "settings")} for line in fields[:2]]
+    record.write_text("".join(json.dumps(line) + "\n" for line in older))
+    assert sample(*words, "--resume")[:2] == (0, "o/002-0.png\n")
+
+
+def test_the_tasks_are_listed_with_their_settings_and_sources(sample):
+    code, out, err = sample("--list-tasks")
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line[:1].islower()}
+    assert set(TASKS) < set(rows) and rows["edit"] == ["4.0", "2000", "5", "1.0"]
+    assert out.count("source: ") == out.count("words: ") == len(TASKS)
+    assert "Segmentic" in out and "demo_freeform.py" in out
+
+
 def test_a_prompt_longer_than_the_training_is_warned_about(sample):
     (code, _, err) = sample("--prompt", "w1", "--size", "96x96", "--max-new-tokens", "60", "--out", "o")
     assert code == 0 and "1 of 1 prompts with their pictures are longer than the 40 tokens" in err
@@ -163,11 +194,78 @@ def test_numbers_out_of_range_are_refused_before_work(sample, tmp_path, monkeypa
     assert not (tmp_path / "out/samples/samples.jsonl").exists()
 
 
-def test_a_dialog_goes_on_after_a_missing_picture_and_ends_at_the_end(sample, monkeypatch, tmp_path):
+@pytest.fixture
+def dialog(sample, monkeypatch, tmp_path):
+    """``dialog(lines, "--size", ...)`` -> what ``sample`` returns for a dialog; the model paints at a forced size, else says w3."""
+
+    def answer(model, prompts, key, cfg, vocab, *, sizes, **options):
+        (size,) = sizes
+        said = np.array([vocab.id_of("w3")])
+        yield Partial(0, said if size is None else encode_grid(np.zeros(size, int), vocab), 1, True)
+
+    monkeypatch.setattr("lumina_jax.sample.live.stream", answer)
+
+    def hold(lines: list[str], *words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+        return sample("--chat", "--out", "o", *words)
+
+    return hold
+
+
+def test_a_dialog_goes_on_after_a_missing_picture_and_ends_at_the_end(dialog, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "my cat.png")
-    lines = ['@"my cat.png" w1', "@gone.png w2", "mail a@b.com", "\udcff", ""]
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    code, out, err = sample("--chat", "--max-new-tokens", "4", "--out", "o")
-    assert code == 0 and out.count("\n") == 2
+    code, out, err = dialog(['@"my cat.png" w1', "@gone.png w2", "mail a@b.com", "\udcff", ""])
+    assert (code, out) == (0, "w3\nw3\n")
     assert "gone.png is not a picture that can be read: there is no such file; the dialog goes on" in err
     assert "half a surrogate pair" in err
+    (line,) = (tmp_path / "o/transcript.jsonl").read_text().splitlines()
+    assert json.loads(line)["conversations"][0] == {"from": "human", "value": "<|image|> w1"}
+    assert json.loads(line)["image"] == ["turn0-shown-0.png"] and Image.open(tmp_path / "o/turn0-shown-0.png").size == (
+        64,
+        64,
+    )
+
+
+def test_a_dialog_has_commands_and_messages_of_several_lines(dialog, tmp_path):
+    request = "Generate an image of 32x64 according to the following prompt:"
+    lines = ["/size", "/size 33x32", "/size 64x32", "/paint w1 \\", " w2", "/nope", "/paint", "/clear now", "//w4"]
+    lines += ['"""' + request, "", 'w1"""', f"{request}\\", "w2", "/save talk.jsonl", "/save talk.html", "/save o.txt"]
+    code, out, err = dialog([*lines, "/clear", "w5", "/load talk.jsonl", "w6", "/help", "", "w7"], "--size", "32x32")
+    painted = [f"o/turn{turn}-0.png" for turn in (0, 2, 3)]
+    assert code == 0 and out.split() == [painted[0], "w3", *painted[1:], "talk.jsonl", "talk.html", "w3", "w3"]
+    assert "paints 32x32\n" in err and "paints 64x32\n" in err and "a dialog of 4 turns goes on" in err
+    for message in (
+        "multiples of 32",
+        "no command /nope",
+        "/paint needs a CAPTION",
+        "/clear takes nothing",
+        "o.txt ends",
+    ):
+        assert f"{message}" in err
+    assert err.count("; the dialog goes on") == 5 and "/load FILE" in err
+    first, second, third = map(json.loads, (tmp_path / "o/transcript.jsonl").read_text().splitlines())
+    values = [message["value"] for message in first["conversations"]]
+    assert values[::2] == [image_prompt(64, 32, "w1\nw2"), "/w4", f"{request}\n\nw1", f"{request}\nw2"]
+    assert values[1::2] == ["<|image|>", "w3", "<|image|>", "<|image|>"]
+    assert [Image.open(tmp_path / "o" / file).size for file in first["image"]] == [(64, 32), (32, 64), (32, 64)]
+    assert len(second["conversations"]) == 2 and third["conversations"][:-2] == first["conversations"]
+    assert json.loads((tmp_path / "talk.jsonl").read_text())["image"] == [f"o/{file}" for file in first["image"]]
+    code, _, err = dialog(["w8"])
+    assert code == 2 and "o holds results of an earlier run" in err
+    code, out, err = dialog(["w8"], "--history", "talk.jsonl", "--out", "p")
+    assert (code, out) == (0, "w3\n") and "a dialog of 4 turns goes on" in err
+    assert "../o/turn0-0.png" in json.loads((tmp_path / "p/transcript.jsonl").read_text())["image"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--chat", "--prompt", "w1"), "--chat reads its messages"),
+        (("--history", "a.jsonl", "--prompt", "w1"), "--history goes with --chat"),
+        (("--chat", "--history", "a.jsonl"), "no such file"),
+        (("--chat", "--size", "33x32"), "multiples of 32"),
+    ],
+)
+def test_a_dialog_that_cannot_begin_leaves_nothing(sample, words, message, tmp_path):
+    code, _, err = sample(*words)
+    assert code == 2 and message in err and not (tmp_path / "out").exists()

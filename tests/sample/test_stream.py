@@ -18,8 +18,6 @@ from lumina_jax.sharding import make_mesh, shardings
 VOCAB = tiny_vocab()
 CFG = SampleConfig(max_new_tokens=24, image_top_k=12, text_top_k=10)
 
-pytestmark = pytest.mark.usefixtures("plain_code")
-
 
 @pytest.fixture(scope="module")
 def model():

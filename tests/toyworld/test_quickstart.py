@@ -12,9 +12,7 @@ from lumina_jax.toyworld import training_run
 from lumina_jax.toyworld.quickstart import omni_quickstart, quickstart
 from lumina_jax.train.checkpoint import newest, read_experiment
 
-OMNI = ("omni_first", "omni")
-
-pytestmark = pytest.mark.usefixtures("plain_code", "compiled")
+OMNI = ("omni_first", "omni", "omni_dialogs")
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +71,8 @@ def test_omni_continues_from_the_last_stage_to_a_sheet_of_tasks(finished, stages
     sheet = omni_quickstart(parts, finished.parent, 0.001, exercises=2)
     written = json.loads((sheet.parent / "tasks.json").read_text())
     assert set(written["tasks"]) == {"depth", "text"} and set(written["text_to_image"]) == {"before", "after"}
-    first, second = (read_experiment(newest(sheet.parent / name)) for name in ("first", "second"))
-    assert second.start == first.out and second.optim.steps == 20
+    first, second, last = (read_experiment(newest(sheet.parent / name)) for name in ("first", "second", "dialogs"))
+    assert (second.start, last.start) == (first.out, second.out) and last.optim.steps == 20
     assert omni_quickstart(parts, finished.parent, 0.001) == sheet and "done already" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"holds a run of 0\.001 minutes, not 3"):
         omni_quickstart(parts, finished.parent, 3)

@@ -6,6 +6,7 @@ from itertools import accumulate
 import numpy as np
 import pytest
 from PIL import Image
+from truth import true_replies
 
 import run
 from lumina_jax.config import DataConfig, SampleConfig, VQConfig
@@ -13,7 +14,7 @@ from lumina_jax.conversation import TASKS, tokenize
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pictures.pixels import to_pixels
 from lumina_jax.toyworld import tasks
-from lumina_jax.toyworld.exercises import next_prompt, true_replies
+from lumina_jax.toyworld.exercises import next_prompt
 from lumina_jax.toyworld.fit import fit_omni
 from lumina_jax.toyworld.omni import MIX, evaluation_exercises
 from lumina_jax.toyworld.omni_judge import WORST
@@ -73,7 +74,9 @@ def test_the_truth_is_perfect_and_each_task_has_its_own_settings(coded, truthful
     for result in results:
         for name, value in result.mean.items():
             assert value == pytest.approx(PERFECT[name], abs=0.4 if name == "degrees" else 1e-4), (result.task, name)
-    assert {cfg.guidance for cfg in truthful} == {1.0, 4.0} and {cfg.min_p for cfg in truthful} == {CFG.min_p}
+    assert {cfg.guidance for cfg in truthful} == {1.0, 4.0, CFG.guidance} and {cfg.min_p for cfg in truthful} == {
+        CFG.min_p
+    }
     dense = truthful[list(MIX).index("depth")]
     assert (dense.guidance, dense.image_top_k) == (1.0, TASKS["depth"].image_top_k)
     assert (tmp_path / "tasks.html") == write_sheets(results, tmp_path, note="x")

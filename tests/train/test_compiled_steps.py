@@ -12,7 +12,6 @@ from lumina_jax.sharding import global_batch, make_mesh
 from lumina_jax.train.compiled_steps import batch_shapes
 from lumina_jax.train.loop import train
 
-pytestmark = pytest.mark.usefixtures("compiled")
 LENGTHS = (6, 12)
 ORDER = (12, 6, 6, 12)
 

@@ -16,8 +16,6 @@ from lumina_jax.train.grow_vocabulary import grow_vocabulary, write_start_checkp
 from lumina_jax.train.loop import initial_state
 from lumina_jax.vocab import Vocab
 
-pytestmark = pytest.mark.usefixtures("plain_code")
-
 OLD = Vocab(build(20, words=world_words()), "the old tokenizer")
 NEW = Vocab(build(33, ["a walrus waits"], templates=TASK_TEMPLATES, words=world_words()), "the new tokenizer")
 TINY = ModelConfig(vocab=len(OLD) - 1, width=16, layers=1, heads=2, kv_heads=2, head_dim=8, mlp=24, dropout=0.0)

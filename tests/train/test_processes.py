@@ -16,7 +16,6 @@ from lumina_jax.train.checkpoint import newest
 from lumina_jax.train.loop import train
 from lumina_jax.train.metrics import read_metrics
 
-pytestmark = pytest.mark.usefixtures("compiled")
 ACCUMULATE = ["optim.accumulate=2"]
 
 
@@ -31,15 +30,15 @@ def free_port() -> int:
                 return port
 
 
-def run_processes(compiled, mesh: tuple[int, int, int], arguments: list[dict], **shared) -> tuple[list[int], list[str]]:
+def run_processes(mesh: tuple[int, int, int], arguments: list[dict], **shared) -> tuple[list[int], list[str]]:
     """Runs a process for each of ``arguments``, with the ``shared`` ones; their exit codes, and their lines about the run."""
     shared = {"devices": 1, "processes": len(arguments), "port": free_port(), "changes": ACCUMULATE, **shared}
     running = [
-        worker(compiled, subprocess.PIPE, mesh=mesh, **{"rank": rank, **shared, **single})
+        worker(subprocess.PIPE, mesh=mesh, **{"rank": rank, **shared, **single})
         for rank, single in enumerate(arguments)
     ]
     try:
-        errors = [process.communicate(timeout=150)[1] for process in running]
+        errors = [process.communicate(timeout=600)[1] for process in running]
         return [process.returncode for process in running], [
             line for text in errors for line in text.splitlines() if line.startswith("process ")
         ]
@@ -49,7 +48,7 @@ def run_processes(compiled, mesh: tuple[int, int, int], arguments: list[dict], *
 
 
 @pytest.fixture(scope="module")
-def reference(compiled, tmp_path_factory) -> list[dict[str, float]]:
+def reference(tmp_path_factory) -> list[dict[str, float]]:
     """The metrics of an uninterrupted run of one process, with accumulation."""
     cfg = override(replace(experiment(), out=str(tmp_path_factory.mktemp("reference"))), ACCUMULATE)
     train(cfg, batches(cfg), show=False)
@@ -62,40 +61,38 @@ def assert_same_metrics(reference, out: Path) -> None:
         assert line == pytest.approx(expected, rel=2e-5)
 
 
-def test_several_processes_train_as_one_does(reference, compiled, tmp_path):
+def test_several_processes_train_as_one_does(reference, tmp_path):
     """Two processes until one of them gets SIGTERM, then four, with replicas, to the last step."""
     out = dict(out=str(tmp_path))
-    assert run_processes(compiled, (1, 2, 1), [{}, {"term_at": 3}], **out) == ([143, 143], [])
+    assert run_processes((1, 2, 1), [{}, {"term_at": 3}], **out) == ([143, 143], [])
     stopped = int(newest(tmp_path).name)
     assert stopped == 5 and len(read_metrics(tmp_path)) == 5
-    assert run_processes(compiled, (2, 2, 1), [{}] * 4, **out) == ([0] * 4, [])
+    assert run_processes((2, 2, 1), [{}] * 4, **out) == ([0] * 4, [])
     assert_same_metrics(reference, tmp_path)
 
 
-def test_when_a_process_is_killed_all_end_and_a_restart_continues(reference, compiled, tmp_path):
+def test_when_a_process_is_killed_all_end_and_a_restart_continues(reference, tmp_path):
     """Kill -9 of process 1, then of process 0, the coordinator; the tensor axis first inside a process, then across both."""
     out = dict(out=str(tmp_path), devices=2)
-    codes, lines = run_processes(compiled, (1, 2, 2), [{}, {"kill_at": 5}], **out)
+    codes, lines = run_processes((1, 2, 2), [{}, {"kill_at": 5}], **out)
     assert codes == [EXIT_RESTART, -signal.SIGKILL]
     assert len(lines) == 1 and "process 0 of 2: the run ends: process 1 on " in lines[0] and "died" in lines[0]
     assert newest(tmp_path).name in ("2", "4")  # a save that is under way does not count
-    codes, lines = run_processes(compiled, (1, 2, 2), [{"kill_at": 6}, {}], **out)
+    codes, lines = run_processes((1, 2, 2), [{"kill_at": 6}, {}], **out)
     assert codes[0] == -signal.SIGKILL and codes[1] != 0
     assert len(lines) == 1 and "process 1 of 2: the run ends: process 0 at localhost" in lines[0]
-    assert run_processes(compiled, (1, 1, 4), [{}, {}], **out) == ([0, 0], [])
+    assert run_processes((1, 1, 4), [{}, {}], **out) == ([0, 0], [])
     assert_same_metrics(reference, tmp_path)
 
 
-def test_a_process_that_never_joins_is_named(compiled, tmp_path):
-    codes, lines = run_processes(
-        compiled, (1, 2, 1), [{"processes": 2}], out=str(tmp_path), changes=["pod.join_timeout=1"]
-    )
+def test_a_process_that_never_joins_is_named(tmp_path):
+    codes, lines = run_processes((1, 2, 1), [{"processes": 2}], out=str(tmp_path), changes=["pod.join_timeout=1"])
     assert codes == [EXIT_RESTART]
     (line,) = lines
     assert line.startswith("process 0 of 2: the run ends: joining: waited 1 s for process 1, which never came")
 
 
-def test_an_error_in_one_process_ends_all_and_all_print_it(compiled, tmp_path):
-    codes, lines = run_processes(compiled, (1, 2, 1), [{}, {"fail_at": 3}], out=str(tmp_path))
+def test_an_error_in_one_process_ends_all_and_all_print_it(tmp_path):
+    codes, lines = run_processes((1, 2, 1), [{}, {"fail_at": 3}], out=str(tmp_path))
     assert codes[0] == EXIT_ERROR and codes[1] != 0
     assert lines and all("ended with ValueError: a batch that cannot be read" in line for line in lines)

@@ -22,8 +22,6 @@ from lumina_jax.train.loop import initial_state, train
 from lumina_jax.train.metrics import FILE, read_metrics
 from lumina_jax.train.step import TrainState, make_step
 
-pytestmark = pytest.mark.usefixtures("compiled")
-
 
 class StopError(Exception):
     """Raised by the batches of a run."""
@@ -42,7 +40,7 @@ def metrics_bytes(cfg: Experiment) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def reference(compiled, tmp_path_factory) -> tuple[Experiment, TrainState]:
+def reference(tmp_path_factory) -> tuple[Experiment, TrainState]:
     """The experiment and last state of an uninterrupted run of seven steps."""
     cfg = replace(experiment(), out=str(tmp_path_factory.mktemp("reference")))
     return cfg, finish(cfg)
@@ -75,8 +73,8 @@ def test_a_run_after_an_exception_ends_the_same(reference, cfg):
     assert_ends_as(reference, cfg)
 
 
-def test_a_run_after_kill_9_ends_the_same(reference, cfg, compiled):
-    process = worker(compiled, out=cfg.out, mesh=[2, 2, 2], devices=8, kill_at=5)
+def test_a_run_after_kill_9_ends_the_same(reference, cfg):
+    process = worker(out=cfg.out, mesh=[2, 2, 2], devices=8, kill_at=5)
     assert process.wait(timeout=120) == -signal.SIGKILL
     assert newest(cfg.out).name in ("2", "4")
     assert_ends_as(reference, cfg)

@@ -85,16 +85,9 @@ def _numbers(x: jax.Array) -> np.ndarray:
     return np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
 
 
-def worker(compiled: Path, stderr: int | None = None, **arguments) -> subprocess.Popen:
-    """Starts train_worker.py as a new process, with the folder ``compiled`` as its compilation cache."""
+def worker(stderr: int | None = None, **arguments) -> subprocess.Popen:
+    """Starts train_worker.py as a new process, which shares the compiled programs of the tests."""
     folder = Path(__file__).resolve().parent
-    settings = {
-        "PYTHONPATH": f"{folder.parents[1]}{os.pathsep}{folder}",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(compiled),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+    paths = {"PYTHONPATH": f"{folder.parents[1]}{os.pathsep}{folder}"}
     command = [sys.executable, str(folder / "train_worker.py"), json.dumps(arguments)]
-    return subprocess.Popen(command, env={**os.environ, **settings}, stderr=stderr, text=True)
+    return subprocess.Popen(command, env={**os.environ, **paths}, stderr=stderr, text=True)

@@ -12,10 +12,11 @@ from lumina_jax.data.sources.json_list import JsonSource
 from lumina_jax.data.sources.options import choice, has_suffix, parse, read, split_at
 from lumina_jax.data.sources.record import Record, Source, StoredSource
 from lumina_jax.data.sources.table import TableSource
+from lumina_jax.data.sources.token_record import TokenSource
 from lumina_jax.data.sources.webdataset import WebDatasetSource
 from lumina_jax.errors import InputError
 
-__all__ = ["JsonSource", "Record", "Source", "open_source"]
+__all__ = ["JsonSource", "Record", "Source", "TokenSource", "open_records", "open_source"]
 
 LIST_SUFFIXES = (".json", ".jsonl", ".ndjson")
 TABLE_SUFFIXES = (".csv", ".tsv")
@@ -24,7 +25,15 @@ PAIR_OPTIONS = {"images": "", "quoted": ""}
 QUOTED = {"": None, "yes": True, "no": False}
 
 
-def open_source(spec: str) -> Source:
+def open_records(spec: str) -> Source:
+    """:func:`open_source` for what needs words and pictures; InputError for a source of ready tokens, which has none."""
+    source = open_source(spec)
+    if isinstance(source, TokenSource):
+        raise InputError(f"{spec} holds ready tokens, no words and pictures; run.py pretokenize reads it")
+    return source
+
+
+def open_source(spec: str) -> Source | TokenSource:
     """The source that ``spec`` names; SOURCES.md lists the kinds. Files may be local, on gs://, or on http(s)://.
 
     What exists under a name is never taken for syntax: not the colon in the name of a file, not the @ in that of a folder. Raises
@@ -103,7 +112,13 @@ def _omni(name: str, rest: str) -> StoredSource:
     return SETS[name](rest)
 
 
-KINDS: dict[str, Callable[[str], StoredSource]] = {
+def _lumina_tokens(rest: str) -> TokenSource:
+    from lumina_jax.data.sources.lumina_tokens import open_lumina_tokens  # reads YAML, which few need
+
+    return open_lumina_tokens(rest)
+
+
+KINDS: dict[str, Callable[[str], StoredSource | TokenSource]] = {
     "folder": open_folder,
     "tfds": _tfds,
     "webdataset": _webdataset,
@@ -111,5 +126,6 @@ KINDS: dict[str, Callable[[str], StoredSource]] = {
     "pairs": _pairs,
     "openhermes": lambda rest: JsonSource(rest, adapt=openhermes),
     "mini-gemini": _mini_gemini,
+    "lumina-tokens": _lumina_tokens,
     **{name: partial(_omni, name) for name in OMNI},
 }

@@ -6,8 +6,7 @@ A value of an unknown form is returned unchanged; reading it as Lumina's form th
 import re
 from collections.abc import Callable, Mapping
 
-from lumina_jax.conversation import literal
-from lumina_jax.data.sources.record import SPEAKERS
+from lumina_jax.conversation import SPEAKERS, literal
 from lumina_jax.errors import InputError
 from lumina_jax.vocab import IMAGE_SYMBOL
 

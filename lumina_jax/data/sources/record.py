@@ -5,13 +5,12 @@ import reprlib
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar
 
 from PIL import Image
 
-from lumina_jax.conversation import Turn, check_symbols, image_prompt
+from lumina_jax.conversation import Turn, check_symbols, image_prompt, messages_of, parse_turns
 from lumina_jax.data.sources import files
 from lumina_jax.data.sources.images import ImageFile, decode_image, read_image
 from lumina_jax.errors import InputError, SourceError, StorageError, UserError, cause_of
@@ -20,7 +19,6 @@ from lumina_jax.vocab import IMAGE_SYMBOL
 
 IMAGE_KEYS = ("image", IMAGE_SYMBOL)
 CAPTION_KEYS = ("caption", "text")
-SPEAKERS = (("human",), ("gpt", "assistant"))
 EXPECTED = (UserError, ValueError, OSError, MemoryError, RecursionError)
 """What reading a bad record raises. Any other exception is likely a bug, so its reject says where it was raised."""
 EXHAUSTED = {
@@ -81,6 +79,11 @@ class StoredRecord:
     turns: list[Turn]
     files: list[ImageFile] = field(default_factory=list)
     caption: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the image files."""
+        return sum(len(file.content) for file in self.files)
 
     def decode(self) -> Record:
         """Decodes the images; InputError naming the file when one is damaged."""
@@ -205,8 +208,9 @@ def stored_record(item: object, fetch: Callable[[object], ImageFile]) -> StoredR
     item = checked_object(item, "the record is")
     images = _images(item)
     if item.get("conversations") is not None:
-        turns = _parse_turns(item["conversations"])
-        check_symbols([message for turn in turns for message in turn if message is not None], len(images))
+        turns = parse_turns(item["conversations"])
+        _check_answers(turns)
+        check_symbols(messages_of(turns), len(images))
         return StoredRecord(turns, [fetch(image) for image in images])
     key = next((key for key in CAPTION_KEYS if item.get(key) is not None), None)
     if key is None:
@@ -252,24 +256,10 @@ def _images(item: Mapping) -> list[object]:
     return images if isinstance(images, list) else [images]
 
 
-def _parse_turns(messages: object) -> list[Turn]:
-    if not isinstance(messages, list) or not messages:
-        raise InputError("'conversations' is not a list of at least one message")
-    texts: list[str | None] = []
-    for number, message in enumerate(messages):
-        if not isinstance(message, Mapping):
-            raise InputError(f"message {number} of the conversation is not an object with 'from' and 'value'")
-        if (speaker := message.get("from")) not in SPEAKERS[number % 2]:
-            raise InputError(
-                f"message {number} is from {shortened(speaker)}; human and gpt must take turns, human first"
-            )
-        value = message.get("value")
-        unanswered = value is None and number % 2 == 1 and number == len(messages) - 1
-        text = None if unanswered else checked_text(value, f"the value of message {number}")
-        if number % 2 and text is not None and not text.strip():
-            raise InputError(f"message {number}, an answer, is empty; there is nothing to learn from it")
-        texts.append(text)
-    return list(zip_longest(texts[::2], texts[1::2]))
+def _check_answers(turns: Sequence[Turn]) -> None:
+    for number, (_, answer) in enumerate(turns):
+        if answer is not None and not answer.strip():
+            raise InputError(f"message {2 * number + 1}, an answer, is empty; there is nothing to learn from it")
 
 
 def _check_caption(caption: str | None, turns: Sequence[Turn], images: int) -> None:
