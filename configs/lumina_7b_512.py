@@ -5,7 +5,7 @@ Rates, decay, dropout, z-loss, batch and warm-up follow the published 7B run (xl
 
 It has 8 samples on each of 32 GPUs, 256 a step, and warms up for 0.01 of 2 epochs. Here a step has the same number of tokens in
 every bucket: 64 rows of 5,120 tokens, or 128 of 2,304, hold 270 samples of the mixture on average (``tests/bench/data_plan.py``;
-stage 2: 278, stage 3: 282). 40,000 steps are two epochs of 5.4 million records. With another number set ``optim.steps`` to two
+stage 2: 279, stage 3: 282). 40,000 steps are two epochs of 5.4 million records. With another number set ``optim.steps`` to two
 epochs (``run.py data inspect`` prints the steps of one) and ``optim.warmup`` to a two-hundredth of it.
 """
 

@@ -162,7 +162,7 @@ def _by_logits(
     """``alone``: both are one checkpoint, and the second pass is lumina_jax's."""
     ids = np.random.default_rng(seed).integers(0, pair[0].cfg.vocab, (PROMPTS, tokens), np.int32)
     runs = forward, lumina_forward if alone else forward
-    with ProgressDisplay("layers", sum(source.cfg.layers for source in pair), show) as progress:
+    with ProgressDisplay("verify", sum(source.cfg.layers for source in pair), show, unit="layers") as progress:
         a, b = (run(source, ids, lambda: progress.advance(1)) for run, source in zip(runs, pair, strict=True))
     names = ["embeddings", *(f"layer {layer}" for layer in range(pair[0].cfg.layers))]
     for name, x, y in zip(names, a.layers, b.layers, strict=True):

@@ -5,7 +5,8 @@ samples of like length into a microbatch, whatever their kind. So each length co
 all learned tokens count alike. "rows" is that average for batches of any composition: the samples of a global batch fall into
 classes of like length, and a token weighs the samples of its class divided by the learned tokens of its class. A short text
 counts as much as a picture; a short answer about a picture counts, as in the original, by its tokens beside the pictures of its
-length. "tokens" is the plain mean over learned tokens, in which a sample counts by how many it has.
+length. A batch is divided by its own number of samples, which is larger where packed texts fill it. "tokens" is the plain mean
+over learned tokens, in which a sample counts by how many it has.
 
 Source: FinetuneDistSampler (length clustering) of xllmx, and the loss of ChameleonXLLMXForConditionalGeneration.
 """

@@ -8,7 +8,8 @@ around 120, within 20 to 300, and texts around 350, within 20 to 4,000, a fifth 
 turn, answer, end of turn. A sample takes one position less than its tokens.
 
 "text_to_picture" is how much the texts weigh in the loss, divided by how much the pictures painted from texts do: the original's
-token means over microbatches of 8, averaged, and ours by optim.loss_weight.
+token means over microbatches of 8, averaged, and ours by optim.loss_weight. The windows are here as narrow as among ten million
+records; among a million there are fewer texts than a window holds, so that they share it with pictures, and weigh less.
 
 The original sorts by length, shuffles within windows of 500 global batches, shuffles the batches, gives each of 32 GPUs 8
 samples of a batch, pads to the longest with one sample per row, and drops the remainder. "padding" is to the longest sample of
@@ -47,7 +48,7 @@ CHIPS, FLOPS = 64, 0.5 * 459e12
 GPUS, PER_GPU, WINDOW = 32, 8, 500
 WEIGHTS = 6.74e9
 """The parameters of 7B without the embedding."""
-LARGE = 100_000_000
+LARGE, PUBLISHED = 100_000_000, 10_000_000
 
 
 def draw(size: int, records: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -87,19 +88,19 @@ def flops(rows: np.ndarray | int, length: np.ndarray | int) -> np.ndarray | floa
     return rows * length * (6 * WEIGHTS + 6 * model.layers * model.width * length)
 
 
-def microbatches(lengths: np.ndarray, seed: int = 0) -> np.ndarray:
-    """The records of the original's global batches, i64[steps GPUS PER_GPU]."""
+def microbatches(lengths: np.ndarray, seed: int = 0, window: int = WINDOW) -> np.ndarray:
+    """The records of the original's global batches, shuffled within ``window`` of them, i64[steps GPUS PER_GPU]."""
     rng, samples = np.random.default_rng(seed), PER_GPU * GPUS
     order = np.argsort(lengths, kind="stable")
-    for begin in range(0, len(order), samples * WINDOW):
-        rng.shuffle(order[begin : begin + samples * WINDOW])
+    for begin in range(0, len(order), samples * window):
+        rng.shuffle(order[begin : begin + samples * window])
     batches = order[: len(order) // samples * samples].reshape(-1, GPUS, PER_GPU)
     return batches[rng.permutation(len(batches))]
 
 
 def text_to_picture(lengths: np.ndarray, kind: np.ndarray, learned: np.ndarray, cfg: DataConfig) -> dict[str, float]:
     """How much texts weigh in the loss, divided by how much pictures do: in the original, and in ours."""
-    batches = microbatches(lengths)
+    batches = microbatches(lengths, window=max(1, WINDOW * len(lengths) // PUBLISHED))
     weight = learned[batches] / learned[batches].sum(2, keepdims=True)
     shares = {"original": np.bincount(kind[batches].ravel(), weight.ravel(), 3)}
     shares |= {"tokens": np.bincount(kind, learned, 3), "rows": np.zeros(3)}
