@@ -48,9 +48,10 @@ class ModelSource:
 def load_model(path: str | Path, mesh: Mesh | None = None, dtype: str = "") -> tuple[Chameleon, ModelConfig]:
     """The model at ``path``, in any layout: Hugging Face as Lumina-mGPT or transformers saves it, Meta's, or Orbax.
 
-    Weights keep their dtype unless ``dtype`` names one. They are placed on ``mesh`` (default: the first device); each process
-    reads only the parts of its own devices. Raises MissingFileError for an absent file, StorageError for an unreadable one,
-    InputError listing weights that are missing, unknown, misshapen or of several dtypes.
+    Weights keep their dtype unless ``dtype`` names one: "float32" or "fp32", "bfloat16" or "bf16", "float16" or "fp16". They are
+    placed on ``mesh`` (default: the first device); each process reads only the parts of its own devices. Raises MissingFileError
+    for an absent file, StorageError for an unreadable one, InputError for another name of a dtype, and listing weights that are
+    missing, unknown, misshapen or of several dtypes.
     """
     source = open_source(path)
     dtypes = target_dtypes(source, dtype)

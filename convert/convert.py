@@ -28,6 +28,7 @@ from convert.torch_files import PlannedFile, plan_hugging_face, plan_meta, write
 from convert.vqvae import read_config
 from lumina_jax.config import MeshConfig
 from lumina_jax.errors import ExistingFileError, InputError, MissingFileError, StorageError
+from lumina_jax.numbers import dtype_name
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import newest
@@ -168,14 +169,14 @@ def plan(source: Checkpoint, dtypes: Mapping[str, np.dtype], target: Target) -> 
 
 
 def target_dtypes(source: Checkpoint, dtype: str = "") -> dict[str, np.dtype]:
-    """row.path -> the dtype to write: ``dtype`` (numpy's name) for the whole decoder, by default the one that it has.
+    """row.path -> the dtype to write: ``dtype`` (a name of numbers.DTYPES) for the whole decoder, by default the one that it has.
 
-    The VQ encoder keeps its dtype. Raises InputError when ``dtype`` is empty and the decoder has several.
+    The VQ encoder keeps its dtype. Raises InputError for another name, and when ``dtype`` is empty and the decoder has several.
     """
     if not dtype and len(source.dtype_examples) > 1:
         examples = ", ".join(f"{name} ({weight})" for name, weight in source.dtype_examples.items())
         raise InputError(f"{source.folder} holds weights of several dtypes: {examples}; choose one with --dtype")
-    chosen = np.dtype(jnp.dtype(dtype or next(iter(source.dtype_examples))))
+    chosen = np.dtype(jnp.dtype(dtype_name(dtype) if dtype else next(iter(source.dtype_examples))))
     return {row.path: source.dtypes[row.path] if row.path.startswith(VQ_PATH) else chosen for row in source.rows}
 
 

@@ -29,13 +29,13 @@ CHAMELEON_IMAGE, TRANSFORMERS_IMAGE = "<reserved08707>", "<image>"
 
 @dataclass(frozen=True)
 class Target:
-    """What to write: the ``layout``, the number of files (None: the layout's default), the dtype (numpy's name; "": unchanged).
+    """What to write: the ``layout``, the number of files (None: the layout's default), the ``dtype``.
 
-    ``binary`` selects torch's .bin files in place of safetensors. ``zero_image_head`` zeroes the image tokens' rows of the output
-    head, from which FP-SFT starts (original: the Chameleon_*_mGPT checkpoints). ``tokenizer`` and ``vq`` are paths of files that
-    are not near the weights. ``target_size`` in px is recorded; None records what is known of the source's
-    (convert.target_sizes). So is ``image_layout``, a name of vocab.IMAGE_LAYOUTS; "" records what is known of the source's
-    (convert.pictures).
+    The dtype is a name of numbers.DTYPES, or "" for the one that the weights have. ``binary`` selects torch's .bin files in place
+    of safetensors. ``zero_image_head`` zeroes the image tokens' rows of the output head, from which FP-SFT starts (original: the
+    Chameleon_*_mGPT checkpoints). ``tokenizer`` and ``vq`` are paths of files that are not near the weights. ``target_size`` in px
+    is recorded; None records what is known of the source's (convert.target_sizes). So is ``image_layout``, a name of
+    vocab.IMAGE_LAYOUTS; "" records what is known of the source's (convert.pictures).
     """
 
     layout: str

@@ -20,10 +20,10 @@ from convert.tensor_files import TensorFiles, listed, open_tensors, weight_files
 from convert.vqvae import encoder_shapes
 from lumina_jax.config import ModelConfig, VQConfig
 from lumina_jax.errors import InputError, MissingFileError
+from lumina_jax.numbers import FLOATS
 
 VQ_PATH = "vqmodel/"
 """Paths of the VQ encoder's weights in Orbax checkpoints begin with this; their values are those of the Hugging Face checkpoint."""
-FLOATS = ("float32", "float16", "bfloat16")
 REPLICA_TOLERANCE = 2.0**-7
 """Largest relative difference among Meta's copies of one norm: a unit in the last place of bfloat16."""
 

@@ -25,37 +25,69 @@ SPEAKERS = (("human",), ("gpt", "assistant"))
 
 @dataclass(frozen=True)
 class Task:
-    """A capability: the template of its request (paper Figures 12 to 16) and its sampling defaults.
+    """A capability: the template of its request (paper Figures 12 to 16), how it is sampled, and where these numbers are from.
 
-    Guidance and ``image_top_k`` act inside pictures only; text is drawn with SampleConfig.text_top_k.
+    ``guidance`` and ``image_top_k`` act inside pictures only, ``text_top_k`` outside of them.
     """
 
     request: str
     guidance: float
     image_top_k: int
+    source: str
+    text_top_k: int = 5
+    temperature: float = 1.0
 
+
+GENERATION = (
+    "paper (Figure 8) and the original's README; its demo_image_generation.py has guidance 3.0 and image top-k 4000"
+)
+IMAGE2IMAGE = "the original's demo_image2image.py"
+ADVICE = "the authors' advice (github.com/Alpha-VLLM/Lumina-mGPT/issues/25): guidance above 3, image top-k 2000 to 4000"
+WORDS = "for words, which guidance does not change, 1.0 takes half the work (a picture in the answer is unguided)"
 
 TASKS = {
-    "generate": Task("Generate an image of {width}x{height} according to the following prompt:\n{text}", 4.0, 2000),
-    "segmentation": Task("Semantic segmentation. <|image|>", 1.0, 200),
-    # Sic: demo_image2image.py serves the released checkpoints with this spelling.
-    "segmentation_as_served": Task("Segmentic segmentation. <|image|>", 1.0, 200),
-    "depth": Task("Depth estimation. <|image|>", 1.0, 200),
-    "normal": Task("Surface normal estimation. <|image|>", 1.0, 200),
-    "pose": Task("Human pose estimation. <|image|>", 1.0, 200),
-    "detect": Task("Detect: {text}. <|image|>", 1.0, 200),
+    "generate": Task(
+        "Generate an image of {width}x{height} according to the following prompt:\n{text}", 4.0, 2000, GENERATION
+    ),
+    "segmentation": Task("Semantic segmentation. <|image|>", 1.0, 200, IMAGE2IMAGE),
+    "segmentation_as_served": Task(
+        "Segmentic segmentation. <|image|>",
+        1.0,
+        200,
+        f"{IMAGE2IMAGE}, sic; 'segmentation' has the paper's words: a published checkpoint may follow either",
+    ),
+    "depth": Task("Depth estimation. <|image|>", 1.0, 200, f"{IMAGE2IMAGE} and README"),
+    "normal": Task("Surface normal estimation. <|image|>", 1.0, 200, IMAGE2IMAGE),
+    "pose": Task("Human pose estimation. <|image|>", 1.0, 200, IMAGE2IMAGE),
+    "detect": Task("Detect: {text}. <|image|>", 1.0, 200, IMAGE2IMAGE),
     "condition": Task(
         "Generate an image according to the provided image, and according to the following caption:\n{text} <|image|>",
         1.0,
         200,
+        IMAGE2IMAGE,
     ),
-    "edit": Task("{text} {images}", 4.0, 2000),
-    "refine": Task("No edit. <|image|>", 1.0, 200),
-    "describe": Task("Describe this image in detail.<|image|>", 4.0, 2000),
-    "question": Task("{text}{images}", 4.0, 2000),
+    "edit": Task("{text} {images}", 4.0, 2000, f"{ADVICE}; {IMAGE2IMAGE} has 1.0 and 200"),
+    "refine": Task("No edit. <|image|>", 4.0, 2000, f"{ADVICE}, given for this very request at 1.0 and 200"),
+    "describe": Task(
+        "Describe this image in detail.<|image|>", 1.0, 2000, f"the original's README, at guidance 4.0; {WORDS}"
+    ),
+    "question": Task("{text}{images}", 1.0, 2000, f"the original's demo_freeform.py; {WORDS}"),
+    "text": Task("{text}", 1.0, 2000, f"the original's demo_freeform.py; {WORDS}"),
+    "chat": Task(
+        "{text}",
+        4.0,
+        2000,
+        "as generate and edit, for a turn may ask for either; the original's demo_freeform.py has guidance 1.0",
+    ),
 }
 """All tasks by name. {text} is the user's text; {images} is one ``<|image|>`` per input image. A later turn of a dialog has
-no {images}, because its images stand in the earlier turns."""
+no {images}, because its images stand in the earlier turns. "text" has no picture; "chat" is any message, with ``<|image|>`` where
+its pictures stand."""
+
+OWN_SETTINGS = ("generate", "chat")
+"""The tasks that a model samples by its own settings; the rows of TASKS for them are the defaults of SampleConfig."""
+SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？", "．")
+"""What ends a sentence: behind it a template writes no full stop of its own."""
 
 SEAM = "\ufdd0"
 """A Unicode noncharacter, reserved for use inside programs. Messages are split at it before encoding; it is never encoded."""
@@ -100,8 +132,9 @@ def requested_size(message: str) -> tuple[int, int] | None:
 def task_prompt(task: str, text: str = "", images: int = 1) -> str:
     """The request for any of TASKS but "generate", for which see :func:`image_prompt`; ``text`` is escaped.
 
-    The message holds one ``<|image|>``, or ``images`` of them for a question or an edit. Raises InputError for an unknown
-    task, and when the task needs a text and has none or the reverse.
+    The message holds one ``<|image|>``, ``images`` of them for a question or an edit, none for a text. A full stop of the
+    template is left out behind a text that has its own. Raises InputError for an unknown task, and when the task needs a text
+    and has none or the reverse.
     """
     names = [name for name in TASKS if name != "generate"]
     if task not in names:
@@ -109,12 +142,27 @@ def task_prompt(task: str, text: str = "", images: int = 1) -> str:
     request = TASKS[task].request
     if bool(text.strip()) != ("{text}" in request):
         raise InputError(f"the task {task!r} takes {'a' if '{text}' in request else 'no'} text, not {text!r}")
+    if "{text}." in request and text.rstrip().endswith(SENTENCE_ENDS):
+        request, text = request.replace("{text}.", "{text}"), text.rstrip()
     return request.format(text=literal(text), images=" ".join([IMAGE_SYMBOL] * images)).strip(" ")
 
 
 def served(task: str, cfg: SampleConfig) -> SampleConfig:
-    """``cfg`` with the default guidance and image top-k of a task of TASKS."""
-    return replace(cfg, guidance=TASKS[task].guidance, image_top_k=TASKS[task].image_top_k)
+    """How a task of TASKS is sampled by a model whose own settings are ``cfg``, those of its experiment or SampleConfig().
+
+    "generate" and "chat" are sampled by ``cfg``. Every other task has the guidance, top-k and temperature of its row of TASKS; the
+    rest is that of ``cfg``. What a person asks for stands above both.
+    """
+    if task in OWN_SETTINGS:
+        return cfg
+    row = TASKS[task]
+    return replace(
+        cfg,
+        guidance=row.guidance,
+        temperature=row.temperature,
+        image_top_k=row.image_top_k,
+        text_top_k=row.text_top_k,
+    )
 
 
 def parse_turns(messages: object) -> list[Turn]:

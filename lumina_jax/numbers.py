@@ -8,6 +8,10 @@ from lumina_jax.errors import InputError
 
 LARGEST = 2**63 - 1
 """The largest whole number that jax.random.key and numpy's generators and arrays take."""
+FLOATS = ("float32", "bfloat16", "float16")
+"""numpy's names of the dtypes that weights can have."""
+DTYPES = dict(zip(FLOATS, FLOATS, strict=True)) | {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""All names of these dtypes -> numpy's."""
 SHOWN_LETTERS = 40
 """What a message shows of a long value."""
 
@@ -69,6 +73,13 @@ def pixel_size(text: str) -> tuple[int, int]:
         raise InputError(
             f"{shown(text)!r} is not WIDTHxHEIGHT in pixels, such as 96x64", cause="no WIDTHxHEIGHT"
         ) from error
+
+
+def dtype_name(text: str) -> str:
+    """numpy's name of the dtype that ``text`` names in one of the ways of DTYPES; InputError for any other."""
+    if text not in DTYPES:
+        raise InputError(f"{text!r} is no dtype of weights; give one of {', '.join(DTYPES)}")
+    return DTYPES[text]
 
 
 def shown(text: str) -> str:

@@ -6,13 +6,18 @@ Both hold for the processes that tests start, too. A JAX_COMPILATION_CACHE_DIR o
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Most laws hold of programs that LLVM left as they were, which takes half the time; so does doing without XLA's newer emitters.
+# Most laws hold of programs that LLVM left as they were, which takes half the time, and so does XLA's older way of writing fusions.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
+os.environ.setdefault(
+    "XLA_FLAGS",  # jaxlib 0.11 refuses the first of them
+    "--xla_cpu_use_fusion_emitters=false " * version("jaxlib").startswith("0.10.")
+    + "--xla_cpu_parallel_codegen_split_count=1",
+)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/lumina_jax_compiled_{os.getpid()}")
@@ -22,6 +27,7 @@ from pathlib import Path
 import jax
 import pytest
 from goldens_at import golden_roots
+from jax.experimental.compilation_cache import compilation_cache
 
 from lumina_jax.vocab import Vocab
 
@@ -70,3 +76,13 @@ def optimized():
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
+def compiled_anew():
+    """Programs do not come from the cache: for tests that read what the compiler says."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()

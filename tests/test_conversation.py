@@ -2,7 +2,6 @@
 
 import functools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,17 @@ from PIL import Image
 
 from lumina_jax import layout
 from lumina_jax.config import SampleConfig
-from lumina_jax.conversation import TASKS, drop_context, image_prompt, literal, served, task_prompt, texts, tokenize
+from lumina_jax.conversation import (
+    OWN_SETTINGS,
+    TASKS,
+    drop_context,
+    image_prompt,
+    literal,
+    served,
+    task_prompt,
+    texts,
+    tokenize,
+)
 from lumina_jax.pictures import pixels
 from lumina_jax.vocab import Vocab
 
@@ -184,7 +193,14 @@ def test_task_prompts_are_the_published_wordings(task, text, wording):
 
 def test_every_task_but_generate_has_its_prompt():
     for task in set(TASKS) - {"generate"}:
-        assert task_prompt(task, "a cat" if "{text}" in TASKS[task].request else "").count("<|image|>") == 1
+        pictures = 0 if task in ("text", "chat") else 1
+        assert task_prompt(task, "a cat" if "{text}" in TASKS[task].request else "").count("<|image|>") == pictures
+
+
+@pytest.mark.parametrize("text", ["The red apple.", "The red apple. ", "Who?", "Look!", "红苹果。", "红苹果！"])
+def test_a_full_stop_is_not_doubled(text):
+    assert task_prompt("detect", text) == f"Detect: {text.strip()} <|image|>"
+    assert task_prompt("edit", text).startswith(text)
 
 
 def test_questions_and_edits_take_any_number_of_images():
@@ -215,10 +231,25 @@ def test_a_wrong_task_prompt_is_refused(task, text, message):
 
 def test_tasks_have_their_served_sampling_settings():
     cfg = SampleConfig(temperature=0.5)
-    for task in ("segmentation", "depth", "normal", "pose"):
-        assert served(task, cfg) == replace(cfg, guidance=1.0, image_top_k=200)
-    assert served("edit", cfg).guidance > 3 and served("edit", cfg).image_top_k == 2000
-    assert served("generate", cfg) == cfg
+    for task in ("segmentation", "depth", "normal", "pose", "detect", "condition"):
+        assert served(task, cfg) == SampleConfig(guidance=1.0, image_top_k=200)
+    for task in ("edit", "refine"):
+        assert served(task, cfg).guidance > 3 and 2000 <= served(task, cfg).image_top_k <= 4000
+    assert all(served(task, cfg).guidance == 1 for task in ("describe", "question", "text"))
+
+
+def test_generate_and_chat_are_sampled_by_the_model_s_own_settings_which_are_the_table_s_by_default():
+    own = SampleConfig(guidance=2.0, temperature=0.5, image_top_k=9, text_top_k=1, min_p=0.1)
+    for task in OWN_SETTINGS:
+        row, default = TASKS[task], SampleConfig()
+        assert served(task, own) == own
+        for name in ("guidance", "temperature", "image_top_k", "text_top_k"):
+            assert getattr(row, name) == getattr(default, name)
+    assert served("edit", own).min_p == 0.1
+
+
+def test_every_number_of_the_table_has_a_source():
+    assert all("original" in task.source or "authors" in task.source for task in TASKS.values())
 
 
 @pytest.mark.smoke

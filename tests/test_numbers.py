@@ -5,7 +5,7 @@ import pytest
 import run
 from lumina_jax.config import Experiment, override
 from lumina_jax.errors import InputError
-from lumina_jax.numbers import LARGEST, pixel_size, real_number, seed_number, whole_number
+from lumina_jax.numbers import FLOATS, LARGEST, dtype_name, pixel_size, real_number, seed_number, whole_number
 
 pytestmark = pytest.mark.smoke
 
@@ -16,6 +16,17 @@ pytestmark = pytest.mark.smoke
 )
 def test_a_whole_number_is_read_in_digits_of_any_script(text, value):
     assert whole_number(text) == seed_number(text) == value
+
+
+def test_a_dtype_has_a_long_and_a_short_name():
+    assert [dtype_name(name) for name in ("fp32", "bf16", "fp16")] == [dtype_name(name) for name in FLOATS] == [*FLOATS]
+    for name in ("float64", "half", "", "FP32"):
+        with pytest.raises(InputError, match=f"'{name}' is no dtype of weights; give one of float32, .*, fp16"):
+            dtype_name(name)
+    for verb in (["convert", "import", "a", "b"], ["sample"], ["refine", "a"], ["evaluate"]):
+        assert (
+            run.parse([*verb, "--dtype", "bf16"]).dtype == run.parse([*verb, "--dtype", "bfloat16"]).dtype == "bfloat16"
+        )
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from test_names import missing_imports
 
 import run
 from lumina_jax.pods import topology
+from lumina_jax.vocab import Vocab
 
 GUIDES = sorted(
     path.relative_to(REPO)
@@ -43,7 +44,7 @@ OTHER_PROGRAMS = {
 }
 """Commands that are not this project's, and why no test runs them. bash must be able to read them."""
 CHECKED = {
-    "python run.py quickstart*": "trains for 10 minutes and more; .ci/run gives it 3, tests/toyworld a few steps",
+    "python run.py quickstart*": "trains for 10 minutes and more; .ci/run gives it 1, tests/toyworld a few steps",
     "python run.py train configs/lumina_*": "needs a machine that holds 7 billion weights",
     "python* run.py train configs/pods.py:*": "needs a pod",
     "python run.py train CONFIG --distributed *": "needs several processes; tests/train and tests/cluster start them",
@@ -144,6 +145,10 @@ def checkout(tmp_path_factory) -> Path:
             for suffix in ("png", "txt"):
                 tar.add(folder / f"pairs/{index % 8}.{suffix}", f"{index:06d}.{suffix}")
     dialog = [{"from": "human", "value": "What is red?"}, {"from": "gpt", "value": "A red circle."}]
+    (folder / "out_dir").mkdir()
+    vocab = Vocab.load(folder / "MODEL")
+    tokens = [vocab.bos, *vocab.encode("red"), vocab.end_of_turn]
+    (folder / "out_dir/record.json").write_text(json.dumps([{"token": tokens, "label": tokens}] * 8))
     (folder / "openhermes2_5.json").write_text(json.dumps([{"conversations": dialog}] * 8))
     return folder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from lumina_jax.errors import InputError
-from lumina_jax.numbers import any_seed, pixel_size, real_number, seed_number, whole_number
+from lumina_jax.numbers import any_seed, dtype_name, pixel_size, real_number, seed_number, whole_number
 
 Value = TypeVar("Value")
 
@@ -40,6 +40,7 @@ sampling_seed = argument(any_seed)
 number = argument(real_number)
 tolerance = argument(partial(real_number, minimum=0))
 size = argument(pixel_size)
+dtype = argument(dtype_name)
 
 
 @argument

@@ -3,13 +3,12 @@
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, seed, target_size, tolerance
+from lumina_jax.cli.arguments import NOTHING, at_least, dtype, input_path, output_path, seed, target_size, tolerance
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.models import image_layout_argument
 from lumina_jax.cli.processes import join, process_arguments
 
 NOT_MADE = "{target} was not made; the same command starts again"
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def add_convert(verbs: _SubParsersAction) -> None:
@@ -60,7 +59,9 @@ def _path_arguments(parser: ArgumentParser) -> None:
         "source", type=input_path, metavar="SRC", help="a checkpoint's folder: Hugging Face, Meta's, or a run's"
     )
     parser.add_argument("target", type=output_path, metavar="DST", help="the folder to write; it must not exist")
-    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the weights (default: as they are)")
+    parser.add_argument(
+        "--dtype", type=dtype, metavar="NAME", help="dtype of the weights: fp32, bf16 or fp16 (default: as they are)"
+    )
     head_help = "zero the image tokens' rows of the output head: where FP-SFT starts from Chameleon"
     parser.add_argument("--zero-image-head", action="store_true", help=head_help)
     parser.add_argument("--tokenizer", default="", type=input_path, help="a tokenizer that is not near the weights")
@@ -76,7 +77,7 @@ def _path_arguments(parser: ArgumentParser) -> None:
 def _convert(options: Namespace) -> None:
     from lumina_jax.config import PodConfig
 
-    o, dtype = options, DTYPES[options.dtype] if options.dtype else ""
+    o = options
     from lumina_jax.progress import waiting
 
     with join(options, PodConfig()):
@@ -85,7 +86,7 @@ def _convert(options: Namespace) -> None:
 
             from convert.convert import Target, convert
         rest = (o.zero_image_head, o.tokenizer, o.vq, o.target_size, o.image_layout or "")
-        target = Target(o.layout, o.shards, dtype, o.bin, *rest)
+        target = Target(o.layout, o.shards, o.dtype or "", o.bin, *rest)
         notes = convert(options.source, options.target, target)
         first = jax.process_index() == 0
     if first:

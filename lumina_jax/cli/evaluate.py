@@ -1,6 +1,7 @@
 """run.py evaluate and refine: a model and its image tokenizer, measured and shown."""
 
 import json
+import sys
 from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from lumina_jax.cli.models import (
     target_size_for,
 )
 from lumina_jax.cli.results import command_of, results_folder
+from lumina_jax.cli.settings import default_settings, used_settings
 from lumina_jax.errors import InputError, interrupted
 
 TASK_EXERCISES = 96
@@ -117,7 +119,9 @@ def _refine(options: Namespace) -> None:
     out = results_folder(options.out, REFINED, lambda folder: claim(folder, names, command_of(options)))
     model, vocab, vq, experiment = load_for_sampling(options)
     builder, results = make_prompt_builder(vq, vocab, experiment, positions=positions_of(options), target=target), {}
-    cfg = replace(served("refine", settings_of(experiment)), image_top_k=options.top_k)
+    base = settings_of(experiment)
+    cfg = replace(served("refine", base), image_top_k=options.top_k)
+    print(used_settings([("refine", cfg)], default_settings(base)), file=sys.stderr)
     kept = f"finished pictures in {out} are kept; the same command starts again"
     with interrupted(kept):
         for file, image in images.items():

@@ -4,7 +4,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from lumina_jax.cli.arguments import REPOSITORY, input_path, target_size
+from lumina_jax.cli.arguments import REPOSITORY, dtype, input_path, target_size
 from lumina_jax.errors import InputError, MissingFileError, printable
 
 TOY_MODEL = "assets/toy"
@@ -19,6 +19,8 @@ def model_arguments(parser: ArgumentParser) -> None:
         "--tokenizer", type=input_path, help="tokenizer.json or its folder (default: the one the model names or holds)"
     )
     parser.add_argument("--vq", type=input_path, help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
+    dtype_help = "dtype of the weights: fp32, bf16 or fp16 (default: as they are; on a CPU, where bf16 is slow, fp32)"
+    parser.add_argument("--dtype", type=dtype, metavar="NAME", help=dtype_help)
     parser.add_argument("--int8", action="store_true", help="blocks' matrices in int8, which halves the memory to read")
     image_layout_argument(parser)
 
@@ -67,12 +69,11 @@ def _load_for_sampling(options: Namespace, mesh):
         raise MissingFileError("; ".join(missing))
     tokenizer_files.check(files, source.cfg)
     with waiting(f"loading {options.model}"):
-        model, vocab = load_model(options.model, mesh)[0], files.vocab()
+        wanted = options.dtype or ("float32" if jax.default_backend() == "cpu" else "")  # a CPU is slow in bfloat16
+        model, vocab = load_model(options.model, mesh, wanted)[0], files.vocab()
         vq = encoder or load_image_tokenizer(files.vq)
     image_layout = image_layout_of(source, options.image_layout or "").image_layout or UNI_REP
     vocab = vocab.with_images(fitted(image_layout, model, vocab, vq))
-    if jax.default_backend() == "cpu":  # where bfloat16 is slow
-        model = jax.tree.map(lambda weight: weight.astype("float32"), model)
     return _as_int8(model, vocab) if options.int8 else model, vocab, vq, experiment
 
 
@@ -124,13 +125,16 @@ def target_size_for(options: Namespace, purpose: str, needed: bool = True) -> in
     contradicts the checkpoint is printed as a line, and an unknown size raises InputError, or is such a line where it may turn out
     not to be ``needed``.
     """
-    from convert.target_sizes import EXPERIMENT, known_size, target_size_of
+    from lumina_jax.progress import waiting
 
-    if (pictures := image_layout_for(options)).is_chameleon:
+    with waiting(f"loading {options.model}"):
+        from convert.target_sizes import EXPERIMENT, known_size, target_size_of
+
+        pictures, found = image_layout_for(options), target_size_of(open_model(options), options.target_size)
+    if pictures.is_chameleon:
         if purpose and pictures.line:
             print(printable(pictures.line), file=sys.stderr)
         return None
-    found = target_size_of(open_model(options), options.target_size)
     line = found.line
     try:
         known_size(found, options.model, purpose)

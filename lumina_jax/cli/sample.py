@@ -5,7 +5,7 @@ from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 from shlex import quote
 
-from lumina_jax.cli.arguments import NOTHING, at_least, input_path, number, output_path, sampling_seed, size
+from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, sampling_seed, size
 from lumina_jax.cli.dialog import hold_dialog
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.live import COMPILING, LACKING, show_live
@@ -21,6 +21,7 @@ from lumina_jax.cli.models import (
 )
 from lumina_jax.cli.processes import worker
 from lumina_jax.cli.results import claimed, results_folder
+from lumina_jax.cli.settings import asked_settings, default_settings, settings_arguments, task_table, used_settings
 from lumina_jax.errors import InputError, interrupted, printable
 
 OUT = "out/samples"
@@ -37,7 +38,6 @@ def add_sample(verbs: _SubParsersAction) -> None:
     sample = verbs.add_parser("sample", help="text to pictures and text", epilog=epilog)
     model_arguments(sample)
     target_size_argument(sample)
-    own = "default: the model's own"
     sample.add_argument(
         "--prompt", action="append", default=[], metavar="TEXT", help="what to paint, or to do; may be repeated"
     )
@@ -49,6 +49,7 @@ def add_sample(verbs: _SubParsersAction) -> None:
         metavar="NAME",
         help="what to do with --image: depth, segmentation, edit, describe ... (default: generate)",
     )
+    sample.add_argument("--list-tasks", action="store_true", help="print all tasks and how each is sampled, and end")
     sample.add_argument(
         "--image",
         type=input_path,
@@ -96,23 +97,7 @@ def add_sample(verbs: _SubParsersAction) -> None:
         help="process I (from 0) of N; auto on a TPU pod, Slurm or MPI (default: the only one)",
     )
     sample.add_argument("--seed", type=sampling_seed, default=0, help="any whole number; same seed, same pictures")
-    sample.add_argument("--guidance", type=number, help=f"classifier-free guidance scale; 1 is off ({own})")
-    sample.add_argument("--temperature", type=number, help=f"below 1 safer, above 1 wilder ({own})")
-    sample.add_argument(
-        "--top-k",
-        type=at_least(1),
-        metavar="K",
-        dest="image_top_k",
-        help=f"image tokens to draw from; 1 is greedy ({own})",
-    )
-    sample.add_argument(
-        "--parallel", metavar="METHOD", help=f"decoding method: off, matched, sjd, coupled, continued ({own})"
-    )
-    sample.add_argument("--window", type=at_least(0), metavar="W", help=f"with --parallel: tokens in a pass ({own})")
-    sample.add_argument(
-        "--min-p", type=number, help=f"drop tokens less likely than this share of the likeliest ({own})"
-    )
-    sample.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help=f"tokens of the longest answer ({own})")
+    settings_arguments(sample)
     sample.add_argument("--grid", action="store_true", help="also write the pictures on one sheet")
     sample.add_argument(
         "--out",
@@ -123,6 +108,9 @@ def add_sample(verbs: _SubParsersAction) -> None:
 
 
 def _sample(options: Namespace) -> int:
+    if options.list_tasks:
+        print(task_table())
+        return 0
     if options.list_sizes:
         return list_sizes(options)
     from contextlib import nullcontext
@@ -153,11 +141,15 @@ def _sample(options: Namespace) -> int:
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
         model, vocab, vq, experiment = load_for_sampling(options, mesh)
         builder = make_prompt_builder(vq, vocab, experiment, not options.free_size, positions_of(options), target)
-        settings = _settings(options, settings_of(experiment))
+        base = settings_of(experiment)
+        settings = asked_settings(options, base)
         if options.chat:
+            print(used_settings([("chat", settings("chat"))], default_settings(base)), file=sys.stderr)
             return hold_dialog(model, builder, options.seed, settings, out, options.size, options.history)
         prompts, rejects = _prompts(builder, options, images, lines, settings)
-        return _paint(model, builder, options, prompts, rejects, share, out)
+        asked = [(prompt.task, prompt.cfg) for prompt in prompts if prompt is not None]
+        used = used_settings(asked, default_settings(base))
+        return _paint(model, builder, options, prompts, rejects, share, out, used)
 
 
 def _check(options: Namespace) -> None:
@@ -182,7 +174,7 @@ def _check(options: Namespace) -> None:
         raise InputError(
             "--resume continues the answers of samples.jsonl, and --live and --chat write none; leave it out"
         )
-    _settings(options, SampleConfig())("generate")
+    asked_settings(options, SampleConfig())("generate")
 
 
 def _needs_sizes(options: Namespace, lines: list) -> str:
@@ -203,7 +195,7 @@ def _prompts(builder, options: Namespace, images: list, lines: list, settings) -
 
     task = options.task or "generate"
     if options.raw:
-        prompts = [builder.message(text, images, settings("question")) for text in options.prompt]
+        prompts = [builder.message(text, images, settings("chat")) for text in options.prompt]
     elif task == "generate":
         prompts = [builder.generate(text, options.size, settings(task)) for text in options.prompt]
     elif options.prompt:
@@ -227,8 +219,8 @@ def _prompts(builder, options: Namespace, images: list, lines: list, settings) -
     return tuple(prompts), rejects
 
 
-def _paint(model, builder, options: Namespace, prompts: tuple, rejects: list[dict], share, out: Path) -> int:
-    """Answers ``prompts`` into ``out``; returns the exit code."""
+def _paint(model, builder, options: Namespace, prompts: tuple, rejects: list[dict], share, out: Path, used: str) -> int:
+    """Answers ``prompts`` into ``out`` and says the settings ``used``; returns the exit code."""
     from contextlib import nullcontext
 
     from lumina_jax.model.params import fingerprint
@@ -237,24 +229,27 @@ def _paint(model, builder, options: Namespace, prompts: tuple, rejects: list[dic
     _warn(builder, prompts)
     job = Job(prompts, options.seed, options.per_prompt, options.rows, share, fingerprint(model))
     if options.live:
+        print(used, file=sys.stderr)
         return show_live(model, builder, job, out)
     check_workers(job, out)
     answers = finished(job, out) if options.resume else []
     kept = f"the answers so far are in {out}; the same command with --out {quote(str(out))} --resume paints the rest"
     with nullcontext() if options.resume else claimed(out / job.record), interrupted(kept):
         _write_rejects(rejects, out)
-        _answer(model, builder, job, out, answers)
+        _answer(model, builder, job, out, answers, used)
         if options.grid and any(answer.files for answer in answers):
             say(sheet(job, out, answers))
     return LACKING if _tell_rejects(rejects, prompts, out) + _tell_lacking(job, answers) else 0
 
 
-def _answer(model, builder, job, out: Path, answers: list) -> None:
-    """Adds the answers that are missing to ``answers``, and prints them."""
+def _answer(model, builder, job, out: Path, answers: list, used: str) -> None:
+    """Adds the answers that are missing to ``answers``, and prints them after the settings ``used``."""
     from lumina_jax.progress import ProgressDisplay, waiting
     from lumina_jax.sample.job import paint
 
-    painted = iter(paint(model, builder.vq, builder.vocab, job, out, list(answers)))
+    painted = paint(model, builder.vq, builder.vocab, job, out, list(answers))
+    print(used, file=sys.stderr)
+    painted = iter(painted)
     with ProgressDisplay("sampling", len(job.items), len(job.items) > 1, unit="answers") as meter:
         meter.skip(len(answers))
         with waiting("compiling and painting the first answers", COMPILING):
@@ -330,14 +325,3 @@ def _tell_lacking(job, answers: list) -> bool:
         )
         print(printable(f"{counts} ({reasons})"), file=sys.stderr)
     return bool(lacking)
-
-
-def _settings(options: Namespace, base):
-    """A function task -> SampleConfig: ``base``, as the task is served, with the changes of the command line."""
-    from dataclasses import replace
-
-    from lumina_jax.conversation import served
-
-    names = ("guidance", "temperature", "image_top_k", "min_p", "max_new_tokens", "parallel", "window")
-    changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return lambda task: replace(base if task == "generate" else served(task, base), **changes)

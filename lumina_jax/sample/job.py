@@ -31,6 +31,8 @@ OF_WORKER = r"(-\d+-of-\d+)?"
 RECORDS = re.compile(rf"samples{OF_WORKER}\.jsonl|grid{OF_WORKER}\.png")
 SHARED = re.compile(r"\d{3,}(-\d+){1,2}\.png|rejects\.jsonl")
 """The names of files that the workers of one job write side by side."""
+USED = ("task", "settings")
+"""What a line says of the prompt; lines of earlier versions lack it."""
 OTHERS = re.compile(r"live\.png|turn\d+-(shown-)?\d+\.png|transcript\.jsonl")
 """The names of files that an answer shown live and a dialog write."""
 
@@ -183,6 +185,7 @@ def _recorded(job: Job, file: Path) -> list[Answer]:
         try:
             fields = json.loads(line)
             fingerprint = fields.pop("job")
+            fields = {name: value for name, value in fields.items() if name not in USED}
             fields |= {"files": tuple(fields["files"]), "broken": tuple(fields["broken"])}
             answer = Answer(**fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -227,11 +230,16 @@ def paint(
     """Yields each answer when it has ended and its files are written; ``done`` (:func:`finished`) are not sampled again.
 
     Writes ``out``/NNN-K.png (picture K of prompt NNN; NNN-C-K.png for copy C where there are several) and a line of samples.jsonl
-    per answer; a run may be stopped at any moment. When all answers have ended their lines are sorted.
+    per answer; a run may be stopped at any moment. When all answers have ended their lines are sorted. What is wrong with a prompt
+    is raised by the call itself.
     """
     skipped = {(answer.ask, answer.copy) for answer in done}
-    every = list(done)
     answers = _answers(model, vq, vocab, job, out, [item for item in job.items if item not in skipped])
+    return _recording(job, out, list(done), answers)
+
+
+def _recording(job: Job, out: Path, every: list[Answer], answers: Iterator[Answer]) -> Iterator[Answer]:
+    """Yields ``answers`` and records them behind ``every``."""
     _write(job, out, every)
     with storage_errors(out / job.record), (out / job.record).open("a") as record:
         for answer in answers:
@@ -265,7 +273,9 @@ def _write(job: Job, out: Path, answers: Sequence[Answer]) -> None:
 
 
 def _line(job: Job, answer: Answer) -> str:
-    return json.dumps({"job": job.fingerprints[answer.ask]} | asdict(answer)) + "\n"
+    prompt = job.prompts[answer.ask]
+    used = {"task": prompt.task, "settings": asdict(prompt.cfg)}
+    return json.dumps({"job": job.fingerprints[answer.ask]} | asdict(answer) | used) + "\n"
 
 
 def _answers(

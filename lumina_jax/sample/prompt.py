@@ -36,7 +36,7 @@ from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 
 Settings = Callable[[str], SampleConfig]
 """A task of conversation.TASKS -> how its answers are sampled."""
-FREE_FORM = "describe"
+FREE_FORM = "chat"
 """The task with whose settings a message of a dialog is answered."""
 CENTRE = (0.5, 0.5)
 PICTURE = re.compile(r"""(?<!\S)@(?:"([^"]+)"|'([^']+)'|((?:\\.|\S)+))""")
@@ -57,7 +57,8 @@ class Prompt:
     """A prompt: the person's ``text``, its tokens ``ids`` i32[P], and how its answer is sampled.
 
     With a ``size`` (rows, cols) of codes the answer begins with a picture of that size; None leaves both to the model. ``picture``
-    is the number of tokens of the picture that is asked for, 0 for an answer in words. ``seed`` None: the job's.
+    is the number of tokens of the picture that is asked for, 0 for an answer in words. ``seed`` None: the job's. ``task`` is its
+    name in conversation.TASKS.
     """
 
     text: str
@@ -66,6 +67,7 @@ class Prompt:
     cfg: SampleConfig
     seed: int | None = None
     picture: int = 0
+    task: str = "chat"
 
     @property
     def length(self) -> int:
@@ -139,7 +141,8 @@ class PromptBuilder:
         check_paints(self.vocab)
         size = size or self.square
         self.check_paintable(size)
-        return self._prompt(_words(text), [(self.request(text, size), None)], [], size, cfg)
+        prompt = self._prompt(_words(text), [(self.request(text, size), None)], [], size, cfg)
+        return replace(prompt, task="generate")
 
     def request(self, text: str, size: tuple[int, int]) -> str:
         """The message that asks for a picture of ``size`` (width, height) in px."""
@@ -147,7 +150,11 @@ class PromptBuilder:
 
     def task(self, task: str, text: str, images: Sequence[Image.Image], cfg: SampleConfig) -> Prompt:
         """Asks for one of conversation.TASKS other than "generate", about ``images``."""
-        if task in TASKS and not images:
+        if task == "chat":
+            return self.message(text, images, cfg)
+        if task == "text" and images:
+            raise InputError("the task 'text' is about words alone, without a picture; ask about one with 'question'")
+        if task in TASKS and task != "text" and not images:
             raise InputError(f"the task {task!r} is about a picture; give it one")
         if task not in ("edit", "question") and len(images) > 1:
             raise InputError(f"the task {task!r} is about one picture, not {len(images)}")
@@ -156,7 +163,8 @@ class PromptBuilder:
         turn = (task_prompt(task, text, len(images)), None)
         cropped = [self.cropped(image) for image in images]
         grids = [self.codes(image) for image in cropped]
-        return self._prompt(text or task, [turn], grids, cropped[-1].size if task in PAINTED else None, cfg)
+        size = cropped[-1].size if task in PAINTED else None
+        return replace(self._prompt(text or task, [turn], grids, size, cfg), task=task)
 
     def message(self, text: str, images: Sequence[Image.Image], cfg: SampleConfig) -> Prompt:
         """A message as it is; its pictures replace the ``<|image|>`` in it, or stand before it when there is none."""
@@ -301,7 +309,7 @@ class PromptBuilder:
                 raise InputError(f"the task {task!r} is about a picture; give it one")
             rows, cols = dialog.grids[-1].shape
             size = (cols * self.vq.stride, rows * self.vq.stride)
-        return self.history(dialog.turns, dialog.grids, settings(task), size)
+        return replace(self.history(dialog.turns, dialog.grids, settings(task), size), task=task)
 
     def _prompt(
         self,

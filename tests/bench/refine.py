@@ -1,8 +1,8 @@
 """How much "No edit." improves a coarse tokenizer: ``python tests/bench/refine.py`` prints one JSON line in about three minutes.
 
 A codebook of few patches (k-means, ``--codes``) loses much of a picture. A small model is trained from scratch to repeat, paint and
-recolour pictures. Then fresh pictures are reconstructed by the tokenizer alone and refined by the model, and both results are
-compared with the original pixels.
+recolour pictures. Then fresh pictures are reconstructed by the tokenizer alone and refined by the model, without guidance, and both
+results are compared with the original pixels.
 """
 
 import argparse
@@ -56,7 +56,8 @@ def train_model(codes: int, steps: int, records: int, home: Path):
     pretokenize(source, vq, vocab, cfg.data.path, cfg.data, 0, sizes=source.sizes, max_tokens=max_tokens)
     train(cfg, lambda start: batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, steps))
     model = restore_model(newest(cfg.out), cfg.model)
-    return model, PromptBuilder(vq, vocab, cfg.data, as_is=True), served("refine", cfg.sample)
+    settings = replace(served("refine", cfg.sample), guidance=1.0, image_top_k=200)
+    return model, PromptBuilder(vq, vocab, cfg.data, as_is=True), settings
 
 
 def main() -> None:

@@ -182,7 +182,7 @@ def test_the_dtype_can_be_changed(layout, tmp_path):
     """To bfloat16, rounded as in torch, and from there to float32 and back without a change."""
     torch = pytest.importorskip("torch")
     folder = TOY
-    for number, dtype in enumerate(("bfloat16", "float32", "bfloat16")):
+    for number, dtype in enumerate(("bfloat16", "fp32", "bf16")):
         convert(folder, tmp_path / str(number), Target(layout, dtype=dtype), show=False)
         folder = tmp_path / str(number)
     first, wide, again = (weights(load_model(tmp_path / str(number))[0]) for number in range(3))

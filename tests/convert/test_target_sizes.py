@@ -73,7 +73,7 @@ def edit(folder: Path, **fields: object) -> None:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory) -> Path:
-    """A folder with a checkpoint under each released name, its tokenizer where the published repositories have it."""
+    """A folder with a checkpoint under each released name, its tokenizer beside it."""
     home = tmp_path_factory.mktemp("Alpha-VLLM")
     for release in RELEASES:
         positions = POSITIONS.get(release.short, 4096)

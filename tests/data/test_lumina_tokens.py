@@ -1,7 +1,6 @@
 """Laws of the original's token files: they go through pretokenize and back unchanged, and what cannot be right is rejected."""
 
 import json
-import os
 import pickle
 import re
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from data_parts import CODES, CONFIG, STRIDE, tiny_vocab, tiny_vq
 from goldens_at import on_goldens
+from test_restricted_pickle import Evil
 
 import run
 from lumina_jax import layout
@@ -182,24 +182,18 @@ def of_tokens(*tokens: int) -> dict:
     return {"token": list(tokens), "label": [-100, *tokens[1:]]}
 
 
-class Evil:
-    def __reduce__(self):
-        return os.system, ("touch ran",)
-
-
 BAD: list[tuple[object, str]] = [
     (of_tokens(BOS, *GRID[:-1], END), "token 1 is .* stands in no complete one"),
     (of_tokens(BOS, *GRID[1:], END), "belongs into an image"),
     (of_tokens(BOS, GRID[3], END), "belongs into an image"),
     (of_tokens(BOS, *GRID, VOCAB.eoi, END), "belongs into an image"),
     (of_tokens(BOS, *GRID[:5], *GRID[6:], END), "the image at token 1: .* 2 x 2 codes"),
-    (of_tokens(BOS, *GRID[:3], VOCAB.newline, *GRID[4:], END), "token 3 of the image"),
     (of_tokens(BOS, GRID[0], END, *GRID[2:], END), "the height of the image is token"),
     (of_tokens(BOS, VOCAB.image_symbol, END), "an image symbol stands"),
     (of_tokens(BOS, len(VOCAB), END), f"token {len(VOCAB)}, but tiny has tokens up to {len(VOCAB) - 1}"),
     (of_tokens(5, END), "begins with token 5, not with"),
     (of_tokens(BOS, *[7] * 200, END), "takes 202 tokens, and at most 161"),
-    (of_tokens(BOS, 2**31, END), "numbers from .* which no token has"),
+    (of_tokens(BOS, 2**31, END), "numbers from 0 to 2147483648|numbers from .* to 2147483648"),
     (of_tokens(BOS, -3, END), "numbers from -3"),
     ({"token": [BOS, 7, END], "label": [-100] * 3}, "nothing in the record is learned"),
     ({"token": [BOS, 7, END], "label": [BOS, -100, -100]}, "nothing in the record is learned"),

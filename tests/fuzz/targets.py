@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import pickle
 import sys
 import tarfile
 import zlib
@@ -30,6 +31,7 @@ from lumina_jax.data.sources.csv_rows import RowFormat  # noqa: E402
 from lumina_jax.data.sources.images import ImageFile  # noqa: E402
 from lumina_jax.data.sources.json_list import unchanged  # noqa: E402
 from lumina_jax.data.sources.record import stored_record  # noqa: E402
+from lumina_jax.data.sources.token_record import StoredTokens  # noqa: E402
 from lumina_jax.errors import UserError  # noqa: E402
 from lumina_jax.model.patchvq import PatchVQ  # noqa: E402
 from lumina_jax.pictures.pixels import crop, decode, whiten  # noqa: E402
@@ -299,7 +301,26 @@ PICTURE_WORDS = (
 PROMPT_WORDS = (*JSON_WORDS, *b'"prompt" "size" "96x64" "task" "seed" "images" "a.png" "edit" x'.split())
 SPEC_WORDS = (*b": @ , = { } .. * ? [ ] % # folder pairs".split(), b"\0", b"\xff", b" ")
 
+
+def pickle_seeds() -> list[bytes]:
+    samples = [
+        {"token": [0, 7, 300, 70_000, 8710], "label": [-100, -100, 300, 70_000, 8710], "id": 3},
+        {"token": [*range(1200)], "label": [*range(1200)], "id": "a"},
+    ]
+    return [pickle.dumps(sample, protocol) for sample in samples for protocol in (2, 4, 5)]
+
+
+def token_file(content: bytes) -> None:
+    StoredTokens("the file", {"id": 3}, content).decode()
+
+
+PICKLE_WORDS = (
+    *b"( ) ] } a e s u . N R b o i c P Q 0 2 K\x05 M\x05\x05 h\x00 q\x00 (h\x00e".split(),
+    *(b"\x80\x04", b"\x93", b"\x94", b"\x85", b"\x81", b"\x82\x01", b"\x97", b"\x8a\x01\x05", b"\x95" + b"\xff" * 8),
+    *(b"J\x9c\xff\xff\xff", b"X\xff\xff\xff\xff", b"r\xff\xff\xff\xff", b"\x8c\x05token", b"cos\nsystem\n"),
+)
 TARGETS = {
+    "pickles": FuzzTarget(pickle_seeds, PICKLE_WORDS, token_file),
     "pictures": FuzzTarget(picture_seeds, PICTURE_WORDS, picture),
     "json": FuzzTarget(
         json_seeds,

@@ -20,10 +20,11 @@ SHORT = {
         "tar": 500,
         "parquet": 500,
         "specs": 500,
+        "pickles": 2000,
     },
     **{"prompts": 500, "pictures": 3000},
 }
-"""Inputs of each target: 20,000 in all."""
+"""Inputs of each target: 22,000 in all."""
 
 
 @pytest.mark.parametrize("target", TARGETS)

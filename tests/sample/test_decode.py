@@ -135,6 +135,18 @@ def test_padding_on_the_left_changes_nothing():
     assert all((a == b).all() for a, b in zip(answers[:3], shorter[:3], strict=True))
 
 
+def test_without_guidance_a_prompt_has_one_row_and_the_answer_of_two():
+    cfg = replace(SAMPLED, guidance=1.0)
+    laid_out = decode.lay_out(PROMPTS, KEY, VOCAB, MODEL.cfg.vocab)
+    program = decode.program_key(laid_out.request, cfg)
+    answers = []
+    for pairs in (False, True):
+        ctx, state = decode.start(MODEL, laid_out, cfg, VOCAB, program._replace(pairs=pairs))
+        assert state.cache.keys.shape[1] == len(PROMPTS) * (1 + pairs)
+        answers.append(decode.decode(ctx, state, decode.NO_LIMIT, len(PROMPTS)).tokens)
+    assert not program.pairs and (answers[0] == answers[1]).all()
+
+
 def test_seeds_choose_the_answer():
     prompts = [PROMPTS[3]] * 4
     first, again = (generate(MODEL, prompts, KEY, SAMPLED, VOCAB) for _ in range(2))

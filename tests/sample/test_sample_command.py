@@ -13,7 +13,7 @@ from tiny import CODES, tiny_model, tiny_vocab
 import run
 from lumina_jax.cli import sample as room
 from lumina_jax.config import DataConfig, Experiment, SampleConfig, VQConfig
-from lumina_jax.conversation import image_prompt
+from lumina_jax.conversation import TASKS, image_prompt
 from lumina_jax.layout import encode_grid
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import job as jobs
@@ -129,6 +129,36 @@ def test_a_picture_that_is_lacking_is_said_and_shown_by_the_exit_code(sample, wo
         "warning: 1 of 1 pictures will be unfinished: prompt 1 asks for one of 10 tokens, but --max-new-tokens is"
         in err
     )
+
+
+def test_the_settings_are_said_once_for_each_task_and_recorded(sample, tmp_path):
+    Image.new("RGB", (64, 64)).save("a.png")
+    lines = [{"prompt": "w1", "size": "32x32"}, {"prompt": "w2", "size": "32x32"}, {"task": "depth", "image": "a.png"}]
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = ("--prompts", "p.jsonl", "--out", "o", "--temperature", "0.5")
+    code, _, err = sample(*words)
+    used = [line for line in err.splitlines() if "guidance" in line]
+    assert code == 0 and used == [
+        "generate: guidance 1.0, image top-k 12, text top-k 10, temperature 0.5 (by default temperature 1.0)",
+        "depth: guidance 1.0, image top-k 200, text top-k 5, temperature 0.5 (by default temperature 1.0)",
+    ]
+    record = tmp_path / "o/samples.jsonl"
+    fields = [json.loads(line) for line in record.read_text().splitlines()]
+    assert [line["task"] for line in fields] == ["generate", "generate", "depth"]
+    assert [line["settings"]["image_top_k"] for line in fields] == [12, 12, 200]
+    assert {line["settings"]["temperature"] for line in fields} == {0.5}
+    older = [{name: line[name] for name in line if name not in ("task", "settings")} for line in fields[:2]]
+    record.write_text("".join(json.dumps(line) + "\n" for line in older))
+    assert sample(*words, "--resume")[:2] == (0, "o/002-0.png\n")
+
+
+def test_the_tasks_are_listed_with_their_settings_and_sources(sample):
+    code, out, err = sample("--list-tasks")
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line[:1].islower()}
+    assert set(TASKS) < set(rows) and rows["edit"] == ["4.0", "2000", "5", "1.0"]
+    assert out.count("source: ") == out.count("words: ") == len(TASKS)
+    assert "Segmentic" in out and "demo_freeform.py" in out
 
 
 def test_a_prompt_longer_than_the_training_is_warned_about(sample):

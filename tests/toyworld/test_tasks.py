@@ -74,7 +74,9 @@ def test_the_truth_is_perfect_and_each_task_has_its_own_settings(coded, truthful
     for result in results:
         for name, value in result.mean.items():
             assert value == pytest.approx(PERFECT[name], abs=0.4 if name == "degrees" else 1e-4), (result.task, name)
-    assert {cfg.guidance for cfg in truthful} == {1.0, 4.0} and {cfg.min_p for cfg in truthful} == {CFG.min_p}
+    assert {cfg.guidance for cfg in truthful} == {1.0, 4.0, CFG.guidance} and {cfg.min_p for cfg in truthful} == {
+        CFG.min_p
+    }
     dense = truthful[list(MIX).index("depth")]
     assert (dense.guidance, dense.image_top_k) == (1.0, TASKS["depth"].image_top_k)
     assert (tmp_path / "tasks.html") == write_sheets(results, tmp_path, note="x")

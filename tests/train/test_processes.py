@@ -38,7 +38,7 @@ def run_processes(mesh: tuple[int, int, int], arguments: list[dict], **shared) -
         for rank, single in enumerate(arguments)
     ]
     try:
-        errors = [process.communicate(timeout=150)[1] for process in running]
+        errors = [process.communicate(timeout=600)[1] for process in running]
         return [process.returncode for process in running], [
             line for text in errors for line in text.splitlines() if line.startswith("process ")
         ]

@@ -84,7 +84,7 @@ def assert_same(ours, theirs) -> None:
         ((2, 2, 2), True, 0.0, 2, True),
     ],
 )
-def test_eight_devices_equal_one(mesh, post_norm, dropout, accumulate, zero1, capfd):
+def test_eight_devices_equal_one(mesh, post_norm, dropout, accumulate, zero1, compiled_anew, capfd):
     """Rows, weights, heads, or all of them split over devices; also with microbatches."""
     ours = run(variant(mesh, post_norm, dropout, accumulate, zero1=zero1))
     assert "Involuntary full rematerialization" not in capfd.readouterr().err
@@ -141,7 +141,7 @@ def _equations(jaxpr):
                 yield from _equations(getattr(inner, "jaxpr", inner))
 
 
-def test_the_compiler_reports_an_involuntary_copy(capfd):
+def test_the_compiler_reports_an_involuntary_copy(compiled_anew, capfd):
     """The warning whose absence is a law above does appear on stderr: for a lookup in a table that is split by columns."""
     mesh = make_mesh(MeshConfig(fsdp=2, tensor=4))
 

@@ -107,9 +107,14 @@ def _ids(sample: Mapping, key: str) -> np.ndarray:
         )
     if not values:
         raise InputError(f"{key!r} is an empty list", cause="an empty sample")
-    if max(values) > MAX_ID or min(values) < (0 if key == "token" else NOT_LEARNED):
-        raise InputError(
-            f"{key!r} holds numbers from {shortened(min(values))} to {shortened(max(values))}, which no token has",
-            cause="no token's number",
-        )
-    return np.array(values, np.int64)
+    lowest = 0 if key == "token" else NOT_LEARNED
+    try:
+        ids = np.array(values, np.int64)
+        if lowest <= ids.min() and ids.max() <= MAX_ID:
+            return ids
+    except OverflowError:  # of a number beyond 64 bits
+        pass
+    raise InputError(
+        f"{key!r} holds numbers from {shortened(min(values))} to {shortened(max(values))}; tokens are {lowest} to {MAX_ID}",
+        cause="no token's number",
+    )
