@@ -151,6 +151,10 @@ def checkout(tmp_path_factory) -> Path:
     tokens = [vocab.bos, *vocab.encode("red"), vocab.end_of_turn]
     (folder / "out_dir/record.json").write_text(json.dumps([{"token": tokens, "label": tokens}] * 8))
     (folder / "openhermes2_5.json").write_text(json.dumps([{"conversations": dialog}] * 8))
+    about = [{"from": "human", "value": "<image>\nWhat is red?"}, {"from": "gpt", "value": "A red circle."}]
+    records = [{"image": f"{index}.png", "conversations": about} for index in range(8)]
+    (folder / "mgm_instruction.json").write_text(json.dumps(records))
+    (folder / "MGM-Finetune").symlink_to("pairs")
     return folder
 
 
