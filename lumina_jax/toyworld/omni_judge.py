@@ -1,7 +1,6 @@
 """Scores of replies to exercises: every task in its field's metrics, against exact ground truth."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -21,7 +20,7 @@ Scores = dict[str, float]
 LABELS = {
     "right": "all right",
     "answers": "answers right",
-    "parts": "parts right",
+    "turns": "turns right",
     "inside": "edit done",
     "outside": "all else kept",
     "miou": "mIoU",
@@ -75,39 +74,50 @@ def score(exercise: Exercise, replies: Sequence[Reply]) -> Scores:
 def _score_answers(exercise: exercises.AnswerQuestions, replies: Sequence[Reply]) -> Scores:
     """Whether all answers are right, and for several questions also the share of right ones."""
     pairs = zip(replies, exercise.questions, strict=True)
-    right = [isinstance(reply, str) and reply.strip() == answer for reply, (_, answer) in pairs]
+    right = [_says(reply, answer) for reply, (_, answer) in pairs]
     return {"right": float(all(right))} | ({"answers": float(np.mean(right))} if len(right) > 1 else {})
 
 
 def _score_script(exercise: exercises.Script, replies: Sequence[Reply]) -> Scores:
-    """The share of parts that are right, and whether all are; each against the pictures that the dialog shows before it.
+    """The share of turns that are right, and whether all are; each against the pictures that the dialog shows before it.
 
     So an edit must change the model's own picture, and an answer must be true of it, whatever the true picture shows.
     """
+    right = turns_right(exercise, replies)
+    return {"right": float(all(right)), "turns": float(np.mean(right))}
+
+
+def turns_right(exercise: exercises.Script, replies: Sequence[Reply]) -> list[bool]:
+    """Whether each turn of a script is right; the turns of consecutive edits are judged as one."""
     seen: list[np.ndarray] = []
-    right = []
+    right: list[bool] = []
     turns, rest = exercises.true_turns(exercise), list(replies)
     for part in exercise.parts:
         count = len(part.turns)
         own, rest, (first, *_), turns = rest[:count], rest[count:], turns[:count], turns[count:]
         seen += first.inputs
-        right.append(_is_right(part, seen, own))
+        right += _part_right(part, seen, own)
         seen += [reply for reply in own if isinstance(reply, np.ndarray)]
-    return {"right": float(all(right)), "parts": float(np.mean(right))}
+    return right
 
 
-def _is_right(part: Exercise, seen: Sequence[np.ndarray], replies: Sequence[Reply]) -> bool:
-    """Whether the replies of a part of a script are right about the last pictures of ``seen``."""
+def _part_right(part: Exercise, seen: Sequence[np.ndarray], replies: Sequence[Reply]) -> list[bool]:
+    """Whether each reply of a part of a script is right about the last pictures of ``seen``."""
     match part:
+        case exercises.AnswerQuestions(scenes=scenes, questions=questions):
+            shown = [perceive(picture, ALL_KINDS).scene for picture in seen[len(seen) - len(scenes) :]]
+            known = part.known and len(shown) == len(scenes)
+            answers = [true_answer(question, shown) if known else answer for question, answer in questions]
+            return [_says(reply, answer) for reply, answer in zip(replies, answers, strict=True)]
         case exercises.ApplyEdits(known=1):
-            return bool(seen) and _score_edits(part, seen[-1], replies)["right"] == 1
-        case exercises.AnswerQuestions(scenes=scenes, questions=questions) if part.known:
-            if len(seen) < len(scenes):
-                return False
-            shown = [perceive(picture, ALL_KINDS).scene for picture in seen[-len(scenes) :]]
-            answers = tuple((question, true_answer(question, shown)) for question, _ in questions)
-            part = replace(part, questions=answers)
-    return score(part, replies)["right"] == 1
+            right = bool(seen) and _score_edits(part, seen[-1], replies)["right"] == 1
+        case _:
+            right = score(part, replies)["right"] == 1
+    return [right] * len(replies)
+
+
+def _says(reply: Reply, answer: str | None) -> bool:
+    return isinstance(reply, str) and reply.strip() == answer
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:

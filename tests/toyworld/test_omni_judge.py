@@ -214,11 +214,11 @@ def test_a_script_is_judged_by_the_pictures_that_it_really_shows():
     free = replace(painted, caption=parse(" ".join(map(str, painted.caption.claims[:1]))))
     question = ("What colour is the background?",)
     asked = Script((free, replace(about, questions=((*question, painted.scene.background),))))
-    assert score(asked, [painted.scene.render(), painted.scene.background]) == {"right": 1.0, "parts": 1.0}
-    assert score(asked, [other.render(), other.background]) == {"right": 1.0, "parts": 1.0}
-    assert score(asked, [other.render(), painted.scene.background]) == {"right": 0.0, "parts": 0.5}
+    assert score(asked, [painted.scene.render(), painted.scene.background]) == {"right": 1.0, "turns": 1.0}
+    assert score(asked, [other.render(), other.background]) == {"right": 1.0, "turns": 1.0}
+    assert score(asked, [other.render(), painted.scene.background]) == {"right": 0.0, "turns": 0.5}
     (edited,) = evaluation_exercises("paint_edit", [(96, 96)], 1, 1)
     painted, edit = edited.parts
     assert score(edited, [painted.scene.render(), edit.scenes[1].render()])["right"] == 1.0
-    assert score(edited, [painted.scene.render(), painted.scene.render()]) == {"right": 0.0, "parts": 0.5}
-    assert score(edited, [None, None]) == {"right": 0.0, "parts": 0.0}
+    assert score(edited, [painted.scene.render(), painted.scene.render()]) == {"right": 0.0, "turns": 0.5}
+    assert score(edited, [None, None]) == {"right": 0.0, "turns": 0.0}
