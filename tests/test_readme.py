@@ -76,6 +76,7 @@ MINIATURES = {
         "data.tokenizer=MODEL vq.path=MODEL",
     ),
     "python run.py data prepare *": ("/data/tfds", "tfds", ""),
+    "python run.py convert verify FOLDER --by logits": ("", "", "--tokens 4"),
     "python run.py convert verify *": ("", "", "--by weights"),
 }
 """Commands that are run smaller: a word, the word put in its place, and words added at the end."""
