@@ -367,7 +367,8 @@ class Experiment:
     weights). A checkpoint is written every ``save_every`` steps, and the newest ``keep`` are kept; metrics.jsonl gets a line
     every ``log_every`` steps. ``compile_cache`` is a folder that keeps compiled programs for the next start (empty:
     JAX_COMPILATION_CACHE_DIR, or none). ``compile_ahead`` compiles the step for all of ``data.buckets`` before the first step;
-    else each is compiled when its first batch comes.
+    else each is compiled when its first batch comes. ``sample`` holds the model's own settings of sampling (conversation.served
+    says where tasks have others).
     """
 
     name: str = "experiment"

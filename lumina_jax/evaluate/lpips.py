@@ -21,7 +21,7 @@ EPS = 1e-10
 TAPS = 5
 
 
-class Conv(NamedTuple):
+class BackboneConv(NamedTuple):
     """A convolution of the backbone, its place ``index`` in torchvision's ``features``, followed by a ReLU.
 
     Where ``pool`` is not 0, a max-pooling of ``pool`` x ``pool`` at every second pixel comes before it; where it is a ``tap``, its
@@ -35,28 +35,28 @@ class Conv(NamedTuple):
     padding: int = 1
 
 
-NETWORKS: dict[str, tuple[Conv, ...]] = {
+NETWORKS: dict[str, tuple[BackboneConv, ...]] = {
     "AlexNet": (
-        Conv(0, tap=True, stride=4, padding=2),
-        Conv(3, pool=3, tap=True, padding=2),
-        Conv(6, pool=3, tap=True),
-        Conv(8, tap=True),
-        Conv(10, tap=True),
+        BackboneConv(0, tap=True, stride=4, padding=2),
+        BackboneConv(3, pool=3, tap=True, padding=2),
+        BackboneConv(6, pool=3, tap=True),
+        BackboneConv(8, tap=True),
+        BackboneConv(10, tap=True),
     ),
     "VGG16": (
-        Conv(0),
-        Conv(2, tap=True),
-        Conv(5, pool=2),
-        Conv(7, tap=True),
-        Conv(10, pool=2),
-        Conv(12),
-        Conv(14, tap=True),
-        Conv(17, pool=2),
-        Conv(19),
-        Conv(21, tap=True),
-        Conv(24, pool=2),
-        Conv(26),
-        Conv(28, tap=True),
+        BackboneConv(0),
+        BackboneConv(2, tap=True),
+        BackboneConv(5, pool=2),
+        BackboneConv(7, tap=True),
+        BackboneConv(10, pool=2),
+        BackboneConv(12),
+        BackboneConv(14, tap=True),
+        BackboneConv(17, pool=2),
+        BackboneConv(19),
+        BackboneConv(21, tap=True),
+        BackboneConv(24, pool=2),
+        BackboneConv(26),
+        BackboneConv(28, tap=True),
     ),
 }
 """Backbone -> its convolutions up to the last tap."""
@@ -132,7 +132,7 @@ def _weights(network: str, heads: Mapping[str, np.ndarray], backbone: Mapping[st
 
 
 @partial(jax.jit, static_argnames="convs")
-def _distance(weights: Weights, pair: jax.Array, convs: Sequence[Conv]) -> jax.Array:
+def _distance(weights: Weights, pair: jax.Array, convs: Sequence[BackboneConv]) -> jax.Array:
     """f32[] of the two pictures u8[2 Y X 3]."""
     x = (pair / 127.5 - 1 - jnp.array(MEAN)) / jnp.array(SCALE)
     x, taps = jnp.moveaxis(x, -1, 1), []
