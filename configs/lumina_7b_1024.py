@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from configs.lumina_7b_512 import folders
 from configs.lumina_7b_768 import experiment as stage_2
 
 experiment = replace(
@@ -9,5 +10,5 @@ experiment = replace(
     name="lumina_7b_1024",
     out="out/lumina_7b_1024",
     start=stage_2.out,
-    data=replace(stage_2.data, size=1024, buckets=(4352, 4608), batch=256),
+    data=replace(stage_2.data, path=folders(1024), size=1024, buckets=(4096, 4224, 4352, 4480, 4608, 5120), batch=256),
 )

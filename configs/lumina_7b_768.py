@@ -3,11 +3,12 @@
 from dataclasses import replace
 
 from configs.lumina_7b_512 import experiment as stage_1
+from configs.lumina_7b_512 import folders
 
 experiment = replace(
     stage_1,
     name="lumina_7b_768",
     out="out/lumina_7b_768",
     start=stage_1.out,
-    data=replace(stage_1.data, size=768, buckets=(2432, 2560), batch=256),
+    data=replace(stage_1.data, path=folders(768), size=768, buckets=(2304, 2432, 2560, 4864, 5120), batch=128),
 )

@@ -1,7 +1,7 @@
 """Omni-SFT of Lumina-mGPT 7B: seventeen kinds of task at about 768 x 768 pixels, up to two pictures a row (paper section 3.2.3).
 
 lumina_jax/data/OMNI.md lists the commands that write the folders of MIX. To train on another mixture, set data.path and
-data.weights together; to write one folder, set data.path=FOLDER data.weights=
+data.weights together; a single folder needs no weights.
 """
 
 from dataclasses import replace

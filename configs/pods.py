@@ -30,34 +30,39 @@ TOPOLOGIES = {
 # fmt: off
 TABLE = (
     # stage, slice, batch, replica, fsdp, tensor, remat, loss_chunk
-    (lumina_7b_512,   "v5p_128",  832,  4, 16, 1, "matmuls",  256),
-    (lumina_7b_768,   "v5p_128",  384,  4, 16, 1, "matmuls",  256),
-    (lumina_7b_1024,  "v5p_128",  256,  4, 16, 1, "matmuls",  256),
-    (lumina_7b_omni,  "v5p_128",  192,  4, 16, 1, "matmuls",  256),
-    (lumina_7b_512,   "v5e_256", 1024, 16, 16, 1, "qkv_out",  256),
-    (lumina_7b_768,   "v5e_256",  512, 16, 16, 1, "qkv_out",  256),
-    (lumina_7b_1024,  "v5e_256",  256, 16, 16, 1, "qkv_out",  256),
-    (lumina_7b_omni,  "v5e_256",  256, 16, 16, 1, "qkv_out", 1280),
-    (lumina_7b_512,   "v4_128",   768,  4, 16, 1, "qkv",      256),
-    (lumina_7b_768,   "v4_128",   384,  4, 16, 1, "qkv",      256),
-    (lumina_7b_1024,  "v4_128",   192,  4, 16, 1, "qkv",      256),
-    (lumina_7b_omni,  "v4_128",   192,  4, 16, 1, "qkv",      256),
-    (lumina_7b_512,   "v6e_256", 1024, 16, 16, 1, "matmuls",  256),
-    (lumina_7b_768,   "v6e_256",  512, 16, 16, 1, "matmuls",  640),
-    (lumina_7b_1024,  "v6e_256",  256, 16, 16, 1, "matmuls", 1152),
-    (lumina_7b_omni,  "v6e_256",  256, 16, 16, 1, "matmuls", 1280),
-    (lumina_34b_512,  "v5p_512", 1024, 16, 16, 1, "matmuls",  256),
-    (lumina_34b_768,  "v5p_512",  512, 16, 16, 1, "matmuls",  640),
-    (lumina_34b_1024, "v5p_512",  256, 16, 16, 1, "matmuls",  256),
-    (lumina_34b_omni, "v5p_512",  256, 16, 16, 1, "matmuls", 1280),
-    # At 512 and 768 pixels these leave 0.4 GiB of a chip free; mesh.remat=qkv leaves more, for a slower step.
-    (lumina_34b_512,  "v6e_256", 1024, 16, 16, 1, "qkv_out",  256),
-    (lumina_34b_768,  "v6e_256",  512, 16, 16, 1, "qkv_out",  640),
-    (lumina_34b_1024, "v6e_256",  256, 16, 16, 1, "qkv_out", 1152),
-    (lumina_34b_omni, "v6e_256",  256, 16, 16, 1, "qkv_out", 1280),
+    (lumina_7b_512,   "v5p_128",  64,  4, 16, 1, "matmuls", 640),
+    (lumina_7b_768,   "v5p_128", 128,  4, 16, 1, "matmuls", 640),
+    (lumina_7b_1024,  "v5p_128", 256,  4, 16, 1, "matmuls", 256),
+    (lumina_7b_omni,  "v5p_128", 256,  4, 16, 1, "matmuls", 256),
+    (lumina_7b_512,   "v5e_256", 256, 16, 16, 1, "qkv_out", 640),
+    (lumina_7b_768,   "v5e_256", 256, 16, 16, 1, "qkv_out", 640),
+    (lumina_7b_1024,  "v5e_256", 256, 16, 16, 1, "qkv_out", 640),
+    (lumina_7b_omni,  "v5e_256", 256, 16, 16, 1, "qkv_out", 640),
+    (lumina_7b_512,   "v4_128",   64,  4, 16, 1, "qkv",     640),
+    (lumina_7b_768,   "v4_128",  128,  4, 16, 1, "qkv",     256),
+    (lumina_7b_1024,  "v4_128",  192,  4, 16, 1, "qkv",     256),
+    (lumina_7b_omni,  "v4_128",  192,  4, 16, 1, "qkv",     256),
+    (lumina_7b_512,   "v6e_256", 256, 16, 16, 1, "matmuls", 640),
+    (lumina_7b_768,   "v6e_256", 256, 16, 16, 1, "matmuls", 640),
+    (lumina_7b_1024,  "v6e_256", 256, 16, 16, 1, "matmuls", 640),
+    (lumina_7b_omni,  "v6e_256", 256, 16, 16, 1, "matmuls", 640),
+    (lumina_34b_512,  "v5p_512", 256, 16, 16, 1, "matmuls", 640),
+    (lumina_34b_768,  "v5p_512", 256, 16, 16, 1, "matmuls", 640),
+    (lumina_34b_1024, "v5p_512", 256, 16, 16, 1, "matmuls", 640),
+    (lumina_34b_omni, "v5p_512", 256, 16, 16, 1, "matmuls", 640),
+    (lumina_34b_512,  "v6e_256", 256, 16, 16, 1, "qkv_out", 640),
+    (lumina_34b_768,  "v6e_256", 256, 16, 16, 1, "qkv_out", 640),
+    (lumina_34b_1024, "v6e_256", 256, 16, 16, 1, "qkv_out", 640),
+    (lumina_34b_omni, "v6e_256", 256, 16, 16, 1, "qkv_out", 640),
 )
 # fmt: on
-"""One row per config. ``batch`` counts rows of the longest bucket over all chips; ``remat`` and ``loss_chunk`` as in MeshConfig."""
+"""One row per config. ``batch`` counts rows of the longest bucket, 5,120 tokens, over all chips; ``remat`` and ``loss_chunk`` as in
+MeshConfig.
+
+Slices of 64 chips have the published batch, about 256 samples a step, or as near as fits. Every chip must have a row, so those of
+256 chips have four times that at 512 px and twice at 768 px: an epoch has fewer steps, and ``optim.steps`` and ``optim.warmup``
+want to be set by it.
+"""
 
 
 def _on_slice(stage: Experiment, slice_name: str, batch: int, *mesh: int | str) -> Experiment:

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from convert.convert import atomic_folder, open_source, target_dtypes, write
 from convert.metadata import Target
 from convert.orbax_folder import stack
+from convert.pictures import image_layout_of
 from convert.sources import VQ_PATH, dtype_examples, vq_rows, vq_sizes
 from convert.table import ROWS, Index, WeightRow, rearrange, sizes_of
 from convert.target_sizes import known_size, target_size_of
@@ -21,6 +22,7 @@ from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.vqvae import VQVAE
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import flatten, unflatten
+from lumina_jax.vocab import IMAGE_LAYOUTS, ImageLayout
 
 
 class ModelSource:
@@ -68,6 +70,18 @@ def target_size(path: str | Path, option: int | None = None) -> int:
     name it has. lumina_jax.sample.prompt.data_of makes of it what a PromptBuilder takes. Raises InputError where nothing tells it.
     """
     return known_size(target_size_of(open_source(path), option), path, "the caller")
+
+
+def image_layout(path: str | Path, option: str = "") -> ImageLayout:
+    """How pictures stand in the sequences of the checkpoint at ``path``, for ``Vocab.load(..., image_layout)``.
+
+    It is ``option`` ("lumina" or "chameleon") if given, else what the checkpoint records, or that of its family
+    (convert.pictures, whose ``fitted`` adds what only the weights tell). Raises InputError where nothing tells it.
+    """
+    found = image_layout_of(open_source(path), option)
+    if found.image_layout is None:
+        raise InputError(f"{path}: nothing tells its image layout; choose one of {', '.join(IMAGE_LAYOUTS)}")
+    return found.image_layout
 
 
 def save_model(

@@ -15,10 +15,11 @@ from convert.orbax_folder import OrbaxSource
 from convert.pictures import image_layout_of
 from convert.sources import VQ_PATH, Checkpoint
 from convert.table import ROWS, sizes_of
-from convert.target_sizes import target_size_of
+from convert.target_sizes import names_of, target_size_of
 from convert.tokenizer_files import TokenizerFiles
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import MissingFileError, UserError
+from lumina_jax.released import released_as
 from lumina_jax.train.checkpoint import FOLDER
 from lumina_jax.train.integrity import COMMITTED, damage
 
@@ -185,6 +186,9 @@ def _origin(source: Checkpoint) -> Iterator[Finding]:
         yield Finding("training", step if state else "weights only")
         if layout := origin.get("layout"):
             yield Finding("comes from", f"{origin['name']} ({LAYOUTS[layout]})")
+    if release := released_as(names_of(source)):
+        served = f"{release.training}; the original shows by it: {release.served}"
+        yield Finding("released as", f"{release.name}, by its name: {served}")
     found, pictures = image_layout_of(source), target_size_of(source)
     target = f"at most the area of {pictures.size} x {pictures.size} px, {pictures.reason}"
     if found.is_chameleon:

@@ -65,8 +65,8 @@ def orbax_metadata(source: Checkpoint, files: TokenizerFiles, target: Target) ->
     """The metadata of an imported checkpoint: an experiment with its model, and where the weights came from."""
     experiment, name = experiment_of(source), source.folder.resolve().name
     settings = dict(_other_settings(source))
-    for name in (TARGET_SIZE, IMAGE_LAYOUT):
-        settings.pop(name, None)
+    for recorded in (TARGET_SIZE, IMAGE_LAYOUT):
+        settings.pop(recorded, None)
     if files.tokenizer:
         settings.pop("vocabulary_map", None)  # the tokenizer's file has it
     origin = {

@@ -25,6 +25,10 @@ Streams = list[np.ndarray]
 Sublayer = Callable[[Weights, np.ndarray], np.ndarray]
 
 
+def do_nothing() -> None:
+    """Where nobody wants to know of progress."""
+
+
 @dataclass(frozen=True)
 class ForwardPass:
     """The activations of one forward pass. ``layers`` f32[B T D] are the embeddings and the output of each layer, before the
@@ -46,12 +50,14 @@ def read_hugging_face(folder: Path) -> tuple[Weights, dict]:
     return tensors, read_json(folder / "config.json")
 
 
-def meta_forward(shards: list[Weights], params: dict, ids: np.ndarray) -> ForwardPass:
+def meta_forward(
+    shards: list[Weights], params: dict, ids: np.ndarray, advance: Callable[[], None] = do_nothing
+) -> ForwardPass:
     """Token ids i32[B T] through Meta's files in float32: ``shards`` are consolidated*.pth by their own names, in order.
 
     ``params`` is what :func:`meta_settings` gives; absent fields have the defaults of Meta's ModelArgs. One weight at a time
-    is converted to float32. Where replicated norms differ, ``layers`` are the first shard's. Raises InputError for another number
-    of shards than model_parallel_size, KeyError naming an absent weight.
+    is converted to float32; ``advance`` is called behind each layer. Where replicated norms differ, ``layers`` are the first
+    shard's. Raises InputError for another number of shards than model_parallel_size, KeyError naming an absent weight.
     """
     expected = params.get("model_parallel_size", len(shards))
     if len(shards) != expected:
@@ -66,18 +72,22 @@ def meta_forward(shards: list[Weights], params: dict, ids: np.ndarray) -> Forwar
         streams = _add(attention, shards, streams, f"{prefix}.attention_norm", params)
         streams = _add(feed_forward, shards, streams, f"{prefix}.ffn_norm", params)
         layers.append(streams[0])
+        advance()
     normed = _rms_norms(shards, streams, "norm", params)
     logits = [x @ _f32(shard["output.weight"]).T for shard, x in zip(shards, normed, strict=True)]
     return ForwardPass(layers, np.concatenate(logits, axis=-1))
 
 
-def transformers_forward(tensors: Weights, settings: dict, ids: np.ndarray) -> ForwardPass:
+def transformers_forward(
+    tensors: Weights, settings: dict, ids: np.ndarray, advance: Callable[[], None] = do_nothing
+) -> ForwardPass:
     """Token ids i32[B T] through transformers' ChameleonForConditionalGeneration in float32 on the CPU.
 
     ``tensors`` and ``settings`` (config.json) may be Lumina-mGPT's or transformers' own: QK-norm rows per shard [G K] or per
-    head [H K], rope_theta or rope_parameters. Weights of the image encoder are ignored. The complete model is held in float32.
-    Raises MissingPackageError without torch and transformers 5, InputError for a config that transformers refuses, RuntimeError
-    listing missing, unknown and misshapen weights.
+    head [H K], rope_theta or rope_parameters. Weights of the image encoder are ignored. A module gets its weights when it runs and
+    gives them back behind it, so that one layer at a time is in memory; ``advance`` is called behind each. Raises
+    MissingPackageError without torch and transformers 5, InputError for a config that transformers refuses, RuntimeError listing
+    missing, unknown and misshapen weights.
     """
     torch, transformers = need_transformers()
     overrides = {"vq_config": None, "vocabulary_map": {}}  # both serve the image encoder, which never runs
@@ -92,14 +102,28 @@ def transformers_forward(tensors: Weights, settings: dict, ids: np.ndarray) -> F
     network.model.rotary_emb = type(network.model.rotary_emb)(config)  # its table is computed, not loaded
     heads = {"q_norm": config.num_attention_heads, "k_norm": config.num_key_value_heads}
     names = [name for name in tensors if not name.startswith((VQ_PREFIX, *NOT_WEIGHTS))]
-    state = {name: torch.from_numpy(_for_transformers(name, tensors[name], heads)) for name in names}
-    network.load_state_dict(state, assign=True)
+    with torch.device("meta"):
+        shapes = {name: torch.empty((_rows(name, tensors[name], heads), *tensors[name].shape[1:])) for name in names}
+    network.load_state_dict(shapes, assign=True)
     layers = []
 
-    def keep(module, inputs, output) -> None:
-        layers.append((output[0] if isinstance(output, tuple) else output).numpy().copy())
+    def fill(module, inputs) -> None:
+        prefix = prefixes[module]
+        stored = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
+        weights = {name: _repeated(tensors[full], _rows(full, tensors[full], heads)) for name, full in stored.items()}
+        module.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()}, assign=True)
 
-    for module in (network.model.embed_tokens, *network.model.layers):
+    def keep(module, inputs, output) -> None:
+        module.to("meta")
+        layers.append((output[0] if isinstance(output, tuple) else output).numpy().copy())
+        if module is not network.model.embed_tokens:
+            advance()
+
+    modules = network.model.embed_tokens, *network.model.layers, network.model.norm, network.lm_head
+    prefixes = {module: f"{name}." for name, module in network.named_modules() if module in modules}
+    for module in modules:
+        module.register_forward_pre_hook(fill)
+    for module in modules[:-2]:
         module.register_forward_hook(keep)
     with torch.no_grad():
         hidden = network.model(input_ids=torch.from_numpy(np.array(ids, np.int64)), use_cache=False).last_hidden_state
@@ -169,10 +193,15 @@ def _f32(array: np.ndarray) -> np.ndarray:
     return np.asarray(array, np.float32)
 
 
-def _for_transformers(name: str, array: np.ndarray, heads: dict[str, int]) -> np.ndarray:
-    """A writable float32 copy, in which QK-norm rows stored per shard are repeated for each of its heads."""
-    copy, norm = np.array(array, np.float32), name.split(".")[-2]
-    return np.repeat(copy, heads[norm] // len(copy), axis=0) if norm in heads else copy
+def _rows(name: str, array: np.ndarray, heads: dict[str, int]) -> int:
+    """How many rows transformers expects of a tensor: of QK-norm, stored per shard or per head, one for each head."""
+    return heads.get(name.split(".")[-2], len(array))
+
+
+def _repeated(array: np.ndarray, rows: int) -> np.ndarray:
+    """A writable float32 copy with ``rows`` rows, each repeated equally often."""
+    copy = np.array(array, np.float32)
+    return copy if len(copy) == rows else np.repeat(copy, rows // len(copy), axis=0)
 
 
 def need_transformers():

@@ -4,26 +4,23 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from convert import reference, tokenizer_files
 from convert.buffers import copy_into
-from convert.chameleon import load_model
 from convert.convert import LAYOUTS, open_source
 from convert.describe import dtype_names, parameters, readable
+from convert.forward import forward, lumina_forward
 from convert.metadata import experiment_of
 from convert.sources import VQ_PATH, Checkpoint, layers_of
 from convert.table import WeightRow, is_qk_norm
 from convert.tensor_files import listed
-from lumina_jax.config import MeshConfig, ModelConfig
+from lumina_jax.config import ModelConfig
 from lumina_jax.errors import InputError, MissingFileError, MissingPackageError
-from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.progress import ProgressDisplay
-from lumina_jax.sharding import make_mesh
 
 TOLERANCE = {"logits": 5e-4, "weights": 0.0}
 PROMPTS = 2
@@ -86,7 +83,7 @@ class Comparison:
 
 def verify(
     a: str | Path,
-    b: str | Path,
+    b: str | Path | None = None,
     by: str = "auto",
     tokens: int = 32,
     seed: int = 0,
@@ -95,19 +92,28 @@ def verify(
 ) -> Comparison:
     """Compares the checkpoints at ``a`` and ``b``, of any layouts, and the tokenizers found with them.
 
+    Without ``b`` the code of ``a``'s layout is compared, by logits, with what lumina_jax makes of the same files.
+
     ``by="logits"`` sends two random prompts of ``tokens`` tokens through both in float32, each by its own layout's code:
-    transformers, Meta's arithmetic, or lumina_jax. Logits may differ by ``tolerance`` (default 5e-4), a layer's output by
-    ``tolerance`` times its largest number, because float32 rounds relative to that. ``by="weights"`` compares every
-    number in float32 (tolerance 0), one layer of one weight in memory at a time. ``by="auto"`` takes logits where both models
-    fit into half of the free memory. Raises MissingFileError or InputError for a broken checkpoint, MissingPackageError for torch
-    or transformers.
+    transformers, Meta's arithmetic, or lumina_jax; one side after the other, with one layer in memory at a time. Logits may differ
+    by ``tolerance`` (default 5e-4), a layer's output by ``tolerance`` times its largest number, because float32 rounds relative to
+    that. ``by="weights"`` compares every number in float32 (tolerance 0), one layer of one weight in memory at a time.
+    ``by="auto"`` takes logits where half of the free memory holds a layer, the embedding and the head. Raises MissingFileError or
+    InputError for a broken checkpoint or one that has nothing to be compared with, MissingPackageError for torch or transformers.
     """
     if by not in ("auto", *TOLERANCE) or tokens < 1 or seed < 0:
         limits = f"choose auto, {' or '.join(TOLERANCE)}, at least 1 token, and a seed of at least 0"
         raise InputError(f"by={by!r}, tokens={tokens}, seed={seed}; {limits}")
-    pair = open_source(a), open_source(b)
+    source = open_source(a)
+    if b is None and (by == "weights" or source.layout == "ours"):
+        raise InputError(
+            f"{a}: compared with nothing; give a second checkpoint, or one of PyTorch alone with --by logits"
+        )
+    pair = source, source if b is None else open_source(b)
     sides = tuple(f"{source.folder}: {LAYOUTS[source.layout]}, {dtype_names(source)}" for source in pair)
-    notes, problems = _tokenizers(pair)
+    notes, problems = ([], []) if b is None else _tokenizers(pair)
+    if b is None:
+        by, sides = "logits", (sides[0], f"{source.folder}, read and run by lumina_jax")
     values = [(field.name, *(getattr(source.cfg, field.name) for source in pair)) for field in fields(ModelConfig)]
     if other := [f"model.{name} is {x} in A and {y} in B" for name, x, y in values if name not in VARYING and x != y]:
         problems = (*other, *problems)
@@ -115,12 +121,12 @@ def verify(
     method, reason = _choose(by, pair)
     tolerance = TOLERANCE[method] if tolerance is None else tolerance
     if method == "logits":
-        parts, remark = _by_logits(pair, tokens, seed, tolerance), "std of A"
+        parts, remark = _by_logits(pair, tokens, seed, tolerance, show, alone=b is None), "std of A"
         how = f"by logits: {PROMPTS} prompts of {tokens} random tokens (seed {seed}), each by its own layout's rule"
     else:
         parts, remark = _by_weights(pair, tolerance, show), "weights that differ"
         how = "by weights: every number, in float32"
-    encoder_notes, encoder_problems = _encoders(pair, method)
+    encoder_notes, encoder_problems = ([], []) if b is None else _encoders(pair, method)
     notes, problems = (*notes, *encoder_notes), (*problems, *encoder_problems)
     return Comparison(sides, f"{how} ({reason})", tuple(parts), remark, problems, notes)
 
@@ -129,8 +135,8 @@ def _choose(by: str, pair: Pair) -> tuple[str, str]:
     """The method, "logits" or "weights", and the reason for it."""
     if by != "auto":
         return by, "as asked"
-    needed, free = sum(4 * parameters(source.cfg) for source in pair), free_memory()
-    reason = f"both models in float32 take {readable(needed)}, {readable(free)} are free"
+    needed, free = max(4 * parameters(replace(source.cfg, layers=1)) for source in pair), free_memory()
+    reason = f"a layer, the embedding and the head take {readable(needed)} in float32, {readable(free)} are free"
     if 2 * needed > free:
         return "weights", reason
     try:
@@ -150,32 +156,18 @@ def free_memory() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def _by_logits(pair: Pair, tokens: int, seed: int, tolerance: float) -> Iterator[PartComparison]:
+def _by_logits(
+    pair: Pair, tokens: int, seed: int, tolerance: float, show: bool, alone: bool
+) -> Iterator[PartComparison]:
+    """``alone``: both are one checkpoint, and the second pass is lumina_jax's."""
     ids = np.random.default_rng(seed).integers(0, pair[0].cfg.vocab, (PROMPTS, tokens), np.int32)
-    a, b = (forward(source, ids) for source in pair)
+    runs = forward, lumina_forward if alone else forward
+    with ProgressDisplay("verify", sum(source.cfg.layers for source in pair), show, unit="layers") as progress:
+        a, b = (run(source, ids, lambda: progress.advance(1)) for run, source in zip(runs, pair, strict=True))
     names = ["embeddings", *(f"layer {layer}" for layer in range(pair[0].cfg.layers))]
     for name, x, y in zip(names, a.layers, b.layers, strict=True):
         yield PartComparison(name, _difference(x, y), tolerance * float(np.abs(x).max()), f"{x.std():.3g}")
     yield PartComparison("logits", _difference(a.logits, b.logits), tolerance, f"{a.logits.std():.3g}")
-
-
-def forward(source: Checkpoint, ids: np.ndarray) -> reference.ForwardPass:
-    """Token ids i32[B T] through ``source`` in float32, by the code of its layout."""
-    if source.layout == "meta":
-        return reference.meta_forward(*reference.read_meta(source.folder), ids)
-    if source.layout in ("hf", "lumina"):
-        return reference.transformers_forward(*reference.read_hugging_face(source.folder), ids)
-    # On the CPU, where float32 is exact and the memory is that of the other two.
-    mesh = make_mesh(MeshConfig(fsdp=1), jax.local_devices(backend="cpu")[:1])
-    model, _ = load_model(source.folder, mesh, dtype="float32")
-    layers, logits = jax.device_get(_run(model, ids))
-    return reference.ForwardPass(list(layers), logits)
-
-
-@jax.jit
-def _run(model: Chameleon, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
-    layers = model.layers(ids)
-    return layers, model.logits(model.norm(layers[-1]))
 
 
 def _by_weights(pair: Pair, tolerance: float, show: bool) -> Iterator[PartComparison]:

@@ -97,7 +97,8 @@ class DataConfig:
     """The folders of tokens and how they are batched.
 
     ``path`` is a folder written by ``run.py pretokenize``, or several with commas between. ``weights`` are the folders' shares
-    of an epoch's records or tokens (``mix_by``); without them each record comes once an epoch. ``size`` is the edge of the
+    of an epoch's records or tokens (``mix_by``); without them each record comes once an epoch. A single folder has none: they are
+    dropped, so that one folder of a mixture can be named alone. ``size`` is the edge of the
     square, in px, whose area the crops have at most, ``max_ratio`` their longest side over the shortest at most; ``patch`` is the
     unit of a size token in px. ``tokenizer`` is a tokenizer.json or its folder.
 
@@ -131,6 +132,8 @@ class DataConfig:
     fetch_mb: int = 32
 
     def __post_init__(self):
+        if len(self.paths) == 1:
+            object.__setattr__(self, "weights", ())
         _require(self.patch >= 2, f"data.patch={self.patch}; a size unit is two codes, so it must be at least 2 pixels")
         _require(self.size >= self.patch, f"data.size={self.size} must be at least data.patch={self.patch}")
         _require(self.max_ratio >= 1, f"data.max_ratio={self.max_ratio} must be at least 1")
@@ -364,7 +367,8 @@ class Experiment:
     weights). A checkpoint is written every ``save_every`` steps, and the newest ``keep`` are kept; metrics.jsonl gets a line
     every ``log_every`` steps. ``compile_cache`` is a folder that keeps compiled programs for the next start (empty:
     JAX_COMPILATION_CACHE_DIR, or none). ``compile_ahead`` compiles the step for all of ``data.buckets`` before the first step;
-    else each is compiled when its first batch comes.
+    else each is compiled when its first batch comes. ``sample`` holds the model's own settings of sampling (conversation.served
+    says where tasks have others).
     """
 
     name: str = "experiment"

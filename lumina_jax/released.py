@@ -54,7 +54,7 @@ RELEASES = tuple(
         ("34B-512", 512, "FP-SFT, stage 1", "text to picture"),
     )
 )
-"""All of them; published as Alpha-VLLM/NAME."""
+"""All of them; published as Alpha-VLLM/NAME. That README does not list 7B-512-MultiImage: only its name tells what it is."""
 
 
 def released_as(names: Iterable[str]) -> Release | None:

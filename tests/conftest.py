@@ -35,13 +35,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 COMPILED = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 LONG_FILES = (
+    "test_speculative.py",
     "test_quickstart.py",
     "test_assets.py",
-    "test_speculative.py",
     "test_processes.py",
-    "test_stream.py",
-    "test_chameleon.py",
     "test_readme.py",
+    "test_parallel.py",
+    "test_stream.py",
 )
 """Files that take a minute or two, longest first."""
 

@@ -19,6 +19,7 @@ from lumina_jax.config import (
     override,
     to_dict,
 )
+from lumina_jax.errors import InputError
 
 
 @pytest.mark.smoke
@@ -44,6 +45,13 @@ def test_folders_and_their_weights_can_be_given_on_the_command_line():
     data = override(Experiment(), changes).data
     assert data.paths == ("pairs", "gs://b/text") and data.weights == (0.7, 0.3)
     assert data.mix_by == "tokens" and data.packing is False and DataConfig(path="a").paths == ("a",)
+
+
+def test_one_folder_of_a_mixture_has_no_weights():
+    mixture = DataConfig(path="a,b", weights=(0.7, 0.3))
+    assert override(mixture, ["path=a"]) == DataConfig(path="a") == override(mixture, ["path=a", "weights=1"])
+    with pytest.raises(InputError, match="one for each folder"):
+        override(mixture, ["path=a,b,c"])
 
 
 def test_override_lets_the_last_of_equal_names_win():

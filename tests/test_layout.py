@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from goldens_at import on_goldens
 
 from lumina_jax import layout
 from lumina_jax.layout import ANY, CODE, SIZE
+from lumina_jax.vocab import CHAMELEON, UNI_REP
 
 SMALL_GRIDS = [(2, 2), (2, 8), (8, 2), (4, 6), (6, 4)]
 
@@ -165,3 +167,56 @@ def test_images_in_finds_whole_images_in_order_and_always_ends(vocab):
     assert spans(image, text, boi) == spans(image, eoi) == spans(image, image[:-1]) == [(0, n)]
     assert spans(boi, text, image) == [(3, 3 + n)]
     assert spans(boi, eoi) == [(0, 2)]
+
+
+@pytest.fixture(scope="module")
+def chameleon(vocab):
+    """The tokens of a model whose images all have 3 x 5 codes."""
+    return vocab.with_images(replace(CHAMELEON, shape=(3, 5)))
+
+
+def test_chameleon_writes_the_codes_between_begin_and_end_alone(vocab):
+    chameleon = vocab.with_images(CHAMELEON)
+    codes = random_codes(32, 32, vocab)
+    ids = layout.encode_grid(codes, chameleon)
+    assert ids.tolist() == [vocab.boi, *vocab.code_ids[codes.ravel()], vocab.eoi]
+    assert len(ids) == layout.grid_tokens(32, 32, CHAMELEON) == 1026 and layout.grid_tokens(32, 32) == 1060
+    assert (layout.decode_grid(ids, chameleon) == codes).all()
+    assert layout.column_of(64 + 7, 32, CHAMELEON) == 7 and layout.column_of(66 + 32, 32, UNI_REP) == 32
+
+
+def test_chameleon_s_rule_accepts_what_is_written_and_refuses_every_corruption(chameleon):
+    ids = layout.encode_grid(random_codes(3, 5, chameleon), chameleon)
+    rules = np.asarray(layout.forced(np.arange(len(ids) + 1), 3, 5, chameleon))
+    assert rules.tolist() == [CODE] * 15 + [chameleon.eoi, ANY, ANY]
+    for index, wrong in itertools.product(range(1, len(ids)), [chameleon.newline, chameleon.boi, chameleon.size_id(1)]):
+        corrupt = ids.copy()
+        corrupt[index] = wrong
+        with pytest.raises(ValueError, match=f"token {index} of the image is {wrong},"):
+            layout.decode_grid(corrupt, chameleon)
+    for cut in (ids[:0], ids[:1], ids[:-1], np.append(ids, chameleon.eoi)):
+        with pytest.raises(ValueError, match="image"):
+            layout.decode_grid(cut, chameleon)
+    for codes in (np.zeros((5, 3), int), np.zeros((4, 6), int), np.zeros(15, int)):
+        with pytest.raises(ValueError, match="every image of the layout 'chameleon' has 3 x 5 codes"):
+            layout.encode_grid(codes, chameleon)
+
+
+def test_lines_of_an_unfinished_chameleon_image_are_read_when_complete(chameleon):
+    codes = random_codes(3, 5, chameleon)
+    ids = layout.encode_grid(codes, chameleon)
+    for count in range(len(ids)):
+        lines, rows = layout.decode_lines(ids[:count], chameleon)
+        assert (rows, len(lines)) == ((0, 0) if count < 1 else (3, (count - 1) // 5))
+        assert len(lines) == 0 or (lines == codes[: len(lines)]).all()
+
+
+def test_one_tokenizer_with_two_layouts_is_two_vocabularies_and_one_fingerprint(vocab, chameleon):
+    assert chameleon != vocab and chameleon.with_images(UNI_REP) == vocab and hash(chameleon) != hash(vocab)
+    assert chameleon.fingerprint == vocab.fingerprint
+
+
+def test_a_model_that_paints_nothing_is_named_with_the_reason(vocab):
+    layout.check_paints(vocab)
+    with pytest.raises(ValueError, match=r"paints no pictures: its head is zero.*--task describe"):
+        layout.check_paints(vocab.with_images(replace(CHAMELEON, no_pictures="its head is zero")))

@@ -50,6 +50,7 @@ CHECKED = {
     "python run.py train CONFIG --distributed *": "needs several processes; tests/train and tests/cluster start them",
     "python run.py compile *": "takes minutes and libtpu; tests/pods compiles small programs",
     "python run.py sample --model out/7B-768 *": "needs the weights of 7B",
+    "python run.py sample --model out/chameleon-7b *": "needs the weights of 7B; tests/convert asks small ones of this layout",
     "python run.py convert import C/models/7b *": "needs the weights of 7B; tests/convert reads small ones of this layout",
     "python run.py convert export out/lumina_7b_512 *": "needs a training run of 7B",
     "python run.py convert export out/quickstart30/*": "needs a quickstart of 70 minutes",
@@ -75,6 +76,7 @@ MINIATURES = {
         "data.tokenizer=MODEL vq.path=MODEL",
     ),
     "python run.py data prepare *": ("/data/tfds", "tfds", ""),
+    "python run.py convert verify FOLDER --by logits": ("", "", "--tokens 4"),
     "python run.py convert verify *": ("", "", "--by weights"),
 }
 """Commands that are run smaller: a word, the word put in its place, and words added at the end."""
@@ -150,6 +152,10 @@ def checkout(tmp_path_factory) -> Path:
     tokens = [vocab.bos, *vocab.encode("red"), vocab.end_of_turn]
     (folder / "out_dir/record.json").write_text(json.dumps([{"token": tokens, "label": tokens}] * 8))
     (folder / "openhermes2_5.json").write_text(json.dumps([{"conversations": dialog}] * 8))
+    about = [{"from": "human", "value": "<image>\nWhat is red?"}, {"from": "gpt", "value": "A red circle."}]
+    records = [{"image": f"{index}.png", "conversations": about} for index in range(8)]
+    (folder / "mgm_instruction.json").write_text(json.dumps(records))
+    (folder / "MGM-Finetune").symlink_to("pairs")
     return folder
 
 

@@ -38,7 +38,8 @@ def add_convert(verbs: _SubParsersAction) -> None:
 
     verifier = actions.add_parser("verify", help="whether two checkpoints are the same model; exit code 1 if not")
     verifier.add_argument("a", type=input_path, metavar="A", help="a checkpoint's folder, of any layout")
-    verifier.add_argument("b", type=input_path, metavar="B", help="another")
+    other = "another (default: A itself, its layout's own code against lumina_jax's, layer by layer)"
+    verifier.add_argument("b", nargs="?", type=input_path, metavar="B", help=other)
     by_help = "logits: the same tokens through both, each by its layout's code; weights: every number (auto: by memory)"
     verifier.add_argument("--by", choices=("auto", "logits", "weights"), default="auto", help=by_help)
     verifier.add_argument(
@@ -108,9 +109,10 @@ def _inspect(options: Namespace) -> int:
 def _verify(options: Namespace) -> int:
     from lumina_jax.progress import waiting
 
-    with waiting(f"comparing {options.a} and {options.b}"):
+    with waiting("loading the converter"):
         from convert.verify import verify
 
+    with waiting(f"comparing {options.a} and {options.b or 'what lumina_jax makes of it'}"):
         comparison = verify(options.a, options.b, options.by, options.tokens, options.seed, options.tolerance)
     print(comparison.text())
     return 0 if comparison.same else 1

@@ -69,7 +69,7 @@ class Session:
     def take(self, message: str) -> None:
         """Does a command, or answers a message. Raises UserError where that cannot be."""
         from lumina_jax.conversation import requested_size
-        from lumina_jax.sample.prompt import open_image, pictures_in
+        from lumina_jax.sample.files import open_image, pictures_in
 
         if match := COMMAND.fullmatch(message):
             self._do(match[1], match[2].strip())
@@ -109,7 +109,7 @@ class Session:
 
     def load(self, name: str) -> None:
         from lumina_jax.sample.dialog import parse_dialog
-        from lumina_jax.sample.prompt import read_lines
+        from lumina_jax.sample.files import read_lines
 
         file = Path(name).expanduser()
         if not (lines := read_lines(file)):

@@ -104,9 +104,9 @@ def _refine(options: Namespace) -> None:
     with waiting("loading JAX"):
         from lumina_jax.conversation import served
         from lumina_jax.evaluate.refine import refine
+        from lumina_jax.sample.files import open_image
         from lumina_jax.sample.job import seed_key
         from lumina_jax.sample.picture import grid
-        from lumina_jax.sample.prompt import open_image
         from lumina_jax.storage import claim
 
     images = {file: open_image(Path(file)) for file in options.images}

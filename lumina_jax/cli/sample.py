@@ -121,8 +121,8 @@ def _sample(options: Namespace) -> int:
         import jax
 
         from lumina_jax.config import MeshConfig
+        from lumina_jax.sample.files import open_image, read_lines
         from lumina_jax.sample.job import check_free
-        from lumina_jax.sample.prompt import open_image, read_lines
         from lumina_jax.sharding import make_mesh
 
     lines = read_lines(Path(options.prompts)) if options.prompts else []
@@ -156,6 +156,7 @@ def _check(options: Namespace) -> None:
     """Raises InputError for options that do not go together, and for wrong numbers, before a model is loaded."""
     from lumina_jax.config import SampleConfig
     from lumina_jax.conversation import TASKS
+    from lumina_jax.sample.files import read_lines
 
     if options.task and options.task not in TASKS:
         raise InputError(f"--task {options.task}: the tasks are {', '.join(TASKS)}")
@@ -167,7 +168,9 @@ def _check(options: Namespace) -> None:
             "--chat reads its messages and pictures from stdin; leave --prompt, --prompts, --image and --task out"
         )
     if options.history and not options.chat:
-        raise InputError("--history goes with --chat; other commands take a dialog as a line of --prompts FILE.jsonl")
+        raise InputError("--history goes with --chat; without it a dialog is a line of --prompts FILE.jsonl")
+    if options.history:
+        read_lines(Path(options.history))
     if options.image and painting:
         raise InputError("--image goes with --task or --raw; run.py sample --task depth --image FILE")
     if options.resume and (options.live or options.chat):

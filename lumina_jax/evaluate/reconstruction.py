@@ -11,7 +11,7 @@ from lumina_jax.layout import CODES_PER_UNIT
 from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image, encode_image
 from lumina_jax.pictures.metrics import psnr
 from lumina_jax.pictures.pixels import crop, whiten
-from lumina_jax.sample.prompt import open_image
+from lumina_jax.sample.files import open_image
 
 
 def reconstruct(picture: Image.Image, vq: ImageTokenizer) -> tuple[np.ndarray, np.ndarray]:

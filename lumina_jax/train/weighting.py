@@ -5,7 +5,8 @@ samples of like length into a microbatch, whatever their kind. So each length co
 all learned tokens count alike. "rows" is that average for batches of any composition: the samples of a global batch fall into
 classes of like length, and a token weighs the samples of its class divided by the learned tokens of its class. A short text
 counts as much as a picture; a short answer about a picture counts, as in the original, by its tokens beside the pictures of its
-length. "tokens" is the plain mean over learned tokens, in which a sample counts by how many it has.
+length. A batch is divided by its own number of samples, which is larger where packed texts fill it. "tokens" is the plain mean
+over learned tokens, in which a sample counts by how many it has.
 
 Source: FinetuneDistSampler (length clustering) of xllmx, and the loss of ChameleonXLLMXForConditionalGeneration.
 """
@@ -38,9 +39,9 @@ def token_weights(batch: Batch, loss_weight: str) -> tuple[jax.Array, jax.Array]
 def _class_weights(learn: jax.Array, positions: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One device's rows [B T] -> their weights f32[B T], and the sum of all devices' weights."""
     T = learn.shape[1]
-    alike = jnp.asarray(_classes(T))[_sample_lengths(positions, segments)]
+    alike = jnp.asarray(length_classes(T))[_sample_lengths(positions, segments)]
     first, learn = (segments > 0) & (positions == 0), learn & (segments > 0)
-    none = jnp.zeros(int(_classes(T)[-1]) + 1, jnp.int32)
+    none = jnp.zeros(int(length_classes(T)[-1]) + 1, jnp.int32)
     samples, tokens = (psum(none.at[alike].add(x.astype(jnp.int32)), ROWS) for x in (first, learn))
     samples = jnp.where(tokens > 0, samples, 0)
     weight = samples / jnp.maximum(tokens, 1)
@@ -55,7 +56,7 @@ def _sample_lengths(positions: jax.Array, segments: jax.Array) -> jax.Array:
     return jnp.clip(end - slot + positions + 1, 0, segments.shape[1])
 
 
-def _classes(longest: int) -> np.ndarray:
+def length_classes(longest: int) -> np.ndarray:
     """i32[longest + 1]: the class of each length, from integers, so that every device and mesh agrees."""
     octaves = int(np.ceil(np.log2(longest + 1)))
     edges = np.unique(np.floor(2.0 ** (np.arange(octaves * CLASSES_PER_OCTAVE + 1) / CLASSES_PER_OCTAVE)))

@@ -3,11 +3,15 @@
 Prints one JSON line for each stage of FP-SFT and one for the large plan. A million records a stage are drawn from a seeded
 generator: 75% text to image, 15% image to text, 10% text alone. Pictures have log-normal aspect ratios (0.35 around 1:1) and
 take the tokens of the best crop of the stage (layout.py); captions are log-normal around 90 tokens, within 10 to 300, answers
-around 120, within 20 to 300, and texts around 350, within 20 to 4,000. A text-to-image sample is <s>, 22 tokens of request,
-caption, end of turn, picture, end of turn; image to text is <s>, picture, 20 tokens of question, end of turn, answer, end of
-turn. A sample takes one position less than its tokens.
+around 120, within 20 to 300, and texts around 350, within 20 to 4,000, a fifth of it questions. A text-to-image sample is <s>,
+22 tokens of request, caption, end of turn, picture, end of turn; image to text is <s>, picture, 20 tokens of question, end of
+turn, answer, end of turn. A sample takes one position less than its tokens.
 
-The original sorts by length, shuffles within windows of 500 global batches, shuffles the batches, gives each of 64 GPUs 8
+"text_to_picture" is how much the texts weigh in the loss, divided by how much the pictures painted from texts do: the original's
+token means over microbatches of 8, averaged, and ours by optim.loss_weight. The windows are here as narrow as among ten million
+records; among a million there are fewer texts than a window holds, so that they share it with pictures, and weigh less.
+
+The original sorts by length, shuffles within windows of 500 global batches, shuffles the batches, gives each of 32 GPUs 8
 samples of a batch, pads to the longest with one sample per row, and drops the remainder. "padding" is to the longest sample of
 the global batch: a GPU pads to the longest of its own, but waits for the GPU with the longest. A step of 7B costs 6 FLOPs per
 weight and position, and 6 * layers * width * length**2 for causal attention; 64 chips run at half of a v5p's peak each.
@@ -26,25 +30,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
+from configs.lumina_7b_512 import experiment as stage_1
+from configs.lumina_7b_768 import experiment as stage_2
+from configs.lumina_7b_1024 import experiment as stage_3
 from lumina_jax.config import DataConfig, ModelConfig
 from lumina_jax.data.batch_plan import BatchPlan
 from lumina_jax.layout import best_crop, crop_sizes, grid_tokens
+from lumina_jax.train.weighting import length_classes
 
 RECORDS = 1_000_000
 KINDS = ("text to image", "image to text", "text")
 SHARES = (0.75, 0.15, 0.10)
 REQUEST, QUESTION = 22, 20
-STAGES = {
-    512: DataConfig(size=512, buckets=(1152, 2176, 2304, 2432, 2560, 5120), batch=192),
-    768: DataConfig(size=768, buckets=(2304, 2432, 2560, 4864, 5120), batch=192),
-    1024: DataConfig(size=1024, buckets=(4096, 4224, 4352, 4480, 4608), batch=192),
-}
+STAGES = {stage.data.size: replace(stage.data, path="") for stage in (stage_1, stage_2, stage_3)}
 CHIPS, FLOPS = 64, 0.5 * 459e12
 """A v5p-128 at half of its peak."""
-PER_GPU, WINDOW = 8, 500
+GPUS, PER_GPU, WINDOW = 32, 8, 500
 WEIGHTS = 6.74e9
 """The parameters of 7B without the embedding."""
-LARGE = 100_000_000
+LARGE, PUBLISHED = 100_000_000, 10_000_000
 
 
 def draw(size: int, records: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -84,20 +88,40 @@ def flops(rows: np.ndarray | int, length: np.ndarray | int) -> np.ndarray | floa
     return rows * length * (6 * WEIGHTS + 6 * model.layers * model.width * length)
 
 
+def microbatches(lengths: np.ndarray, seed: int = 0, window: int = WINDOW) -> np.ndarray:
+    """The records of the original's global batches, shuffled within ``window`` of them, i64[steps GPUS PER_GPU]."""
+    rng, samples = np.random.default_rng(seed), PER_GPU * GPUS
+    order = np.argsort(lengths, kind="stable")
+    for begin in range(0, len(order), samples * window):
+        rng.shuffle(order[begin : begin + samples * window])
+    batches = order[: len(order) // samples * samples].reshape(-1, GPUS, PER_GPU)
+    return batches[rng.permutation(len(batches))]
+
+
+def text_to_picture(lengths: np.ndarray, kind: np.ndarray, learned: np.ndarray, cfg: DataConfig) -> dict[str, float]:
+    """How much texts weigh in the loss, divided by how much pictures do: in the original, and in ours."""
+    batches = microbatches(lengths, window=max(1, WINDOW * len(lengths) // PUBLISHED))
+    weight = learned[batches] / learned[batches].sum(2, keepdims=True)
+    shares = {"original": np.bincount(kind[batches].ravel(), weight.ravel(), 3)}
+    shares |= {"tokens": np.bincount(kind, learned, 3), "rows": np.zeros(3)}
+    plan, classes = BatchPlan([lengths + 1], cfg, 0), length_classes(cfg.buckets[-1])
+    for step in range(min(plan.steps, 2000)):
+        records = plan(step).record
+        alike = classes[lengths[records]]
+        weight = np.bincount(alike) / np.maximum(np.bincount(alike, learned[records]), 1)
+        shares["rows"] += np.bincount(kind[records], weight[alike] * learned[records], 3) / len(records)
+    return {name: round(float(share[2] / share[0]), 4) for name, share in shares.items()}
+
+
 def original(lengths: np.ndarray, seed: int = 0) -> dict[str, float]:
     """Padding and speed of the original's rule."""
-    rng, samples = np.random.default_rng(seed), PER_GPU * CHIPS
-    order = np.argsort(lengths, kind="stable")
-    for begin in range(0, len(order), samples * WINDOW):
-        rng.shuffle(order[begin : begin + samples * WINDOW])
-    batches = lengths[order[: len(order) // samples * samples]].reshape(-1, samples // PER_GPU, PER_GPU)
-    batches = batches[rng.permutation(len(batches))]
+    samples, batches = PER_GPU * GPUS, lengths[microbatches(lengths, seed)]
     longest, used = batches.max(2), batches.sum()
     seconds = flops(PER_GPU, longest.max(1).astype(float)).sum() / FLOPS
     return {
         "padding": round(1 - used / (longest.max(1).sum() * samples), 4),
         "padding_within_each_gpu": round(1 - used / (longest.sum() * PER_GPU), 4),
-        "tokens_per_second": round(used / seconds),
+        "tokens_per_second": round(used / seconds * CHIPS / GPUS),
         "shapes": len(np.unique(longest)),
     }
 
@@ -177,7 +201,7 @@ def main() -> None:
     if options.large:
         print(json.dumps(large(options.large)), flush=True)
     for size, cfg in STAGES.items():
-        lengths, kind, learned = draw(size, options.records)  # noqa
+        lengths, kind, learned = draw(size, options.records)
         original_result, plan_result = original(lengths), planned(lengths, kind, cfg)
         unpacked = planned(lengths, kind, replace(cfg, packing=False))["padding"]
         result = {
@@ -186,6 +210,8 @@ def main() -> None:
             "ours": plan_result,
             "ours_without_packing": unpacked,
             "original": original_result,
+            "samples_per_step": round(options.records / sum(steps for *_, steps in plan_result["shapes"])),
+            "text_to_picture": text_to_picture(lengths, kind, learned, cfg),
             "tokens_per_second_ratio": round(
                 plan_result["tokens_per_second"] / original_result["tokens_per_second"], 3
             ),

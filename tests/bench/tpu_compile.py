@@ -1,7 +1,8 @@
 """Figures of the README's two TPU tables: compiles real programs for slices that are not here, on any Linux machine.
 
 ``python tests/bench/tpu_compile.py`` compiles every case (2 to 10 minutes each on two cores) and prints its figures as one JSON
-line; ``--only v5p`` takes the cases whose name contains v5p, ``--save`` also writes the figures to lumina_jax/pods/compiled.json.
+line; ``--only v5p`` takes the cases whose name contains v5p, ``--save`` also writes the figures to lumina_jax/pods/compiled.json,
+for all stages that compile the same program.
 ``--tables`` compiles nothing and prints the two tables of the README from that file.
 """
 
@@ -10,13 +11,14 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import run
 from configs.pods import TABLE, TOPOLOGIES
+from lumina_jax.config import DataConfig
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.topology import environment, parse
 
@@ -121,6 +123,17 @@ def _figures(outcome) -> dict:
     return sizes | seconds | totals
 
 
+def same_program(case: CompileCase, other: CompileCase) -> bool:
+    """Whether two cases compile one program: stages whose longest rows, batch, model and mesh are the same."""
+
+    def compiled(case: CompileCase) -> tuple:
+        cfg = run.load_experiment(f"{run.REPOSITORY}/{case.config}", case.changes.split())
+        longest = DataConfig(buckets=cfg.data.buckets[-1:], batch=cfg.data.batch)
+        return replace(cfg, name="", out="", start="", data=longest), case.topology, case.program, case.int8
+
+    return case.program == other.program == "train" and compiled(case) == compiled(other)
+
+
 def read_rows() -> dict[CompileCase, dict]:
     """compiled.json: case -> its row."""
     rows = json.loads(COMPILED.read_text())
@@ -190,16 +203,22 @@ def main() -> None:
         print("\n".join(tables()), end="")
         return
     os.environ.update(environment())  # before anything imports jax
+    saved: set[CompileCase] = set()
     for case in CASES:
         if options.only not in case.name:
             continue
         if options.list:
             print(case.name)
             continue
+        if case in saved:
+            continue
         row = compile_figures(case)
         print(json.dumps(row), flush=True)
         if options.save:
-            save_row(case, row)
+            for known in CASES:
+                if known == case or same_program(known, case):
+                    save_row(known, row | asdict(known))
+                    saved.add(known)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from lumina_jax.vocab import CHAMELEON, Vocab
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+
 EDGE, ROWS = 64, 4
 """Of a picture, in pixels and in codes; the released models have 512 and 32."""
 GREEDY = SampleConfig(guidance=1.0, image_top_k=1, text_top_k=1, min_p=0.0, parallel="off", max_new_tokens=24)

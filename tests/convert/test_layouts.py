@@ -115,7 +115,7 @@ def test_transformers_reads_an_export_of_meta_s_release(golden, tmp_path, caplog
     release = Path(shutil.copytree(golden / "models", tmp_path / "release/models")).parent
     shutil.copytree(golden_roots("vq")[0] / "vq/small", release / "tokenizer")
     notes = convert(release, tmp_path / "out", Target("hf", binary=True), show=False)
-    assert len(notes) == 1 and "tokenizer" in notes[0]
+    assert len(notes) == 2 and "tokenizer" in notes[0] and "that of Chameleon is assumed" in notes[1]
     ids = prompts(1024)
     logits = transformers_logits(tmp_path / "out", ids, caplog)
     np.testing.assert_allclose(logits, jax_logits(release, ids), atol=5e-5, rtol=1e-4)

@@ -18,6 +18,7 @@ from convert.describe import describe
 from convert.target_sizes import EXPERIMENT, GIVEN, NAME, RECORDED, UNKNOWN, target_size_of
 from lumina_jax.cli import sample as sample_verb
 from lumina_jax.cli.models import make_prompt_builder, positions_of, settings_of, target_size_for
+from lumina_jax.cli.settings import asked_settings
 from lumina_jax.config import DataConfig, Experiment, ModelConfig, to_dict
 from lumina_jax.conversation import TASKS
 from lumina_jax.model.chameleon import Chameleon
@@ -108,7 +109,7 @@ def test_a_released_checkpoint_has_the_original_s_sizes_defaults_and_tokens(rele
     assert f"{release.target_size} is assumed, that of {release.name}" in capsys.readouterr().err
     builder, settings, target = (
         builder_for(OneCode(), vocab),
-        sample_verb._settings(options, settings_of(None)),
+        asked_settings(options, settings_of(None)),
         release.target_size,
     )
     recorded = json.loads((ROOTS["crop"] / "crop_size_lists.json").read_text())["lists"][str(target)]
@@ -134,7 +135,8 @@ def test_a_released_checkpoint_has_the_original_s_sizes_defaults_and_tokens(rele
     assert shown.ids.tolist() == [*words, *picture, 8710]
 
     for task, prompt in (("generate", painted), ("depth", shown)):
-        assert (prompt.cfg.guidance, prompt.cfg.image_top_k) == (TASKS[task].guidance, TASKS[task].image_top_k)
+        for field in ("guidance", "image_top_k", "text_top_k", "temperature"):
+            assert getattr(prompt.cfg, field) == getattr(TASKS[task], field)
     assert painted.length <= builder.trained
     assert release.training != "Omni-SFT" or shown.length <= builder.trained
 
@@ -207,6 +209,7 @@ def test_what_needs_no_size_asks_for_none(unknown, vocab, capsys):
 def test_an_import_records_the_size_and_every_layout_keeps_it(small, tmp_path):
     pytest.importorskip("torch")
     folder = shutil.copytree(small, tmp_path / "Lumina-mGPT-7B-768")
+    assert "Lumina-mGPT-7B-768, by its name: FP-SFT, stage 2" in describe(folder).text()
     for number, layout in enumerate(("ours", "hf", "meta", "ours", "lumina")):
         notes = convert(folder, tmp_path / f"{number}", Target(layout), show=False)
         folder = tmp_path / f"{number}"

@@ -220,9 +220,12 @@ def test_bad_samples_are_rejected_with_their_reasons_and_good_ones_kept(tmp_path
         entries.append({"file": f"/gone/files/{number}.pkl", "id": number})
     files = len(entries)
     (tmp_path / "files" / "cut.pkl").write_bytes(pickle.dumps(good)[:-20])
+    with open(tmp_path / "files" / "large.pkl", "wb") as file:
+        file.truncate(1 << 33)
     entries += [
         {"file": "/gone/files/7000.pkl"},
         {"file": "/gone/files/cut.pkl"},
+        {"file": "/gone/files/large.pkl"},
         {"file": f"/gone/files/{files - 1}.pkl", "len": 3},
         {"file": 5},
         {"conversations": []},
@@ -233,6 +236,7 @@ def test_bad_samples_are_rejected_with_their_reasons_and_good_ones_kept(tmp_path
     reasons += [
         "7000.pkl is not there, and neither is .*copy",
         "cut short",
+        "more than 8,388,608 bytes",
         "tokens, its list says 3",
         "path of a file is 5",
     ]
@@ -275,7 +279,7 @@ def test_a_file_is_found_as_it_is_written_else_by_the_longest_end_of_its_path(tm
     ]
     put(given, *ends)
     for place in [given, *ends]:
-        found, content = Relocation(str(moved)).read(str(given))
+        found, content = Relocation(str(moved)).read(str(given), 1000)
         assert (found, content) == (str(place), str(place).encode())
         assert Relocation(str(moved)).find(str(given)) == str(place)
         place.unlink()
@@ -295,7 +299,7 @@ def test_files_of_one_folder_that_lie_in_two_places_are_all_found(tmp_path):
     put(tmp_path / "out" / "files" / "1.pkl", tmp_path / "files" / "2.pkl", tmp_path / "3.pkl")
     places = Relocation(str(tmp_path))
     for number, place in ((1, "out/files/1.pkl"), (2, "files/2.pkl"), (3, "3.pkl"), (1, "out/files/1.pkl")):
-        assert places.read(f"/data/out/files/{number}.pkl")[0] == str(tmp_path / place)
+        assert places.read(f"/data/out/files/{number}.pkl", 1000)[0] == str(tmp_path / place)
 
 
 def test_token_files_of_a_store_are_found_there(samples):

@@ -1,6 +1,6 @@
 """Properties of the record parsers, with Python's json and csv as the oracles.
 
-10,000 examples; LUMINA_EXAMPLES=1000000 in the environment draws so many.
+3,000 examples; LUMINA_EXAMPLES=1000000 in the environment draws so many.
 """
 
 import csv
@@ -26,7 +26,7 @@ from lumina_jax.data.sources.text_file import TextFile
 from lumina_jax.errors import InputError, UserError
 from lumina_jax.text import decode_text, parse_json
 
-EXAMPLES = int(os.environ.get("LUMINA_EXAMPLES", "10000"))
+EXAMPLES = int(os.environ.get("LUMINA_EXAMPLES", "3000"))
 PROPERTIES = 10
 """Tests in this file, which share the EXAMPLES."""
 CHUNKS = st.sampled_from([7, 1 << 20])

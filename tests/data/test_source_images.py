@@ -11,7 +11,7 @@ from lumina_jax import layout
 from lumina_jax.data.sources import open_source
 from lumina_jax.data.sources.images import ImageFile, decode_image
 from lumina_jax.pictures import pixels
-from lumina_jax.sample.prompt import open_image
+from lumina_jax.sample.files import open_image
 
 SIZES = layout.crop_sizes(512)
 

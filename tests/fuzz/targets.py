@@ -35,7 +35,8 @@ from lumina_jax.data.sources.token_record import StoredTokens  # noqa: E402
 from lumina_jax.errors import UserError  # noqa: E402
 from lumina_jax.model.patchvq import PatchVQ  # noqa: E402
 from lumina_jax.pictures.pixels import crop, decode, whiten  # noqa: E402
-from lumina_jax.sample.prompt import PromptBuilder, read_lines  # noqa: E402
+from lumina_jax.sample.files import read_lines  # noqa: E402
+from lumina_jax.sample.prompt import PromptBuilder  # noqa: E402
 from lumina_jax.text import decode_text, parse_json  # noqa: E402
 from lumina_jax.vocab import Vocab  # noqa: E402
 
@@ -154,6 +155,7 @@ def prompt_seeds() -> list[bytes]:
         {"prompt": "雪", "size": "96x64", "seed": 3},
         {"task": "question", "prompt": "What?", "image": "a.png", "seed": None},
         {"task": "edit", "prompt": "Make it red.", "images": ["a.png", "a.png"]},
+        {"conversations": [{"from": "human", "value": "What?<|image|>"}], "image": ["a.png"], "codes": [None]},
     ]
     texts = ["\n".join(map(json.dumps, lines)), json.dumps(lines), "A cat.\n\nA dog \u2028 and\r\na {fox} [bold] %s\n"]
     return [text.encode(code) for text in texts for code in ("utf-8", "utf-8-sig", "utf-16")]

@@ -46,6 +46,16 @@ def test_every_image_of_the_stage_fits_the_longest_bucket(experiment):
     assert image + MARKERS_AND_PROMPT <= experiment.data.buckets[-1] + 1
 
 
+def test_lumina_stages_follow_the_published_run(experiment):
+    """Dropout for 7B alone, warm-up for half a percent of the steps, rows that hold the original's longest samples."""
+    if experiment.name.startswith("lumina"):
+        assert experiment.model.dropout == (0.0 if "34b" in experiment.name else 0.05)
+        assert experiment.optim.warmup * 200 == experiment.optim.steps
+        assert experiment.optim.loss_weight == "rows"
+        assert experiment.data.buckets[-1] >= 4096
+        assert len(experiment.data.paths) == len(experiment.data.weights) >= 3
+
+
 def test_the_image_tokenizer_has_shapes(experiment):
     if experiment.vq.kind == "vqgan":
         shapes = jax.eval_shape(lambda: VQVAE(experiment.vq, nnx.Rngs(0)))

@@ -16,8 +16,9 @@ from lumina_jax.conversation import TASKS, served
 from lumina_jax.model.params import fingerprint
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import job as room
+from lumina_jax.sample.files import open_image, read_lines
 from lumina_jax.sample.job import Answer, Job, check_free, check_workers, finished, paint, seed_key, sheet
-from lumina_jax.sample.prompt import PromptBuilder, open_image, read_lines
+from lumina_jax.sample.prompt import PromptBuilder
 
 VOCAB = tiny_vocab()
 VQ = PatchVQ(np.random.default_rng(0).integers(0, 256, (CODES, 16, 16, 3), np.uint8))
@@ -240,6 +241,19 @@ def test_pictures_are_cropped_to_a_size_the_model_knows_and_answered_at_it():
     assert replace(BUILDER, forced=False).generate("w1", None, CFG).size is None
 
 
+def test_words_alone_and_free_messages_are_tasks_too():
+    picture = Image.new("RGB", (64, 64))
+    words = BUILDER.task("text", "w1 <|image|>", [], CFG)
+    assert (words.task, words.size, words.picture) == ("text", None, 0) and VOCAB.boi not in words.ids
+    message, free = (
+        BUILDER.message("w1 <|image|>", [picture], CFG),
+        BUILDER.task("chat", "w1 <|image|>", [picture], CFG),
+    )
+    assert free.ids.tolist() == message.ids.tolist() and free.task == message.task == "chat"
+    with pytest.raises(ValueError, match="'text' is about words alone"):
+        BUILDER.task("text", "w1", [picture], CFG)
+
+
 def test_with_as_is_pictures_of_a_size_that_tokens_can_express_are_not_cropped():
     exact, large = replace(BUILDER, as_is=True), Image.new("RGB", (96, 96))
     assert exact.cropped(large).size == (96, 96) and BUILDER.cropped(large).size == (64, 64)
@@ -264,7 +278,7 @@ def test_a_file_of_prompts_is_read_line_by_line(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"prompt": "w1", "colour": "red"}, "unknown field 'colour'; the fields are image"),
+        ({"prompt": "w1", "colour": "red"}, "unknown field 'colour'; the fields are codes"),
         ({"task": "dance"}, "no task 'dance'; the tasks are generate"),
         ({"prompt": "w1", "size": "64"}, "'64' is not WIDTHxHEIGHT"),
         ({"prompt": "w1", "size": "64x65"}, "multiples of 32 px, from 32 to 96; the nearest .* is 64x64"),

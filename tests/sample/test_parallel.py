@@ -13,12 +13,15 @@ from convert import load_model
 from convert.metadata import EXPERIMENT_FILE
 from lumina_jax.config import PARALLEL, Experiment, SampleConfig, from_dict
 from lumina_jax.conversation import image_prompt, tokenize
-from lumina_jax.layout import encode_grid
+from lumina_jax.errors import InputError
+from lumina_jax.layout import decode_grid, encode_grid
 from lumina_jax.sample import decode, drafters, generate
+from lumina_jax.sample.position import ImagePosition, allowed
 from lumina_jax.sample.request import lay_out
+from lumina_jax.sample.stream import stream
 from lumina_jax.toyworld.scenes import MINI
 from lumina_jax.toyworld.source import prompts, stage_sizes
-from lumina_jax.vocab import Vocab
+from lumina_jax.vocab import CHAMELEON, Vocab
 
 VOCAB = tiny_vocab()
 MODEL = tiny_model()
@@ -50,6 +53,41 @@ def test_greedy_answers_are_those_of_one_by_one_decoding(method):
         got, fast = answers(MODEL, PROMPTS, KEY, replace(parallel, guidance=guidance), VOCAB, sizes=SIZES)
         assert equal(got, expected)
         assert fast.sum() < slow.sum()
+
+
+def test_chameleon_s_pictures_are_drawn_alike_by_every_kind_of_decoding():
+    vocab = VOCAB.with_images(replace(CHAMELEON, shape=(3, 5)))
+    image = encode_grid(np.arange(15).reshape(3, 5) % 12, vocab)
+    prompts = [np.array([0, 22, *image, 23, *image[:6]]), np.array([0, 25, vocab.boi]), np.array([0, 26])]
+    opens = [False, False, True]
+    for cfg, method in ((SAMPLED, "matched"), (GREEDY, "coupled")):
+        cfg = replace(cfg, max_new_tokens=24)
+        keys = [jax.random.fold_in(KEY, row) for row in range(3)]
+        options = dict(keys=keys, opens=opens)
+        expected, got = (
+            {
+                part.index: part.tokens
+                for part in stream(MODEL, prompts, KEY, replace(cfg, parallel=name), vocab, **options)
+            }
+            for name in ("off", method)
+        )
+        assert equal([got[row] for row in range(3)], [expected[row] for row in range(3)])
+        whole = np.concatenate([prompts[1], expected[1]])[2:]
+        assert decode_grid(whole[: len(image)], vocab).shape == (3, 5)
+        assert decode_grid(np.concatenate([image[:6], expected[0]])[: len(image)], vocab).shape == (3, 5)
+        assert decode_grid(expected[2][: len(image)], vocab).shape == (3, 5)
+
+
+def test_words_hold_no_codes_in_chameleon_s_layout_and_no_pictures_where_none_are_painted():
+    vocab = VOCAB.with_images(replace(CHAMELEON, shape=(3, 5), no_pictures="no head"))
+    in_text = ImagePosition(*(np.array([value]) for value in (-1, 0, 0)))
+    assert np.flatnonzero(~np.asarray(allowed(in_text, 40, vocab))[0]).tolist() == [vocab.boi, *vocab.code_ids]
+    assert np.asarray(allowed(in_text, 40, VOCAB)).all()
+    for prompt, opens in ((np.array([0, 25]), [True]), (np.array([0, 25, vocab.boi]), None)):
+        with pytest.raises(InputError, match="paints no pictures: no head"):
+            next(stream(MODEL, [prompt], KEY, GREEDY, vocab, opens=opens))
+    with pytest.raises(InputError, match="2 x 2 codes; every image of this model has 3 x 5"):
+        generate(MODEL, [np.array([0, 25])], KEY, GREEDY, vocab, sizes=[(2, 2)])
 
 
 def test_every_method_has_its_drafter():

@@ -14,7 +14,8 @@ from lumina_jax.config import DataConfig, SampleConfig
 from lumina_jax.conversation import SEAM, tokenize
 from lumina_jax.layout import grid_tokens
 from lumina_jax.model.patchvq import PatchVQ
-from lumina_jax.sample.prompt import STRETCH, PromptBuilder, open_image, pictures_in, read_lines
+from lumina_jax.sample.files import open_image, pictures_in, read_lines
+from lumina_jax.sample.prompt import STRETCH, PromptBuilder
 from lumina_jax.vocab import Vocab
 
 VOCAB = tiny_vocab()

@@ -157,7 +157,7 @@ def test_the_tasks_are_listed_with_their_settings_and_sources(sample):
     assert (code, err) == (0, "")
     rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line[:1].islower()}
     assert set(TASKS) < set(rows) and rows["edit"] == ["4.0", "2000", "5", "1.0"]
-    assert out.count("source: ") == out.count("words: ") == len(TASKS)
+    assert out.count("    source: ") == out.count("    words: ") == len(TASKS)
     assert "Segmentic" in out and "demo_freeform.py" in out
 
 

@@ -32,7 +32,7 @@ def requests(count: int) -> tuple[list[np.ndarray], list[tuple[int, int] | None]
 
 
 @pytest.mark.parametrize(
-    ("cfg", "rows"), [(replace(CFG, guidance=1.0), 1), (replace(CFG, parallel="coupled", window=6), 3)]
+    ("cfg", "rows"), [(replace(CFG, guidance=1.0), 1), (replace(CFG, parallel="coupled", window=6), 2)]
 )
 def test_answers_are_those_of_generate(model, cfg, rows):
     prompts, sizes = requests(7)

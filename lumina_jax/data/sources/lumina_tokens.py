@@ -19,7 +19,9 @@ from lumina_jax.data.sources.json_list import JsonSource
 from lumina_jax.data.sources.options import has_suffix, parse
 from lumina_jax.data.sources.record import checked_object, shortened
 from lumina_jax.data.sources.relocate import Relocation
+from lumina_jax.data.sources.restricted_pickle import MAX_BYTES
 from lumina_jax.data.sources.token_record import StoredTokens, TokenSource
+from lumina_jax.data.sources.urls import shown
 from lumina_jax.errors import InputError, MissingFileError, prefixed_errors
 from lumina_jax.numbers import seed_number
 from lumina_jax.text import decode_text
@@ -87,8 +89,8 @@ class TokenList:
                     "pictures and conversations are read by other kinds of --source",
                     cause="neither file nor tokens",
                 )
-            found, content = self._places.read(entry["file"])
-            return StoredTokens(found, entry, content)
+            found, content = self._places.read(entry["file"], MAX_BYTES + 1)
+            return StoredTokens(shown(found), entry, content)
 
 
 class LuminaTokens(TokenSource):

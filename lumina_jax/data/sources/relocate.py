@@ -36,18 +36,18 @@ class Relocation:
             cause="a file that the list names is missing",
         )
 
-    def read(self, path: object) -> tuple[str, bytes]:
-        """The path of the file today, and its content as files.read_picture reads it; raises what :meth:`find` raises.
+    def read(self, path: object, limit: int) -> tuple[str, bytes]:
+        """The path of the file today, and its content, of a local one ``limit`` bytes; raises what :meth:`find` raises.
 
         Files that shared a folder are first looked for where the first of them was found.
         """
         written, name = posixpath.split(_checked(path))
         found = files.join(self._found.get(written, lambda: posixpath.dirname(self.find(path))), name)
         try:
-            return found, files.read_picture(found)
+            return found, _content(found, limit)
         except MissingFileError:
             found = self.find(path)
-            return found, files.read_picture(found)
+            return found, _content(found, limit)
 
     def _candidates(self, path: str) -> Iterator[str]:
         yield path
@@ -60,6 +60,10 @@ def _checked(path: object) -> str:
     if not isinstance(path, str) or not posixpath.basename(path):
         raise InputError(f"the path of a file is {path!r:.200}", cause="no path")
     return path
+
+
+def _content(path: str, limit: int) -> bytes:
+    return files.read_picture(path) if files.is_remote(path) else files.read(path, 0, limit)
 
 
 def _exists(path: str) -> bool:

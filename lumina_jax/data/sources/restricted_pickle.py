@@ -33,7 +33,7 @@ def loads(content: bytes) -> object:
     """
     if len(content) > MAX_BYTES:
         raise InputError(
-            f"a pickle of {len(content):,} bytes; at most {MAX_BYTES:,} are read", cause="a pickle too large"
+            f"a pickle of more than {MAX_BYTES:,} bytes; no sample takes so many", cause="a pickle too large"
         )
     return _Reader(content).value()
 

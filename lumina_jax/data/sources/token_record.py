@@ -83,7 +83,8 @@ class TokenSource:
 def to_record(sample: Mapping) -> TokenRecord:
     """``{"token": [...], "label": [...]}`` -> TokenRecord, as the original's trainer reads it (finetune_solver.py, ItemProcessor).
 
-    A label is that of its token, or NOT_LEARNED. Raises InputError for anything else.
+    A label is its token, or NOT_LEARNED; label 0 is learned like others, as by the original's loss. Raises InputError for anything
+    else.
     """
     tokens, labels = _ids(sample, "token"), _ids(sample, "label")
     if len(tokens) != len(labels):
