@@ -89,10 +89,13 @@ def evaluate_tasks(
     seed: int,
     tasks: Sequence[str] = tuple(MIX),
 ) -> Iterator[TaskResult]:
-    """Evaluates task after task on ``count`` exercises that training never uses; canvases of ``sizes`` take turns."""
-    for number, task in enumerate(tasks):
+    """Evaluates task after task on ``count`` exercises that training never uses; canvases of ``sizes`` take turns.
+
+    The replies in one task do not depend on which others are asked for.
+    """
+    for task in tasks:
         exercises = evaluation_exercises(task, sizes, count, seed)
-        key = jax.random.fold_in(seed_key(seed), number)
+        key = jax.random.fold_in(seed_key(seed), list(MIX).index(task))
         with waiting(f"{task}: {count} exercises"):
             replies = sample_replies(model, vq, vocab, exercises, cfg, key)
         scores = tuple(score(*pair) for pair in zip(exercises, replies, strict=True))
