@@ -85,6 +85,24 @@ def test_when_no_prompt_can_be_used_nothing_is_begun(sample, tmp_path):
     assert sample("--prompts", "p.txt")[::2] == (2, "run.py sample: p.txt holds no prompt; write one a line\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--task detect --image a.png", "takes a text, not ''"),
+        ("--task depth --image a.png --prompt w1", "takes no text, not 'w1'"),
+        ("--task describe --image a.png --image a.png --image b.png", "not a picture that can be read"),
+        ("--task detect --image a.png --image a.png --prompt w1", "about one picture, not 2"),
+        ("--task question --prompt w1", "about a picture; give it one"),
+        ("--task text --image a.png --prompt w1", "about words alone"),
+    ],
+)
+def test_a_task_without_what_it_needs_is_refused_before_weights_are_loaded(words, message, sample, monkeypatch):
+    monkeypatch.setattr(room, "load_for_sampling", None)
+    Image.new("RGB", (64, 64)).save("a.png")
+    code, _, err = sample(*words.split())
+    assert code == 2 and message in err and "Traceback" not in err
+
+
 def test_results_are_never_overwritten(sample, tmp_path):
     paint = ("--size", "32x32", "--prompt")
     assert sample(*paint, "w1", "--out", "o")[0] == 0
