@@ -18,6 +18,7 @@ try:
     from lumina_jax.cli.pretokenize import add_pretokenize
     from lumina_jax.cli.quickstart import add_grow, add_quickstart
     from lumina_jax.cli.sample import add_sample
+    from lumina_jax.cli.study import add_study
     from lumina_jax.cli.train import add_compile, add_train
     from lumina_jax.errors import UserError, printable
 except KeyboardInterrupt:
@@ -37,6 +38,7 @@ VERBS = (
     add_convert,
     add_refine,
     add_evaluate,
+    add_study,
 )
 
 

@@ -1,6 +1,6 @@
 """Omni-SFT of the embedded world, third part: dialogs that go from one task to another (paper Figures 12 and 13).
 
-The mix is the second part's with scripts and comparisons added, so no task is forgotten; text-to-image keeps its third.
+The mix is the second part's with scripts and comparisons added, so no task is forgotten; text-to-image keeps its share.
 """
 
 from dataclasses import replace

@@ -51,6 +51,11 @@ def target_size(text: str) -> int:
     return check_target_size(whole_number(text))
 
 
+def several(parse: Callable[[str], Value]) -> Callable[[str], tuple[Value, ...]]:
+    """Values with commas between, each once, as ``parse`` reads them."""
+    return lambda text: tuple(dict.fromkeys(parse(word.strip()) for word in text.split(",")))
+
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = "assets"
 """The folder of the repository whose files a command finds from any other folder."""

@@ -16,6 +16,7 @@ from lumina_jax.cli.models import (
     target_size_argument,
     target_size_for,
 )
+from lumina_jax.cli.perceptual import lpips_argument, lpips_of
 from lumina_jax.cli.results import command_of, results_folder
 from lumina_jax.cli.settings import default_settings, used_settings
 from lumina_jax.errors import InputError, interrupted
@@ -83,15 +84,16 @@ def add_evaluate(verbs: _SubParsersAction) -> None:
     evaluate.add_argument(
         "--out",
         type=output_path,
-        help=f"folder of the sheet of --tasks and the picture of --attention (default: {EVALUATION}, else {EVALUATION}-2 ...)",
+        help=f"folder of the sheets of --tasks and --pictures and of --attention (default: {EVALUATION}, else {EVALUATION}-2 ...)",
     )
     evaluate.add_argument(
         "--pictures",
         nargs="+",
         type=input_path,
         metavar="FILE",
-        help="PSNR of these pictures through the image tokenizer",
+        help="PSNR and SSIM of these pictures, or of those in a folder, through the image tokenizer, and a sheet",
     )
+    lpips_argument(evaluate, "with --pictures: also LPIPS")
     evaluate.add_argument("--seed", type=seed, default=0, help="with --toy and --tasks: other seed, other prompts")
     evaluate.set_defaults(run=_evaluate, keeps=NOTHING)
 
@@ -145,6 +147,7 @@ def _evaluate(options: Namespace) -> None:
         ("--greedy", options.greedy, "--data"),
         ("--size", options.size, "--attention"),
         ("--target-size", options.target_size, "--attention"),
+        ("--lpips", options.lpips, "--pictures"),
     ):
         if value and not getattr(options, owner[2:]):
             raise InputError(
@@ -153,8 +156,14 @@ def _evaluate(options: Namespace) -> None:
     from lumina_jax.storage import claim
 
     target = target_size_for(options, "--attention without --size" if options.attention and not options.size else "")
+    if options.pictures:
+        from lumina_jax.evaluate.reconstruction import picture_files
+
+        options.pictures = picture_files(options.pictures)
+    lpips = lpips_of(options)
     sheets, attention = ["tasks.html", "tasks.json", "tasks.png"], ["attention.png"]
-    if files := sheets * bool(options.tasks) + attention * bool(options.attention):
+    compared = ["reconstruction.json", "reconstruction.png"]
+    if files := sheets * bool(options.tasks) + attention * bool(options.attention) + compared * bool(options.pictures):
         command = command_of(options)
         options.out = results_folder(options.out, EVALUATION, lambda folder: claim(folder, files, command))
     model, vocab, vq, experiment = load_for_sampling(options)
@@ -168,11 +177,7 @@ def _evaluate(options: Namespace) -> None:
         if options.greedy:
             results["greedy"] = greedy_match(model, vocab, options.data, vq=vq_hash)
     if options.pictures:
-        from lumina_jax.evaluate.reconstruction import reconstruction
-        from lumina_jax.progress import waiting
-
-        with waiting(f"measuring {len(options.pictures)} pictures"):
-            results["reconstruction"] = reconstruction(vq, options.pictures)
+        results["reconstruction"] = _evaluate_pictures(options, vq, lpips)
     if options.toy:
         from lumina_jax.progress import waiting
         from lumina_jax.toyworld.tasks import score_table
@@ -185,6 +190,35 @@ def _evaluate(options: Namespace) -> None:
     if options.attention:
         results["attention"] = _evaluate_attention(options, model, vocab, vq, experiment, target)
     print(json.dumps(results, indent=2))
+
+
+def _evaluate_pictures(options: Namespace, vq, lpips) -> dict:
+    """The numbers of each picture and their means; they go into --out, too, with a sheet of the first ones."""
+    from lumina_jax.evaluate.reconstruction import (
+        SHEET_PICTURES,
+        comparison,
+        numbers_in_words,
+        reconstruction_table,
+        reconstructions,
+    )
+    from lumina_jax.pictures.picture_table import draw_tables
+    from lumina_jax.progress import ProgressDisplay
+    from lumina_jax.storage import atomic_write_text
+
+    numbers, shown, count = {}, [], len(options.pictures)
+    with ProgressDisplay("measuring", count, count > 1, unit="pictures") as meter:
+        for result in reconstructions(vq, options.pictures, lpips):
+            numbers[result.file] = result.numbers
+            shown += [result] * (len(shown) < SHEET_PICTURES)
+            meter.advance(1)
+    table = reconstruction_table(numbers)
+    note = f"mean of {count} pictures: {numbers_in_words(table['mean'])}"
+    draw_tables("Pictures through the image tokenizer", note, [comparison(shown)]).save(
+        options.out / "reconstruction.png"
+    )
+    atomic_write_text(options.out / "reconstruction.json", json.dumps(table, indent=2) + "\n")
+    say(options.out / "reconstruction.png")
+    return table
 
 
 def _evaluate_tasks(options: Namespace, model, vocab, vq, experiment) -> dict:

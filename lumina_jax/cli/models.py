@@ -2,9 +2,11 @@
 
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from lumina_jax.cli.arguments import REPOSITORY, dtype, input_path, target_size
+from lumina_jax.cli.arguments import REPOSITORY, at_least, dtype, input_path, target_size
 from lumina_jax.errors import InputError, MissingFileError, printable
 
 TOY_MODEL = "assets/toy"
@@ -31,6 +33,27 @@ def target_size_argument(parser: ArgumentParser) -> None:
         "metadata say, else as a released name such as Lumina-mGPT-7B-768 tells)"
     )
     parser.add_argument("--target-size", type=target_size, metavar="N", help=target_help)
+
+
+def tensor_argument(parser: ArgumentParser) -> None:
+    tensor_help = "split the model over N devices, answers over the rest (default: one device)"
+    parser.add_argument("--tensor", type=at_least(1), metavar="N", help=tensor_help)
+
+
+@contextmanager
+def mesh_of(options: Namespace) -> Iterator:
+    """The mesh of --tensor over this host's devices, which is set in the block; None without it: the model is on one device."""
+    if options.tensor is None:
+        yield None
+        return
+    import jax
+
+    from lumina_jax.config import MeshConfig
+    from lumina_jax.sharding import make_mesh
+
+    mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=options.tensor), jax.local_devices())
+    with jax.set_mesh(mesh):
+        yield mesh
 
 
 def image_layout_argument(parser: ArgumentParser) -> None:

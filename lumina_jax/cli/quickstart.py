@@ -10,7 +10,7 @@ from lumina_jax.cli.models import load_for_sampling, model_arguments
 from lumina_jax.errors import ExistingFileError, InputError
 from lumina_jax.numbers import real_number, shown
 
-OMNI_MINUTES = 80
+OMNI_MINUTES = 90
 
 
 def add_quickstart(verbs: _SubParsersAction) -> None:
@@ -56,7 +56,7 @@ def _quickstart(options: Namespace) -> None:
     stages = [load_experiment(str(REPOSITORY / f"configs/toy_stage{n}.py"), []) for n in (1, 2, 3)]
     say(quickstart(stages, Path(options.out), options.minutes))
     if options.omni:
-        names = ("toy_omni_first", "toy_omni", "toy_omni_dialogs")
+        names = ("toy_omni_first", "toy_omni", "toy_omni_dialogs", "toy_omni_questions")
         parts = [load_experiment(str(REPOSITORY / f"configs/{name}.py"), []) for name in names]
         say(omni_quickstart(parts, Path(options.out), options.omni))
 

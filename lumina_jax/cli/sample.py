@@ -13,11 +13,13 @@ from lumina_jax.cli.models import (
     list_sizes,
     load_for_sampling,
     make_prompt_builder,
+    mesh_of,
     model_arguments,
     positions_of,
     settings_of,
     target_size_argument,
     target_size_for,
+    tensor_argument,
 )
 from lumina_jax.cli.processes import worker
 from lumina_jax.cli.results import claimed, results_folder
@@ -84,12 +86,7 @@ def add_sample(verbs: _SubParsersAction) -> None:
     sample.add_argument(
         "--rows", type=at_least(1), default=16, metavar="N", help="answers sampled at once, by continuous batching"
     )
-    sample.add_argument(
-        "--tensor",
-        type=at_least(1),
-        metavar="N",
-        help="split the model over N devices, answers over the rest (default: one device)",
-    )
+    tensor_argument(sample)
     sample.add_argument("--resume", action="store_true", help="continue a stopped run of the same command")
     sample.add_argument(
         "--worker",
@@ -113,17 +110,11 @@ def _sample(options: Namespace) -> int:
         return 0
     if options.list_sizes:
         return list_sizes(options)
-    from contextlib import nullcontext
-
     from lumina_jax.progress import waiting
 
     with waiting("loading JAX"):
-        import jax
-
-        from lumina_jax.config import MeshConfig
         from lumina_jax.sample.files import open_image, read_lines
         from lumina_jax.sample.job import check_free
-        from lumina_jax.sharding import make_mesh
 
     lines = read_lines(Path(options.prompts)) if options.prompts else []
     if options.prompts and not lines:
@@ -135,10 +126,7 @@ def _sample(options: Namespace) -> int:
     share = worker(options.worker) if options.worker else (0, 1)
     out = results_folder(options.out, OUT, lambda folder: check_free(folder, share), options.resume)
     target = target_size_for(options, _needs_sizes(options, lines), needed=not options.chat)
-    mesh = None  # without --tensor the model is on one device
-    if options.tensor is not None:
-        mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=options.tensor), jax.local_devices())
-    with nullcontext() if mesh is None else jax.set_mesh(mesh):
+    with mesh_of(options) as mesh:
         model, vocab, vq, experiment = load_for_sampling(options, mesh)
         builder = make_prompt_builder(vq, vocab, experiment, not options.free_size, positions_of(options), target)
         base = settings_of(experiment)

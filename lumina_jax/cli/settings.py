@@ -16,30 +16,36 @@ model's own. Guidance and image top-k act inside pictures only, text top-k outsi
 Text top-k and temperature are those of the original's three demo pages."""
 
 
+OWN, MODEL = "default: the task's, see run.py sample --list-tasks", "default: the model's own"
+
+
 def settings_arguments(parser: ArgumentParser) -> None:
-    own = "default: the task's, see --list-tasks"
-    model = "default: the model's own"
-    parser.add_argument("--guidance", type=number, help=f"classifier-free guidance scale; 1 is off ({own})")
-    parser.add_argument("--temperature", type=number, help=f"below 1 safer, above 1 wilder ({own})")
+    parser.add_argument("--guidance", type=number, help=f"classifier-free guidance scale; 1 is off ({OWN})")
+    parser.add_argument("--temperature", type=number, help=f"below 1 safer, above 1 wilder ({OWN})")
     parser.add_argument(
         "--top-k",
         type=at_least(1),
         metavar="K",
         dest="image_top_k",
-        help=f"image tokens to draw from; 1 is greedy ({own})",
+        help=f"image tokens to draw from; 1 is greedy ({OWN})",
+    )
+    other_settings_arguments(parser)
+
+
+def other_settings_arguments(parser: ArgumentParser) -> None:
+    """The options of FIELDS that the paper's Figure 8 does not vary."""
+    parser.add_argument(
+        "--text-top-k", type=at_least(1), metavar="K", help=f"text tokens to draw from; 1 is greedy ({OWN})"
     )
     parser.add_argument(
-        "--text-top-k", type=at_least(1), metavar="K", help=f"text tokens to draw from; 1 is greedy ({own})"
+        "--parallel", metavar="METHOD", help=f"decoding method: off, matched, sjd, coupled, continued ({MODEL})"
+    )
+    parser.add_argument("--window", type=at_least(0), metavar="W", help=f"with --parallel: tokens in a pass ({MODEL})")
+    parser.add_argument(
+        "--min-p", type=number, help=f"drop tokens less likely than this share of the likeliest ({MODEL})"
     )
     parser.add_argument(
-        "--parallel", metavar="METHOD", help=f"decoding method: off, matched, sjd, coupled, continued ({model})"
-    )
-    parser.add_argument("--window", type=at_least(0), metavar="W", help=f"with --parallel: tokens in a pass ({model})")
-    parser.add_argument(
-        "--min-p", type=number, help=f"drop tokens less likely than this share of the likeliest ({model})"
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=at_least(1), metavar="N", help=f"tokens of the longest answer ({model})"
+        "--max-new-tokens", type=at_least(1), metavar="N", help=f"tokens of the longest answer ({MODEL})"
     )
 
 
@@ -55,7 +61,7 @@ def asked_settings(options: Namespace, base) -> Callable:
     from dataclasses import replace
 
     default = default_settings(base)
-    changes = {name: getattr(options, name) for name in FIELDS if getattr(options, name) is not None}
+    changes = {name: vars(options)[name] for name in FIELDS if vars(options).get(name) is not None}
     return lambda task: replace(default(task), **changes)
 
 

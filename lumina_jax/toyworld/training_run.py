@@ -27,6 +27,7 @@ FOLDERS = {
     "paint2": ("toy", 20_000, 7),
     "tasks3": ("omni_scripts", 160_000, 8),
     "paint3": ("toy", 40_000, 9),
+    "tasks4": ("omni_questions", 50_000, 10),
 }
 """Token folder -> (kind of :func:`training_source`, records at the reference budget, seed)."""
 

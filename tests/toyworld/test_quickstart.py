@@ -12,7 +12,7 @@ from lumina_jax.toyworld import training_run
 from lumina_jax.toyworld.quickstart import omni_quickstart, quickstart
 from lumina_jax.train.checkpoint import newest, read_experiment
 
-OMNI = ("omni_first", "omni", "omni_dialogs")
+OMNI = ("omni_first", "omni", "omni_dialogs", "omni_questions")
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +71,10 @@ def test_omni_continues_from_the_last_stage_to_a_sheet_of_tasks(finished, stages
     sheet = omni_quickstart(parts, finished.parent, 0.001, exercises=2)
     written = json.loads((sheet.parent / "tasks.json").read_text())
     assert set(written["tasks"]) == {"depth", "text"} and set(written["text_to_image"]) == {"before", "after"}
-    first, second, last = (read_experiment(newest(sheet.parent / name)) for name in ("first", "second", "dialogs"))
-    assert (second.start, last.start) == (first.out, second.out) and last.optim.steps == 20
+    first, *later = (
+        read_experiment(newest(sheet.parent / name)) for name in ("first", "second", "dialogs", "questions")
+    )
+    assert [part.start for part in later] == [part.out for part in (first, *later[:-1])] and later[-1].optim.steps == 20
     assert omni_quickstart(parts, finished.parent, 0.001) == sheet and "done already" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"holds a run of 0\.001 minutes, not 3"):
         omni_quickstart(parts, finished.parent, 3)
