@@ -21,8 +21,8 @@ from lumina_jax.conversation import (
     task_prompt,
     tokenize,
 )
-from lumina_jax.errors import InputError
-from lumina_jax.layout import CODES_PER_UNIT, best_crop, check_paints, crop_sizes, grid_tokens
+from lumina_jax.errors import InputError, prefixed_errors
+from lumina_jax.layout import CODES_PER_UNIT, best_crop, check_paints, crop_sizes, encode_grid, grid_tokens
 from lumina_jax.model.image_tokenizer import ImageTokenizer, encode_image
 from lumina_jax.numbers import pixel_size
 from lumina_jax.pictures.pixels import centre_square, crop, to_chameleon_pixels, to_pixels, whiten
@@ -207,6 +207,9 @@ class PromptBuilder:
         for file, grid, is_answer in zip(files, codes, in_answers(turns, len(files)), strict=True):
             image = open_image(folder / file)
             pictures.append(self.shown(image, is_answer) if grid is None else DialogPicture(whiten(image), grid))
+            if grid is not None:
+                with prefixed_errors(f"the codes of {file}"):
+                    encode_grid(grid, self.vocab)
             if grid is not None and image.size != (
                 painted := tuple(self.vq.stride * side for side in grid.shape[::-1])
             ):

@@ -275,6 +275,34 @@ def test_a_dialog_has_commands_and_messages_of_several_lines(dialog, tmp_path):
     assert "../o/turn0-0.png" in json.loads((tmp_path / "p/transcript.jsonl").read_text())["image"]
 
 
+def test_a_dialog_goes_on_after_names_that_no_file_has(dialog, tmp_path):
+    refused = [
+        "/load ~no-such-user/a.jsonl",
+        "/load a\0.jsonl",
+        "@~no-such-user/a.png w2",
+        "/save a\0.jsonl",
+        "/save /dev/null/a.html",
+    ]
+    refused += [f"/save {'a' * 300}.jsonl", "/save gone.jsonl"]
+    (tmp_path / "gone.jsonl").symlink_to("nowhere")
+    code, out, err = dialog(["w1", *refused, "w3"])
+    assert (code, out) == (0, "w3\nw3\n") and err.count("; the dialog goes on") == len(refused)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gone.jsonl", "o"]
+    code, _, err = dialog([], "--history", "~no-such-user/a.jsonl", "--out", "p")
+    assert code == 2 and "no such file" in err
+
+
+def test_codes_of_another_model_are_refused_when_they_are_loaded(dialog, tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<|image|> w1"}, {"from": "gpt", "value": "w2"}]
+    record = {"conversations": turns, "image": "a.png", "images": None, "codes": [[[4321] * 4] * 4]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    (tmp_path / "b.jsonl").write_text(json.dumps(record | {"codes": None}))
+    code, out, err = dialog(["/load a.jsonl", "w1", "/load b.jsonl", "w3"])
+    assert (code, out) == (0, "w3\nw3\n")
+    assert "a.jsonl, line 1: the codes of a.png: image codes from 4321 to 4321" in err and "1 turns goes on" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
