@@ -78,8 +78,8 @@ MINIATURES = {
     "python run.py data prepare *": ("/data/tfds", "tfds", ""),
     "python run.py convert verify FOLDER --by logits": ("", "", "--tokens 4"),
     "python run.py convert verify *": ("", "", "--by weights"),
-    "*python run.py study settings *": ("", "", "--guidance 4 --top-k 1,2000 --temperature 1.0"),
-    "*python run.py study seeds *": ("6", "2", ""),
+    "python run.py study settings *": ("", "", "--guidance 4 --top-k 1,2000 --temperature 1.0"),
+    "python run.py study seeds *": ("6", "2", ""),
 }
 """Commands that are run smaller: a word, the word put in its place, and words added at the end."""
 PLACEHOLDERS = {
