@@ -111,8 +111,8 @@ def convert(
         write(source, files, weights, target, mesh, show)
         if jax.process_index() == 0:
             tokenizer_files.copy(files, folder, target.layout)
-    line = found.line if found.is_chameleon else pictures.line
-    notes = [*tokenizer_files.notes(files, destination), *([line] if line else [])]
+    lines = [found.line, "" if found.is_chameleon else pictures.line]
+    notes = [*tokenizer_files.notes(files, destination), *filter(None, lines)]
     if pictures.source == UNKNOWN and target.layout == "ours" and not found.is_chameleon:
         notes.append(
             "its target size is unknown and not recorded; painting and showing pictures will need --target-size, or --image-layout "

@@ -9,7 +9,7 @@ from convert.errors import field_errors
 from convert.metadata import IMAGE_LAYOUT, TARGET_SIZE, experiment_of
 from convert.settings import read_json, vq_config
 from convert.sources import VQ_PATH, Checkpoint
-from convert.target_sizes import names_of
+from convert.target_sizes import folder_names, names_of
 from convert.vqvae import from_torch
 from lumina_jax.config import VQConfig
 from lumina_jax.errors import InputError
@@ -33,7 +33,7 @@ NO_DECODER = (
 @dataclass(frozen=True)
 class FoundLayout:
     """The image layout of a checkpoint, None where nothing tells it; the ``reason`` in words; and a ``line`` that a person should
-    know where it is an assumption, else ""."""
+    know where it is an assumption or a contradiction, else ""."""
 
     image_layout: ImageLayout | None
     reason: str
@@ -48,11 +48,13 @@ class FoundLayout:
 def image_layout_of(source: Checkpoint, option: str = "", target_size: int | None = None) -> FoundLayout:
     """The image layout of a checkpoint: ``option``, what its metadata record, or that of the family it belongs to.
 
-    A model that was trained here, has a target size or the name of a release follows Uni-Rep. Chameleon's own are known by name,
-    by Meta's files, and by the processor and the image encoder that transformers keeps. Raises InputError for an unknown layout,
-    and for a ``target_size``, which only Uni-Rep has, of a Chameleon.
+    A model that was trained here, has a target size or the name of a release follows Uni-Rep. Chameleon's own are known by the
+    name of their folder, by Meta's files, and by the processor and the image encoder that transformers keeps. Raises InputError
+    for an unknown layout, and for a ``target_size``, which only Uni-Rep has, of a Chameleon.
     """
-    found = _given(option) or _recorded(source) or _of_lumina(source) or _of_chameleon(source)
+    found = _recorded(source) or _of_lumina(source) or _of_chameleon(source)
+    if option:
+        found = _given(option, source, found)
     if target_size is None:
         return found or FoundLayout(None, "nothing tells it")
     if found and found.is_chameleon:
@@ -87,8 +89,15 @@ def carried_encoder(source: Checkpoint) -> EncoderOnly | None:
     return EncoderOnly(from_torch(cfg, state, decodes=False), str(source.folder))
 
 
-def _given(option: str) -> FoundLayout | None:
-    return FoundLayout(_named(option), "as given") if option else None
+def _given(option: str, source: Checkpoint, found: FoundLayout | None) -> FoundLayout:
+    """The layout ``option``, with a line where it contradicts the one that was ``found``."""
+    image_layout, line = _named(option), ""
+    if found and found.image_layout.name != option:
+        line = (
+            f"{source.folder}: the image layout {option} that was given takes the place of {found.image_layout.name}, "
+            f"{found.reason}"
+        )
+    return FoundLayout(image_layout, "as given", line)
 
 
 def _recorded(source: Checkpoint) -> FoundLayout | None:
@@ -117,7 +126,8 @@ def _of_lumina(source: Checkpoint) -> FoundLayout | None:
 
 def _of_chameleon(source: Checkpoint) -> FoundLayout | None:
     origin = source.settings.get("layout", "") if source.layout == "ours" else source.layout
-    if is_chameleon(names_of(source)):
+    # Not by the name in config.json, where a fine-tune of Chameleon has that of its start.
+    if is_chameleon(folder_names(source)):
         reason = "whose name it has"
     elif origin == "meta":
         reason = "whose files it has"

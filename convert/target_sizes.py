@@ -83,7 +83,10 @@ def _of_experiment(source: Checkpoint) -> TargetSize | None:
 def _of_name(source: Checkpoint) -> TargetSize | None:
     if (release := released_as(names_of(source))) is None:
         return None
-    size, reason = release.target_size, f"that of {release.name}, whose name it has"
+    whose = "whose name it has"
+    if released_as(folder_names(source)) is None:
+        whose = "which its config.json names: as itself, or as the model that it was tuned from"
+    size, reason = release.target_size, f"that of {release.name}, {whose}"
     line = (
         f"{source.folder}: its target size is recorded nowhere; {size} is assumed, {reason} (another: --target-size N)"
     )
@@ -91,12 +94,19 @@ def _of_name(source: Checkpoint) -> TargetSize | None:
 
 
 def names_of(source: Checkpoint) -> Iterator[str]:
-    """What a checkpoint is called: its folder as given and without links, its model's name in config.json, that of its origin."""
+    """What a checkpoint is called: its :func:`folder_names`, then its model's name in config.json."""
+    yield from folder_names(source)
+    name = source.settings.get("settings", source.settings).get("_name_or_path")
+    if isinstance(name, str):
+        yield from reversed(Path(name).parts)
+
+
+def folder_names(source: Checkpoint) -> Iterator[str]:
+    """The names of a checkpoint's folder, as given and without links, and of the folder that it was imported from."""
     for folder in (source.folder.absolute(), source.folder.resolve()):
         yield folder.name
         if folder.parent.name == SNAPSHOTS:
             yield folder.parents[1].name
-    origin = source.settings if source.layout == "ours" else {}
-    for name in (origin.get("name"), origin.get("settings", source.settings).get("_name_or_path")):
-        if isinstance(name, str):
-            yield from reversed(Path(name).parts)
+    origin = source.settings.get("name") if source.layout == "ours" else None
+    if isinstance(origin, str):
+        yield from reversed(Path(origin).parts)

@@ -88,6 +88,8 @@ OWN_SETTINGS = ("generate", "chat")
 """The tasks that a model samples by its own settings; the rows of TASKS for them are the defaults of SampleConfig."""
 SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？", "．")
 """What ends a sentence: behind it a template writes no full stop of its own."""
+CLOSING = "\"'”’»)]」』"
+"""What may stand behind the end of a sentence and belongs to it."""
 
 SEAM = "\ufdd0"
 """A Unicode noncharacter, reserved for use inside programs. Messages are split at it before encoding; it is never encoded."""
@@ -133,8 +135,8 @@ def task_prompt(task: str, text: str = "", images: int = 1) -> str:
     """The request for any of TASKS but "generate", for which see :func:`image_prompt`; ``text`` is escaped.
 
     The message holds one ``<|image|>``, ``images`` of them for a question or an edit, none for a text. A full stop of the
-    template is left out behind a text that has its own. Raises InputError for an unknown task, and when the task needs a text
-    and has none or the reverse.
+    template stands right behind the text, and is left out where that has its own. Raises InputError for an unknown task, and when
+    the task needs a text and has none or the reverse.
     """
     names = [name for name in TASKS if name != "generate"]
     if task not in names:
@@ -142,8 +144,10 @@ def task_prompt(task: str, text: str = "", images: int = 1) -> str:
     request = TASKS[task].request
     if bool(text.strip()) != ("{text}" in request):
         raise InputError(f"the task {task!r} takes {'a' if '{text}' in request else 'no'} text, not {text!r}")
-    if "{text}." in request and text.rstrip().endswith(SENTENCE_ENDS):
-        request, text = request.replace("{text}.", "{text}"), text.rstrip()
+    if "{text}." in request:
+        text = text.rstrip()
+        if text.rstrip(CLOSING).endswith(SENTENCE_ENDS):
+            request = request.replace("{text}.", "{text}")
     return request.format(text=literal(text), images=" ".join([IMAGE_SYMBOL] * images)).strip(" ")
 
 

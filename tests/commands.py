@@ -38,15 +38,16 @@ def named_files(text: str) -> list[str]:
     return re.findall(r"(?:`|\]\((?:\.\./)*)((?:lumina_jax|tests|configs|convert|\.ci)/[\w./]*\w)(?=[`)#:\s])", text)
 
 
-def commands(script: str, folder: Path) -> list[str]:
-    """The programs that a bash script calls in ``folder``, in order and quoted for a shell; builtins such as printf do run.
+def commands(script: str, folder: Path | None = None) -> list[str]:
+    """The programs that a bash script calls, in order and quoted for a shell.
 
+    Builtins such as printf do run, and redirections do write: in ``folder``, or else in an empty one that is removed again.
     Raises ValueError with bash's words when the script is no bash.
     """
-    with tempfile.TemporaryFile() as calls:
+    with tempfile.TemporaryFile() as calls, tempfile.TemporaryDirectory() as empty:
         bash = ["bash", "-c", f"exec 3>&{calls.fileno()}\n{RECORDER}{script}"]
         pipes = dict(pass_fds=(calls.fileno(),), stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        result = subprocess.run(bash, cwd=folder, env={**os.environ, "LC_ALL": "C"}, **pipes)
+        result = subprocess.run(bash, cwd=folder or empty, env={**os.environ, "LC_ALL": "C"}, **pipes)
         if result.returncode or result.stderr:
             raise ValueError(f"bash ends with code {result.returncode}: {result.stderr}")
         calls.seek(0)

@@ -453,6 +453,7 @@ def test_a_busy_process_ends_without_delay(busy, presses, line, tmp_path):
         (["data", "prepare", "--source", "toy:9", "--name", "n", "--out", "OUT"], "loading toy:9"),
         (["evaluate", "--data", "OUT", "--model", "MODEL"], "loading MODEL"),
         (["refine", "OUT"], "loading JAX"),
+        (["study", "seeds", "--prompt", "x"], "loading JAX"),
         (["sample", "--prompt", "x"], "loading JAX"),
     ],
 )

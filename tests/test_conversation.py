@@ -197,10 +197,16 @@ def test_every_task_but_generate_has_its_prompt():
         assert task_prompt(task, "a cat" if "{text}" in TASKS[task].request else "").count("<|image|>") == pictures
 
 
-@pytest.mark.parametrize("text", ["The red apple.", "The red apple. ", "Who?", "Look!", "红苹果。", "红苹果！"])
+@pytest.mark.parametrize(
+    "text", ["The red apple.", "The red apple. ", "Who?", "Look!", "红苹果。", "红苹果！", '"Mine."', "(Who?)"]
+)
 def test_a_full_stop_is_not_doubled(text):
     assert task_prompt("detect", text) == f"Detect: {text.strip()} <|image|>"
     assert task_prompt("edit", text).startswith(text)
+
+
+def test_a_full_stop_stands_right_behind_the_text():
+    assert task_prompt("detect", "a cat \n") == "Detect: a cat. <|image|>"
 
 
 def test_questions_and_edits_take_any_number_of_images():

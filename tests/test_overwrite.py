@@ -115,6 +115,9 @@ def test_a_damaged_record_of_results_counts_as_none(record, tmp_path):
     [
         (["evaluate", "--tasks", "1", "--out", "OUT"], "tasks.json"),
         (["evaluate", "--attention", "a red circle", "--out", "OUT"], "attention.png"),
+        (["evaluate", "--pictures", str(REPO / "assets/samples.png"), "--out", "OUT"], "reconstruction.json"),
+        (["study", "seeds", "--prompt", "a red circle", "--out", "OUT"], "sheet.png"),
+        (["study", "text", "--out", "OUT"], "pictures/mine.png"),
         (["refine", str(REPO / "assets/samples.png"), "--out", "OUT"], "samples.png"),
         (["refine", str(REPO / "assets/samples.png"), "--out", "OUT"], "samples-compared.png"),
         (["quickstart", "--minutes", "1", "--out", "OUT"], "report.html"),
@@ -140,6 +143,7 @@ def test_a_file_of_the_user_s_is_refused_before_work_and_stays(arguments, file, 
         (["evaluate", "--tasks", "1"], ["evaluate", "--tasks", "1", "--seed", "2"]),
         (["evaluate", "--attention", "a red circle"], ["evaluate", "--attention", "a blue circle"]),
         (["refine", "a.png"], ["refine", "a.png", "--top-k", "5"]),
+        (["study", "seeds", "--prompt", "a"], ["study", "seeds", "--prompt", "b"]),
         (["data", "inspect", "tokens/a"], ["data", "inspect", "tokens/b"]),
     ],
 )

@@ -78,6 +78,8 @@ MINIATURES = {
     "python run.py data prepare *": ("/data/tfds", "tfds", ""),
     "python run.py convert verify FOLDER --by logits": ("", "", "--tokens 4"),
     "python run.py convert verify *": ("", "", "--by weights"),
+    "python run.py study settings *": ("", "", "--guidance 4 --top-k 1,2000 --temperature 1.0"),
+    "python run.py study seeds *": ("6", "2", ""),
 }
 """Commands that are run smaller: a word, the word put in its place, and words added at the end."""
 PLACEHOLDERS = {
@@ -102,7 +104,7 @@ def printed_commands() -> list[tuple[str, str]]:
     found = []
     for guide in GUIDES:
         for line, script in blocks((REPO / guide).read_text(encoding="utf-8"), "bash"):
-            found += [(f"{guide}:{line}", command) for command in commands(script, REPO / "tests")]
+            found += [(f"{guide}:{line}", command) for command in commands(script)]
     return found
 
 
@@ -274,10 +276,18 @@ def test_a_planted_command_that_is_wrong_is_refused(planted, at_home, capsys):
         check(planted, capsys, whole=True)
 
 
-def test_a_planted_script_that_bash_cannot_read_is_refused(tmp_path):
-    assert commands("P='python run.py'\n$P train a.py && .venv/bin/python run.py 'x y'", tmp_path) == [
+def test_a_planted_script_that_bash_cannot_read_is_refused():
+    assert commands("P='python run.py'\n$P train a.py && .venv/bin/python run.py 'x y'") == [
         "python run.py train a.py",
         "python run.py 'x y'",
     ]
     with pytest.raises(ValueError, match="unexpected end of file"):
-        commands("if true; then run", tmp_path)
+        commands("if true; then run")
+
+
+def test_what_a_script_writes_stays_out_of_the_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    script = "printf x > a.jsonl; echo y >> b.txt; run.py train 2> c.log"
+    assert commands(script) == ["run.py train"] and not any(tmp_path.iterdir())
+    assert commands(script, tmp_path) == ["run.py train"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "b.txt", "c.log"}

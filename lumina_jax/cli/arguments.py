@@ -63,7 +63,7 @@ SHIPPED = "assets"
 
 def input_path(text: str) -> str:
     """A file or folder to read: ``~`` is the user's home, and a path below assets/ that is not here is the repository's."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     shipped = REPOSITORY / path
     if path.parts[:1] == (SHIPPED,) and not path.exists() and shipped.exists():
         return str(shipped)

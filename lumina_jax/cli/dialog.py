@@ -1,5 +1,6 @@
 """run.py sample --chat: a dialog on stdin and stdout, its commands, and what is kept of it."""
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -111,7 +112,7 @@ class Session:
         from lumina_jax.sample.dialog import parse_dialog
         from lumina_jax.sample.files import read_lines
 
-        file = Path(name).expanduser()
+        file = Path(os.path.expanduser(name))
         if not (lines := read_lines(file)):
             raise InputError(f"{file} holds no dialog; write one a line")
         with prefixed_errors(f"{file}, line {lines[-1].number}"):
@@ -122,7 +123,7 @@ class Session:
         _note(f"a dialog of {len(self._chat.dialog.turns)} turns goes on")
 
     def save(self, name: str) -> None:
-        self._transcript.save(Path(name).expanduser())
+        self._transcript.save(Path(os.path.expanduser(name)))
         print(printable(name), flush=True)
 
     def help(self) -> None:

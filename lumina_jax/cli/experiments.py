@@ -1,6 +1,7 @@
 """What the command line names: an experiment with its changes, from any folder."""
 
 import difflib
+import os
 import runpy
 import textwrap
 import traceback
@@ -106,7 +107,7 @@ def _with_paths(cfg):
 
 def _config_file(path: str) -> Path:
     """The file of a config, here or in the repository; MissingFileError listing those that exist."""
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))
     for file in (given, REPOSITORY / given):
         if file.suffix == ".py" and file.is_file():
             return file

@@ -154,9 +154,9 @@ def target_size_for(options: Namespace, purpose: str, needed: bool = True) -> in
         from convert.target_sizes import EXPERIMENT, known_size, target_size_of
 
         pictures, found = image_layout_for(options), target_size_of(open_model(options), options.target_size)
+    if purpose and pictures.line:
+        print(printable(pictures.line), file=sys.stderr)
     if pictures.is_chameleon:
-        if purpose and pictures.line:
-            print(printable(pictures.line), file=sys.stderr)
         return None
     line = found.line
     try:

@@ -145,6 +145,7 @@ def _check(options: Namespace) -> None:
     from lumina_jax.config import SampleConfig
     from lumina_jax.conversation import TASKS
     from lumina_jax.sample.files import read_lines
+    from lumina_jax.sample.prompt import task_request
 
     if options.task and options.task not in TASKS:
         raise InputError(f"--task {options.task}: the tasks are {', '.join(TASKS)}")
@@ -166,6 +167,10 @@ def _check(options: Namespace) -> None:
             "--resume continues the answers of samples.jsonl, and --live and --chat write none; leave it out"
         )
     asked_settings(options, SampleConfig())("generate")
+    if not (painting or options.raw or options.task in (None, "chat")):
+        shown = len(options.image)
+        for text, images in [(text, shown) for text in options.prompt] or [("", 1)] * shown:
+            task_request(options.task, text, images)
 
 
 def _needs_sizes(options: Namespace, lines: list) -> str:

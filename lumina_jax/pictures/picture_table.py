@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lumina_jax.errors import InputError, printable
 from lumina_jax.pictures import html
-from lumina_jax.pictures.html import Html, section, tag
+from lumina_jax.pictures.html import Html, tag
 
 STYLE = Path(__file__).with_name("picture_table.css")
 LARGEST, SMALLEST = 256, 112
@@ -124,7 +124,7 @@ def _write(pen: ImageDraw.ImageDraw, left: float, top: float, lines: Sequence[st
 
 def tables_page(title: str, note: str, tables: Sequence[PictureTable]) -> str:
     """All tables as a self-contained HTML page in UTF-8, the pictures as in :func:`draw_tables`."""
-    sections = [section(table.title, "", _html(table)) for table in tables]
+    sections = [tag("section", *[tag("h2", table.title)] * bool(table.title), _html(table)) for table in tables]
     header = tag("header", tag("div", tag("h1", title), tag("p", note)))
     return html.page(title, STYLE.read_text(encoding="utf-8"), header, *sections)
 

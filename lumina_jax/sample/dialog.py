@@ -70,6 +70,7 @@ def parse_dialog(record: Mapping) -> tuple[list[Turn], list[str], list[np.ndarra
     ``conversations`` as conversation.parse_turns takes it, ``image`` or ``images`` a file or a list of files, ``codes`` per
     picture the rows of its codes or null. Raises InputError naming what is wrong.
     """
+    record = {name: value for name, value in record.items() if value is not None}
     turns = parse_turns(record.get("conversations"))
     if {"image", "images"} <= set(record):
         raise InputError("image and images are both given; give one of them", cause="image and images")

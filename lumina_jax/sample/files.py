@@ -85,7 +85,7 @@ def pictures_in(line: str) -> tuple[str, list[Path]]:
             pieces.append(literal(line[end : match.start()] + word))
         else:
             pieces += [literal(line[end : match.start()]), IMAGE_SYMBOL, literal(behind)]
-            files.append(Path(name).expanduser())
+            files.append(Path(os.path.expanduser(name)))
         end = match.end()
     return "".join([*pieces, literal(line[end:])]), files
 

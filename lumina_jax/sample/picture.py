@@ -41,12 +41,12 @@ def split(ids: np.ndarray, vocab: Vocab) -> list[str | np.ndarray | Broken]:
 def spoken(ids: np.ndarray, vocab: Vocab) -> tuple[str, list[np.ndarray]]:
     """An answer i32[n] as it stands in later prompts: (its message for conversation.tokenize, the codes i32[R C] of its images).
 
-    Broken images, and special tokens outside of images, are left out: they would make every later prompt a wrong one.
+    Broken images, special tokens outside of images, and NUL letters are left out: they would make every later prompt a wrong one.
     """
     message, grids = "", []
     for part, is_image, ended in _parts(ids, vocab):
         if not is_image:
-            message += literal(vocab.decode(part[~np.isin(part, vocab.special_ids)]))
+            message += literal(vocab.decode(part[~np.isin(part, vocab.special_ids)]).replace("\0", ""))
         elif isinstance(codes := _image(part, ended, vocab), np.ndarray):
             message += IMAGE_SYMBOL
             grids.append(codes)

@@ -21,8 +21,8 @@ from lumina_jax.conversation import (
     task_prompt,
     tokenize,
 )
-from lumina_jax.errors import InputError
-from lumina_jax.layout import CODES_PER_UNIT, best_crop, check_paints, crop_sizes, grid_tokens
+from lumina_jax.errors import InputError, prefixed_errors
+from lumina_jax.layout import CODES_PER_UNIT, best_crop, check_paints, crop_sizes, encode_grid, grid_tokens
 from lumina_jax.model.image_tokenizer import ImageTokenizer, encode_image
 from lumina_jax.numbers import pixel_size
 from lumina_jax.pictures.pixels import centre_square, crop, to_chameleon_pixels, to_pixels, whiten
@@ -146,19 +146,13 @@ class PromptBuilder:
         """Asks for one of conversation.TASKS other than "generate", about ``images``."""
         if task == "chat":
             return self.message(text, images, cfg)
-        if task == "text" and images:
-            raise InputError("the task 'text' is about words alone, without a picture; ask about one with 'question'")
-        if task in TASKS and task != "text" and not images:
-            raise InputError(f"the task {task!r} is about a picture; give it one")
-        if task not in ("edit", "question") and len(images) > 1:
-            raise InputError(f"the task {task!r} is about one picture, not {len(images)}")
+        request = task_request(task, text, len(images))
         if task in PAINTED:
             check_paints(self.vocab)
-        turn = (task_prompt(task, text, len(images)), None)
         cropped = [self.cropped(image) for image in images]
         grids = [self.codes(image) for image in cropped]
         size = cropped[-1].size if task in PAINTED else None
-        return replace(self._prompt(text or task, [turn], grids, size, cfg), task=task)
+        return replace(self._prompt(text or task, [(request, None)], grids, size, cfg), task=task)
 
     def message(self, text: str, images: Sequence[Image.Image], cfg: SampleConfig) -> Prompt:
         """A message as it is; its pictures replace the ``<|image|>`` in it, or stand before it when there is none."""
@@ -213,6 +207,9 @@ class PromptBuilder:
         for file, grid, is_answer in zip(files, codes, in_answers(turns, len(files)), strict=True):
             image = open_image(folder / file)
             pictures.append(self.shown(image, is_answer) if grid is None else DialogPicture(whiten(image), grid))
+            if grid is not None:
+                with prefixed_errors(f"the codes of {file}"):
+                    encode_grid(grid, self.vocab)
             if grid is not None and image.size != (
                 painted := tuple(self.vq.stride * side for side in grid.shape[::-1])
             ):
@@ -331,6 +328,20 @@ class PromptBuilder:
                 f"{self.longest:,}: {cure}",
                 cause="a prompt too long",
             )
+
+
+def task_request(task: str, text: str, images: int) -> str:
+    """The message that asks for one of conversation.TASKS other than "generate" and "chat", about so many ``images``.
+
+    Raises InputError where the task is about more or fewer, and as conversation.task_prompt does.
+    """
+    if task == "text" and images:
+        raise InputError("the task 'text' is about words alone, without a picture; ask about one with 'question'")
+    if task in TASKS and task != "text" and not images:
+        raise InputError(f"the task {task!r} is about a picture; give it one")
+    if task not in ("edit", "question") and images > 1:
+        raise InputError(f"the task {task!r} is about one picture, not {images}")
+    return task_prompt(task, text, images)
 
 
 def _words(text: str) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lumina_jax.errors import ExistingFileError, InputError
+from lumina_jax.errors import ExistingFileError, InputError, UserError
 from lumina_jax.sample.dialog import Dialog, DialogPicture, dialog_record
 from lumina_jax.storage import atomic_write_text
 
@@ -41,7 +41,8 @@ class Transcript:
     def save(self, file: Path) -> None:
         """Writes the dialog alone: as a line to a .jsonl file, or as a page to an .html file.
 
-        Raises InputError for other names, and ExistingFileError for a file that this session has not written.
+        Raises InputError for other names and for one that no file can have, and ExistingFileError for a file that this session has
+        not written.
         """
         if file.suffix not in (".jsonl", ".html"):
             raise InputError(f"{file} ends neither in .jsonl, to go on with, nor in .html, to read; name the file so")
@@ -49,15 +50,22 @@ class Transcript:
             raise InputError("the dialog has no turns yet; there is nothing to save")
         absolute = file.absolute()
         text = _line(self.dialog, self.files, absolute.parent) if file.suffix == ".jsonl" else page(self.dialog)
-        if absolute.exists() and absolute not in self._saved:
+        if os.path.lexists(absolute) and absolute not in self._saved:
             raise ExistingFileError(f"{file} exists already; give another name, or move it away")
-        atomic_write_text(absolute, text)
+        try:
+            atomic_write_text(absolute, text)
+        except UserError:
+            raise
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file} cannot be written: {error}; give another name") from error
         self._saved.add(absolute)
 
 
 def _line(dialog: Dialog, files: Sequence[Path], folder: Path) -> str:
     """A dialog as a line of a file in ``folder``."""
-    names = [os.path.relpath(file, folder) for file in files]
+    # ".." behind a link leads to the parent of where the link points to, so that links are followed first.
+    home = os.path.realpath(folder)
+    names = [os.path.relpath(os.path.join(os.path.realpath(file.parent), file.name), home) for file in files]
     return json.dumps(dialog_record(dialog, names), ensure_ascii=False) + "\n"
 
 

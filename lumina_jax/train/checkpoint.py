@@ -130,7 +130,9 @@ class Saver:
         others = ", ".join(f"{name} ({old[name]} there, {new[name]} here)" for name in new if old[name] != new[name])
         cure = "give this run its own out=FOLDER, or delete that folder to start again"
         if others:
-            raise InputError(f"{self._folder} holds a run with another {others}; {cure}")
+            raise InputError(
+                f"{self._folder} holds a run with another {others}; give the values there to go on with it, or {cure}"
+            )
         before, now = saved.optim, self._cfg.optim
         if done > now.steps:
             raise InputError(

@@ -79,6 +79,19 @@ def test_a_lumina_is_known_by_its_name_or_its_target_size(folder, tmp_path):
         found(folder, "", 512)
 
 
+def test_a_fine_tune_of_chameleon_is_none_by_the_name_of_its_start(folder, tmp_path):
+    mine = shutil.copytree(folder, tmp_path / "mine", ignore=shutil.ignore_patterns("processor*"))
+    settings = json.loads((mine / "config.json").read_text())
+    (mine / "config.json").write_text(json.dumps(settings | {"_name_or_path": "Alpha-VLLM/Chameleon_7B_mGPT"}))
+    assert found(mine) == ("", "") and found(mine, "", 512) == ("lumina", "")
+
+
+def test_an_option_says_what_it_contradicts(folder):
+    layout, line = found(folder, "lumina")
+    assert layout == "lumina" and line.endswith("lumina that was given takes the place of chameleon, whose name it has")
+    assert found(folder, "chameleon") == ("chameleon", "")
+
+
 def test_an_import_and_an_export_record_it(tmp_path):
     convert(write_meta(tmp_path / "any", Sizes(shards=1)), tmp_path / "a", Target("ours"), show=False)
     assert found(tmp_path / "a") == ("chameleon", "")

@@ -164,6 +164,10 @@ def test_a_name_is_found_in_hugging_face_s_cache_behind_links_and_in_config_json
     for name in ("Alpha-VLLM/Lumina-mGPT-7B-1024", "/ckpts/7B-1024/"):
         edit(unknown, _name_or_path=name)
         assert target_size(unknown) == 1024
+    assert (
+        "which its config.json names: as itself, or as the model that it was tuned from"
+        in target_size_of(open_source(unknown)).line
+    )
 
 
 def test_a_size_that_is_unknown_is_refused_before_weights_are_loaded(unknown, monkeypatch, capsys, tmp_path):

@@ -138,6 +138,20 @@ def test_what_is_kept_is_read_again_as_a_dialog_and_as_training_data(folder):
     assert html.count("<img") == 2 and "&lt;|image|&gt;" in html and "<b>" not in html and SEAM not in html
 
 
+def test_a_line_saved_behind_a_link_finds_its_pictures(folder):
+    (folder / "far/away").mkdir(parents=True)
+    (folder / "link").symlink_to("far/away")
+    transcript = Transcript(folder)
+    transcript.keep(
+        Dialog((("w1", "<|image|>"),), (DialogPicture(Image.new("RGB", (32, 32)), np.zeros((2, 2), int)),)),
+        [folder / "small.png"],
+    )
+    transcript.save(folder / "link/a.jsonl")
+    record = json.loads((folder / "link/a.jsonl").read_text())
+    assert (folder / "link" / record["image"][0]).samefile(folder / "small.png")
+    assert BUILDER.dialog(record, folder / "link").turns == (("w1", "<|image|>"),)
+
+
 def test_only_what_a_session_wrote_is_written_over(tmp_path):
     transcript = Transcript(tmp_path)
     with pytest.raises(ValueError, match="no turns yet"):

@@ -62,6 +62,11 @@ def test_broken_images_say_why_and_other_images_are_read():
     assert text(ids, VOCAB) == "<|image|>w0"
 
 
+def test_an_answer_with_a_nul_does_not_end_its_dialog(monkeypatch):
+    monkeypatch.setattr(Vocab, "decode", lambda self, ids: "a\0b")
+    assert spoken(np.array([20]), VOCAB) == ("ab", [])
+
+
 @on_goldens("packing")
 def test_text_equals_the_originals(goldens):
     vocab = Vocab.load(goldens / "tokenizer" / "hf_tokenizer")

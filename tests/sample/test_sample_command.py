@@ -85,6 +85,24 @@ def test_when_no_prompt_can_be_used_nothing_is_begun(sample, tmp_path):
     assert sample("--prompts", "p.txt")[::2] == (2, "run.py sample: p.txt holds no prompt; write one a line\n")
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--task detect --image a.png", "takes a text, not ''"),
+        ("--task depth --image a.png --prompt w1", "takes no text, not 'w1'"),
+        ("--task describe --image a.png --image a.png --image b.png", "not a picture that can be read"),
+        ("--task detect --image a.png --image a.png --prompt w1", "about one picture, not 2"),
+        ("--task question --prompt w1", "about a picture; give it one"),
+        ("--task text --image a.png --prompt w1", "about words alone"),
+    ],
+)
+def test_a_task_without_what_it_needs_is_refused_before_weights_are_loaded(words, message, sample, monkeypatch):
+    monkeypatch.setattr(room, "load_for_sampling", None)
+    Image.new("RGB", (64, 64)).save("a.png")
+    code, _, err = sample(*words.split())
+    assert code == 2 and message in err and "Traceback" not in err
+
+
 def test_results_are_never_overwritten(sample, tmp_path):
     paint = ("--size", "32x32", "--prompt")
     assert sample(*paint, "w1", "--out", "o")[0] == 0
@@ -255,6 +273,34 @@ def test_a_dialog_has_commands_and_messages_of_several_lines(dialog, tmp_path):
     code, out, err = dialog(["w8"], "--history", "talk.jsonl", "--out", "p")
     assert (code, out) == (0, "w3\n") and "a dialog of 4 turns goes on" in err
     assert "../o/turn0-0.png" in json.loads((tmp_path / "p/transcript.jsonl").read_text())["image"]
+
+
+def test_a_dialog_goes_on_after_names_that_no_file_has(dialog, tmp_path):
+    refused = [
+        "/load ~no-such-user/a.jsonl",
+        "/load a\0.jsonl",
+        "@~no-such-user/a.png w2",
+        "/save a\0.jsonl",
+        "/save /dev/null/a.html",
+    ]
+    refused += [f"/save {'a' * 300}.jsonl", "/save gone.jsonl"]
+    (tmp_path / "gone.jsonl").symlink_to("nowhere")
+    code, out, err = dialog(["w1", *refused, "w3"])
+    assert (code, out) == (0, "w3\nw3\n") and err.count("; the dialog goes on") == len(refused)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gone.jsonl", "o"]
+    code, _, err = dialog([], "--history", "~no-such-user/a.jsonl", "--out", "p")
+    assert code == 2 and "no such file" in err
+
+
+def test_codes_of_another_model_are_refused_when_they_are_loaded(dialog, tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<|image|> w1"}, {"from": "gpt", "value": "w2"}]
+    record = {"conversations": turns, "image": "a.png", "images": None, "codes": [[[4321] * 4] * 4]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    (tmp_path / "b.jsonl").write_text(json.dumps(record | {"codes": None}))
+    code, out, err = dialog(["/load a.jsonl", "w1", "/load b.jsonl", "w3"])
+    assert (code, out) == (0, "w3\nw3\n")
+    assert "a.jsonl, line 1: the codes of a.png: image codes from 4321 to 4321" in err and "1 turns goes on" in err
 
 
 @pytest.mark.parametrize(

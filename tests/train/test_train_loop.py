@@ -140,9 +140,13 @@ def test_a_run_that_is_given_more_steps_ends_as_one_that_had_them_from_the_start
             r"holds 7 steps of a run of optim\.steps=7; in one of 9 the learning rate of step 4 is another",
         ),
         (replace(OPTIM, steps=6), r"holds a run of 7 steps, more than optim\.steps=6"),
+        (
+            replace(OPTIM, loss_weight="tokens"),
+            r"another optim\.loss_weight \(rows there, tokens here\); give the values there to go on with it, or",
+        ),
     ],
 )
-def test_other_steps_are_refused_where_they_change_what_was_done(reference, optim, message):
+def test_settings_that_change_what_was_done_are_refused(reference, optim, message):
     with pytest.raises(ValueError, match=message):
         finish(replace(reference[0], optim=optim))
 
