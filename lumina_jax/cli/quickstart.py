@@ -56,7 +56,7 @@ def _quickstart(options: Namespace) -> None:
     stages = [load_experiment(str(REPOSITORY / f"configs/toy_stage{n}.py"), []) for n in (1, 2, 3)]
     say(quickstart(stages, Path(options.out), options.minutes))
     if options.omni:
-        names = ("toy_omni_first", "toy_omni", "toy_omni_dialogs", "toy_omni_questions")
+        names = ("toy_omni_first", "toy_omni", "toy_omni_dialogs", "toy_omni_questions", "toy_omni_weak")
         parts = [load_experiment(str(REPOSITORY / f"configs/{name}.py"), []) for name in names]
         say(omni_quickstart(parts, Path(options.out), options.omni))
 

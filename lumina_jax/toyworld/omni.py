@@ -19,41 +19,42 @@ from lumina_jax.toyworld.source import EVALUATION, STAGES, ToySource, WorldSourc
 from lumina_jax.toyworld.views import VIEWS
 
 WEIGHTS: dict[str, tuple[float, ...]] = {
-    "generate": (2.0, 1.0, 1.0, 1.0),
-    **dict.fromkeys(VIEWS, (1.0, 0.5, 0.5, 0.5)),
-    "depth": (1.0, 1.5, 1.5, 1.5),
-    "pose": (1.5, 0.5, 0.75, 0.75),
-    "detect": (2.0, 4.0, 3.5, 3.5),
-    **{f"{view}_to_image": (1.0, 0.5, 0.5, 0.5) for view in VIEWS},
-    "pose_to_image": (2.0, 1.0, 1.0, 1.0),
-    **dict.fromkeys(edits.KINDS, (1.5, 1.0, 1.0, 1.0)),
-    "remove": (1.5, 1.5, 1.0, 1.0),
-    "move": (1.5, 3.5, 3.0, 3.0),
-    "edits": (2.0, 3.0, 2.0, 2.0),
-    "describe": (3.0, 5.0, 4.0, 3.0),
-    "question": (2.0, 3.0, 4.0, 10.0),
-    "compare": (1.0, 1.0, 6.0, 16.0),
-    "text": (4.0, 5.0, 1.0, 0.5),
-    REFINE: (0.5, 0.25, 0.25, 0.25),
-    "dialog": (5.0, 8.0, 9.0, 9.0),
-    "chain": (2.0, 4.0, 4.0, 3.0),
-    "paint_edit": (0.0, 0.0, 3.0, 3.0),
-    "paint_edits": (0.0, 0.0, 2.0, 2.0),
-    "paint_ask": (0.0, 0.0, 4.0, 4.0),
-    "paint_show_ask": (0.0, 0.0, 4.0, 4.0),
-    "texts": (0.0, 0.0, 3.0, 1.5),
-    "describe_ask_text": (0.0, 0.0, 2.0, 2.0),
-    "ask_paint": (0.0, 0.0, 1.0, 1.0),
-    "talk": (0.0, 0.0, 4.0, 4.0),
+    "generate": (2.0, 1.0, 1.0, 1.0, 1.0),
+    **dict.fromkeys(VIEWS, (1.0, 0.5, 0.5, 0.5, 0.75)),
+    "depth": (1.0, 1.5, 1.5, 1.5, 1.5),
+    "pose": (1.5, 0.5, 0.75, 0.75, 1.0),
+    "detect": (2.0, 4.0, 3.5, 3.5, 6.0),
+    **{f"{view}_to_image": (1.0, 0.5, 0.5, 0.5, 0.75) for view in VIEWS},
+    "pose_to_image": (2.0, 1.0, 1.0, 1.0, 1.25),
+    **dict.fromkeys(edits.KINDS, (1.5, 1.0, 1.0, 1.0, 1.75)),
+    "remove": (1.5, 1.5, 1.0, 1.0, 1.25),
+    "move": (1.5, 3.5, 3.0, 3.0, 4.5),
+    "edits": (2.0, 3.0, 2.0, 2.0, 2.0),
+    "describe": (3.0, 5.0, 4.0, 3.0, 7.0),
+    "question": (2.0, 3.0, 4.0, 10.0, 5.0),
+    "compare": (1.0, 1.0, 6.0, 16.0, 16.0),
+    "text": (4.0, 5.0, 1.0, 0.5, 0.5),
+    REFINE: (0.5, 0.25, 0.25, 0.25, 0.25),
+    "dialog": (5.0, 8.0, 9.0, 9.0, 10.0),
+    "chain": (2.0, 4.0, 4.0, 3.0, 3.0),
+    "paint_edit": (0.0, 0.0, 3.0, 3.0, 2.0),
+    "paint_edits": (0.0, 0.0, 2.0, 2.0, 2.0),
+    "paint_ask": (0.0, 0.0, 4.0, 4.0, 3.0),
+    "paint_show_ask": (0.0, 0.0, 4.0, 4.0, 4.0),
+    "texts": (0.0, 0.0, 3.0, 1.5, 1.5),
+    "describe_ask_text": (0.0, 0.0, 2.0, 2.0, 2.0),
+    "ask_paint": (0.0, 0.0, 1.0, 1.0, 1.0),
+    "talk": (0.0, 0.0, 4.0, 4.0, 3.0),
 }
-"""All tasks with their relative frequencies in the four parts of training.
+"""All tasks with their relative frequencies in the five parts of training.
 
 Dialogs are frequent because a text answer is a few tokens and a picture dozens: several questions about one picture teach
 several times as much per token as single ones. In the second part tasks that are slow to learn come more often; in the third
-come scripts, dialogs that go from one task to another, and more comparisons; in the fourth more of those and of single questions.
+come scripts, dialogs that go from one task to another, and more comparisons; in the fourth more of those and of single
+questions; in the fifth more of what was weakest behind the fourth.
 """
-MIX, SLOW_MIX, SCRIPT_MIX, QUESTION_MIX = (
-    {task: weights[lesson] for task, weights in WEIGHTS.items()} for lesson in range(4)
+MIX, SLOW_MIX, SCRIPT_MIX, QUESTION_MIX, WEAK_MIX = (
+    {task: weights[lesson] for task, weights in WEIGHTS.items()} for lesson in range(5)
 )
 
 
@@ -78,6 +79,7 @@ LESSONS = {
     "omni_slow": Lesson(SLOW_MIX, (12, 1, 1)),
     "omni_scripts": Lesson(SCRIPT_MIX, (12, 1, 1)),
     "omni_questions": Lesson(QUESTION_MIX, (12, 1, 1)),
+    "omni_weak": Lesson(WEAK_MIX, (12, 1, 1)),
 }
 
 QUESTIONS = 5

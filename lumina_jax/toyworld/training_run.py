@@ -28,6 +28,7 @@ FOLDERS = {
     "tasks3": ("omni_scripts", 160_000, 8),
     "paint3": ("toy", 40_000, 9),
     "tasks4": ("omni_questions", 50_000, 10),
+    "tasks5": ("omni_weak", 64_000, 11),
 }
 """Token folder -> (kind of :func:`training_source`, records at the reference budget, seed)."""
 

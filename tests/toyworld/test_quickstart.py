@@ -12,7 +12,7 @@ from lumina_jax.toyworld import training_run
 from lumina_jax.toyworld.quickstart import omni_quickstart, quickstart
 from lumina_jax.train.checkpoint import newest, read_experiment
 
-OMNI = ("omni_first", "omni", "omni_dialogs", "omni_questions")
+OMNI = ("omni_first", "omni", "omni_dialogs", "omni_questions", "omni_weak")
 
 
 @pytest.fixture(scope="module")
