@@ -10,7 +10,7 @@ from lumina_jax.cli.models import load_for_sampling, model_arguments
 from lumina_jax.errors import ExistingFileError, InputError
 from lumina_jax.numbers import real_number, shown
 
-OMNI_MINUTES = 90
+OMNI_MINUTES = 100
 
 
 def add_quickstart(verbs: _SubParsersAction) -> None:

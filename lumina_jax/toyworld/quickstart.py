@@ -28,7 +28,7 @@ from lumina_jax.train.grow_vocabulary import write_start_checkpoint
 from lumina_jax.train.metrics import read_metrics
 from lumina_jax.vocab import Vocab
 
-REFERENCE_MINUTES, OMNI_REFERENCE_MINUTES = 12, 90
+REFERENCE_MINUTES, OMNI_REFERENCE_MINUTES = 12, 100
 """The budgets for which the step counts of the configs and the records of training_run.FOLDERS are chosen."""
 
 REPORT, SHEET = "report.html", "tasks.html"
