@@ -447,7 +447,7 @@ def test_a_busy_process_ends_without_delay(busy, presses, line, tmp_path):
         (["compile", "configs/toy_stage1.py", "--topology", "v5p:4x4x4"], "loading JAX"),
         (["convert", "import", "assets/toy", "OUT"], "loading JAX"),
         (["convert", "inspect", "OUT"], "reading OUT"),
-        (["convert", "verify", "OUT", "assets/gone"], "comparing OUT and assets/gone"),
+        (["convert", "verify", "OUT", "assets/gone"], "loading the converter"),
         (["data", "inspect", "OUT"], "loading OUT"),
         (["data", "export", "--source", "toy:9", "--out", "OUT"], "loading toy:9"),
         (["data", "prepare", "--source", "toy:9", "--name", "n", "--out", "OUT"], "loading toy:9"),

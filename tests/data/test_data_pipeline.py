@@ -160,7 +160,7 @@ def test_wrong_uses_fail_at_the_call(path, tmp_path):
     with pytest.raises(FileNotFoundError, match="pretokenize"):
         batches(path / "none", CONFIG, VOCAB, SEED)
     with pytest.raises(ValueError, match=r"data.weights=\(1, 2\) must be positive, one for each folder"):
-        batches(path, TWO, VOCAB, SEED)
+        batches(f"{path},{path},{path}", TWO, VOCAB, SEED)
     pretokenize(NoiseSource(4), tiny_vq(1), VOCAB, tmp_path, CONFIG, 0, sizes=SIZES, progress=False)
     with pytest.raises(ValueError, match=r"VQ model .* but .* with .*; pretokenize one of them again"):
         batches(f"{path},{tmp_path}", CONFIG, VOCAB, SEED)
