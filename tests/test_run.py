@@ -17,7 +17,19 @@ from lumina_jax.errors import UserError
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(str(path) for path in (REPO / "configs").glob("[a-z]*.py") if path.stem != "pods")
-VERBS = ("quickstart", "pretokenize", "grow", "train", "data", "compile", "sample", "convert", "refine", "evaluate")
+VERBS = (
+    "quickstart",
+    "pretokenize",
+    "grow",
+    "train",
+    "data",
+    "compile",
+    "sample",
+    "convert",
+    "refine",
+    "evaluate",
+    "study",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ SEEDS = 8
 
 
 def add_study(verbs: _SubParsersAction) -> None:
-    study = verbs.add_parser("study", help="sheets of pictures over settings, seeds, and prompts for written words")
+    study = verbs.add_parser("study", help="the paper's studies: sheets over settings, seeds, words")
     what = study.add_subparsers(dest="action", required=True, metavar="WHAT")
 
     settings = what.add_parser("settings", help="prompts painted over guidance, top-k and temperature, one at a time")
