@@ -22,7 +22,7 @@ def add_train(verbs: _SubParsersAction) -> None:
 def add_compile(verbs: _SubParsersAction) -> None:
     check = verbs.add_parser("compile", help="what a config needs on a TPU pod and how fast it can be")
     config_arguments(check)
-    check.add_argument("--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16")
+    check.add_argument("--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16, tpu7x:4x4x4")
     check.add_argument(
         "--slices", type=at_least(1), default=1, metavar="N", help="number of slices, joined by the data-center network"
     )

@@ -40,14 +40,14 @@ PROMPT_TOKENS = 128
 """Length of the prompts that sampling is compiled for."""
 
 CHIPS_PER_HOST = 4
-"""Sampling splits a model that training does not split (mesh.tensor=1) over the chips of a host."""
+"""Sampling splits a model that training does not split (mesh.tensor=1) over the devices of these chips."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What one run of a program processes: ``rows`` times ``length`` tokens over all chips.
+    """What one run of a program processes: ``rows`` times ``length`` tokens over all devices.
 
-    The other figures are those of one chip: ``flops`` that the model needs, recomputation left out (training only), and the
+    The other figures are those of one device: ``flops`` that the model needs, recomputation left out (training only), and the
     bytes of ``weights``, ``optimizer`` and ``cache``. ``dtype`` describes the weights, in words.
     """
 
@@ -92,7 +92,7 @@ class Outcome:
 
     @property
     def free_hbm(self) -> float:
-        """Bytes of a chip that stay free; negative when the program does not fit."""
+        """Bytes of a device that stay free; negative when the program does not fit."""
         return self.topology.chip.hbm - self.compilation.needed
 
     @property
@@ -120,7 +120,7 @@ def compile_programs(
 ) -> Iterator[Outcome]:
     """Compiles ``programs`` one after the other; with ``int8`` those of sampling have int8 matrices.
 
-    Raises InputError when mesh, batch or model do not divide over the chips, MissingPackageError without libtpu.
+    Raises InputError when mesh, batch or model do not divide over the devices, MissingPackageError without libtpu.
     """
     devices = topology.devices()
     if "train" in programs:
@@ -138,8 +138,8 @@ def compile_train_step(cfg: Experiment, topology: Topology, devices: list[jax.De
     rows, length = cfg.data.batch, max(cfg.data.buckets)
     with jax.set_mesh(mesh):
         lowered = jitted_step(cfg, mesh).lower(state, batch_shapes((rows, length), mesh))
-    flops = train_flops(cfg, count(state.model), rows, length) / topology.chips
-    work = Workload(rows, length, flops, _bytes_per_chip(state.model), _bytes_per_chip(state.opt))
+    flops = train_flops(cfg, count(state.model), rows, length) / topology.device_count
+    work = Workload(rows, length, flops, _bytes_per_device(state.model), _bytes_per_device(state.opt))
     compilation = _compile(lowered, topology, start)
     costs = program_costs(hlo.parse(compilation.text), topology.chip) if compilation.hbm else None
     return Outcome("train", cfg, topology, dict(mesh.shape), work, compilation, costs)
@@ -150,11 +150,11 @@ def compile_sampling(
 ) -> Iterator[Outcome]:
     """Prefill, and one pass of the decoding loop, in bfloat16 (with ``int8``, the matrices of the blocks in int8).
 
-    The chips form groups that share one model and sample one prompt each. A group has mesh.tensor chips, or, when that is 1, as
-    many chips of a host as divide heads, MLP and vocabulary.
+    The devices form groups that share one model and sample one prompt each. A group has mesh.tensor devices, or, when that is 1,
+    as many devices of a host as divide heads, MLP and vocabulary.
     """
     m = cfg.model
-    host_share = math.gcd(CHIPS_PER_HOST, len(devices), m.kv_heads, m.mlp, m.vocab)
+    host_share = math.gcd(CHIPS_PER_HOST * topology.chip.devices, len(devices), m.kv_heads, m.mlp, m.vocab)
     tensor = cfg.mesh.tensor if cfg.mesh.tensor > 1 else host_share
     mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=tensor), devices)
     start = time.monotonic()
@@ -165,8 +165,8 @@ def compile_sampling(
     settings = replace(cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT_TOKENS - window, 1))
     lowered = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
     rows, dtype = len(prompts) * (2 if cfg.sample.guidance != 1 else 1), "int8 and bfloat16" if int8 else "bfloat16"
-    cache = lowered.cache / topology.chips
-    work = Workload(rows, PROMPT_TOKENS, weights=_bytes_per_chip(model), cache=cache, dtype=dtype)
+    cache = lowered.cache / topology.device_count
+    work = Workload(rows, PROMPT_TOKENS, weights=_bytes_per_device(model), cache=cache, dtype=dtype)
     prefill_costs = functools.partial(program_costs, unbounded_trips=0)
     for name, length, estimate in (("prefill", PROMPT_TOKENS, prefill_costs), ("decode", 1, iteration_costs)):
         if name in programs:
@@ -210,8 +210,8 @@ def requested_bytes(message: str) -> float:
     return float(size) * GIB * 1024.0 ** ("KMGT".index(unit) - 2)
 
 
-def _bytes_per_chip(tree) -> float:
-    """Bytes of a tree of sharded shapes on one chip."""
+def _bytes_per_device(tree) -> float:
+    """Bytes of a tree of sharded shapes on one device."""
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
