@@ -1,6 +1,6 @@
 """Compiles an experiment's programs for a topology without its chips, and estimates their costs; no array is ever allocated.
 
-The programs are those that :mod:`lumina_jax.train.step` and :mod:`lumina_jax.sample.decode` run.
+The programs are those that :mod:`lumina_jax.train.step` and :mod:`lumina_jax.sample.decode` run, with their compiler options.
 """
 
 import functools
@@ -26,7 +26,6 @@ from lumina_jax.model.params import count
 from lumina_jax.pods import hlo
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.executable import Costs, HbmUsage, hbm_usage, iteration_costs, program_costs
-from lumina_jax.pods.flags import compiler_options
 from lumina_jax.pods.topology import Topology
 from lumina_jax.sample import decode
 from lumina_jax.sample.loop import KNOWN
@@ -140,7 +139,7 @@ def compile_train_step(cfg: Experiment, topology: Topology, devices: list[jax.De
         lowered = jitted_step(cfg, mesh).lower(state, batch_shapes((rows, length), mesh))
     flops = train_flops(cfg, count(state.model), rows, length) / topology.chips
     work = Workload(rows, length, flops, _bytes_per_chip(state.model), _bytes_per_chip(state.opt))
-    compilation = _compile(lowered, topology, start)
+    compilation = _compile(lowered, start)
     costs = program_costs(hlo.parse(compilation.text), topology.chip) if compilation.hbm else None
     return Outcome("train", cfg, topology, dict(mesh.shape), work, compilation, costs)
 
@@ -170,7 +169,7 @@ def compile_sampling(
     prefill_costs = functools.partial(program_costs, unbounded_trips=0)
     for name, length, estimate in (("prefill", PROMPT_TOKENS, prefill_costs), ("decode", 1, iteration_costs)):
         if name in programs:
-            compilation = _compile(getattr(lowered, name), topology, start)
+            compilation = _compile(getattr(lowered, name), start)
             costs = estimate(hlo.parse(compilation.text), topology.chip) if compilation.hbm else None
             yield Outcome(name, cfg, topology, dict(mesh.shape), replace(work, length=length), compilation, costs)
         start = time.monotonic()
@@ -189,10 +188,10 @@ def train_flops(cfg: Experiment, weights: int, rows: int, length: int) -> float:
     return rows * (6 * (weights - m.vocab * m.width) * length + attention)
 
 
-def _compile(lowered: jax.stages.Lowered, topology: Topology, start: float) -> Compilation:
+def _compile(lowered: jax.stages.Lowered, start: float) -> Compilation:
     """Compiles; a program that does not fit is a result, any other error of the compiler is raised."""
     try:
-        compiled = lowered.compile(compiler_options=compiler_options(topology.chip))
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from lumina_jax.errors import StorageError
+from lumina_jax.model.tpu import OPTIONS
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import Outcome
-from lumina_jax.pods.flags import libtpu_init_args
 from lumina_jax.storage import claim
 
 WIDTH = 110
@@ -154,7 +154,7 @@ def record(outcome: Outcome) -> dict:
             "capacity": _short(o.topology.chip.hbm / GIB),
         },
         "compile_seconds": round(compilation.seconds, 1),
-        "libtpu_init_args": libtpu_init_args(o.topology.chip),
+        "compiler_options": OPTIONS[o.topology.chip.name],
         "verdict": verdict(o),
     }
     if costs is None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lumina_jax.pods.chips import CHIPS, GIB
-from lumina_jax.pods.flags import compiler_options, libtpu_init_args
+from lumina_jax.model.tpu import OPTIONS
+from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.topology import SHAPES_2D, SHAPES_3D, parse
 
 REPO = Path(__file__).resolve().parents[2]
@@ -54,12 +54,6 @@ def test_slices_are_whole_hosts_and_cubes():
     assert all(all(side % 4 == 0 for side in shape) for shape in SHAPES_3D if min(shape) >= 4)
 
 
-def test_a_run_on_a_pod_gets_the_options_of_a_compilation_without_it():
-    for chip in CHIPS.values():
-        flags = dict(flag.removeprefix("--").split("=") for flag in libtpu_init_args(chip).split())
-        assert flags == compiler_options(chip)
-
-
 @pytest.mark.parametrize("text", ["v4:2x2x1", "v5e:2x2", "v5p:4x4x4", "v6e:2x4"])
 def test_one_chip_is_one_device_with_the_memory_of_the_table(text, tpu_compiler):
     import jax
@@ -72,7 +66,7 @@ def test_one_chip_is_one_device_with_the_memory_of_the_table(text, tpu_compiler)
     sharding = jax.sharding.SingleDeviceSharding(devices[0])
     huge = jax.ShapeDtypeStruct((GIB * 64,), jnp.int32, sharding=sharding)
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"{topology.chip.hbm / GIB:.2f}G"):
-        jax.jit(lambda x: x * 2).lower(huge).compile(compiler_options=compiler_options(topology.chip))
+        jax.jit(lambda x: x * 2).lower(huge).compile(compiler_options=OPTIONS[topology.chip.name])
 
 
 def test_without_libtpu_the_error_says_how_to_install_it():
