@@ -39,8 +39,9 @@ NO_CONTINUATION = {
     "xla_tpu_enable_async_collective_fusion": "false",
 }
 SPARSECORE = {
-    # The SparseCores run collectives while the TensorCore computes: gathers over one axis of the torus, and reductions.
+    # The SparseCores run collectives while the TensorCore computes: gathers over one axis of the torus or two, and reductions.
     "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": "true",
     "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
     "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
 }
