@@ -4,11 +4,12 @@ The programs are those that :mod:`lumina_jax.train.step` and :mod:`lumina_jax.sa
 """
 
 import functools
+import importlib.metadata
 import math
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -70,13 +71,15 @@ class Compilation:
     """The result of compiling one program.
 
     ``seconds`` include tracing. ``hbm`` is None when the program does not fit; ``text`` is then the compiler's message instead of
-    the HLO. ``needed`` is the HBM in bytes that the program takes, or asked for in vain.
+    the HLO. ``needed`` is the HBM in bytes that the program takes, or asked for in vain. ``versions`` are those of the packages
+    that compiled it.
     """
 
     seconds: float
     text: str
     hbm: HbmUsage | None
     needed: float
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -204,9 +207,14 @@ def _compile(lowered: jax.stages.Lowered, start: float) -> Compilation:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Compilation(time.monotonic() - start, str(error), None, requested_bytes(str(error)))
+        return Compilation(time.monotonic() - start, str(error), None, requested_bytes(str(error)), versions())
     seconds, hbm = time.monotonic() - start, hbm_usage(compiled)
-    return Compilation(seconds, compiled.as_text(), hbm, hbm.total)
+    return Compilation(seconds, compiled.as_text(), hbm, hbm.total, versions())
+
+
+def versions() -> dict[str, str]:
+    """The versions of jax and of the TPU compiler that programs are compiled with here."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
 
 
 def requested_bytes(message: str) -> float:

@@ -18,6 +18,9 @@ HEAD_DIM = 128
 MATMULS = {"fwd": 2, "fused": 5, "dkv": 4, "dq": 3}
 """Pass -> matrix products (query block x key block x head size) per grid step; "fused" computes dkv and dq in one kernel."""
 
+LIBTPU = "0.0.48.1"
+"""The compiler that BUNDLES are read off."""
+
 BUNDLES = {
     "v5e": {"fwd": {640: 3109}, "fused": {640: 4285}, "dkv": {640: 3555}, "dq": {640: 2727}},
     "v5p": {

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from lumina_jax.errors import StorageError
 from lumina_jax.model.tpu import OPTIONS
+from lumina_jax.pods import kernels
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import Outcome
 from lumina_jax.pods.costs import Transfers
@@ -39,7 +40,7 @@ def outcome_table(o: Outcome) -> Table:
     mesh = ", ".join(f"{axis} {size}" for axis, size in o.mesh.items() if size > 1) or one
     title = f"{o.experiment.name}: {o.program} on {o.topology} ({slice_size(o.topology)}, {o.topology.cloud})"
     size = f"{o.work.rows:,} rows of {o.work.length:,} tokens"
-    caption = f"mesh {mesh}; {size}; compiled in {o.compilation.seconds:.0f} s"
+    caption = f"mesh {mesh}; {size}; compiled in {o.compilation.seconds:.0f} s{_compiler(o)}"
     table = Table(title=title, caption=caption, box=box.SIMPLE, title_justify="left", caption_justify="left")
     table.add_column(one)
     table.add_column("", justify="right")
@@ -57,6 +58,15 @@ def slice_size(topology: Topology) -> str:
     """ "64 chips", and where these are not the devices, "64 chips, 128 devices"."""
     chips = f"{topology.chips} chip{'s' * (topology.chips > 1)}"
     return chips if topology.chip.devices == 1 else f"{chips}, {topology.device_count} devices"
+
+
+def _compiler(o: Outcome) -> str:
+    """Which packages compiled, and with which the kernels' prices were measured if that was another compiler."""
+    versions = o.compilation.versions
+    words = "".join(f", {name} {version}" for name, version in versions.items()).replace(",", " by", 1)
+    if o.costs and o.costs.seconds("kernels") and versions.get("libtpu") != kernels.LIBTPU:
+        words += f"; kernels priced by the bundles of libtpu {kernels.LIBTPU}"
+    return words
 
 
 def _memory_rows(o: Outcome) -> list[tuple[str, float, str]]:
@@ -168,6 +178,7 @@ def record(outcome: Outcome) -> dict:
             "capacity": _short(o.topology.chip.hbm / GIB),
         },
         "compile_seconds": round(compilation.seconds, 1),
+        "versions": compilation.versions | {"kernels": f"libtpu {kernels.LIBTPU}"},
         "compiler_options": OPTIONS[o.topology.chip.name],
         "verdict": verdict(o),
     }
@@ -182,13 +193,14 @@ def record(outcome: Outcome) -> dict:
     if o.program == "decode":
         fields["seconds"]["bound"] = _short(o.decode_bound)
     fields["collectives"] = {
-        category: {name: _transfers(t) for name, t in costs.transfers(category).items()}
+        category: {name: transfer_figures(t) for name, t in costs.transfers(category).items()}
         for category in ("sync", "async", "dcn")
     }
     return fields
 
 
-def _transfers(t: Transfers) -> dict[str, float]:
+def transfer_figures(t: Transfers) -> dict[str, float]:
+    """The figures of all collectives of one kind as plain JSON values."""
     figures = {"gb": t.bytes / 1e9, "seconds": t.seconds, "waited": t.waited, "links": t.links}
     return {"times": t.times} | {name: _short(value) for name, value in figures.items()}
 
