@@ -19,8 +19,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from lumina_jax.model.tpu import OPTIONS
 from lumina_jax.pods.chips import CHIPS
-from lumina_jax.pods.flags import compiler_options
 from lumina_jax.pods.topology import environment, parse
 
 ROWS, HEADS, HEAD_DIM = 2, 8, 128
@@ -72,7 +72,7 @@ def compile_alone(kernel: str, chip: str, block: int) -> None:
     arguments = [jax.ShapeDtypeStruct(dims, dtype, sharding=sharding) for dims, dtype in shapes]
     numbers = [n for n, (_, dtype) in enumerate(shapes) if dtype != "int32"]
     gradient = jax.grad(lambda *xs: function(*xs).astype(jnp.float32).sum(), numbers)
-    vmem = {name: value for name, value in compiler_options(CHIPS[chip]).items() if "scoped_vmem" in name}
+    vmem = {name: value for name, value in OPTIONS[chip].items() if "scoped_vmem" in name}
     jax.jit(gradient).lower(*arguments).compile(compiler_options=vmem)
 
 
