@@ -40,7 +40,7 @@ NOT_FASTER = {
     "int8": ("TPU v2", "TPU v3", "TPU v4", "TPU7x"),
     "fp8": ("TPU v2", "TPU v3", "TPU v4", "TPU v5", "TPU v6"),
 }
-"""Kind of codes -> how the device_kind begins of the TPUs that multiply them no faster than bfloat16; TPU7x (Ironwood) has fp8 alone."""
+"""Kind of codes -> how the device_kind begins of the TPUs that multiply them no faster than bfloat16. TPU7x is Ironwood."""
 
 
 def check_quant(kind: str, device_kind: str) -> None:
