@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from lumina_jax.config import SampleConfig
 from lumina_jax.errors import NotFiniteError
 from lumina_jax.model.attention import KVCache
-from lumina_jax.model.backend import backend
+from lumina_jax.model.backend import DeviceJit, backend
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample.drafters import DRAFTERS
 from lumina_jax.sample.guidance import DynamicConfig, Scores, code_ids, columns, draw, scores
@@ -36,7 +36,7 @@ NO_LIMIT = np.int32(np.iinfo(np.int32).max)
 OVERFLOW = "the model's logits are not finite although its weights are; they overflow: compute in a wider dtype"
 
 
-@jax.jit
+@DeviceJit
 def one_by_one(ctx: Context, state: State, plan: jax.Array) -> tuple[jax.Array, Scores]:
     """The definition of sampling: N times the model is fed the last token of each row, and the next is drawn from its scores.
 
@@ -139,7 +139,7 @@ def program_key(request: Request, cfg: SampleConfig) -> ProgramKey:
     return ProgramKey(slots, cfg.guidance != 1, cfg.parallel, window)
 
 
-@functools.partial(jax.jit, static_argnames=("copies", "vocab", "program"))
+@functools.partial(DeviceJit, static_argnames=("copies", "vocab", "program"))
 def prefill(
     model: Chameleon, request: Request, *, copies: int, vocab: Vocab, program: ProgramKey
 ) -> tuple[State, jax.Array]:
@@ -174,7 +174,7 @@ def prefill(
     return state, constrain(head, _head_letters(head, axis_size("tensor")))
 
 
-@functools.partial(jax.jit, donate_argnames="state")
+@functools.partial(DeviceJit, donate_argnames="state")
 def decode(ctx: Context, state: State, max_passes: jax.Array, stop_after_rows: jax.Array) -> State:
     """At most ``max_passes`` passes, none after ``stop_after_rows`` rows are done; ``state`` is donated."""
     return run(ctx, state, max_passes, stop_after_rows)
@@ -230,7 +230,7 @@ def lower(
         free_ctx = replace(ctx, model=jax.tree.map(free, model), head=free(head), request=None, config=None)
         free_state = jax.tree.map(free, state)
         shardings = (free_ctx, free_state, None, None)
-        loop = jax.jit(decode.__wrapped__, in_shardings=shardings, out_shardings=free_state, donate_argnums=1)
+        loop = DeviceJit(decode.__wrapped__, in_shardings=shardings, out_shardings=free_state, donate_argnums=1)
         second = loop.lower(ctx, state, NO_LIMIT, np.int32(len(request.ids)))
     return LoweredSampler(first, second, sum(x.size * x.dtype.itemsize for x in (state.cache.keys, state.cache.values)))
 

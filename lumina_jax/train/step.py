@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment
-from lumina_jax.model.backend import backend
+from lumina_jax.model.backend import step_options
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.quant import check_quant
 from lumina_jax.sharding import STORE, ZERO, constrain, constrain_weights, shardings
@@ -129,8 +129,7 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
         return TrainState(state.step + 1, model, opt, state.key), metrics
 
     out_shardings = (state_shardings(cfg, mesh), None)
-    options = backend(mesh).single_device_options if mesh.size == 1 else None
-    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=step_options(mesh))
 
 
 def _accumulate(gradient: Gradient, model: Chameleon, rows: Rows, key: jax.Array, count: int):
