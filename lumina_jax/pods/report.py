@@ -216,7 +216,7 @@ def output_folder(path: str) -> Path:
 
 def save(outcome: Outcome, folder: Path) -> list[Path]:
     """Writes the table (.txt), the record (.json) and, if it fits, the compiled program (.hlo.gz) into ``folder``."""
-    program = outcome.program + (".int8" if "int8" in outcome.work.dtype else "")
+    program = outcome.program + "".join(f".{name}" for name in ("int8", "int4") if name in outcome.work.dtype)
     paths = [folder / f"{stem(outcome)}.{program}{suffix}" for suffix in (".txt", ".json", ".hlo.gz")]
     claim(folder, [path.name for path in paths], "run.py compile")
     paths[0].write_text(text(outcome))
