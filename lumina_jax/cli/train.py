@@ -9,7 +9,7 @@ from lumina_jax.cli.arguments import at_least, output_path
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import join, process_arguments
-from lumina_jax.errors import MissingFileError, interrupted
+from lumina_jax.errors import InputError, MissingFileError, interrupted
 
 
 def add_train(verbs: _SubParsersAction) -> None:

@@ -16,6 +16,7 @@ from lumina_jax.model.backend import backend
 from lumina_jax.model.block import REMAT, Attention, Block
 from lumina_jax.model.params import weight
 from lumina_jax.model.parts import Angles, RMSNorm
+from lumina_jax.model.quant import for_quantized_compute
 from lumina_jax.model.splash import LANES, splash_attend
 from lumina_jax.sharding import STORE, all_gather, axis_size, for_compute, per_device, psum
 
@@ -48,25 +49,33 @@ class Chameleon(nnx.Module):
         unroll: int = 1,
         attention: str = "auto",
         dropout_rng: str = "global",
+        quant: str = "none",
+        quant_skip: tuple[int, ...] = (),
     ) -> jax.Array:
         """Token ids i32[B T] -> hidden states [B T D] after the final norm.
 
         ``positions`` i32[B T] default to 0..T-1, ``segments`` i32[B T] to one segment a row. A ``key`` switches residual
-        dropout on. ``remat``, ``unroll``, ``attention`` and ``dropout_rng`` are those of MeshConfig.
+        dropout on, and the stochastic rounding of quantized gradients. The other arguments are those of MeshConfig.
         """
         positions = jnp.arange(inputs.shape[1])[None] if positions is None else positions
         x = self._embed(inputs)
         mix = self._mix(x, positions, segments, attention)
 
-        def run(x: jax.Array, layer: tuple[Block, jax.Array | None]):
-            block, key = layer
-            return for_compute(block)(x, mix, key, dropout_rng)
+        def run(x: jax.Array, layer: tuple[Block, jax.Array | None, jax.Array | None], quant: str):
+            block, key, rounding_key = layer
+            block = for_compute(block) if quant == "none" else for_quantized_compute(block, quant, rounding_key)
+            return block(x, mix, key, dropout_rng)
 
-        if remat != "none":
-            policy = jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
-            run = jax.checkpoint(run, policy=policy, prevent_cse=unroll > 1)
-        keys = None if key is None or self.cfg.dropout == 0 else jax.random.split(key, self.cfg.layers)
-        x, _ = jax.lax.scan(run, x, (self.blocks, keys), unroll=unroll)
+        count = self.cfg.layers
+        keys = None if key is None or self.cfg.dropout == 0 else jax.random.split(key, count)
+        rounding_keys = None if key is None or quant == "none" else jax.random.split(jax.random.fold_in(key, 1), count)
+        for first, end, kind in _spans(count, quant, quant_skip):
+            part = functools.partial(run, quant=kind)
+            if remat != "none":
+                policy = jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
+                part = jax.checkpoint(part, policy=policy, prevent_cse=unroll > 1)
+            layers = jax.tree.map(operator.itemgetter(slice(first, end)), (self.blocks, keys, rounding_keys))
+            x, _ = jax.lax.scan(part, x, layers, unroll=unroll)
         return self.norm(x)
 
     def layers(self, inputs: jax.Array) -> jax.Array:
@@ -168,6 +177,13 @@ class Chameleon(nnx.Module):
     def _embed(self, ids: jax.Array) -> jax.Array:
         stored = P(*(STORE.get(letter) for letter in "VD"))
         return per_device(_look_up, ("BT", stored), "BTD")(ids, self.embedding[...])
+
+
+def _spans(layers: int, quant: str, skip: tuple[int, ...]) -> list[tuple[int, int, str]]:
+    """(first layer, end, its form of products) of each run of layers that are computed alike."""
+    before, behind = skip if quant != "none" and skip else (0, 0)
+    spans = ((0, before, "none"), (before, layers - behind, quant), (layers - behind, layers, "none"))
+    return [span for span in spans if span[0] < span[1]]
 
 
 def _look_up(ids: jax.Array, table: jax.Array) -> jax.Array:

@@ -26,8 +26,10 @@ from lumina_jax.model.int8 import quantized
 from lumina_jax.model.params import count
 from lumina_jax.pods import hlo
 from lumina_jax.pods.chips import GIB
-from lumina_jax.pods.executable import Costs, HbmUsage, hbm_usage, iteration_costs, program_costs
+from lumina_jax.pods.costs import Costs, HbmUsage, hbm_usage
+from lumina_jax.pods.executable import iteration_costs, program_costs
 from lumina_jax.pods.flags import compiler_options
+from lumina_jax.pods.links import Place, places
 from lumina_jax.pods.topology import Topology
 from lumina_jax.sample import decode
 from lumina_jax.sample.loop import KNOWN
@@ -81,7 +83,10 @@ class Compilation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One program compiled for one topology; ``costs`` is None when it does not fit. ``mesh`` maps axis to size."""
+    """One program compiled for one topology; ``costs`` is None when it does not fit. ``mesh`` maps axis to size.
+
+    ``order`` are the places of a slice's devices in the order of the mesh, to which the program's ids refer.
+    """
 
     program: str
     experiment: Experiment
@@ -90,6 +95,7 @@ class Outcome:
     work: Workload
     compilation: Compilation
     costs: Costs | None
+    order: tuple[Place, ...] = ()
 
     @property
     def free_hbm(self) -> float:
@@ -147,8 +153,9 @@ def compile_train_step(cfg: Experiment, topology: Topology, devices: list[jax.De
     flops = train_flops(cfg, count(state.model), rows, length) / topology.chips
     work = Workload(rows, length, flops, _bytes_per_chip(state.model), _bytes_per_chip(state.opt))
     compilation = _compile(lowered, topology, start)
-    costs = program_costs(hlo.parse(compilation.text), topology.chip) if compilation.hbm else None
-    return Outcome("train", cfg, topology, dict(mesh.shape), work, compilation, costs)
+    order = places(mesh.devices.flat)
+    costs = program_costs(hlo.parse(compilation.text), topology, order=order) if compilation.hbm else None
+    return Outcome("train", cfg, topology, dict(mesh.shape), work, compilation, costs, order)
 
 
 def compile_sampling(
@@ -161,8 +168,8 @@ def compile_sampling(
 ) -> Iterator[Outcome]:
     """Prefill, and one pass of the decoding loop, in bfloat16 (the blocks' matrices in ``matrices``).
 
-    The chips form groups that share one model and sample ``pictures`` prompts each. A group has mesh.tensor chips, or, when that is 1, as
-    many chips of a host as divide heads, MLP and vocabulary.
+    The chips form groups that share one model and sample ``pictures`` prompts each. A group has mesh.tensor chips, or, when that is
+    1, as many chips of a host as divide heads, MLP and vocabulary.
     """
     m = cfg.model
     host_share = math.gcd(CHIPS_PER_HOST, len(devices), m.kv_heads, m.mlp, m.vocab)
@@ -183,12 +190,14 @@ def compile_sampling(
     )
     cache = lowered.cache / topology.chips
     work = Workload(rows, PROMPT_TOKENS, weights=_bytes_per_chip(model), cache=cache, dtype=dtype)
-    prefill_costs = functools.partial(program_costs, unbounded_trips=0)
+    prefill_costs, order = functools.partial(program_costs, unbounded_trips=0), places(mesh.devices.flat)
     for name, length, estimate in (("prefill", PROMPT_TOKENS, prefill_costs), ("decode", 1, iteration_costs)):
         if name in programs:
             compilation = _compile(getattr(lowered, name), topology, start)
-            costs = estimate(hlo.parse(compilation.text), topology.chip) if compilation.hbm else None
-            yield Outcome(name, cfg, topology, dict(mesh.shape), replace(work, length=length), compilation, costs)
+            costs = estimate(hlo.parse(compilation.text), topology, order=order) if compilation.hbm else None
+            yield Outcome(
+                name, cfg, topology, dict(mesh.shape), replace(work, length=length), compilation, costs, order
+            )
         start = time.monotonic()
 
 

@@ -14,10 +14,14 @@ from rich.table import Table
 from lumina_jax.errors import StorageError
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import Outcome
+from lumina_jax.pods.costs import Transfers
 from lumina_jax.pods.flags import libtpu_init_args
 from lumina_jax.storage import claim
 
 WIDTH = 110
+PLACES = ".places.json"
+"""The end of the name of the file that says where a saved program's devices lie."""
+
 CATEGORIES = (
     ("mxu", "matrix products"),
     ("memory", "HBM traffic of the rest"),
@@ -85,16 +89,16 @@ def _note(o: Outcome, category: str) -> str:
         return f"{costs.bytes('memory') / 1e9:,.1f} GB"
     if category == "kernels":
         return ", ".join(f"{times} {name}" for name, (times, _) in costs.calls("kernels").items())
-    if category in ("async", "dcn"):
-        covered = 1 - costs.exposed / costs.seconds("async", "dcn")
-        return f"{covered:.0%} hidden"
-    return ""
+    return f"{duration(costs.waited(category))} waited for"
 
 
 def _add_collectives(table: Table, o: Outcome) -> None:
-    for category, note in (("sync", "blocking"), ("async", "hidden"), ("dcn", "over the data-center network")):
-        for name, (times, size) in sorted(o.costs.calls(category).items()):
-            table.add_row(f"{name} x {times}", f"{size / 1e9:,.3f} GB", note)
+    for category, how in (("sync", "blocking"), ("async", "asynchronous"), ("dcn", "over the data-center network")):
+        for name, t in o.costs.transfers(category).items():
+            links = f" on {t.links:.2g} links" * (category != "dcn")
+            hidden = f", {t.hidden:.0%} hidden" * (category != "sync")
+            note = f"{duration(t.seconds)}{links}, {how}{hidden}"
+            table.add_row(f"{name} x {t.times}", f"{t.bytes / 1e9:,.3f} GB", note)
 
 
 def duration(seconds: float) -> str:
@@ -168,10 +172,15 @@ def record(outcome: Outcome) -> dict:
     if o.program == "decode":
         fields["seconds"]["bound"] = _short(o.decode_bound)
     fields["collectives"] = {
-        category: {name: {"times": n, "gb": _short(size / 1e9)} for name, (n, size) in costs.calls(category).items()}
+        category: {name: _transfers(t) for name, t in costs.transfers(category).items()}
         for category in ("sync", "async", "dcn")
     }
     return fields
+
+
+def _transfers(t: Transfers) -> dict[str, float]:
+    figures = {"gb": t.bytes / 1e9, "seconds": t.seconds, "waited": t.waited, "links": t.links}
+    return {"times": t.times} | {name: _short(value) for name, value in figures.items()}
 
 
 def _short(value: float) -> float:
@@ -215,15 +224,19 @@ def output_folder(path: str) -> Path:
 
 
 def save(outcome: Outcome, folder: Path) -> list[Path]:
-    """Writes the table (.txt), the record (.json) and, if it fits, the compiled program (.hlo.gz) into ``folder``."""
+    """Writes the table (.txt), the record (.json) and, if it fits, the compiled program (.hlo.gz) into ``folder``.
+
+    Beside the program lies where its devices are (.places.json): [x, y, z, device of the chip] in the order of its mesh.
+    """
     program = outcome.program + "".join(f".{name}" for name in ("int8", "int4") if name in outcome.work.dtype)
-    paths = [folder / f"{stem(outcome)}.{program}{suffix}" for suffix in (".txt", ".json", ".hlo.gz")]
+    paths = [folder / f"{stem(outcome)}.{program}{suffix}" for suffix in (".txt", ".json", ".hlo.gz", PLACES)]
     claim(folder, [path.name for path in paths], "run.py compile")
     paths[0].write_text(text(outcome))
     paths[1].write_text(json.dumps(record(outcome), indent=2) + "\n")
     if outcome.costs is None:
         return paths[:2]
     paths[2].write_bytes(gzip.compress(outcome.compilation.text.encode(), mtime=0))
+    paths[3].write_text(json.dumps(outcome.order) + "\n")
     return paths
 
 

@@ -100,7 +100,8 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
 
     def loss(model: Chameleon, rows: Rows, key: jax.Array) -> tuple[jax.Array, LossSums]:
         batch, weights = rows
-        options = {name: getattr(cfg.mesh, name) for name in ("remat", "unroll", "attention", "dropout_rng")}
+        names = ("remat", "unroll", "attention", "dropout_rng", "quant", "quant_skip")
+        options = {name: getattr(cfg.mesh, name) for name in names}
         hidden = model(batch.inputs, batch.positions, batch.segments, key=key, **options)
         return step_loss(hidden, model.head[...], batch.targets, weights, cfg.optim.z_loss, cfg.mesh.loss_chunk)
 

@@ -9,7 +9,7 @@ import pytest
 
 from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimConfig, VQConfig
 from lumina_jax.errors import InputError, StorageError
-from lumina_jax.pods import plan, report
+from lumina_jax.pods import hlo, plan, report
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import (
     PROGRAMS,
@@ -21,7 +21,9 @@ from lumina_jax.pods.compile import (
     requested_bytes,
     train_flops,
 )
-from lumina_jax.pods.executable import Costs, HbmUsage, InstructionCost
+from lumina_jax.pods.costs import Costs, HbmUsage, InstructionCost
+from lumina_jax.pods.executable import program_costs
+from lumina_jax.pods.links import Place
 from lumina_jax.pods.topology import parse
 
 TINY = Experiment(
@@ -70,14 +72,22 @@ def test_weights_are_communicated_in_training_but_not_in_decoding(compiled):
 
 def test_saved_files_hold_table_record_and_program(compiled, tmp_path):
     paths = report.save(compiled["train"], tmp_path)
-    assert [path.name for path in paths] == [f"tiny.v5e-2x2.train{suffix}" for suffix in (".txt", ".json", ".hlo.gz")]
+    assert [path.name for path in paths] == [
+        f"tiny.v5e-2x2.train{suffix}" for suffix in (".txt", ".json", ".hlo.gz", ".places.json")
+    ]
     table = paths[0].read_text()
     assert all(words in table for words in ("optimizer state", "matrix products", "MFU at most", "Fits, with"))
     record = json.loads(paths[1].read_text())
     assert record["fits"]
     assert record["tokens"] == 8 * 256
     assert record["seconds"]["serial"] >= record["seconds"]["mxu"] > 0
-    assert gzip.decompress(paths[2].read_bytes()).startswith(b"HloModule")
+    program = hlo.parse(gzip.decompress(paths[2].read_bytes()).decode())
+    order = [Place(*place) for place in json.loads(paths[3].read_text())]
+    assert order == [(0, 0, 0, 0), (1, 0, 0, 0), (1, 1, 0, 0), (0, 1, 0, 0)]  # a ring of the four
+    assert program_costs(program, V5E, order=order) == compiled["train"].costs
+    gathers = record["collectives"]["sync"]["all-gather/4"]
+    assert gathers["seconds"] == gathers["waited"] == pytest.approx(gathers["gb"] * 1e9 / (V5E.chip.ici / 2), rel=1e-3)
+    assert gathers["links"] == 2
 
 
 @pytest.mark.smoke
