@@ -323,7 +323,8 @@ class SampleConfig:
     ``parallel`` is the way of decoding; none changes how answers are distributed. "off" draws one token per pass; "matched",
     "sjd", "coupled" and "continued" verify a ``window`` of drafted tokens per pass (lumina_jax/sample/speculative.py). A window
     of 0 means the device's default: 16 tokens, and 10 on CPUs, where every token of a pass costs time. "matched" takes the fewest
-    passes and gives the same answers as "off" (up to rounding).
+    passes and gives the same answers as "off" (up to rounding). ``tree`` more tokens of a pass of "matched" stand in the places of
+    drafts that may fail (lumina_jax/sample/tree.py).
     """
 
     guidance: float = 4.0
@@ -334,6 +335,7 @@ class SampleConfig:
     max_new_tokens: int = 8192
     parallel: str = "matched"
     window: int = 0
+    tree: int = 0
 
     def __post_init__(self):
         _require(0 <= self.guidance <= 1000, f"sample.guidance={self.guidance} is not in [0, 1000] (1 is off)")
@@ -351,6 +353,13 @@ class SampleConfig:
         _require(
             self.window == 0 or 2 <= self.window <= LARGEST_WINDOW,
             f"sample.window={self.window}; a pass must hold at least 2 tokens, at most {LARGEST_WINDOW}; 0 is the device's own",
+        )
+        _require(
+            0 <= self.tree <= LARGEST_WINDOW, f"sample.tree={self.tree} is not in [0, {LARGEST_WINDOW}] (0 is off)"
+        )
+        _require(
+            self.tree == 0 or self.parallel == "matched",
+            f"sample.tree={self.tree} needs sample.parallel='matched', not {self.parallel!r}; other ways draw no replacements",
         )
 
     def limited(self, new_tokens: int) -> "SampleConfig":

@@ -47,7 +47,7 @@ CPU = Backend(
     narrow_passes=True,
     single_device_options=cpu.SINGLE_DEVICE_OPTIONS,
 )
-BACKENDS = {"cpu": CPU, "tpu": Backend(attention_kernel="splash")}
+BACKENDS = {"cpu": CPU, "tpu": Backend(attention_kernel="splash", attend_past=attention.attend_past_in_blocks)}
 """By the name of a platform; others take the plain definitions."""
 
 

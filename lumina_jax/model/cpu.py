@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lumina_jax.model import attention, parts
-from lumina_jax.model.attention import KeyValue, KVCache, Reaches
+from lumina_jax.model.attention import KeyValue, KVCache, Order, Reaches
 from lumina_jax.model.parts import Angles
 
 MIN_BLOCK, MAX_BLOCKS = 64, 8
@@ -73,11 +73,13 @@ def attend_causal(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.
     return jnp.concatenate(blocks, axis=1)
 
 
-def attend_past(query: jax.Array, past: KVCache, new: KeyValue, layer: jax.Array | None, reach: int) -> jax.Array:
+def attend_past(
+    query: jax.Array, past: KVCache, new: KeyValue, layer: jax.Array | None, order: Order, reach: int
+) -> jax.Array:
     """:func:`attention.attend_past`; the sum over slots keeps its own order of axes: another one takes four times as long."""
     mixed = sum(
         jnp.einsum("BNhTS,BNSK->BNhTK", shares, value, preferred_element_type=jnp.float32)
-        for shares, value in attention.past_shares(query, past, new, layer, reach)
+        for shares, value in attention.past_shares(query, past, new, layer, order, reach)
     )
     return jnp.einsum("BNhTK->BTNhK", mixed).astype(query.dtype).reshape(query.shape)
 
@@ -96,7 +98,7 @@ def write_slots(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array
 
 
 def run_unstacked(
-    blocks: Sequence[nnx.Module], x: jax.Array, angles: Angles, cache: KVCache, reaches: Reaches
+    blocks: Sequence[nnx.Module], x: jax.Array, angles: Angles, cache: KVCache, reaches: Reaches, order: Order
 ) -> tuple[jax.Array, KVCache]:
     """:meth:`Chameleon.scan_cached` over an unstacked cache and ``blocks`` that are arrays of their own; attends to all slots.
 
@@ -108,7 +110,7 @@ def run_unstacked(
 
         def mix(attention: nnx.Module, x: jax.Array, past: KVCache = past):
             query, key, value = attention.project(x, angles)
-            return attend_past(query, past, (key, value), None, past.keys.shape[2]), (key, value)
+            return attend_past(query, past, (key, value), None, order, past.keys.shape[2]), (key, value)
 
         x, key_value = block(x, mix)
         new.append(key_value)

@@ -27,6 +27,7 @@ from lumina_jax.sample.loop import KNOWN, feed, run
 from lumina_jax.sample.position import ImagePosition, advance
 from lumina_jax.sample.request import bucket, lay_out
 from lumina_jax.sample.state import Context, ProgramKey, Request, RequestRows, State, paired
+from lumina_jax.sample.tree import RANKS, tree_of
 from lumina_jax.sharding import COMPUTE, ROWS, axis_size, constrain, spec
 from lumina_jax.vocab import Vocab
 
@@ -135,8 +136,8 @@ def start(
 def program_key(request: Request, cfg: SampleConfig) -> ProgramKey:
     window = KNOWN if cfg.parallel == "off" else cfg.window or backend().draft_window
     # The last pass may fill slots of which only the first counts.
-    slots = bucket(request.ids.shape[1] - 1 + cfg.max_new_tokens + window - 1)
-    return ProgramKey(slots, cfg.guidance != 1, cfg.parallel, window)
+    slots = bucket(request.ids.shape[1] - 1 + cfg.max_new_tokens + window - 1 + cfg.tree)
+    return ProgramKey(slots, cfg.guidance != 1, cfg.parallel, window, cfg.tree)
 
 
 @functools.partial(jax.jit, static_argnames=("copies", "vocab", "program"))
@@ -166,6 +167,7 @@ def prefill(
         count=jnp.zeros(B, jnp.int32),
         cache=cache._replace(length=jnp.full(visible_from.size, length - 1), visible_from=visible_from.ravel()),
         q=jnp.zeros((B, drafts, head.shape[1])),
+        replacements=jnp.zeros((B, tree_of(program.window, program.branches).branching, RANKS - 1), jnp.int32),
         position=ImagePosition(*map(jnp.asarray, request.position)),
         passes=jnp.zeros(B, jnp.int32),
         done=jnp.asarray(request.idle),

@@ -144,5 +144,5 @@ def _admit(
     return state, jax.tree.map(put, request, new_request)
 
 
-ROWWISE = ("tokens", "count", "q", "position", "passes", "done")
+ROWWISE = ("tokens", "count", "q", "replacements", "position", "passes", "done")
 """The fields of State whose first axis is B."""
