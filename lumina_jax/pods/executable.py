@@ -72,7 +72,7 @@ class _Walk:
 
     def __init__(self, program: Program, topology: Topology, order: Sequence[Place], unbounded_trips: int):
         self._program, self._chip, self._unbounded_trips = program, topology.chip, unbounded_trips
-        self._network = Network(topology, program.devices or topology.chips // topology.slices, order)
+        self._network = Network(topology, program.devices or topology.device_count // topology.slices, order)
         self._costs: list[InstructionCost] = []
 
     def costs(self, events: Sequence[Event | Loop]) -> Costs:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from lumina_jax.model.tpu import OPTIONS
 from lumina_jax.pods.chips import CHIPS
-from lumina_jax.pods.flags import compiler_options
 from lumina_jax.pods.topology import environment, parse
 
 ROWS, HEADS, HEAD_DIM = 2, 8, 128
@@ -77,7 +77,7 @@ def compile_alone(kernel: str, chip: str, block: int) -> None:
         result, pull = jax.vjp(lambda *given: function(*given, *xs[len(given) :]), *floats)
         return result, pull(result)
 
-    vmem = {name: value for name, value in compiler_options(CHIPS[chip]).items() if "scoped_vmem" in name}
+    vmem = {name: value for name, value in OPTIONS[chip].items() if "scoped_vmem" in name}
     jax.jit(forward_and_backward).lower(*arguments).compile(compiler_options=vmem)
 
 

@@ -101,7 +101,7 @@ def compile_figures(case: CompileCase) -> dict:
     from lumina_jax.pods.compile import compile_programs
 
     cfg = run.load_experiment(f"{run.REPOSITORY}/{case.config}", case.changes.split())
-    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), case.int8)
+    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), "int8" if case.int8 else "bfloat16")
     if outcome.costs is None:
         sys.exit(f"{case.name}: {report.verdict(outcome)}")
     return asdict(case) | _figures(outcome)
