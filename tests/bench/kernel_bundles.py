@@ -24,7 +24,7 @@ from lumina_jax.model.tpu import OPTIONS
 from lumina_jax.pods.chips import CHIPS
 from lumina_jax.pods.topology import environment, parse
 
-ROWS, HEADS, HEAD_DIM = 2, 8, 128
+ROWS, HEADS, HEAD_DIM = 4, 8, 128
 BUNDLE = re.compile(r"^ *(?:0x)?[0-9a-f]+ *(\w\w)? *: *(>*) *\{", re.MULTILINE)
 WHOLE_PROGRAM = "TLP"
 DUMPED = re.compile(r"\d+-(.*)-\d+-schedule-analysis_final_bundles\.txt")
@@ -93,18 +93,19 @@ def bundles(folder: Path) -> dict[str, dict]:
 
 
 def loops(schedule: str) -> dict:
-    """The bundles of a schedule: those of one ``step`` of the grid, and of each loop inside it, which counts once there too.
+    """The bundles of a schedule in ``total``, of one ``step`` of the grid, and of each loop inside it, which counts once there too.
 
     A line is one bundle; as many marks > as there are loops around it precede it, and LB stands where one begins.
     """
-    step, inner = 0, []
+    total, step, inner = 0, 0, []
     for mark, depth in BUNDLE.findall(schedule):
+        total += 1
         step += bool(depth)
         if len(depth) > 1:
             if mark == "LB" or not inner:
                 inner.append(0)
             inner[-1] += 1
-    return {"step": step, "loops": inner}
+    return {"total": total, "step": step, "loops": inner}
 
 
 def dump(kernel: str, chip: str, block: int) -> dict:
