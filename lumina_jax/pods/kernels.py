@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from lumina_jax.pods.chips import Chip
+from lumina_jax.pods.flash import flash_kernel
 from lumina_jax.pods.hlo import Computation, Instruction, arrays
 from lumina_jax.pods.rotation import rotation_seconds
 
@@ -116,8 +117,8 @@ def splash_kernel(call: Instruction) -> SplashKernel | None:
 
 
 def kernel_seconds(call: Instruction, computation: Computation, chip: Chip) -> float:
-    """Seconds of one execution of a Pallas call on one chip; others than splash and rotation are priced by their HBM bytes."""
-    if kernel := splash_kernel(call):
+    """Seconds of one execution of a Pallas call on one device; others than attention and rotation are priced by their HBM bytes."""
+    if kernel := flash_kernel(call) or splash_kernel(call):
         return kernel.seconds(chip)
     loops = rotation_seconds(call, chip) or 0.0
     moved = (
