@@ -23,21 +23,20 @@ BLOCK_OVERHEAD = 86_000
 
 
 def splash_attend(attention: Attention, x: jax.Array, angles: Angles, segments: jax.Array | None) -> jax.Array:
-    """[B T D] -> [B T H K]: causal attention within segments, from the input of ``attention`` up to its output matrix.
+    """[B T D] -> [B T HK]: causal attention within segments, from the input of ``attention`` up to its output matrix.
 
     ``segments`` are i32[B T] (None: one segment a row). Off TPU the kernels are interpreted.
     """
-    query, key, value = attention.heads(x)
-    B, _, T, K = query.shape
+    columns = attention.columns(x)
+    B, T, K = *x.shape[:2], attention.q_norm.scale.shape[-1]
     block, length = blocks(T)
     angles = (jnp.broadcast_to(x, (B, T, K)) for x in whole_angles(*angles))
     segments = jnp.ones((B, T), jnp.int32) if segments is None else segments
-    arrays = [_pad(x, length, 2) for x in (query, key, value)]
-    arrays += [_pad(x, length, 1) for x in (*angles, segments)]
+    arrays = [_pad(x, length) for x in (*columns, *angles, segments)]
     norms = (*_rows(attention.q_norm, K**-0.5), *_rows(attention.k_norm))
     attend = functools.partial(_attend, block=block, interpret=platform() != "tpu")
-    letters = ("BHTK", "BNTK", "BNTK", "BTK", "BTK", "BT", "HK", "HK", "NK", "NK")
-    return per_device(attend, letters, "BHTK")(*arrays, *norms)[:, :, :T].swapaxes(1, 2)
+    letters = ("BTH", "BTN", "BTN", "BTK", "BTK", "BT", "HK", "HK", "NK", "NK")
+    return per_device(attend, letters, "BTH")(*arrays, *norms)[:, :T]
 
 
 def blocks(T: int) -> tuple[int, int]:
@@ -55,11 +54,12 @@ def blocks(T: int) -> tuple[int, int]:
 
 
 def _attend(query, key, value, cos, sin, segments, *norms, block: int, interpret: bool):
-    """On one device: query [B H T K], key and value [B N T K], angles [B T K], segments i32[B T], rows of norms -> [B H T K]."""
+    """On one device: query [B T HK], key and value [B T NK], angles [B T K], segments i32[B T], rows of norms -> [B T HK]."""
     q_scale, q_bias, k_scale, k_bias = norms
     query = norm_rotate(query, q_scale, q_bias, cos, sin, interpret)
     key = norm_rotate(key, k_scale, k_bias, cos, sin, interpret)
-    _, H, T, _ = query.shape
+    B, H, T, K = query.shape
+    value = value.reshape(B, T, -1, K).swapaxes(1, 2)
     sides = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
     splash = kernels.make_splash_mha(
         mask=masks.MultiHeadMask([masks.CausalMask((T, T))] * H),
@@ -69,7 +69,8 @@ def _attend(query, key, value, cos, sin, segments, *norms, block: int, interpret
         residual_checkpoint_name="mixed",
         interpret=interpret,
     )
-    return jax.vmap(splash)(query, key, value, kernels.SegmentIds(segments, segments))
+    mixed = jax.vmap(splash)(query, key, value, kernels.SegmentIds(segments, segments))
+    return mixed.swapaxes(1, 2).reshape(B, T, H * K)
 
 
 def _rows(norm: QKNorm, factor: float = 1.0) -> tuple[jax.Array, jax.Array]:
@@ -79,6 +80,6 @@ def _rows(norm: QKNorm, factor: float = 1.0) -> tuple[jax.Array, jax.Array]:
     return tuple(jnp.repeat(p[...].astype(jnp.float32) * factor, repeats, 0) for p in (norm.scale, norm.bias))
 
 
-def _pad(x: jax.Array, length: int, axis: int) -> jax.Array:
-    """x with its ``axis`` T padded by zeros to ``length``; causal attention reads nothing behind a token."""
-    return jnp.pad(x, [(0, (length - size) * (i == axis)) for i, size in enumerate(x.shape)])
+def _pad(x: jax.Array, length: int) -> jax.Array:
+    """x [B T ...] padded by zeros to ``length`` tokens; causal attention reads nothing behind a token."""
+    return jnp.pad(x, [(0, (length - size) * (axis == 1)) for axis, size in enumerate(x.shape)])

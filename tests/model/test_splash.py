@@ -36,7 +36,7 @@ def test_the_rotation_kernel_is_norm_and_rotation(dtype, tolerance):
         return rotate(norm(x), *(x.astype(jnp.float32) for x in angles))
 
     def kernel(x, scale, bias):
-        return norm_rotate(x.swapaxes(1, 2), scale, bias, *whole_angles(*angles), True).swapaxes(1, 2)
+        return norm_rotate(x.reshape(B, T, H * K), scale, bias, *whole_angles(*angles), True).swapaxes(1, 2)
 
     value, kernel_pull = jax.vjp(kernel, x, *weights)
     exact, pull = jax.vjp(plain, *(array.astype(jnp.float32) for array in (x, *weights)))
