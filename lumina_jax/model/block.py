@@ -32,7 +32,7 @@ norms, rotations, elementwise products and dropout masks, which are cheaper to c
 """
 
 Mix = Callable[["Attention", jax.Array], tuple[jax.Array, object]]
-"""(attention, its input [B T D]) -> (weighted sums of values [B T H K] or [B T HK], a second result such as new keys and values)."""
+"""(attention, its input [B T D]) -> (weighted sums of values [B T H K] or [B T HK], a second result such as new keys, values)."""
 
 
 def product(letters: str, x: jax.Array, w: jax.Array | Scaled | Grouped | Quantized) -> jax.Array:
@@ -56,8 +56,8 @@ def product(letters: str, x: jax.Array, w: jax.Array | Scaled | Grouped | Quanti
 def merged_product(letters: str, x: jax.Array, w: jax.Array | Scaled) -> jax.Array:
     """:func:`product` whose last two axes, heads and their size, are one: [B T D], [D H K] -> [B T HK].
 
-    The matrix of an array has one such axis as well. Left apart, XLA multiplies head by head, which fills half of a matrix unit that
-    is 256 wide: 0.46 of the peak of v6e, against 0.83.
+    The matrix of an array has one such axis as well. Left apart, XLA multiplies head by head, which fills half of a matrix unit
+    that is 256 wide: 0.46 of the peak of v6e, against 0.83.
     """
     if isinstance(w, jax.Array):
         return product("BTD,DE->BTE", x, w.reshape(len(w), -1))

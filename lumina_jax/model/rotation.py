@@ -31,8 +31,9 @@ def norm_rotate(
 ) -> jax.Array:
     """[B T HK], heads side by side, -> [B H T K]: normalised over K, scaled and shifted by the row of each head's group, rotated.
 
-    A product with a matrix gives the former, attention reads the latter: taking them apart here costs nothing. ``scale`` and ``bias`` are [G K], consecutive heads share a row; ``cos`` and ``sin`` [B T K] hold each angle twice
-    (:func:`whole_angles`) and get no gradient. T must be a multiple of 128 and, on a TPU, K too.
+    A product with a matrix gives the former, attention reads the latter: taking them apart here costs nothing. ``scale`` and
+    ``bias`` are [G K], consecutive heads share a row; ``cos`` and ``sin`` [B T K] hold each angle twice (:func:`whole_angles`) and
+    get no gradient. T must be a multiple of 128 and, on a TPU, K too.
     """
     return _forward(x, scale, bias, cos, sin, interpret)
 
