@@ -51,8 +51,8 @@ class QKNorm(nnx.Module):
 def unfused(x: jax.Array) -> jax.Array:
     """x itself, whose gradient is complete before anything is computed from it.
 
-    XLA fuses what reads a gradient into the matrix product that yields it. With the sums of a norm's backward pass inside, a product
-    runs at half of the peak of v6e; those sums alone are a single pass over x.
+    XLA fuses what reads a gradient into the matrix product that yields it. With the sums of a norm's backward pass inside, a
+    product runs at half of the peak of v6e; those sums alone are a single pass over x.
     """
     return x
 

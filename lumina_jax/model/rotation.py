@@ -29,11 +29,10 @@ ROWS = 32
 def norm_rotate(
     x: jax.Array, scale: jax.Array, bias: jax.Array, cos: jax.Array, sin: jax.Array, interpret: bool = False
 ) -> jax.Array:
-    """[B T HK], heads side by side, -> [B H T K]: normalised over K, scaled and shifted by the row of each head's group, rotated.
+    """[B T HK], heads side by side, -> the same: normalised over K, scaled and shifted by the row of each head's group, rotated.
 
-    A product with a matrix gives the former, attention reads the latter: taking them apart here costs nothing. ``scale`` and
-    ``bias`` are [G K], consecutive heads share a row; ``cos`` and ``sin`` [B T K] hold each angle twice (:func:`whole_angles`) and
-    get no gradient. T must be a multiple of 128 and, on a TPU, K too.
+    ``scale`` and ``bias`` are [G K], consecutive heads share a row; ``cos`` and ``sin`` [B T K] hold each angle twice
+    (:func:`whole_angles`) and get no gradient. T must be a multiple of 128 and, on a TPU, K too.
     """
     return _forward(x, scale, bias, cos, sin, interpret)
 
@@ -45,11 +44,10 @@ def whole_angles(cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class _Blocks(NamedTuple):
-    """How [B T HK] and [B H T K] are cut: a grid step takes some tokens of one row, for some heads of one group."""
+    """How [B T HK] is cut: a grid step takes some tokens of one row, for some heads of one group."""
 
     grid: tuple[int, int, int]
     columns: pl.BlockSpec
-    heads: pl.BlockSpec
     weights: pl.BlockSpec
     angles: pl.BlockSpec
     matrix: pl.BlockSpec
@@ -63,7 +61,6 @@ class _Blocks(NamedTuple):
         return cls(
             grid=(B, T // t, H // h),
             columns=pl.BlockSpec((None, t, h * K), lambda b, i, j: (b, i, j)),
-            heads=pl.BlockSpec((None, h, t, K), lambda b, i, j: (b, j, i, 0)),
             weights=pl.BlockSpec((None, 1, K), lambda b, i, j: (jax.lax.div(j, heads_per_group // h), 0, 0)),
             angles=pl.BlockSpec((None, t, K), lambda b, i, j: (b, i, 0)),
             matrix=pl.BlockSpec((K, K), lambda b, i, j: (0, 0)),
@@ -86,8 +83,8 @@ def _forward(x, scale, bias, cos, sin, interpret):
         _forward_kernel,
         grid=specs.grid,
         in_specs=[specs.columns, specs.weights, specs.weights, specs.angles, specs.angles, *[specs.matrix] * 3],
-        out_specs=specs.heads,
-        out_shape=jax.ShapeDtypeStruct((B, columns // K, T, K), x.dtype),
+        out_specs=specs.columns,
+        out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3),
         interpret=interpret,
         name="norm_rotate",
@@ -100,14 +97,14 @@ def _save(x, scale, bias, cos, sin, interpret):
 
 def _backward(interpret, saved, change):
     x, scale, cos, sin = saved
-    (B, H, T, K), G = change.shape, len(scale)
-    specs = _Blocks.of(B, H, T, K, G)
+    (B, T, columns), (G, K) = x.shape, scale.shape
+    specs = _Blocks.of(B, columns // K, T, K, G)
     centre, _, swap, mean = _matrices(K, x.dtype)
     sums = jax.ShapeDtypeStruct((*specs.grid, 8, K), jnp.float32)
     dx, dscale, dbias = pl.pallas_call(
         _backward_kernel,
         grid=specs.grid,
-        in_specs=[specs.heads, specs.columns, specs.weights, specs.angles, specs.angles, *[specs.matrix] * 3],
+        in_specs=[specs.columns, specs.columns, specs.weights, specs.angles, specs.angles, *[specs.matrix] * 3],
         out_specs=[specs.columns, specs.sums, specs.sums],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), sums, sums],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3),
@@ -122,7 +119,7 @@ norm_rotate.defvjp(_save, _backward)
 
 
 def _forward_kernel(x, scale, bias, cos, sin, centre, centre_swap, mean, out):
-    heads, tokens, K = out.shape
+    tokens, K = cos.shape
     wide, shift = scale[...].astype(jnp.float32), bias[...].astype(jnp.float32)
     wide_swap, shift_swap = _swap(wide), _swap(shift)
 
@@ -130,29 +127,28 @@ def _forward_kernel(x, scale, bias, cos, sin, centre, centre_swap, mean, out):
         rows = pl.ds(pl.multiple_of(step * ROWS, ROWS), ROWS)
         c, s = cos[rows].astype(jnp.float32), sin[rows].astype(jnp.float32)
         straight, crossed, offset = wide * c, wide_swap * s, shift * c + shift_swap * s
-        for h in range(heads):
-            head = x[rows, pl.ds(h * K, K)]
+        for columns in _heads(x, K):
+            head = x[rows, columns]
             centred = _dot(head, centre[...])
             turned = centred * straight + _dot(head, centre_swap[...]) * crossed
-            out[h, rows] = (turned * _inverse_deviation(centred, mean[...]) + offset).astype(out.dtype)
+            out[rows, columns] = (turned * _inverse_deviation(centred, mean[...]) + offset).astype(out.dtype)
 
     jax.lax.fori_loop(0, tokens // ROWS, rotate_rows, None)
 
 
 def _backward_kernel(change, x, scale, cos, sin, centre, swap, mean, dx, dscale, dbias):
-    heads, tokens, K = change.shape
+    tokens, K = cos.shape
     wide = scale[...].astype(jnp.float32)
     dscale[...], dbias[...] = jnp.zeros(dscale.shape, jnp.float32), jnp.zeros(dbias.shape, jnp.float32)
 
     def add_rows(step, _):
         rows = pl.ds(pl.multiple_of(step * ROWS, ROWS), ROWS)
         c, s = cos[rows].astype(jnp.float32), -sin[rows].astype(jnp.float32)
-        for h in range(heads):
-            columns = pl.ds(h * K, K)
+        for columns in _heads(x, K):
             centred = _dot(x[rows, columns], centre[...])
             inverse = _inverse_deviation(centred, mean[...])
             normed = centred * inverse
-            dy = change[h, rows].astype(jnp.float32) * c + _dot(change[h, rows], swap[...]) * s
+            dy = change[rows, columns].astype(jnp.float32) * c + _dot(change[rows, columns], swap[...]) * s
             dscale[...] += (dy * normed).reshape(-1, 8, K).sum(0)
             dbias[...] += dy.reshape(-1, 8, K).sum(0)
             dn = dy * wide
@@ -161,6 +157,11 @@ def _backward_kernel(change, x, scale, cos, sin, centre, swap, mean, dx, dscale,
             dx[rows, columns] = (dn * inverse).astype(dx.dtype)
 
     jax.lax.fori_loop(0, tokens // ROWS, add_rows, None)
+
+
+def _heads(x, K: int) -> list[pl.Slice]:
+    """The columns of each head of x [t hK]."""
+    return [pl.ds(start, K) for start in range(0, x.shape[1], K)]
 
 
 def _dot(a, matrix):

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from lumina_jax.pods.chips import Chip
+from lumina_jax.pods.flash import flash_kernel
 from lumina_jax.pods.hlo import Computation, Instruction, arrays
 
 TARGET = "tpu_custom_call"
@@ -108,8 +109,8 @@ def splash_kernel(call: Instruction) -> SplashKernel | None:
 
 
 def kernel_seconds(call: Instruction, computation: Computation, chip: Chip) -> float:
-    """Seconds of one execution of a Pallas call on one chip; kernels other than splash are priced by the HBM bytes they move."""
-    if kernel := splash_kernel(call):
+    """Seconds of one execution of a Pallas call on one chip; kernels other than attention are priced by the HBM bytes they move."""
+    if kernel := flash_kernel(call) or splash_kernel(call):
         return kernel.seconds(chip)
     moved = (
         sum(computation.hbm_bytes(name) / _layers(call, computation, name) for name in call.operands) + call.hbm_bytes
