@@ -23,8 +23,8 @@ from lumina_jax.pods.topology import environment, parse
 
 PEER = "splash:640x640x640"
 CANDIDATES = f"{PEER},splash:1280x1280x640,splash:1280x640x640,flash:512x128,flash:640x128,flash:640x256,flash:1280x256"
-HEADS, HEAD_DIM = 2, 128
-LINE = re.compile(r"^\s*0x[0-9a-f]+\s*:\s*([> ]*)", re.MULTILINE)
+ROWS, HEADS, HEAD_DIM = 2, 4, 128
+BUNDLE = re.compile(r"^ *(?:0x)?[0-9a-f]+ *(?:[A-Z]{2})? *: *([> ]*)\{", re.MULTILINE)
 SMALL = 100
 """Fewer bundles than a block of scores takes."""
 
@@ -61,8 +61,8 @@ def compile_alone(chip: str, candidate: str) -> None:
     attend, length = {"flash": flash, "splash": splash}[kind](*map(int, sizes.split("x")))
     dims = "1x1x1" if chip in ("v4", "v5p", "tpu7x") else "1x1"
     sharding = jax.sharding.SingleDeviceSharding(parse(f"{chip}:{dims}").devices()[0])
-    heads = jax.ShapeDtypeStruct((1, HEADS, length, HEAD_DIM), jnp.bfloat16, sharding=sharding)
-    segments = jax.ShapeDtypeStruct((1, length), jnp.int32, sharding=sharding)
+    heads = jax.ShapeDtypeStruct((ROWS, HEADS, length, HEAD_DIM), jnp.bfloat16, sharding=sharding)
+    segments = jax.ShapeDtypeStruct((ROWS, length), jnp.int32, sharding=sharding)
 
     def both(q, k, v, change, segments):
         value, pull = jax.vjp(lambda *heads: attend(*heads, segments), q, k, v)
@@ -74,7 +74,7 @@ def compile_alone(chip: str, candidate: str) -> None:
 def regions(schedule: Path) -> list[tuple[int, int]]:
     """(depth, bundles) of each run of bundles that lie in equally many loops, in order."""
     found: list[tuple[int, int]] = []
-    for marks in LINE.findall(schedule.read_text()):
+    for marks in BUNDLE.findall(schedule.read_text()):
         depth = marks.count(">")
         if found and found[-1][0] == depth:
             found[-1] = (depth, found[-1][1] + 1)
