@@ -33,6 +33,9 @@ def add_compile(verbs: _SubParsersAction) -> None:
     check.add_argument("--plan", action="store_true", help="find the fastest mesh, remat and accumulation to train")
     check.add_argument("--int8", action="store_true", help="sampling with int8 matrices, as run.py sample --int8")
     check.add_argument(
+        "--prompts", type=at_least(1), default=1, metavar="N", help="sampling: prompts that share one copy of the model"
+    )
+    check.add_argument(
         "--tries", type=at_least(1), default=6, metavar="N", help="with --plan: the largest number of compilations"
     )
     check.add_argument(
@@ -120,7 +123,7 @@ def _compile(options: Namespace) -> int:
     if options.plan:
         return 0 if plan.run(cfg, target, options.tries, out) else 1
     programs = check_programs(options.what)
-    compiled, outcomes = compile_programs(cfg, target, programs, options.int8), []
+    compiled, outcomes = compile_programs(cfg, target, programs, options.int8, options.prompts), []
     for program in filter(programs.__contains__, PROGRAMS):
         with waiting(f"compiling {program}, which takes minutes"):
             outcome = next(compiled)

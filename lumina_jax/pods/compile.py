@@ -124,9 +124,10 @@ def check_programs(text: str) -> tuple[str, ...]:
 
 
 def compile_programs(
-    cfg: Experiment, topology: Topology, programs: Sequence[str] = PROGRAMS, int8: bool = False
+    cfg: Experiment, topology: Topology, programs: Sequence[str] = PROGRAMS, int8: bool = False, prompts: int = 1
 ) -> Iterator[Outcome]:
-    """Compiles ``programs`` one after the other; with ``int8`` those of sampling have int8 matrices.
+    """Compiles ``programs`` one after the other; those of sampling for ``prompts`` at once in every group of devices, with ``int8``
+    with int8 matrices.
 
     Raises InputError when mesh, batch or model do not divide over the devices, MissingPackageError without libtpu.
     """
@@ -134,7 +135,7 @@ def compile_programs(
     if "train" in programs:
         yield compile_train_step(cfg, topology, devices)
     if set(programs) - {"train"}:
-        yield from compile_sampling(cfg, topology, devices, programs, int8)
+        yield from compile_sampling(cfg, topology, devices, programs, int8, prompts)
 
 
 def compile_train_step(cfg: Experiment, topology: Topology, devices: list[jax.Device]) -> Outcome:
@@ -155,12 +156,17 @@ def compile_train_step(cfg: Experiment, topology: Topology, devices: list[jax.De
 
 
 def compile_sampling(
-    cfg: Experiment, topology: Topology, devices: list[jax.Device], programs: Sequence[str], int8: bool
+    cfg: Experiment,
+    topology: Topology,
+    devices: list[jax.Device],
+    programs: Sequence[str],
+    int8: bool = False,
+    prompts: int = 1,
 ) -> Iterator[Outcome]:
     """Prefill, and one pass of the decoding loop, in bfloat16 (with ``int8``, the matrices of the blocks in int8).
 
-    The devices form groups that share one model and sample one prompt each. A group has mesh.tensor devices, or, when that is 1,
-    as many devices of a host as divide heads, MLP and vocabulary.
+    The devices form groups that share one model and sample ``prompts`` at once each. A group has mesh.tensor devices, or, when
+    that is 1, as many devices of a host as divide heads, MLP and vocabulary.
     """
     m = cfg.model
     host_share = math.gcd(CHIPS_PER_HOST * topology.chip.devices, len(devices), m.kv_heads, m.mlp, m.vocab)
@@ -169,11 +175,11 @@ def compile_sampling(
     start = time.monotonic()
     shapes = jax.eval_shape(functools.partial(_sampling_model, cfg.model, int8))
     model = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings(shapes, mesh))
-    prompts = [np.zeros(PROMPT_TOKENS, np.int32)] * mesh.shape["replica"]
+    texts = [np.zeros(PROMPT_TOKENS, np.int32)] * (prompts * mesh.shape["replica"])
     window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window or backend(mesh).draft_window
     settings = replace(cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT_TOKENS - window, 1))
-    lowered = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
-    rows, dtype = len(prompts) * (2 if cfg.sample.guidance != 1 else 1), "int8 and bfloat16" if int8 else "bfloat16"
+    lowered = decode.lower(model, texts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
+    rows, dtype = len(texts) * (2 if cfg.sample.guidance != 1 else 1), "int8 and bfloat16" if int8 else "bfloat16"
     cache = lowered.cache / topology.device_count
     work = Workload(rows, PROMPT_TOKENS, weights=_bytes_per_device(model), cache=cache, dtype=dtype)
     prefill_costs, order = functools.partial(program_costs, unbounded_trips=0), places(mesh.devices.flat)
