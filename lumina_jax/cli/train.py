@@ -10,7 +10,7 @@ from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import join, process_arguments
-from lumina_jax.errors import MissingFileError, interrupted
+from lumina_jax.errors import InputError, MissingFileError, interrupted
 
 
 def add_train(verbs: _SubParsersAction) -> None:
@@ -32,9 +32,9 @@ def add_compile(verbs: _SubParsersAction) -> None:
     check.add_argument("--what", default="train,prefill,decode", help="programs, with commas")
     check.add_argument("--plan", action="store_true", help="find the fastest mesh, remat and accumulation to train")
     check.add_argument("--int8", action="store_true", help="sampling with int8 matrices, as run.py sample --int8")
-    check.add_argument(
-        "--prompts", type=at_least(1), default=1, metavar="N", help="sampling: prompts that share one copy of the model"
-    )
+    check.add_argument("--int4", action="store_true", help="sampling with int4 matrices, as run.py sample --int4")
+    pictures_help = "pictures that the chips of one copy of the model sample at once"
+    check.add_argument("--pictures", type=at_least(1), default=1, metavar="N", help=pictures_help)
     check.add_argument(
         "--tries", type=at_least(1), default=6, metavar="N", help="with --plan: the largest number of compilations"
     )
@@ -123,7 +123,10 @@ def _compile(options: Namespace) -> int:
     if options.plan:
         return 0 if plan.run(cfg, target, options.tries, out) else 1
     programs = check_programs(options.what)
-    compiled, outcomes = compile_programs(cfg, target, programs, options.int8, options.prompts), []
+    if options.int8 and options.int4:
+        raise InputError("--int4 --int8: the matrices have one dtype; give one of the two")
+    matrices = "int8" if options.int8 else "int4" if options.int4 else "bfloat16"
+    compiled, outcomes = compile_programs(cfg, target, programs, matrices, options.pictures), []
     for program in filter(programs.__contains__, PROGRAMS):
         with waiting(f"compiling {program}, which takes minutes"):
             outcome = next(compiled)

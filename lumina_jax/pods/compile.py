@@ -22,6 +22,7 @@ from lumina_jax.config import Experiment, MeshConfig, ModelConfig
 from lumina_jax.errors import InputError
 from lumina_jax.model.backend import backend
 from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.model.int4 import quantized_int4
 from lumina_jax.model.int8 import quantized
 from lumina_jax.model.params import count
 from lumina_jax.pods import hlo
@@ -124,10 +125,14 @@ def check_programs(text: str) -> tuple[str, ...]:
 
 
 def compile_programs(
-    cfg: Experiment, topology: Topology, programs: Sequence[str] = PROGRAMS, int8: bool = False, prompts: int = 1
+    cfg: Experiment,
+    topology: Topology,
+    programs: Sequence[str] = PROGRAMS,
+    matrices: str = "bfloat16",
+    pictures: int = 1,
 ) -> Iterator[Outcome]:
-    """Compiles ``programs`` one after the other; those of sampling for ``prompts`` at once in every group of devices, with ``int8``
-    with int8 matrices.
+    """Compiles ``programs`` one after the other; those of sampling have ``matrices`` in bfloat16, int8 or int4, and sample
+    ``pictures`` at once with each copy of the model.
 
     Raises InputError when mesh, batch or model do not divide over the devices, MissingPackageError without libtpu.
     """
@@ -135,7 +140,7 @@ def compile_programs(
     if "train" in programs:
         yield compile_train_step(cfg, topology, devices)
     if set(programs) - {"train"}:
-        yield from compile_sampling(cfg, topology, devices, programs, int8, prompts)
+        yield from compile_sampling(cfg, topology, devices, programs, matrices, pictures)
 
 
 def compile_train_step(cfg: Experiment, topology: Topology, devices: list[jax.Device]) -> Outcome:
@@ -160,12 +165,12 @@ def compile_sampling(
     topology: Topology,
     devices: list[jax.Device],
     programs: Sequence[str],
-    int8: bool = False,
-    prompts: int = 1,
+    matrices: str,
+    pictures: int,
 ) -> Iterator[Outcome]:
-    """Prefill, and one pass of the decoding loop, in bfloat16 (with ``int8``, the matrices of the blocks in int8).
+    """Prefill, and one pass of the decoding loop, in bfloat16 (the blocks' matrices in ``matrices``).
 
-    The devices form groups that share one model and sample ``prompts`` at once each. A group has mesh.tensor devices, or, when
+    The devices form groups that share one model and sample ``pictures`` prompts each. A group has mesh.tensor devices, or, when
     that is 1, as many devices of a host as divide heads, MLP and vocabulary.
     """
     m = cfg.model
@@ -173,13 +178,16 @@ def compile_sampling(
     tensor = cfg.mesh.tensor if cfg.mesh.tensor > 1 else host_share
     mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=tensor), devices)
     start = time.monotonic()
-    shapes = jax.eval_shape(functools.partial(_sampling_model, cfg.model, int8))
+    shapes = jax.eval_shape(functools.partial(_sampling_model, cfg.model, matrices))
     model = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings(shapes, mesh))
-    texts = [np.zeros(PROMPT_TOKENS, np.int32)] * (prompts * mesh.shape["replica"])
+    prompts = [np.full(PROMPT_TOKENS, number, np.int32) for number in range(pictures * mesh.shape["replica"])]
     window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window or backend(mesh).draft_window
-    settings = replace(cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT_TOKENS - window, 1))
-    lowered = decode.lower(model, texts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
-    rows, dtype = len(texts) * (2 if cfg.sample.guidance != 1 else 1), "int8 and bfloat16" if int8 else "bfloat16"
+    settings = replace(
+        cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT_TOKENS - window - cfg.sample.tree, 1)
+    )
+    lowered = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
+    rows = len(prompts) * (2 if cfg.sample.guidance != 1 else 1)
+    dtype = f"{matrices} and bfloat16" if matrices != "bfloat16" else "bfloat16"
     cache = lowered.cache / topology.device_count
     work = Workload(rows, PROMPT_TOKENS, weights=_bytes_per_device(model), cache=cache, dtype=dtype)
     prefill_costs, order = functools.partial(program_costs, unbounded_trips=0), places(mesh.devices.flat)
@@ -193,10 +201,10 @@ def compile_sampling(
         start = time.monotonic()
 
 
-def _sampling_model(cfg: ModelConfig, int8: bool) -> Chameleon:
+def _sampling_model(cfg: ModelConfig, matrices: str) -> Chameleon:
     """A model with the dtypes of sampling."""
     model = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), Chameleon(cfg, nnx.Rngs(0)))
-    return quantized(model) if int8 else model
+    return {"bfloat16": lambda model: model, "int8": quantized, "int4": quantized_int4}[matrices](model)
 
 
 def train_flops(cfg: Experiment, weights: int, rows: int, length: int) -> float:

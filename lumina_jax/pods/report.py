@@ -250,7 +250,7 @@ def save(outcome: Outcome, folder: Path) -> list[Path]:
 
     Beside the program lies where its devices are (.places.json): [x, y, z, device of the chip] in the order of its mesh.
     """
-    program = outcome.program + (".int8" if "int8" in outcome.work.dtype else "")
+    program = outcome.program + "".join(f".{name}" for name in ("int8", "int4") if name in outcome.work.dtype)
     paths = [folder / f"{stem(outcome)}.{program}{suffix}" for suffix in (".txt", ".json", ".hlo.gz", PLACES)]
     claim(folder, [path.name for path in paths], "run.py compile")
     paths[0].write_text(text(outcome))

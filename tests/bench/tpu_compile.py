@@ -63,11 +63,11 @@ class CompileCase:
     program: str = "train"
     changes: str = ""
     int8: bool = False
-    prompts: int = 1
+    pictures: int = 1
 
     @property
     def name(self) -> str:
-        batch = f" of {self.prompts} pictures" if self.prompts > 1 else ""
+        batch = f" of {self.pictures} pictures" if self.pictures > 1 else ""
         return f"{self.config} {self.program}{' int8' * self.int8}{batch} on {self.topology} {self.changes}".rstrip()
 
 
@@ -104,11 +104,11 @@ CASES = (
         )
     ),
     *(
-        CompileCase(f"configs/lumina_7b_{size}.py", topology, "decode", f"{SINGLE} {LONGEST[size]}", prompts=prompts)
+        CompileCase(f"configs/lumina_7b_{size}.py", topology, "decode", f"{SINGLE} {LONGEST[size]}", pictures=pictures)
         for size in LONGEST
         for topology in ("v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
-        for prompts in (8, 32)
-        if (size, topology, prompts) != ("1024", "v6e:2x2", 32)  # its cache alone is larger than their memory
+        for pictures in (8, 32)
+        if (size, topology, pictures) != ("1024", "v6e:2x2", 32)  # its cache alone is larger than their memory
     ),
 )
 """The rows of the README's tables, in their order."""
@@ -120,7 +120,8 @@ def compile_figures(case: CompileCase) -> dict:
     from lumina_jax.pods.compile import compile_programs
 
     cfg = run.load_experiment(f"{run.REPOSITORY}/{case.config}", case.changes.split())
-    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), case.int8, case.prompts)
+    matrices = "int8" if case.int8 else "bfloat16"
+    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), matrices, case.pictures)
     if outcome.costs is None:
         sys.exit(f"{case.name}: {report.verdict(outcome)}")
     return asdict(case) | _figures(outcome)
@@ -259,7 +260,7 @@ def _decode_cells(row: dict) -> tuple[str, ...]:
     window = re.search(r"window=(\d+)", case.changes)
     what = f", a window of {window[1]} drafts" if window else ""
     size = re.search(r"_(\d+)\.py", case.config)[1]
-    batch = f", {case.prompts} pictures of {size} px" if case.prompts > 1 else ""
+    batch = f", {case.pictures} pictures of {size} px" if case.pictures > 1 else ""
     return (
         chips + what + batch,
         "int8" if row["int8"] else "bfloat16",
