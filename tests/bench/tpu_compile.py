@@ -23,7 +23,7 @@ import run
 from configs.pods import TABLE, TOPOLOGIES
 from lumina_jax.config import DataConfig
 from lumina_jax.pods.chips import GIB, Chip
-from lumina_jax.pods.topology import environment, parse
+from lumina_jax.pods.topology import Topology, environment, parse
 
 COMPILED = run.REPOSITORY / "lumina_jax/pods/compiled.json"
 KINDS = {"sync": "blocking", "async": "asynchronous", "dcn": "between slices"}
@@ -245,7 +245,7 @@ def _train_cells(row: dict) -> tuple[str, ...]:
     return (
         f"{size.upper()}, {STAGES[stage]}",
         f"{topology.cloud} ({topology.chips} chips)",
-        f"{row['rows'] // topology.device_count} x {row['length']:,}",
+        f"{row['rows'] // topology.device_count} x {row['length']:,}{_half(topology)}",
         _hbm(row),
         f"{row['step_s']:.2f} s",
         f"{row['mfu']:.0%}",
@@ -273,7 +273,13 @@ def _decode_cells(row: dict) -> tuple[str, ...]:
 
 
 def _hbm(row: dict) -> str:
-    return f"{row['hbm_gib']:.1f} of {parse(row['topology']).chip.hbm / GIB:.2f}"
+    topology = parse(row["topology"])
+    return f"{row['hbm_gib']:.1f} of {topology.chip.hbm / GIB:.2f}{_half(topology)}"
+
+
+def _half(topology: Topology) -> str:
+    """What a figure is of where a chip has several devices; elsewhere the table's head says it."""
+    return " a device" if topology.chip.devices > 1 else ""
 
 
 def main() -> None:
