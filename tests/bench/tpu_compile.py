@@ -11,6 +11,7 @@ with 1.
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +23,7 @@ import run
 from configs.pods import TABLE, TOPOLOGIES
 from lumina_jax.config import DataConfig
 from lumina_jax.pods.chips import GIB, Chip
-from lumina_jax.pods.topology import environment, parse
+from lumina_jax.pods.topology import Topology, environment, parse
 
 COMPILED = run.REPOSITORY / "lumina_jax/pods/compiled.json"
 KINDS = {"sync": "blocking", "async": "asynchronous", "dcn": "between slices"}
@@ -62,14 +63,19 @@ class CompileCase:
     program: str = "train"
     changes: str = ""
     int8: bool = False
+    pictures: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.config} {self.program}{' int8' * self.int8} on {self.topology} {self.changes}".rstrip()
+        batch = f" of {self.pictures} pictures" if self.pictures > 1 else ""
+        return f"{self.config} {self.program}{' int8' * self.int8}{batch} on {self.topology} {self.changes}".rstrip()
 
 
 SINGLE = "sample.parallel=off"
 WINDOW = "sample.parallel=coupled sample.window=16"
+WIDE = tuple(f"sample.parallel=matched sample.window={window}" for window in (32, 64))
+LONGEST = {"768": "data.buckets=2560", "1024": "data.buckets=4480"}
+"""A picture's size -> its longest bucket, which is the length of the cache."""
 CASES = (
     *(
         CompileCase(f"configs/pods.py:{stage.name}_{slice_name}", TOPOLOGIES[slice_name])
@@ -89,7 +95,20 @@ CASES = (
             ("v5e:2x2", SINGLE, True),
             ("v6e:2x4", f"{SINGLE} mesh.tensor=8", False),
             ("v5e:2x4", f"{SINGLE} mesh.tensor=8", False),
+            ("tpu7x:1x1x1", SINGLE, False),
+            *(
+                (topology, changes, False)
+                for topology in ("v5p:1x1x1", "v6e:2x2", "v5e:2x2", "tpu7x:1x1x1")
+                for changes in WIDE
+            ),
         )
+    ),
+    *(
+        CompileCase(f"configs/lumina_7b_{size}.py", topology, "decode", f"{SINGLE} {LONGEST[size]}", pictures=pictures)
+        for size in LONGEST
+        for topology in ("v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
+        for pictures in (8, 32)
+        if (size, topology, pictures) != ("1024", "v6e:2x2", 32)  # its cache alone is larger than their memory
     ),
 )
 """The rows of the README's tables, in their order."""
@@ -101,7 +120,8 @@ def compile_figures(case: CompileCase) -> dict:
     from lumina_jax.pods.compile import compile_programs
 
     cfg = run.load_experiment(f"{run.REPOSITORY}/{case.config}", case.changes.split())
-    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), "int8" if case.int8 else "bfloat16")
+    matrices = "int8" if case.int8 else "bfloat16"
+    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), matrices, case.pictures)
     if outcome.costs is None:
         sys.exit(f"{case.name}: {report.verdict(outcome)}")
     return asdict(case) | _figures(outcome)
@@ -195,7 +215,8 @@ def read_rows() -> dict[CompileCase, dict]:
 
 
 def case_of(row: dict) -> CompileCase:
-    return CompileCase(*(row[field] for field in CompileCase.__dataclass_fields__))
+    """The case of a row; the fields that a row lacks have their default."""
+    return CompileCase(**{field: row[field] for field in CompileCase.__dataclass_fields__ if field in row})
 
 
 def save_row(case: CompileCase, row: dict) -> None:
@@ -224,7 +245,7 @@ def _train_cells(row: dict) -> tuple[str, ...]:
     return (
         f"{size.upper()}, {STAGES[stage]}",
         f"{topology.cloud} ({topology.chips} chips)",
-        f"{row['rows'] // topology.chips} x {row['length']:,}",
+        f"{row['rows'] // topology.device_count} x {row['length']:,}{_half(topology)}",
         _hbm(row),
         f"{row['step_s']:.2f} s",
         f"{row['mfu']:.0%}",
@@ -235,8 +256,13 @@ def _train_cells(row: dict) -> tuple[str, ...]:
 def _decode_cells(row: dict) -> tuple[str, ...]:
     topology = parse(row["topology"])
     chips = f"{COUNTS[topology.chips]} {topology.chip.name} chip{'s' * (topology.chips > 1)}"
+    case = case_of(row)
+    window = re.search(r"window=(\d+)", case.changes)
+    what = f", a window of {window[1]} drafts" if window else ""
+    size = re.search(r"_(\d+)\.py", case.config)[1]
+    batch = f", {case.pictures} pictures of {size} px" if case.pictures > 1 else ""
     return (
-        chips + ", a window of 16 drafts" * (row["changes"] == WINDOW),
+        chips + what + batch,
         "int8" if row["int8"] else "bfloat16",
         _hbm(row),
         f"{row['temporaries_mib']} MiB",
@@ -247,7 +273,13 @@ def _decode_cells(row: dict) -> tuple[str, ...]:
 
 
 def _hbm(row: dict) -> str:
-    return f"{row['hbm_gib']:.1f} of {parse(row['topology']).chip.hbm / GIB:.2f}"
+    topology = parse(row["topology"])
+    return f"{row['hbm_gib']:.1f} of {topology.chip.hbm / GIB:.2f}{_half(topology)}"
+
+
+def _half(topology: Topology) -> str:
+    """What a figure is of where a chip has several devices; elsewhere the table's head says it."""
+    return " a device" if topology.chip.devices > 1 else ""
 
 
 def main() -> None:

@@ -36,6 +36,12 @@ TINY = Experiment(
 V5E = parse("v5e:2x2")
 
 
+def test_pictures_that_share_a_model_multiply_rows_and_cache(tpu_compiler):
+    one, three = (next(iter(compile_programs(TINY, V5E, ("decode",), pictures=n))).work for n in (1, 3))
+    assert (three.rows, three.weights) == (3 * one.rows, one.weights)
+    assert three.cache == 3 * one.cache
+
+
 @pytest.fixture(scope="module")
 def compiled(tpu_compiler) -> dict[str, Outcome]:
     return {outcome.program: outcome for outcome in compile_programs(TINY, V5E)}
