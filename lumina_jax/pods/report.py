@@ -15,6 +15,7 @@ from lumina_jax.errors import StorageError
 from lumina_jax.model.tpu import OPTIONS
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import Outcome
+from lumina_jax.pods.compiler import installed_set
 from lumina_jax.pods.costs import Transfers
 from lumina_jax.storage import claim
 
@@ -158,6 +159,7 @@ def record(outcome: Outcome) -> dict:
             "capacity": _short(o.topology.chip.hbm / GIB),
         },
         "compile_seconds": round(compilation.seconds, 1),
+        "compiler": installed_set(),
         "compiler_options": OPTIONS[o.topology.chip.name],
         "verdict": verdict(o),
     }
