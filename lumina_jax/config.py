@@ -319,6 +319,8 @@ class ProfileConfig:
 
 PARALLEL = ("off", "sjd", "coupled", "continued", "matched")
 """The ways of decoding (SampleConfig.parallel)."""
+CACHES = ("exact", "int8")
+"""The forms of keys and values while sampling (SampleConfig.cache)."""
 MOST_TOKENS = 2**20
 """The most tokens of an answer, and to draw from: more than any model of this family has."""
 LARGEST_WINDOW = 1024
@@ -334,7 +336,9 @@ class SampleConfig:
     ``parallel`` is the way of decoding; none changes how answers are distributed. "off" draws one token per pass; "matched",
     "sjd", "coupled" and "continued" verify a ``window`` of drafted tokens per pass (lumina_jax/sample/speculative.py). A window
     of 0 means the device's default: 16 tokens, and 10 on CPUs, where every token of a pass costs time. "matched" takes the fewest
-    passes and gives the same answers as "off" (up to rounding).
+    passes and gives the same answers as "off" (up to rounding). ``tree`` more tokens of a pass of "matched" stand in the places of
+    drafts that may fail (lumina_jax/sample/tree.py). ``cache`` holds keys and values "exact", in the weights' dtype, or in "int8",
+    half of bfloat16's memory, which changes the logits a little.
     """
 
     guidance: float = 4.0
@@ -345,6 +349,8 @@ class SampleConfig:
     max_new_tokens: int = 8192
     parallel: str = "matched"
     window: int = 0
+    tree: int = 0
+    cache: str = "exact"
 
     def __post_init__(self):
         _require(0 <= self.guidance <= 1000, f"sample.guidance={self.guidance} is not in [0, 1000] (1 is off)")
@@ -362,6 +368,14 @@ class SampleConfig:
         _require(
             self.window == 0 or 2 <= self.window <= LARGEST_WINDOW,
             f"sample.window={self.window}; a pass must hold at least 2 tokens, at most {LARGEST_WINDOW}; 0 is the device's own",
+        )
+        _require(self.cache in CACHES, f"sample.cache={self.cache!r}; choose {' or '.join(CACHES)}")
+        _require(
+            0 <= self.tree <= LARGEST_WINDOW, f"sample.tree={self.tree} is not in [0, {LARGEST_WINDOW}] (0 is off)"
+        )
+        _require(
+            self.tree == 0 or self.parallel == "matched",
+            f"sample.tree={self.tree} needs sample.parallel='matched', not {self.parallel!r}; other ways draw no replacements",
         )
 
     def limited(self, new_tokens: int) -> "SampleConfig":

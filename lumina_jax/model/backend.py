@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lumina_jax.model import attention, cpu, parts, tpu
+from lumina_jax.model import attention, cached_attention, cpu, parts, tpu
 from lumina_jax.sharding import device_kind, platform
 
 
@@ -24,6 +24,8 @@ class Backend(NamedTuple):
     rotary: Callable[[jax.Array, int, float, jnp.dtype], parts.Angles] = parts.rotary
     attend_causal: Callable[..., jax.Array] = attention.attend
     attend_past: Callable[..., jax.Array] = attention.attend_past
+    reaches: Callable[[int, attention.KVCache, attention.Reaches], attention.Reaches] = attention.same_reaches
+    """Of new tokens and a stacked cache: the cache lengths to compile :attr:`attend_past` for."""
     write_slots: Callable[[jax.Array, jax.Array, jax.Array], jax.Array] = attention.write_slots
     select: Callable[[jax.Array, jax.Array], jax.Array] = parts.select
     attention_kernel: str = "plain"
@@ -51,7 +53,12 @@ CPU = Backend(
     narrow_passes=True,
     single_device_options=cpu.SINGLE_DEVICE_OPTIONS,
 )
-BACKENDS = {"cpu": CPU, "tpu": Backend(attention_kernel="splash")}
+BACKENDS = {
+    "cpu": CPU,
+    "tpu": Backend(
+        attention_kernel="splash", attend_past=cached_attention.attend_past, reaches=cached_attention.reaches
+    ),
+}
 """By the name of a platform; others take the plain definitions."""
 
 

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.model.attention import KVCache, Reaches, causal_mask
+from lumina_jax.model.attention import KVCache, Order, Reaches, causal_mask, quantize_slots
 from lumina_jax.model.backend import backend
 from lumina_jax.model.block import REMAT, Attention, Block
 from lumina_jax.model.params import weight
@@ -20,9 +20,9 @@ from lumina_jax.model.quant import for_quantized_compute
 from lumina_jax.model.splash import LANES, splash_attend
 from lumina_jax.sharding import STORE, all_gather, axis_size, for_compute, per_device, psum
 
-CachedLayers = Callable[[jax.Array, Angles, KVCache, Reaches], tuple[jax.Array, KVCache]]
-"""All layers over a cache: (x [B T D], angles, cache, reaches) -> (x behind the last layer, the cache with the new keys and values;
-its length is still the old one)."""
+CachedLayers = Callable[[jax.Array, Angles, KVCache, Reaches, Order], tuple[jax.Array, KVCache]]
+"""All layers over a cache: (x [B T D], angles, cache, reaches, order) -> (x behind the last layer, the cache with the new keys and
+values; its length is still the old one)."""
 
 
 class Chameleon(nnx.Module):
@@ -94,27 +94,35 @@ class Chameleon(nnx.Module):
         """Hidden states [B T D] -> f32[B T V], never masked."""
         return jnp.einsum("BTD,DV->BTV", hidden, self.head[...], preferred_element_type=jnp.float32)
 
-    def empty_cache(self, rows: int, slots: int) -> KVCache:
-        """A cache for ``rows`` sequences of up to ``slots`` tokens, in the dtype of the weights."""
+    def empty_cache(self, rows: int, slots: int, int8: bool = False) -> KVCache:
+        """A cache for ``rows`` sequences of up to ``slots`` tokens, in the dtype of the weights or in int8."""
         cfg = self.cfg
         shape = (cfg.layers, rows, cfg.kv_heads, slots, cfg.head_dim)
         zeros = functools.partial(jnp.zeros, shape, self.head.dtype)
-        return KVCache(zeros(), zeros(), jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
+        keys, values = map(quantize_slots, (zeros(), zeros())) if int8 else (zeros(), zeros())
+        return KVCache(keys, values, jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
 
     def cached(
-        self, ids: jax.Array, cache: KVCache, reaches: Reaches = None, layers: CachedLayers | None = None
+        self,
+        ids: jax.Array,
+        cache: KVCache,
+        reaches: Reaches = None,
+        layers: CachedLayers | None = None,
+        order: Order | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """Token ids i32[B T] that follow the tokens in ``cache`` -> (hidden [B T D], the cache with them in it).
 
         A row's tokens take its slots ``length`` to ``length + T - 1``, which must not reach past the last slot. ``reaches`` are
         candidate cache lengths, descending: attention uses the smallest that covers the filled slots, and the first must cover
         them; the default is all slots. ``layers`` is from :meth:`unstack`; the default is a scan over a stacked cache.
+        ``order``: which tokens stand before each; by default all that it follows.
         """
         T = ids.shape[1]
-        slots = jnp.broadcast_to(cache.length, len(ids))[:, None] + jnp.arange(T)
+        order = order or Order.of_chain(T)
+        slots = jnp.broadcast_to(cache.length, len(ids))[:, None] + order.depth
         positions = jnp.maximum(slots - cache.visible_from[:, None], 0)
         angles = backend().rotary(positions, self.cfg.head_dim, self.cfg.rope_base, self.head.dtype)
-        x, cache = (layers or self.scan_cached)(self._embed(ids), angles, cache, reaches)
+        x, cache = (layers or self.scan_cached)(self._embed(ids), angles, cache, reaches, order)
         return self.norm(x), cache._replace(length=cache.length + T)
 
     def unstack(self, cache: KVCache) -> tuple[CachedLayers, KVCache]:
@@ -128,24 +136,29 @@ class Chameleon(nnx.Module):
         blocks = [jax.tree.map(operator.itemgetter(layer), self.blocks) for layer in range(self.cfg.layers)]
         return functools.partial(run_unstacked, blocks), cache.unstack()
 
-    def scan_cached(self, x: jax.Array, angles: Angles, cache: KVCache, reaches: Reaches) -> tuple[jax.Array, KVCache]:
+    def scan_cached(
+        self, x: jax.Array, angles: Angles, cache: KVCache, reaches: Reaches, order: Order
+    ) -> tuple[jax.Array, KVCache]:
         """:data:`CachedLayers` as a scan. It only reads the cache; the new keys and values are written when it is done."""
-        reaches = (cache.keys.shape[3],) if reaches is None else reaches
+        reaches = backend().reaches(x.shape[1], cache, reaches)
+        reaches = (jax.tree.leaves(cache.keys)[0].shape[3],) if reaches is None else reaches
         branch = sum((jnp.max(cache.length) <= reach).astype(jnp.int32) for reach in reaches[1:])
-        branches = [functools.partial(backend().attend_past, reach=reach) for reach in reaches]
+        branches = [functools.partial(backend().attend_past, order=order, reach=reach) for reach in reaches]
 
         def run(x: jax.Array, layer: tuple[Block, jax.Array]):
             block, index = layer
 
             def mix(attention: Attention, x: jax.Array):
                 query, key, value = attention.project(x, angles)
-                return jax.lax.switch(branch, branches, query, cache, (key, value), index), (key, value)
+                new = cache.stored(key, value)
+                return jax.lax.switch(branch, branches, query, cache, new, index), new
 
             return block(x, mix)
 
         x, (keys, values) = jax.lax.scan(run, x, (self.blocks, jnp.arange(self.cfg.layers)))
         write = functools.partial(backend().write_slots, start=cache.length)
-        return x, cache._replace(keys=write(cache.keys, keys), values=write(cache.values, values))
+        keys, values = jax.tree.map(write, (cache.keys, cache.values), (keys, values))
+        return x, cache._replace(keys=keys, values=values)
 
     def _mix(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None, attention: str):
         """The ``mix`` of Block for whole sequences x [B T D]: causal attention within segments. Its second result is None."""

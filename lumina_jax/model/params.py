@@ -49,6 +49,31 @@ class Int8(nnx.Module):
         return Scaled(self.codes[whole], self.scale[whole])
 
 
+class Grouped(NamedTuple):
+    """A matrix of int4 ``codes`` by its own letters; ``scale`` bf16 has a number for each group of an axis that is summed over."""
+
+    codes: jax.Array
+    scale: jax.Array
+
+    def matrix(self, dtype: jnp.dtype) -> jax.Array:
+        """The matrix w = codes * scale. A compiler fuses it into the product that reads it."""
+        steps = self.scale.astype(dtype)
+        for axis, (size, groups) in enumerate(zip(self.codes.shape, self.scale.shape, strict=True)):
+            steps = jnp.repeat(steps, size // groups, axis)
+        return self.codes.astype(dtype) * steps
+
+
+class Int4(nnx.Module):
+    """An int4 matrix in the place of a weight (int4.quantized_int4 makes it). Indexed like one, it gives :class:`Grouped`."""
+
+    def __init__(self, codes: nnx.Param, scale: nnx.Param):
+        self.codes = codes
+        self.scale = scale
+
+    def __getitem__(self, whole: EllipsisType) -> Grouped:
+        return Grouped(self.codes[whole], self.scale[whole])
+
+
 def is_param(node: object) -> bool:
     """For ``is_leaf=``: stops a tree walk at weights, so that their letters are at hand."""
     return isinstance(node, nnx.Variable)
@@ -79,6 +104,7 @@ def _bit_sums(arrays: list[jax.Array]) -> list[jax.Array]:
     """u32 for each array: the bits of its values, read as unsigned integers, summed modulo 2³², which is exact in any order."""
 
     def bit_sum(x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.int8) if x.dtype == jnp.int4 else x
         return jnp.sum(jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}"), dtype=jnp.uint32)
 
     # XLA for CPUs stores the bits before it sums them, so it gets those of one layer at a time.

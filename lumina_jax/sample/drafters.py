@@ -1,6 +1,7 @@
 """What a pass does with its drafts: a drafter judges the drafts that were fed and proposes those of the next pass.
 
-There are two, :class:`Matched` and :class:`Rejection` (:mod:`.speculative` has their mathematics), and :class:`NoDrafts`. Their
+There are two, :class:`Matched` (also :class:`MatchedTree`) and :class:`Rejection` (:mod:`.speculative` has their mathematics), and
+:class:`NoDrafts`. Their
 ``judge`` says how many fed tokens are kept and what follows them; ``propose`` writes the drafts of the next pass: ``state.count``
 and ``state.position`` stand behind the new token already, and W - 1 drafts go into the slots from ``ctx.answer_slot +
 state.count`` on. ``drafts_codes``: whether it guesses codes at all; ``keeps_q``: whether State.q holds the drafts' probabilities.
@@ -11,16 +12,20 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lumina_jax.sample.guidance import code_scores, draw_code, tempered
 from lumina_jax.sample.position import rules
-from lumina_jax.sample.speculative import Drafts, Noise, guess, look_up, match, neighbours, rejection_sample
-from lumina_jax.sample.state import Context, State, at_slot, paired, slots_from, write_slots
+from lumina_jax.sample.speculative import Drafts, Noise, code_noise, guess, look_up, match, neighbours, rejection_sample
+from lumina_jax.sample.state import Context, ProgramKey, State, at_slot, paired, slots_from, write_slots
+from lumina_jax.sample.tree import deepest, replacements
 from lumina_jax.sharding import axis_size, constrain
 
 
 class Window(NamedTuple):
     """The tokens of a pass: ``ids`` i32[B W] were fed, and ``hidden`` [B W D] (2B with guidance) is what the model gives for them.
+
+    With a tree of drafts (:mod:`.tree`) these two hold its branches behind the W of the chain.
 
     ``rule`` i32[B W] says what may follow each (:func:`.position.rules`). ``ahead`` i32[B] is the number of tokens behind the first
     that may be kept: an unbroken run of drafts and of tokens known by the rule.
@@ -38,6 +43,7 @@ class Judgement(NamedTuple):
     The next token is ``code`` i32[B] where the rule wants a code, and drawn with ``keys`` [B] elsewhere. ``tokens`` i32[B W]: what
     should follow each fed token, which is kept drafts, then the next token, then new drafts. ``q`` f32[B W E] are the
     probabilities that the drafts were drawn from; a drafter without them hands on State.q. ``finite`` bool[]: the logits were.
+    Of a tree of drafts, ``path`` i32[B W] are the nodes that now form the chain; ``perturbed`` f32[B n E] is log p + noise.
     """
 
     kept: jax.Array
@@ -47,6 +53,8 @@ class Judgement(NamedTuple):
     tokens: jax.Array
     q: jax.Array
     finite: jax.Array
+    path: jax.Array | None = None
+    perturbed: jax.Array | None = None
 
 
 class NoDrafts:
@@ -86,6 +94,31 @@ class Matched:
         return state._replace(tokens=tokens)
 
 
+class MatchedTree(Matched):
+    """:class:`Matched`, where replacements of drafts are fed too (:mod:`.tree`)."""
+
+    def judge(self, ctx: Context, state: State, window: Window) -> Judgement:
+        tree, ids = ctx.tree, jnp.asarray(ctx.code_ids)
+        scored, finite = _window_scores(ctx, window)
+        noise = code_noise(_noise(ctx, state, tree.window).token, ctx.code_ids)
+        perturbed = scored + noise[:, tree.depth]
+        codes = jnp.argmax(perturbed, axis=2).astype(jnp.int32)
+        node = deepest(tree, window.ids, ids[codes], window.rule, window.ahead)
+        path = jnp.asarray(tree.paths)[node]
+        chain = window._replace(hidden=_take(window.hidden, paired(path, ctx.program.pairs)))
+        kept, codes = jnp.asarray(tree.depth)[node], jnp.take_along_axis(codes, path, axis=1)
+        judged = _judgement(ctx, state, chain, kept, codes, state.q, finite)
+        return judged._replace(path=path, perturbed=perturbed)
+
+    def propose(self, ctx: Context, state: State, window: Window, judged: Judgement) -> State:
+        state = super().propose(ctx, state, window, judged)
+        places = np.arange(1, ctx.tree.branching + 1)
+        drafts = slots_from(state.tokens, ctx.answer_slot + state.count, len(places))
+        at = jnp.minimum(judged.kept[:, None] + places, ctx.program.window - 1)
+        scored = _take(judged.perturbed, jnp.take_along_axis(judged.path, at, axis=1))
+        return state._replace(replacements=replacements(scored, drafts, ctx.code_ids))
+
+
 @dataclass(frozen=True)
 class Rejection:
     """Rejection sampling of drafts with known probabilities; ``method`` is "sjd", "coupled" or "continued"."""
@@ -116,7 +149,7 @@ class Rejection:
         return state._replace(tokens=write_slots(state.tokens, drafts, first), q=q)
 
 
-Drafter = NoDrafts | Matched | Rejection
+Drafter = NoDrafts | Matched | MatchedTree | Rejection
 
 DRAFTERS = {
     "off": NoDrafts(),
@@ -124,6 +157,11 @@ DRAFTERS = {
     **{method: Rejection(method) for method in ("sjd", "coupled", "continued")},
 }
 """The drafter of each SampleConfig.parallel."""
+
+
+def drafter_of(program: ProgramKey) -> Drafter:
+    """The drafter of a program."""
+    return MatchedTree() if program.branches else DRAFTERS[program.method]
 
 
 def split_pairs(ctx: Context, logits: jax.Array) -> tuple[jax.Array, jax.Array | None, jax.Array]:
@@ -146,6 +184,11 @@ def _window_scores(ctx: Context, window: Window) -> tuple[jax.Array, jax.Array]:
     cond, uncond, finite = split_pairs(ctx, logits)
     flat = [None if x is None else x.reshape(B * W, -1) for x in (cond, uncond)]
     return tempered(code_scores(*flat, ctx.config), ctx.config.temperature).reshape(B, W, -1), finite
+
+
+def _take(rows: jax.Array, slots: jax.Array) -> jax.Array:
+    """[B T E] -> [B n E] at slots i32[B n]."""
+    return jnp.take_along_axis(rows, slots[..., None], axis=1)
 
 
 def _judgement(ctx: Context, state: State, window: Window, kept, codes, q, finite) -> Judgement:

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumina_jax import layout
-from lumina_jax.model.attention import KVCache
+from lumina_jax.model.attention import KVCache, Order, take_slots
 from lumina_jax.model.backend import backend
-from lumina_jax.sample.drafters import DRAFTERS, Drafter, Judgement, Window, split_pairs
+from lumina_jax.sample.drafters import Drafter, Judgement, Window, drafter_of, split_pairs
 from lumina_jax.sample.guidance import draw, scores
 from lumina_jax.sample.position import ImagePosition, advance, rules, skip
 from lumina_jax.sample.state import Context, State, at_slot, paired, slots_from, write_slots
+from lumina_jax.sample.tree import node_tokens
 
 KNOWN = 3
 """Tokens of a pass without drafts: begin-image, height and width, or the last code, end-of-line and end-image."""
@@ -59,9 +60,10 @@ def run(ctx: Context, state: State, max_passes: jax.Array, stop_after_rows: jax.
 
 def step(ctx: Context, state: State) -> State:
     """One pass: feed, judge, draw, write, propose."""
-    drafter, last = DRAFTERS[ctx.program.method], ctx.answer_slot - 1 + state.count
+    drafter, last = drafter_of(ctx.program), ctx.answer_slot - 1 + state.count
     window, cache = _feed_window(ctx, state, last, drafter)
     judged = drafter.judge(ctx, state, window)
+    window, cache = _along(ctx, state, window, cache, judged)
     token, position, finite = _draw_next(ctx, state, window, judged)
     slots, kept = jnp.arange(ctx.program.window), judged.kept[:, None]
     written = jnp.where(slots == kept, token[:, None], judged.tokens)
@@ -72,6 +74,7 @@ def step(ctx: Context, state: State) -> State:
         count=count,
         cache=cache._replace(length=ctx.answer_slot - 1 + paired(count, ctx.program.pairs)),
         q=state.q,
+        replacements=state.replacements,
         position=advance(position, token, ctx.request.sizes, ctx.model.cfg.vocab, ctx.vocab),
         passes=state.passes + ~state.done,
         done=state.done | (token == ctx.vocab.end_of_turn) | (count >= ctx.config.max_new_tokens),
@@ -88,8 +91,22 @@ def _feed_window(ctx: Context, state: State, last: jax.Array, drafter: Drafter) 
     ids = ids.at[:, 1:].set(jnp.where(rule[:, :-1] >= 0, rule[:, :-1], ids[:, 1:]))
     drafted = (rule[:, :-1] == layout.CODE) & drafter.drafts_codes
     ahead = jnp.cumprod((rule[:, :-1] >= 0) | drafted, axis=1).sum(axis=1)
-    hidden, cache = feed(ctx, state.cache, ids, _reaches(ctx.answer_slot - 1, ctx.program.slots))
+    tree = ctx.tree
+    ids = node_tokens(tree, ids, state.replacements)
+    reaches = _reaches(ctx.answer_slot - 1, ctx.program.slots)
+    hidden, cache = feed(ctx, state.cache, ids, reaches, Order(tree.depth, tree.ancestors))
     return Window(ids, rule, ahead, hidden), cache
+
+
+def _along(ctx: Context, state: State, window: Window, cache: KVCache, judged: Judgement) -> tuple[Window, KVCache]:
+    """The window and the cache with the tokens of ``judged.path`` in the places of a chain."""
+    branching = ctx.tree.branching
+    if not branching:
+        return window, cache
+    length = ctx.answer_slot - 1 + paired(state.count, ctx.program.pairs)
+    sources = length[:, None] + paired(judged.path[:, 1 : branching + 1], ctx.program.pairs)
+    ids = jnp.take_along_axis(window.ids, judged.path, axis=1)
+    return window._replace(ids=ids), take_slots(cache, sources, length + 1)
 
 
 def _draw_next(
@@ -115,7 +132,7 @@ def _draw_next(
 
 
 def feed(
-    ctx: Context, cache: KVCache, ids: jax.Array, reaches: Sequence[int] | None = None
+    ctx: Context, cache: KVCache, ids: jax.Array, reaches: Sequence[int] | None = None, order: Order | None = None
 ) -> tuple[jax.Array, KVCache]:
     """:meth:`Chameleon.cached` of ids i32[B T], for both rows of a pair.
 
@@ -125,7 +142,7 @@ def feed(
         visible = cache.visible_from.reshape(-1, 2)
         hidden = jnp.where(ids[:, 0] == ctx.vocab.boi, cache.length[::2], visible[:, 1])
         cache = cache._replace(visible_from=visible.at[:, 1].set(hidden).ravel())
-    return ctx.model.cached(paired(ids, ctx.program.pairs), cache, reaches, ctx.layers)
+    return ctx.model.cached(paired(ids, ctx.program.pairs), cache, reaches, ctx.layers, order)
 
 
 def _reaches(start: int, slots: int) -> tuple[int, ...]:

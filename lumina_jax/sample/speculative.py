@@ -25,6 +25,7 @@ import numpy as np
 from lumina_jax.layout import column_of, line_tokens
 from lumina_jax.sample.guidance import columns, noise
 from lumina_jax.sample.position import ImagePosition
+from lumina_jax.sample.state import slots_from, write_slots
 from lumina_jax.vocab import ImageLayout
 
 COINS = 1 << 30
@@ -112,9 +113,12 @@ def _leading(stands: jax.Array) -> jax.Array:
 
 def _drawn(logp: jax.Array, keys: jax.Array, ids: np.ndarray) -> jax.Array:
     """Codes i32[B W] drawn from f32[B W E], each with its key [B W]."""
-    shape = logp.shape[:2]
-    gumbel = columns(noise(keys.reshape(-1), int(ids.max()) + 1), ids).reshape(*shape, -1)
-    return jnp.argmax(logp + gumbel, axis=2).astype(jnp.int32)
+    return jnp.argmax(logp + code_noise(keys, ids), axis=2).astype(jnp.int32)
+
+
+def code_noise(keys: jax.Array, ids: np.ndarray) -> jax.Array:
+    """Gumbel noise f32[B W E] of the tokens ``ids`` i32[E], one key [B W] per draw (:func:`.guidance.noise`)."""
+    return columns(noise(keys.reshape(-1), int(ids.max()) + 1), ids).reshape(*keys.shape, -1)
 
 
 def neighbours(
@@ -181,8 +185,16 @@ def look_up(
     candidate = (slots < first[:, None]) & (as_code[tokens] == tokens)
     past = surroundings(tokens, jnp.broadcast_to(slots, tokens.shape))
 
-    def draft_one(tokens, column):
-        number, fed, rule = column
+    def unsettled(tokens, begin):
+        """bool[B n]: the slots from slot ``begin`` i32[B] of the n on whose drafts cannot stay."""
+        left = slots_from(tokens, first - 1, n)
+        return (numbers >= begin[:, None]) & (rule < 0) & ((numbers >= old[:, None]) | (left != fed))
+
+    def draft_next(carry):
+        """Drafts the first unsettled slot of each row that has one."""
+        tokens, begin = carry
+        waiting = unsettled(tokens, begin)
+        number, pending = jnp.argmax(waiting, axis=1), waiting.any(axis=1)
         slot = first + number
         present = surroundings(tokens, slot[:, None])
         equal = past == present
@@ -190,9 +202,13 @@ def look_up(
         latest = jnp.argmax(score * len(slots) + slots, axis=1)
         left, above = present[:, 0, 0], present[:, 0, 1]
         near = jnp.where(as_code[left] == left, left, as_code[above])
-        is_old, draft = number < old, tokens[rows, slot]
-        known = score[rows, latest] > 0
-        draft = jnp.where(is_old & ((left == fed) | ~known), draft, jnp.where(known, tokens[rows, latest], near))
-        return tokens.at[rows, slot].set(jnp.where(rule >= 0, rule, draft)), None
+        draft = tokens[rows, slot]
+        new = jnp.where(score[rows, latest] > 0, tokens[rows, latest], jnp.where(number < old, draft, near))
+        tokens = tokens.at[rows, slot].set(jnp.where(pending, new, draft))
+        return tokens, jnp.where(pending, number + 1, n)
 
-    return jax.lax.scan(draft_one, tokens, (jnp.arange(fed.shape[1]), fed.T, rule.T))[0]
+    n = fed.shape[1]
+    numbers, drafts = jnp.arange(n), slots_from(tokens, first, n)
+    tokens = write_slots(tokens, jnp.where(rule >= 0, rule, drafts), first)
+    start = tokens, jnp.zeros(len(tokens), jnp.int32)
+    return jax.lax.while_loop(lambda carry: unsettled(*carry).any(), draft_next, start)[0]

@@ -15,6 +15,7 @@ from lumina_jax.model.attention import KVCache
 from lumina_jax.model.chameleon import CachedLayers, Chameleon
 from lumina_jax.sample.guidance import DynamicConfig, code_ids
 from lumina_jax.sample.position import ImagePosition
+from lumina_jax.sample.tree import Tree, tree_of
 from lumina_jax.vocab import Vocab
 
 
@@ -47,13 +48,16 @@ class ProgramKey(NamedTuple):
     """What a program is compiled for beside the shapes of its arguments.
 
     ``slots`` of the cache; ``pairs``: two rows of the cache per row of tokens, for guidance; ``method``: SampleConfig.parallel;
-    ``window``: the number of tokens in a pass.
+    ``window``: the number of tokens in a pass; ``branches``: how many more it feeds that branch off (:mod:`.tree`);
+    ``int8``: whether the cache is (SampleConfig.cache).
     """
 
     slots: int
     pairs: bool
     method: str
     window: int
+    branches: int = 0
+    int8: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -83,6 +87,11 @@ class Context:
         return jnp.zeros(self.model.cfg.vocab, jnp.int32).at[self.code_ids].set(np.arange(len(self.code_ids)))
 
     @property
+    def tree(self) -> Tree:
+        """The tokens of a pass."""
+        return tree_of(self.program.window, self.program.branches)
+
+    @property
     def answer_slot(self) -> int:
         """The slot of the first answer token."""
         return self.request.ids.shape[1]
@@ -93,7 +102,8 @@ class State(NamedTuple):
 
     ``tokens`` i32[B S] hold prompt and answer by cache slot. ``count`` i32[B] of them belong to the answer, and all but the last
     are in the ``cache``, which has B rows, or 2B with guidance. Drafts stand behind them, drawn from the probabilities ``q``
-    f32[B T-1 E] (E values per draft; no drafts: f32[B 0 E]). ``position`` is that of the next token; ``passes`` i32[B] counts
+    f32[B T-1 E] (E values per draft; no drafts: f32[B 0 E]). ``replacements`` i32[B P RANKS-1] may stand in the place of the first
+    P drafts (:mod:`.tree`; P is 0 without branches). ``position`` is that of the next token; ``passes`` i32[B] counts
     those that a row has taken; ``done`` bool[B]; ``finite`` bool[] is False once logits were NaN or infinite.
     """
 
@@ -101,6 +111,7 @@ class State(NamedTuple):
     count: jax.Array
     cache: KVCache
     q: jax.Array
+    replacements: jax.Array
     position: ImagePosition
     passes: jax.Array
     done: jax.Array
