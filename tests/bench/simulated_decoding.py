@@ -54,7 +54,13 @@ def prompt(vocab: Vocab, picture: int, shape: tuple[int, int]) -> np.ndarray:
 
 
 def measured(
-    model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[int, int], guidance: float, offsets: list[int], pictures: int = 4
+    model: SimulatedModel,
+    vocab: Vocab,
+    codes: int,
+    shape: tuple[int, int],
+    guidance: float,
+    offsets: list[int],
+    pictures: int = 4,
 ) -> dict:
     """Mean entropy and its deciles over places, and mean total variation by ``offsets`` of a changed token, with ``guidance``.
 
@@ -109,7 +115,9 @@ def calibration(model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[in
     }
 
 
-def decode(model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[int, int], pictures: int, cfg: SampleConfig) -> np.ndarray:
+def decode(
+    model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[int, int], pictures: int, cfg: SampleConfig
+) -> np.ndarray:
     """i32[pictures]: the passes that each took."""
     prompts = [prompt(vocab, picture, shape) for picture in range(pictures)]
     keys = jax.random.split(jax.random.key(4), pictures)
@@ -123,7 +131,11 @@ def row(model: SimulatedModel, vocab: Vocab, options, guidance: float, method: s
     codes, pictures = options.codes, options.pictures
     tokens = options.rows * (options.cols + 1) + 1
     cfg = SampleConfig(
-        guidance=guidance, image_top_k=codes, max_new_tokens=tokens, parallel=method, window=0 if method == "off" else window
+        guidance=guidance,
+        image_top_k=codes,
+        max_new_tokens=tokens,
+        parallel=method,
+        window=0 if method == "off" else window,
     )
     begin = time.perf_counter()
     passes = decode(model, vocab, codes, (options.rows, options.cols), pictures, cfg)

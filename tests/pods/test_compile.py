@@ -1,8 +1,10 @@
 """Compiling the programs of a tiny model without TPUs: what the reports say, and which variants a plan tries."""
 
 import gzip
+import hashlib
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -25,6 +27,9 @@ from lumina_jax.pods.costs import Costs, HbmUsage, InstructionCost
 from lumina_jax.pods.executable import program_costs
 from lumina_jax.pods.links import Place
 from lumina_jax.pods.topology import parse
+from lumina_jax.sharding import make_mesh
+from lumina_jax.train.compiled_steps import CompiledSteps
+from lumina_jax.train.step import make_step
 
 TINY = Experiment(
     name="tiny",
@@ -53,6 +58,18 @@ def test_all_programs_compile_and_fit(compiled):
         assert outcome.costs.serial > 0
         assert outcome.free_hbm > 0
         assert "Fits, with 15.7 GiB of 15.75 GiB to spare" in report.verdict(outcome)
+
+
+def program_hash(text: str) -> str:
+    """The SHA-256 of a compiled program, without the lines of Python that it was traced from."""
+    program = text[text.index("\n\n%") :]
+    return hashlib.sha256(re.sub(r", metadata=\{[^}]*\}", "", program).encode()).hexdigest()
+
+
+def test_train_runs_the_program_that_is_compiled_without_a_pod(compiled):
+    mesh = make_mesh(TINY.mesh, V5E.devices())
+    trained = CompiledSteps(TINY, mesh, make_step(TINY, mesh), print).compile((8, 256))
+    assert program_hash(trained.as_text()) == program_hash(compiled["train"].compilation.text)
 
 
 def test_memory_and_work_are_those_of_one_chip(compiled):
