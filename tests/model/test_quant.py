@@ -220,7 +220,7 @@ def test_eight_devices_round_like_one(mesh):
     value, grads = gradient_on(mesh, "int8")
     one, on_one = gradient_on((1, 1, 1), "int8")
     exact = gradient_on((1, 1, 1), "none")[1]
-    assert abs(value - one) < 2e-3 * abs(one)
+    assert abs(value - one) < 1e-3  # of a mean of squares of normed numbers, which are about 1
     assert distance(grads, on_one) < distance(on_one, exact)
     assert distance(grads, exact) < 1.1 * distance(on_one, exact)
 
@@ -269,20 +269,6 @@ def test_every_product_of_a_matrix_is_over_codes_but_in_the_layers_that_are_skip
     assert sum(found.pop(whole) if whole not in (first, last) else [n for n in found[whole] if n]) == 21
     assert not any(n for counts in found.values() for n in counts if n not in (7, 14))
     assert sum(n > 0 for counts in found.values() for n in counts) in (0, 2)
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"quant": "int4"}, ["mesh.quant='int4'", "'int8'"]),
-        ({"quant_skip": (1,)}, ["mesh.quant_skip=(1,)", "1,1"]),
-        ({"quant_skip": (1, -1)}, ["mesh.quant_skip=(1, -1)"]),
-    ],
-)
-def test_fields_that_make_no_sense_are_refused(fields, words):
-    with pytest.raises(InputError) as error:
-        MeshConfig(**fields)
-    assert all(word in str(error.value) for word in words)
 
 
 @pytest.mark.parametrize(
