@@ -64,7 +64,9 @@ def test_memory_and_work_are_those_of_one_chip(compiled):
     assert (decode.work.rows, decode.work.length) == (4, 1)
 
 
-@pytest.mark.parametrize(("kind", "slice_name", "codes"), [("int8", "v5e:2x2", "s8"), ("fp8", "tpu7x:2x2x1", "f8e4m3fn")])
+@pytest.mark.parametrize(
+    ("kind", "slice_name", "codes"), [("int8", "v5e:2x2", "s8"), ("fp8", "tpu7x:2x2x1", "f8e4m3fn")]
+)
 def test_a_quantized_step_multiplies_and_gathers_codes(tpu_compiler, kind, slice_name, codes):
     """Seven matrices: each has a product forward and two backward, and is gathered for both."""
     cfg = replace(TINY, mesh=replace(TINY.mesh, quant=kind, remat="matmuls"), data=replace(TINY.data, batch=16))
