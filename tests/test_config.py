@@ -126,6 +126,9 @@ def test_override_refuses_a_value_and_a_field_of_it_in_either_order(order):
         (MeshConfig, {"remat": "all"}, ["mesh.remat='all'", "'block'"]),
         (MeshConfig, {"attention": "flash"}, ["mesh.attention='flash'", "'splash'"]),
         (MeshConfig, {"dropout_rng": "fast"}, ["mesh.dropout_rng='fast'", "'local'"]),
+        (MeshConfig, {"quant": "int4"}, ["mesh.quant='int4'", "'int8'", "'fp8'"]),
+        (MeshConfig, {"quant_skip": (1,)}, ["mesh.quant_skip=(1,)", "1,1"]),
+        (MeshConfig, {"quant_skip": (1, -1)}, ["mesh.quant_skip=(1, -1)", "1,1"]),
         (MeshConfig, {"loss_chunk": 0}, ["mesh.loss_chunk=0", "at least 1"]),
         (SampleConfig, {"guidance": -1.0}, ["sample.guidance=-1.0", "1 is off"]),
         (SampleConfig, {"temperature": 0.0}, ["sample.temperature=0.0", "top_k"]),
@@ -135,6 +138,7 @@ def test_override_refuses_a_value_and_a_field_of_it_in_either_order(order):
         (PodConfig, {"stall_timeout": 0}, ["pod.stall_timeout=0", "at least 1 second"]),
         (ProfileConfig, {"steps": "13:10"}, ["profile.steps='13:10'", "FIRST:END"]),
         (Experiment, {"keep": 0}, ["keep", "0", "at least 1"]),
+        (Experiment, {"mesh": MeshConfig(quant="int8", quant_skip=(16, 16))}, ["(16, 16)", "model.layers=32", "none"]),
         (Experiment, {"data": DataConfig(batch=6), "optim": OptimConfig(accumulate=4)}, ["=6", "=4", "multiple"]),
         (
             Experiment,

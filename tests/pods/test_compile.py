@@ -87,6 +87,21 @@ def test_memory_and_work_are_those_of_one_chip(compiled):
     assert (decode.work.rows, decode.work.length) == (4, 1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "slice_name", "codes"), [("int8", "v5e:2x2", "s8"), ("fp8", "tpu7x:2x2x1", "f8e4m3fn")]
+)
+def test_a_quantized_step_multiplies_and_gathers_codes(tpu_compiler, kind, slice_name, codes):
+    """Seven matrices: each has a product forward and two backward, and is gathered for both."""
+    cfg = replace(TINY, mesh=replace(TINY.mesh, quant=kind, remat="matmuls"), data=replace(TINY.data, batch=16))
+    (outcome,) = compile_programs(cfg, parse(slice_name), ("train",))
+    program = hlo.parse(outcome.compilation.text)
+    instructions = [(i, computation) for computation in program.values() for i in computation.values()]
+    products = [i for i, within in instructions if i.op in hlo.MATMULS and program.product_dtype(i, within) == codes]
+    assert len(products) == 3 * 7
+    gathered = {array.dtype for i, _ in instructions if i.op.startswith("all-gather") for array in i.arrays}
+    assert codes in gathered
+
+
 def test_ironwood_has_two_devices_a_chip_and_figures_of_one(tpu_compiler):
     """Kernels, training and sampling compile for it; a mesh, rows and figures are those of devices."""
     four = parse("tpu7x:2x2x1")
