@@ -175,6 +175,12 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def device_kind() -> str:
+    """The ``device_kind`` of that device: "TPU v5 lite", "cpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
 def check_rows(rows: int, mesh: Mesh) -> None:
     """Raises InputError when a batch of ``rows`` does not split evenly over the mesh."""
     parts = math.prod(mesh.shape[axis] for axis in ROWS)

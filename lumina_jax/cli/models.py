@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lumina_jax.cli.arguments import REPOSITORY, at_least, dtype, input_path, target_size
+from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.errors import InputError, MissingFileError, printable
 
 TOY_MODEL = "assets/toy"
@@ -76,6 +77,7 @@ def load_for_sampling(options: Namespace, mesh=None):
         raise InputError("--int4 --int8: the matrices have one dtype; give one of the two")
 
     with waiting(f"loading {options.model}"):
+        say_compiler_options()
         return _load_for_sampling(options, mesh)
 
 

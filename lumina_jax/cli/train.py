@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from lumina_jax.cli.arguments import at_least, output_path
+from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import join, process_arguments
@@ -22,7 +23,9 @@ def add_train(verbs: _SubParsersAction) -> None:
 def add_compile(verbs: _SubParsersAction) -> None:
     check = verbs.add_parser("compile", help="what a config needs on a TPU pod and how fast it can be")
     config_arguments(check)
-    check.add_argument("--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16")
+    check.add_argument(
+        "--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16, tpu7x:4x4x4"
+    )
     check.add_argument(
         "--slices", type=at_least(1), default=1, metavar="N", help="number of slices, joined by the data-center network"
     )
@@ -66,6 +69,7 @@ def _train_in(group, cfg, config: str) -> None:
         from lumina_jax.train.loop import train
         from lumina_jax.vocab import Vocab
 
+    say_compiler_options()
     if cfg.compile_cache:
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
     with waiting(f"loading {cfg.data.path}"):
@@ -114,7 +118,6 @@ def _compile(options: Namespace) -> int:
     with waiting("loading JAX"):
         from lumina_jax.pods import plan, report
         from lumina_jax.pods.compile import PROGRAMS, check_programs, compile_programs
-        from lumina_jax.pods.flags import libtpu_init_args
 
     out = report.output_folder(options.out) if options.out else None
     if options.plan:
@@ -128,5 +131,4 @@ def _compile(options: Namespace) -> int:
         with waiting(f"compiling {program}, which takes minutes"):
             outcome = next(compiled)
         outcomes.append(report.show(outcome, out))
-    print(f"set on every host of such a pod: export LIBTPU_INIT_ARGS='{libtpu_init_args(target.chip)}'")
     return 0 if all(outcome.costs for outcome in outcomes) else 1

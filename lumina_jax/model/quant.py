@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
+from lumina_jax.errors import InputError
 from lumina_jax.sharding import COMPUTE, STORE, all_gather, gathered, per_device, pmax, psum, psum_scatter
 
 CODES = {"int8": (jnp.int8, 127.0, jnp.int32), "fp8": (jnp.float8_e4m3fn, 448.0, jnp.float32)}
@@ -35,6 +36,21 @@ MATRICES = ("DHK", "DNK", "HKD", "DF", "FD")
 """Letters of the matrices that are quantized. Norms, embedding and head are not."""
 SMALLEST = 1e-30
 """Added to a scale: that of zeros alone."""
+NOT_FASTER = {
+    "int8": ("TPU v2", "TPU v3", "TPU v4", "TPU7x"),
+    "fp8": ("TPU v2", "TPU v3", "TPU v4", "TPU v5", "TPU v6"),
+}
+"""Kind of codes -> how the device_kind begins of the TPUs that multiply them no faster than bfloat16. TPU7x is Ironwood."""
+
+
+def check_quant(kind: str, device_kind: str) -> None:
+    """Raises InputError when a TPU of ``device_kind`` (as jax.Device names it) gains nothing by ``kind``. Other devices emulate."""
+    if device_kind.startswith(NOT_FASTER.get(kind, ())):
+        others = [other for other, without in NOT_FASTER.items() if not device_kind.startswith(without)]
+        raise InputError(
+            f"mesh.quant={kind!r}, but a {device_kind} multiplies {kind} no faster than bfloat16 and would only lose precision; "
+            f"set mesh.quant={' or '.join([*others, 'none'])}"
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,8 @@ def _product_gradient(letters: str, kind: str, saved: tuple, change: jax.Array):
     drawn = ()
     if key is not None and kind == "int8":
         shapes = (
-            [size for letter, size in zip(outputs, change.shape) if letter in side] for side in (tokens, channels)
+            [size for letter, size in zip(outputs, change.shape, strict=True) if letter in side]
+            for side in (tokens, channels)
         )
         drawn = [jax.random.uniform(k, shape) for k, shape in zip(jax.random.split(key), shapes, strict=True)]
     parts = (inputs, _stored(weights), outputs, *((tokens, channels) if drawn else ()))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lumina_jax.errors import InputError
 from lumina_jax.pods.hlo import Computation, Instruction, Program
 from lumina_jax.pods.links import (
-    BOTH,
+    EVERY_LINK,
     Place,
     algorithm_links,
     default_places,
@@ -33,7 +33,7 @@ PASSING = ("get-tuple-element", "tuple", "bitcast", "opt-barrier", "async-update
 class Collective:
     """One collective over groups of ``group_size`` devices, each of which sends ``wire_bytes``.
 
-    It takes ``seconds`` over the ``links`` that a group can use, which run in ``directions``.
+    It takes ``seconds`` over the ``links`` that a group can use, and keeps those in ``busy`` from others.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class Collective:
     wire_bytes: float
     seconds: float
     links: float
-    directions: frozenset[str] = BOTH
+    busy: frozenset = EVERY_LINK
 
 
 class Network:
@@ -55,10 +55,10 @@ class Network:
         self.order = tuple(order) or default_places(topology, devices)
         if len(self.order) != devices:
             raise InputError(f"the program has {devices} devices, the order of its mesh {len(self.order)}")
-        self._routes: dict[str, tuple[float, frozenset[str], int]] = {}
+        self._routes: dict[str, tuple[float, frozenset, int]] = {}
 
-    def routes(self, text: str) -> tuple[float, frozenset[str], int]:
-        """(links, directions, group size) of the collective in the text of an instruction."""
+    def routes(self, text: str) -> tuple[float, frozenset, int]:
+        """(links, busy ones, group size) of the collective in the text of an instruction."""
         notation = re.search(r"(?:replica_groups|source_target_pairs)=.*?(?=, [a-z_]+=|$)", text)
         key = notation[0] if notation else ""
         if key not in self._routes:
@@ -68,7 +68,7 @@ class Network:
                 groups = replica_groups(text, len(self.order))
                 size = groups.shape[1] if groups is not None else 1
                 links = group_links(groups, self.order, self.topology) if size > 1 else 0.0
-                self._routes[key] = (links, BOTH, size)
+                self._routes[key] = (links, EVERY_LINK, size)
         return self._routes[key]
 
     def collective(self, i: Instruction, computation: Computation, scattered: bool) -> Collective | None:
@@ -79,12 +79,12 @@ class Network:
         kind = i.op.removesuffix("-start")
         if kind == "all-reduce" and (scattered or "AllReduceScatterFusion" in i.text):
             kind = "reduce-scatter"
-        links, directions, size = self.routes(i.text)
+        links, busy, size = self.routes(i.text)
         if size == 1 and kind != "collective-permute":
             return None
         sent, chip = _wire_bytes(i, computation, kind, size), self.topology.chip
         links = min(links, algorithm_links(i.text))
-        return Collective(kind, size, sent, sent / (links * chip.ici / (2 * chip.axes)), links, directions)
+        return Collective(kind, size, sent, sent / (links * chip.ici / (2 * chip.axes)), links, busy)
 
 
 def is_collective(i: Instruction) -> bool:

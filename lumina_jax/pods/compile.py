@@ -1,14 +1,15 @@
 """Compiles an experiment's programs for a topology without its chips, and estimates their costs; no array is ever allocated.
 
-The programs are those that :mod:`lumina_jax.train.step` and :mod:`lumina_jax.sample.decode` run.
+The programs are those that :mod:`lumina_jax.train.step` and :mod:`lumina_jax.sample.decode` run, with their compiler options.
 """
 
 import functools
+import importlib.metadata
 import math
 import re
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,6 @@ from lumina_jax.pods import hlo
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.costs import Costs, HbmUsage, hbm_usage
 from lumina_jax.pods.executable import iteration_costs, program_costs
-from lumina_jax.pods.flags import compiler_options
 from lumina_jax.pods.links import Place, places
 from lumina_jax.pods.topology import Topology
 from lumina_jax.sample import decode
@@ -43,14 +43,14 @@ PROMPT_TOKENS = 128
 """Length of the prompts that sampling is compiled for."""
 
 CHIPS_PER_HOST = 4
-"""Sampling splits a model that training does not split (mesh.tensor=1) over the chips of a host."""
+"""Sampling splits a model that training does not split (mesh.tensor=1) over the devices of these chips."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What one run of a program processes: ``rows`` times ``length`` tokens over all chips.
+    """What one run of a program processes: ``rows`` times ``length`` tokens over all devices.
 
-    The other figures are those of one chip: ``flops`` that the model needs, recomputation left out (training only), and the
+    The other figures are those of one device: ``flops`` that the model needs, recomputation left out (training only), and the
     bytes of ``weights``, ``optimizer`` and ``cache``. ``dtype`` describes the weights, in words.
     """
 
@@ -72,13 +72,15 @@ class Compilation:
     """The result of compiling one program.
 
     ``seconds`` include tracing. ``hbm`` is None when the program does not fit; ``text`` is then the compiler's message instead of
-    the HLO. ``needed`` is the HBM in bytes that the program takes, or asked for in vain.
+    the HLO. ``needed`` is the HBM in bytes that the program takes, or asked for in vain. ``versions`` are those of the packages
+    that compiled it.
     """
 
     seconds: float
     text: str
     hbm: HbmUsage | None
     needed: float
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Outcome:
 
     @property
     def free_hbm(self) -> float:
-        """Bytes of a chip that stay free; negative when the program does not fit."""
+        """Bytes of a device that stay free; negative when the program does not fit."""
         return self.topology.chip.hbm - self.compilation.needed
 
     @property
@@ -132,7 +134,7 @@ def compile_programs(
     """Compiles ``programs`` one after the other; those of sampling have ``matrices`` in bfloat16, int8 or int4, and sample
     ``pictures`` at once with each copy of the model.
 
-    Raises InputError when mesh, batch or model do not divide over the chips, MissingPackageError without libtpu.
+    Raises InputError when mesh, batch or model do not divide over the devices, MissingPackageError without libtpu.
     """
     devices = topology.devices()
     if "train" in programs:
@@ -150,9 +152,9 @@ def compile_train_step(cfg: Experiment, topology: Topology, devices: list[jax.De
     rows, length = cfg.data.batch, max(cfg.data.buckets)
     with jax.set_mesh(mesh):
         lowered = jitted_step(cfg, mesh).lower(state, batch_shapes((rows, length), mesh))
-    flops = train_flops(cfg, count(state.model), rows, length) / topology.chips
-    work = Workload(rows, length, flops, _bytes_per_chip(state.model), _bytes_per_chip(state.opt))
-    compilation = _compile(lowered, topology, start)
+    flops = train_flops(cfg, count(state.model), rows, length) / topology.device_count
+    work = Workload(rows, length, flops, _bytes_per_device(state.model), _bytes_per_device(state.opt))
+    compilation = _compile(lowered, start)
     order = places(mesh.devices.flat)
     costs = program_costs(hlo.parse(compilation.text), topology, order=order) if compilation.hbm else None
     return Outcome("train", cfg, topology, dict(mesh.shape), work, compilation, costs, order)
@@ -168,11 +170,11 @@ def compile_sampling(
 ) -> Iterator[Outcome]:
     """Prefill, and one pass of the decoding loop, in bfloat16 (the blocks' matrices in ``matrices``).
 
-    The chips form groups that share one model and sample ``pictures`` answers to one prompt. A group has mesh.tensor chips, or,
-    when that is 1, as many chips of a host as divide heads, MLP and vocabulary.
+    The devices form groups that share one model and sample ``pictures`` answers to one prompt. A group has mesh.tensor devices, or,
+    when that is 1, as many devices of a host as divide heads, MLP and vocabulary.
     """
     m = cfg.model
-    host_share = math.gcd(CHIPS_PER_HOST, len(devices), m.kv_heads, m.mlp, m.vocab)
+    host_share = math.gcd(CHIPS_PER_HOST * topology.chip.devices, len(devices), m.kv_heads, m.mlp, m.vocab)
     tensor = cfg.mesh.tensor if cfg.mesh.tensor > 1 else host_share
     mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=tensor), devices)
     start = time.monotonic()
@@ -184,16 +186,14 @@ def compile_sampling(
         cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT_TOKENS - window - cfg.sample.tree, 1)
     )
     lowered = decode.lower(model, prompts, settings, _stand_in_vocab(cfg.vq.codes), mesh)
-    rows, dtype = (
-        len(prompts) * (2 if cfg.sample.guidance != 1 else 1),
-        f"{matrices} and bfloat16" if matrices != "bfloat16" else "bfloat16",
-    )
-    cache = lowered.cache / topology.chips
-    work = Workload(rows, PROMPT_TOKENS, weights=_bytes_per_chip(model), cache=cache, dtype=dtype)
+    rows = len(prompts) * (2 if cfg.sample.guidance != 1 else 1)
+    dtype = f"{matrices} and bfloat16" if matrices != "bfloat16" else "bfloat16"
+    cache = lowered.cache / topology.device_count
+    work = Workload(rows, PROMPT_TOKENS, weights=_bytes_per_device(model), cache=cache, dtype=dtype)
     prefill_costs, order = functools.partial(program_costs, unbounded_trips=0), places(mesh.devices.flat)
     for name, length, estimate in (("prefill", PROMPT_TOKENS, prefill_costs), ("decode", 1, iteration_costs)):
         if name in programs:
-            compilation = _compile(getattr(lowered, name), topology, start)
+            compilation = _compile(getattr(lowered, name), start)
             costs = estimate(hlo.parse(compilation.text), topology, order=order) if compilation.hbm else None
             yield Outcome(
                 name, cfg, topology, dict(mesh.shape), replace(work, length=length), compilation, costs, order
@@ -214,16 +214,21 @@ def train_flops(cfg: Experiment, weights: int, rows: int, length: int) -> float:
     return rows * (6 * (weights - m.vocab * m.width) * length + attention)
 
 
-def _compile(lowered: jax.stages.Lowered, topology: Topology, start: float) -> Compilation:
+def _compile(lowered: jax.stages.Lowered, start: float) -> Compilation:
     """Compiles; a program that does not fit is a result, any other error of the compiler is raised."""
     try:
-        compiled = lowered.compile(compiler_options=compiler_options(topology.chip))
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return Compilation(time.monotonic() - start, str(error), None, requested_bytes(str(error)))
+        return Compilation(time.monotonic() - start, str(error), None, requested_bytes(str(error)), versions())
     seconds, hbm = time.monotonic() - start, hbm_usage(compiled)
-    return Compilation(seconds, compiled.as_text(), hbm, hbm.total)
+    return Compilation(seconds, compiled.as_text(), hbm, hbm.total, versions())
+
+
+def versions() -> dict[str, str]:
+    """The versions of jax and of the TPU compiler that programs are compiled with here."""
+    return {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
 
 
 def requested_bytes(message: str) -> float:
@@ -235,8 +240,8 @@ def requested_bytes(message: str) -> float:
     return float(size) * GIB * 1024.0 ** ("KMGT".index(unit) - 2)
 
 
-def _bytes_per_chip(tree) -> float:
-    """Bytes of a tree of sharded shapes on one chip; two int4 numbers share a byte there."""
+def _bytes_per_device(tree) -> float:
+    """Bytes of a tree of sharded shapes on one device; two int4 numbers share a byte there."""
     sizes = ((math.prod(leaf.sharding.shard_shape(leaf.shape)), leaf.dtype) for leaf in jax.tree.leaves(tree))
     return sum(count * (0.5 if dtype == jnp.int4 else dtype.itemsize) for count, dtype in sizes)
 

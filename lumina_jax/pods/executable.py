@@ -18,7 +18,7 @@ from lumina_jax.pods.collectives import Network, Phase, Tracker, collectives_in,
 from lumina_jax.pods.costs import Costs, InstructionCost
 from lumina_jax.pods.hlo import Computation, Instruction, Program
 from lumina_jax.pods.links import Place
-from lumina_jax.pods.schedule import NETWORK, Event, Loop, waits
+from lumina_jax.pods.schedule import BETWEEN_SLICES, Event, Loop, waits
 from lumina_jax.pods.topology import Topology
 from lumina_jax.pods.traffic import fusion_bytes, moved_bytes, moves_nothing
 
@@ -72,7 +72,7 @@ class _Walk:
 
     def __init__(self, program: Program, topology: Topology, order: Sequence[Place], unbounded_trips: int):
         self._program, self._chip, self._unbounded_trips = program, topology.chip, unbounded_trips
-        self._network = Network(topology, program.devices or topology.chips // topology.slices, order)
+        self._network = Network(topology, program.devices or topology.device_count // topology.slices, order)
         self._costs: list[InstructionCost] = []
 
     def costs(self, events: Sequence[Event | Loop]) -> Costs:
@@ -117,7 +117,7 @@ class _Walk:
         for c in phase.collectives:
             name = f"{c.kind}/{c.group_size}" if c.group_size > 1 else c.kind
             key = self._add(InstructionCost(category, name, times, c.seconds, c.wire_bytes, links=c.links))
-            yield Event(phase.name, key, c.seconds, c.directions, phase.handles)
+            yield Event(phase.name, key, c.seconds, c.busy, phase.handles)
 
     def _between_slices(self, i: Instruction, computation: Computation, times: int) -> Iterator[Event]:
         """A collective between slices, which the compiler expresses as a send to the host and a receive from it."""
@@ -133,7 +133,7 @@ class _Walk:
             name = f"{kind[1].lower().replace('_', '-') if kind else 'send'}/slices"
             key = self._add(InstructionCost("dcn", name, times, sent / self._chip.dcn, sent))
             handle = rendezvous[1] if rendezvous else i.name
-            yield Event("start", key, sent / self._chip.dcn, frozenset({NETWORK}), frozenset({handle}))
+            yield Event("start", key, sent / self._chip.dcn, BETWEEN_SLICES, frozenset({handle}))
 
 
 def _cost(program: Program, chip: Chip, i: Instruction, computation: Computation, times: int) -> InstructionCost | None:

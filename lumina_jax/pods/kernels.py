@@ -18,6 +18,9 @@ HEAD_DIM = 128
 MATMULS = {"fwd": 2, "fused": 5, "dkv": 4, "dq": 3}
 """Pass -> matrix products (query block x key block x head size) per grid step; "fused" computes dkv and dq in one kernel."""
 
+LIBTPU = "0.0.48.1"
+"""The compiler that BUNDLES are read off."""
+
 BUNDLES = {
     "v5e": {"fwd": {640: 3109}, "fused": {640: 4285}, "dkv": {640: 3555}, "dq": {640: 2727}},
     "v5p": {
@@ -30,6 +33,7 @@ BUNDLES = {
         "fwd": {256: 1028, 640: 2327, 768: 2976, 1280: 6585},
         "fused": {256: 1085, 640: 2724, 768: 3773, 1280: 9521},
     },
+    "tpu7x": {"fwd": {640: 2762}, "fused": {640: 3183}, "dkv": {640: 2670}, "dq": {640: 2343}},
 }
 """Chip -> pass -> edge of a square block -> bundles per grid step."""
 

@@ -19,12 +19,11 @@ import numpy as np
 from lumina_jax.errors import InputError
 from lumina_jax.pods.topology import Topology
 
-DIE_LINKS = 6
-"""The two devices of one chip exchange as much as over this many links (Google Cloud's description of TPU7x)."""
+DIE_LINKS = 12
+"""The two devices of a chip exchange at six times the rate of a link between chips, of which each has half (Google on TPU7x)."""
 
-FORWARD, BACKWARD = "+", "-"
-BOTH = frozenset((FORWARD, BACKWARD))
-"""The directions on an axis of the torus; a permute may use one alone, and another permute the other at the same time."""
+EVERY_LINK = frozenset({"every link"})
+"""The links that a collective keeps busy; of a permute they are (x, y, z, axis, direction) of the chip that sends."""
 
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\]([^{]*)\{([^}]*)\}")
@@ -164,8 +163,8 @@ def _check_positions(highest: int, order: Sequence[Place]) -> None:
 
 def permute_links(
     pairs: Sequence[tuple[int, int]], order: Sequence[Place], topology: Topology
-) -> tuple[float, frozenset[str]]:
-    """(links, directions) of a permute: one link, divided by the messages that the busiest one carries.
+) -> tuple[float, frozenset]:
+    """(links, busy ones) of a permute: one link, divided by the messages that the busiest one carries.
 
     Messages travel axis after axis, the shorter way round. Raises InputError for a position that the order does not have.
     """
@@ -177,14 +176,14 @@ def permute_links(
             hops = order[target][axis] - at[axis]
             if wraps and abs(hops) > size / 2:
                 hops -= int(math.copysign(size, hops))
-            direction = FORWARD if hops > 0 else BACKWARD
+            step = 1 if hops > 0 else -1
             for _ in range(abs(hops)):
-                load[(*at, axis, direction)] += 1
-                at[axis] = (at[axis] + (1 if hops > 0 else -1)) % size
+                load[(*at, axis, step)] += 1
+                at[axis] = (at[axis] + step) % size
     if not load:
-        return DIE_LINKS, BOTH
+        return DIE_LINKS, frozenset()
     cores = 1 + max(place.core for place in order)  # which share the links of their chip
-    return cores / max(load.values()), frozenset(key[-1] for key in load)
+    return cores / max(load.values()), frozenset(load)
 
 
 def algorithm_links(text: str) -> float:

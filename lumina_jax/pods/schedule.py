@@ -2,15 +2,17 @@
 
 A compiled program is scheduled: its instructions run one after another. An asynchronous collective runs beside those between its
 start and its done, and what is left of it then is waited for. All collectives of a chip share its links, so they queue; only
-permutes in opposite directions do not meet.
+permutes over different links do not meet.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-NETWORK = "between slices"
-"""The lane of transfers between slices; the lanes of all others are directions on the inter-chip links."""
+from lumina_jax.pods.links import EVERY_LINK
+
+BETWEEN_SLICES = frozenset({"the network between slices"})
+"""What transfers between slices keep busy; all others keep inter-chip links busy."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Event:
     action: str
     key: int = 0
     seconds: float = 0.0
-    lanes: frozenset[str] = frozenset()
+    busy: frozenset = frozenset()
     handles: frozenset[str] = frozenset()
 
 
@@ -41,6 +43,13 @@ class _Transfer:
     event: Event
     begin: float
     end: float
+
+
+def _meet(one: Event, other: Event) -> bool:
+    """Whether two transfers need the same links."""
+    if BETWEEN_SLICES in (one.busy, other.busy) or EVERY_LINK not in (one.busy, other.busy):
+        return bool(one.busy & other.busy)
+    return True
 
 
 def waits(events: Sequence[Event | Loop]) -> tuple[float, Counter[int]]:
@@ -80,7 +89,7 @@ class _Clock:
 
     def _queue(self, event: Event) -> _Transfer:
         self._queued = [transfer for transfer in self._queued if transfer.end > self.now]
-        begin = max([self.now, *(other.end for other in self._queued if other.event.lanes & event.lanes)])
+        begin = max([self.now, *(other.end for other in self._queued if _meet(other.event, event))])
         transfer = _Transfer(event, begin, begin + event.seconds)
         self._queued.append(transfer)
         return transfer
@@ -88,7 +97,7 @@ class _Clock:
     def wait(self, transfers: list[_Transfer]) -> None:
         """Advances to the end of ``transfers``, and counts the time for those that move meanwhile."""
         for transfer in sorted(transfers, key=lambda transfer: transfer.end):
-            ahead = [other for other in self._queued if other.event.lanes & transfer.event.lanes]
+            ahead = [other for other in self._queued if _meet(other.event, transfer.event)]
             for other in sorted(ahead, key=lambda other: other.end):
                 if self.now < other.end <= transfer.end:
                     self.waited[other.event.key] += other.end - self.now

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.errors import NotFiniteError
-from lumina_jax.model.backend import backend
+from lumina_jax.model.backend import DeviceJit, backend
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample.drafters import DRAFTERS
 from lumina_jax.sample.guidance import DynamicConfig, Scores, code_ids, columns, draw, scores
@@ -40,7 +40,7 @@ SLOT_AXIS = 3
 OVERFLOW = "the model's logits are not finite although its weights are; they overflow: compute in a wider dtype"
 
 
-@jax.jit
+@DeviceJit
 def one_by_one(ctx: Context, state: State, plan: jax.Array) -> tuple[jax.Array, Scores]:
     """The definition of sampling: N times the model is fed the last token of each row, and the next is drawn from its scores.
 
@@ -143,7 +143,7 @@ def program_key(request: Request, cfg: SampleConfig) -> ProgramKey:
     return ProgramKey(slots, cfg.guidance != 1, cfg.parallel, window, cfg.tree, cfg.cache == "int8")
 
 
-@functools.partial(jax.jit, static_argnames=("copies", "vocab", "program"))
+@functools.partial(DeviceJit, static_argnames=("copies", "vocab", "program"))
 def prefill(
     model: Chameleon, request: Request, *, copies: int, vocab: Vocab, program: ProgramKey
 ) -> tuple[State, jax.Array]:
@@ -182,7 +182,7 @@ def prefill(
     return state, constrain(head, _head_letters(head, axis_size("tensor")))
 
 
-@functools.partial(jax.jit, donate_argnames="state")
+@functools.partial(DeviceJit, donate_argnames="state")
 def decode(ctx: Context, state: State, max_passes: jax.Array, stop_after_rows: jax.Array) -> State:
     """At most ``max_passes`` passes, none after ``stop_after_rows`` rows are done; ``state`` is donated."""
     return run(ctx, state, max_passes, stop_after_rows)
@@ -238,7 +238,7 @@ def lower(
         free_ctx = replace(ctx, model=jax.tree.map(free, model), head=free(head), request=None, config=None)
         free_state = jax.tree.map(free, state)
         shardings = (free_ctx, free_state, None, None)
-        loop = jax.jit(decode.__wrapped__, in_shardings=shardings, out_shardings=free_state, donate_argnums=1)
+        loop = DeviceJit(decode.__wrapped__, in_shardings=shardings, out_shardings=free_state, donate_argnums=1)
         second = loop.lower(ctx, state, NO_LIMIT, np.int32(len(request.ids)))
     slots = jax.tree.leaves((state.cache.keys, state.cache.values))
     return LoweredSampler(first, second, sum(x.size * x.dtype.itemsize for x in slots))

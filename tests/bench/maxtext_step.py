@@ -1,7 +1,7 @@
 """MaxText's train step compiled beside ours, for the same slice, batch and compiler options, and read by the same reader.
 
-``python tests/bench/maxtext_step.py v6e_256`` compiles MaxText's llama2-7b with our vocabulary (5 to 15 minutes on two cores) and prints
-its figures as one JSON line; ``--save FILE.hlo.gz`` keeps the program. It needs Python 3.12, the packages of
+``python tests/bench/maxtext_step.py v6e_256`` compiles MaxText's llama2-7b with our vocabulary (5 to 15 minutes on two cores) and
+prints its figures as one JSON line; ``--save FILE.hlo.gz`` keeps the program. It needs Python 3.12, the packages of
 lumina_jax/pods/requirements.txt and MaxText: ``pip install --no-deps maxtext==0.2.5`` and what its train_compile imports.
 
 MaxText does less: its llama2 decoder has no QK-norm, and dropout and z-loss are off. It recomputes as little as the memory of the
@@ -134,10 +134,10 @@ def main() -> None:
     parser.add_argument("--save", default="", metavar="FILE", help="also write the compiled program, .hlo.gz")
     options = parser.parse_args()
     os.environ.update(environment())  # before anything imports jax
-    from lumina_jax.pods.flags import compiler_options
+    from lumina_jax.model.tpu import OPTIONS
 
-    chosen = compiler_options(parse(CASES[options.case].topology).chip)
-    chosen = json.loads(options.options) if options.options else chosen
+    ours = OPTIONS[parse(CASES[options.case].topology).chip.name]
+    chosen = json.loads(options.options) if options.options else ours
     print(json.dumps(figures(options.case, chosen, options.save)), flush=True)
 
 

@@ -64,6 +64,21 @@ def test_memory_and_work_are_those_of_one_chip(compiled):
     assert (decode.work.rows, decode.work.length) == (4, 1)
 
 
+def test_ironwood_has_two_devices_a_chip_and_figures_of_one(tpu_compiler):
+    """Kernels, training and sampling compile for it; a mesh, rows and figures are those of devices."""
+    four = parse("tpu7x:2x2x1")
+    outcomes = {outcome.program: outcome for outcome in compile_programs(TINY, four)}
+    train, decode = outcomes["train"], outcomes["decode"]
+    assert train.mesh == {"replica": 1, "fsdp": 8, "tensor": 1}
+    assert set(train.costs.calls("kernels")) >= {"splash_mha_fwd_segmented_residuals", "norm_rotate"}
+    # The model has two heads, so two devices share it, and each of four pairs samples one prompt.
+    assert decode.mesh == {"replica": 4, "fsdp": 1, "tensor": 2}
+    table = report.text(train)
+    assert "on tpu7x:2x2x1 (4 chips, 8 devices, tpu7x-8)" in table
+    assert "one device" in table and "one chip" not in table
+    assert "to spare" in table and "of 94.74 GiB" in table
+
+
 def test_weights_are_communicated_in_training_but_not_in_decoding(compiled):
     wire_bytes = {program: outcome.costs.bytes("sync", "async") for program, outcome in compiled.items()}
     assert wire_bytes["train"] > 2 * compiled["train"].work.weights / 4

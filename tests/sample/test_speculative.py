@@ -157,7 +157,7 @@ def test_a_wrong_method_is_caught(method, break_it, calls, truths, monkeypatch):
     # A window that holds the whole image: its drafts live through many passes.
     cfg = replace(CHOICES, guidance=1.0, parallel=method, window=8)
     break_it(monkeypatch)
-    decode.decode.clear_cache()
+    decode.decode.jitted().clear_cache()
     z, p = deviations(answers(cfg, calls), truths[1.0])
-    decode.decode.clear_cache()
+    decode.decode.jitted().clear_cache()
     assert z > LARGEST_Z or p < LEAST_P
