@@ -43,7 +43,7 @@ def attend_past(
     query: jax.Array, past: KVCache, new: KeyValue, layer: jax.Array | None, order: Order, reach: int
 ) -> jax.Array:
     """:func:`attention.attend_past`: by the kernel where it suits and the whole cache is in reach. Off TPU it is interpreted."""
-    B, T, H, K = query.shape
+    B, T = query.shape[:2]
     if layer is None or not suits(T, past) or reach < jax.tree.leaves(past.keys)[0].shape[3]:
         return attention.attend_past(query, past, new, layer, order, reach)
     length, start = (jnp.broadcast_to(x, B) for x in (past.length, past.visible_from))

@@ -62,14 +62,24 @@ class CompileCase:
     program: str = "train"
     changes: str = ""
     int8: bool = False
+    int4: bool = False
+    pictures: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.config} {self.program}{' int8' * self.int8} on {self.topology} {self.changes}".rstrip()
+        kind = f"{' int8' * self.int8}{' int4' * self.int4}{f' x {self.pictures}' * (self.pictures > 1)}"
+        return f"{self.config} {self.program}{kind} on {self.topology} {self.changes}".rstrip()
+
+    @property
+    def matrices(self) -> str:
+        """The dtype of the blocks' matrices when sampling."""
+        return "int8" if self.int8 else "int4" if self.int4 else "bfloat16"
 
 
 SINGLE = "sample.parallel=off"
 WINDOW = "sample.parallel=coupled sample.window=16"
+SLOTS = "data.buckets=2560"
+"""A cache for one picture of 768 x 768 pixels and its prompt."""
 CASES = (
     *(
         CompileCase(f"configs/pods.py:{stage.name}_{slice_name}", TOPOLOGIES[slice_name])
@@ -91,6 +101,18 @@ CASES = (
             ("v5e:2x4", f"{SINGLE} mesh.tensor=8", False),
         )
     ),
+    *(
+        CompileCase("configs/lumina_7b_768.py", topology, "decode", f"{SLOTS} {changes}")
+        for topology in ("v5p:1x1x1", "v6e:2x2", "v5e:2x2", "tpu7x:1x1x1")
+        for changes in (SINGLE, *(f"sample.parallel=matched sample.window={window}" for window in (32, 64)))
+    ),
+    CompileCase("configs/lumina_7b_768.py", "v5e:1x1", "decode", f"{SLOTS} {SINGLE} sample.cache=int8", False, True, 8),
+    *(
+        CompileCase(f"configs/lumina_7b_{size}.py", topology, "decode", f"data.buckets={slots}", False, False, pictures)
+        for topology in ("v5p:2x2x1", "v6e:2x2", "tpu7x:1x1x1")
+        for size, slots in ((768, 2560), (1024, 4352))
+        for pictures in (8, 32)
+    ),
 )
 """The rows of the README's tables, in their order."""
 
@@ -101,7 +123,7 @@ def compile_figures(case: CompileCase) -> dict:
     from lumina_jax.pods.compile import compile_programs
 
     cfg = run.load_experiment(f"{run.REPOSITORY}/{case.config}", case.changes.split())
-    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), "int8" if case.int8 else "bfloat16")
+    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), case.matrices, case.pictures)
     if outcome.costs is None:
         sys.exit(f"{case.name}: {report.verdict(outcome)}")
     return asdict(case) | _figures(outcome)
@@ -184,7 +206,13 @@ def same_program(case: CompileCase, other: CompileCase) -> bool:
     def compiled(case: CompileCase) -> tuple:
         cfg = run.load_experiment(f"{run.REPOSITORY}/{case.config}", case.changes.split())
         longest = DataConfig(buckets=cfg.data.buckets[-1:], batch=cfg.data.batch)
-        return replace(cfg, name="", out="", start="", data=longest), case.topology, case.program, case.int8
+        return (
+            replace(cfg, name="", out="", start="", data=longest),
+            case.topology,
+            case.program,
+            case.matrices,
+            case.pictures,
+        )
 
     return case.program == other.program == "train" and compiled(case) == compiled(other)
 
@@ -195,7 +223,7 @@ def read_rows() -> dict[CompileCase, dict]:
 
 
 def case_of(row: dict) -> CompileCase:
-    return CompileCase(*(row[field] for field in CompileCase.__dataclass_fields__))
+    return CompileCase(**{field: row[field] for field in CompileCase.__dataclass_fields__ if field in row})
 
 
 def save_row(case: CompileCase, row: dict) -> None:
@@ -236,14 +264,23 @@ def _decode_cells(row: dict) -> tuple[str, ...]:
     topology = parse(row["topology"])
     chips = f"{COUNTS[topology.chips]} {topology.chip.name} chip{'s' * (topology.chips > 1)}"
     return (
-        chips + ", a window of 16 drafts" * (row["changes"] == WINDOW),
-        "int8" if row["int8"] else "bfloat16",
+        f"{chips}{_decoding(row)}",
+        CompileCase(**{field: row[field] for field in ("config", "topology", "int8", "int4") if field in row}).matrices,
         _hbm(row),
         f"{row['temporaries_mib']} MiB",
         f"{1000 * row['pass_s']:.2f} ms",
         f"{1000 * row['bound_s']:.2f} ms",
         str(row["all_reduces"] or ""),
     )
+
+
+def _decoding(row: dict) -> str:
+    """What a row of decoding is of, beside one picture of 768 x 768 pixels one by one."""
+    settings = dict(change.split("=") for change in row["changes"].split())
+    size, pictures = row["config"].removesuffix(".py").rpartition("_")[2], row.get("pictures", 1)
+    parts = [f", {size} px"] * (size != "768") + [f", {pictures} pictures"] * (pictures > 1)
+    parts += [", int8 cache"] * (settings.get("sample.cache") == "int8")
+    return "".join([*parts, f", a window of {settings['sample.window']} drafts" if "sample.window" in settings else ""])
 
 
 def _hbm(row: dict) -> str:

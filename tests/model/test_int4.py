@@ -23,12 +23,11 @@ def model() -> Chameleon:
 
 
 @pytest.mark.parametrize("letters", ["BTD,DHK->BHTK", "BTHK,HKD->BTD", "BTF,FD->BTD"])
-def test_rounding_errs_by_half_a_step_and_products_are_those_of_the_matrix(letters, monkeypatch):
-    monkeypatch.setattr(int4, "GROUP", 4)
+def test_rounding_errs_by_half_a_step_and_products_are_those_of_the_matrix(letters):
     sizes = dict(B=2, T=3, D=16, H=4, K=8, F=24)
     inputs, matrix = letters.split("->")[0].split(",")
     x, w = (jax.random.normal(jax.random.key(i), [sizes[c] for c in axes]) for i, axes in enumerate((inputs, matrix)))
-    codes, scale = (grouped := int4.quantize_int4(w, matrix)[...])
+    codes, scale = (grouped := int4.quantize_int4(w, matrix, 4)[...])
     summed = matrix.index(SUMMED[matrix][-1])
     assert codes.dtype == jnp.int4 and codes.shape == w.shape
     assert scale.shape == tuple(size // 4 if axis == summed else size for axis, size in enumerate(w.shape))
