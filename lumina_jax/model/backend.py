@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lumina_jax.model import attention, cpu, parts
+from lumina_jax.model import attention, cpu, cudnn, parts
 from lumina_jax.sharding import platform
 
 
@@ -47,7 +47,11 @@ CPU = Backend(
     narrow_passes=True,
     single_device_options=cpu.SINGLE_DEVICE_OPTIONS,
 )
-BACKENDS = {"cpu": CPU, "tpu": Backend(attention_kernel="splash", attend_past=attention.attend_past_in_blocks)}
+BACKENDS = {
+    "cpu": CPU,
+    "tpu": Backend(attention_kernel="splash", attend_past=attention.attend_past_in_blocks),
+    "gpu": Backend(attention_kernel="cudnn", attend_past=cudnn.attend_past),
+}
 """By the name of a platform; others take the plain definitions."""
 
 
