@@ -228,9 +228,14 @@ class MeshConfig:
     state over the replicas as well. ``compute`` is the dtype of matrices and activations; master weights and optimizer state
     are always float32. ``remat`` selects what is kept for the backward pass and what is recomputed (REMAT in model/block.py).
     ``loss_chunk`` is the number of tokens of a row whose logits exist at a time. ``unroll`` is the number of layers in an
-    iteration of the scan: 1 compiles fastest; all layers run fastest in a tiny model. ``attention`` is "splash" (Pallas kernels, for TPUs),
-    "cudnn" (for NVIDIA GPUs, in bfloat16), "plain", or "auto": splash on TPUs, cudnn on GPUs, plain elsewhere. ``dropout_rng`` "global" draws the same masks on every mesh; with "local" each device draws
+    iteration of the scan: 1 compiles fastest; all layers run fastest in a tiny model. ``attention`` is "splash" (Pallas kernels,
+    for TPUs), "cudnn" (for NVIDIA GPUs, in bfloat16), "plain", or "auto": splash on TPUs, cudnn on GPUs, plain elsewhere.
+    ``dropout_rng`` "global" draws the same masks on every mesh; with "local" each device draws
     its own with the hardware's generator, which is much faster.
+
+    ``quant`` "int8" or "fp8" rounds both sides of the blocks' matrix products, forward and backward, to so few bits, whose products
+    take half the time on chips that have them (model/quant.py); embedding, norms and head stay in ``compute``. ``quant_skip``
+    "FIRST,LAST" leaves that many first and last blocks in ``compute`` as well.
     """
 
     replica: int = 1
@@ -243,6 +248,8 @@ class MeshConfig:
     unroll: int = 1
     attention: str = "auto"
     dropout_rng: str = "global"
+    quant: str = "none"
+    quant_skip: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("replica", "fsdp", "tensor"):
@@ -257,13 +264,18 @@ class MeshConfig:
             "remat": ("none", "block", "qkv", "qkv_out", "qkv_out_gate", "matmuls"),
             "attention": ("auto", "plain", "splash", "cudnn"),
             "dropout_rng": ("global", "local"),
+            "quant": ("none", "int8", "fp8"),
         }
         for name, known in choices.items():
             value = getattr(self, name)
             _require(value in known, f"mesh.{name}={value!r}; choose {' or '.join(map(repr, known))}")
         _require(
+            len(self.quant_skip) in (0, 2) and min(self.quant_skip, default=0) >= 0,
+            f"mesh.quant_skip={self.quant_skip}; give two numbers, how many first and last blocks are not quantized: 1,1",
+        )
+        _require(
             self.attention != "cudnn" or self.compute == "bfloat16",
-            f"mesh.attention='cudnn' with mesh.compute={self.compute!r}: cuDNN's kernels take bfloat16; set that, or mesh.attention=plain",
+            f"mesh.attention='cudnn' with mesh.compute={self.compute!r}: cuDNN takes bfloat16; set that, or mesh.attention=plain",
         )
         _require(self.loss_chunk >= 1, f"mesh.loss_chunk={self.loss_chunk}; it must be at least 1")
         _require(self.unroll >= 1, f"mesh.unroll={self.unroll}; it must be at least 1")
@@ -312,6 +324,8 @@ class ProfileConfig:
 
 PARALLEL = ("off", "sjd", "coupled", "continued", "matched")
 """The ways of decoding (SampleConfig.parallel)."""
+CACHES = ("exact", "int8")
+"""The forms of keys and values while sampling (SampleConfig.cache)."""
 MOST_TOKENS = 2**20
 """The most tokens of an answer, and to draw from: more than any model of this family has."""
 LARGEST_WINDOW = 1024
@@ -328,7 +342,8 @@ class SampleConfig:
     "sjd", "coupled" and "continued" verify a ``window`` of drafted tokens per pass (lumina_jax/sample/speculative.py). A window
     of 0 means the device's default: 16 tokens, and 10 on CPUs, where every token of a pass costs time. "matched" takes the fewest
     passes and gives the same answers as "off" (up to rounding). ``tree`` more tokens of a pass of "matched" stand in the places of
-    drafts that may fail (lumina_jax/sample/tree.py).
+    drafts that may fail (lumina_jax/sample/tree.py). ``cache`` holds keys and values "exact", in the weights' dtype, or in "int8",
+    half of bfloat16's memory, which changes the logits a little.
     """
 
     guidance: float = 4.0
@@ -340,6 +355,7 @@ class SampleConfig:
     parallel: str = "matched"
     window: int = 0
     tree: int = 0
+    cache: str = "exact"
 
     def __post_init__(self):
         _require(0 <= self.guidance <= 1000, f"sample.guidance={self.guidance} is not in [0, 1000] (1 is off)")
@@ -358,6 +374,7 @@ class SampleConfig:
             self.window == 0 or 2 <= self.window <= LARGEST_WINDOW,
             f"sample.window={self.window}; a pass must hold at least 2 tokens, at most {LARGEST_WINDOW}; 0 is the device's own",
         )
+        _require(self.cache in CACHES, f"sample.cache={self.cache!r}; choose {' or '.join(CACHES)}")
         _require(
             0 <= self.tree <= LARGEST_WINDOW, f"sample.tree={self.tree} is not in [0, {LARGEST_WINDOW}] (0 is off)"
         )
@@ -406,6 +423,11 @@ class Experiment:
         for name in ("save_every", "keep", "log_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
         _require(0 <= self.seed <= LARGEST, f"seed={self.seed}; it must be a whole number from 0 to {LARGEST}")
+        _require(
+            self.mesh.quant == "none" or sum(self.mesh.quant_skip) < self.model.layers,
+            f"mesh.quant_skip={self.mesh.quant_skip} leaves none of model.layers={self.model.layers} to be quantized; "
+            "skip fewer, or set mesh.quant=none",
+        )
         count = self.optim.accumulate
         for name in ("batch", "row_multiple"):
             rows = getattr(self.data, name)

@@ -149,6 +149,11 @@ def psum(x: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
     return x if jax.sharding.get_abstract_mesh().empty else jax.lax.psum(x, axes)
 
 
+def pmax(x: jax.Array, axes: str | tuple[str, ...]) -> jax.Array:
+    """Inside :func:`per_device`: the largest over the devices along mesh ``axes``; x without a mesh."""
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.pmax(x, axes)
+
+
 def all_gather(x: jax.Array, axis: str, dim: int = 0) -> jax.Array:
     """Inside :func:`per_device`: the parts of the devices along mesh ``axis``, concatenated along ``dim``."""
     return x if axis_size(axis) == 1 else jax.lax.all_gather(x, axis, axis=dim, tiled=True)
@@ -168,6 +173,12 @@ def platform() -> str:
     """The kind of device ("tpu", "cpu", "gpu") that programs are compiled for: of the mesh that is set, else JAX's default."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform
+
+
+def device_kind() -> str:
+    """The ``device_kind`` of that device: "TPU v5 lite", "cpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
 
 
 def check_rows(rows: int, mesh: Mesh) -> None:

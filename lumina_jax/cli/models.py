@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lumina_jax.cli.arguments import REPOSITORY, at_least, dtype, input_path, target_size
+from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.errors import InputError, MissingFileError, printable
 
 TOY_MODEL = "assets/toy"
@@ -24,6 +25,7 @@ def model_arguments(parser: ArgumentParser) -> None:
     dtype_help = "dtype of the weights: fp32, bf16 or fp16 (default: as they are; on a CPU, where bf16 is slow, fp32)"
     parser.add_argument("--dtype", type=dtype, metavar="NAME", help=dtype_help)
     parser.add_argument("--int8", action="store_true", help="blocks' matrices in int8, which halves the memory to read")
+    parser.add_argument("--int4", action="store_true", help="blocks' matrices in int4, a quarter of the memory to read")
     image_layout_argument(parser)
 
 
@@ -71,7 +73,11 @@ def load_for_sampling(options: Namespace, mesh=None):
     """
     from lumina_jax.progress import waiting
 
+    if options.int4 and options.int8:
+        raise InputError("--int4 --int8: the matrices have one dtype; give one of the two")
+
     with waiting(f"loading {options.model}"):
+        say_compiler_options()
         return _load_for_sampling(options, mesh)
 
 
@@ -97,21 +103,24 @@ def _load_for_sampling(options: Namespace, mesh):
         vq = encoder or load_image_tokenizer(files.vq)
     image_layout = image_layout_of(source, options.image_layout or "").image_layout or UNI_REP
     vocab = vocab.with_images(fitted(image_layout, model, vocab, vq))
-    return _as_int8(model, vocab) if options.int8 else model, vocab, vq, experiment
+    return _quantized(model, vocab, options.int4) if options.int8 or options.int4 else model, vocab, vq, experiment
 
 
-def _as_int8(model, vocab):
-    """The model with int8 matrices; prints how much that changes the logits of a prompt."""
+def _quantized(model, vocab, int4: bool):
+    """The model with int8 or int4 matrices; prints how much that changes the logits of a prompt."""
     import numpy as np
 
     from lumina_jax.conversation import image_prompt, tokenize
+    from lumina_jax.model.int4 import quantized_int4
     from lumina_jax.model.int8 import logit_error, quantized
 
     ids = tokenize([(image_prompt(512, 512, "A lighthouse at dusk, seen from the sea."), None)], [], vocab)[0]
     ids = np.minimum(ids, model.cfg.vocab - 1)[None]
     exact = model.logits(model(ids))
-    model = quantized(model, consume=True)
-    print(f"int8 matrices: over a prompt's {ids.size} tokens, {logit_error(exact, model.logits(model(ids)))}")
+    model = quantized_int4(model, consume=True) if int4 else quantized(model, consume=True)
+    print(
+        f"{'int4' if int4 else 'int8'} matrices: over a prompt's {ids.size} tokens, {logit_error(exact, model.logits(model(ids)))}"
+    )
     return model
 
 

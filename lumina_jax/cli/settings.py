@@ -5,7 +5,18 @@ from collections.abc import Callable, Iterable
 
 from lumina_jax.cli.arguments import at_least, number
 
-FIELDS = ("guidance", "temperature", "image_top_k", "text_top_k", "min_p", "max_new_tokens", "parallel", "window")
+FIELDS = (
+    "guidance",
+    "temperature",
+    "image_top_k",
+    "text_top_k",
+    "min_p",
+    "max_new_tokens",
+    "parallel",
+    "window",
+    "tree",
+    "cache",
+)
 """The fields of SampleConfig that are options."""
 SHOWN = ("guidance", "image_top_k", "text_top_k", "temperature")
 """Those that are always said."""
@@ -41,6 +52,10 @@ def other_settings_arguments(parser: ArgumentParser) -> None:
         "--parallel", metavar="METHOD", help=f"decoding method: off, matched, sjd, coupled, continued ({MODEL})"
     )
     parser.add_argument("--window", type=at_least(0), metavar="W", help=f"with --parallel: tokens in a pass ({MODEL})")
+    tree_help = f"with --parallel matched: further tokens in a pass, in the places of drafts that may fail ({MODEL})"
+    parser.add_argument("--tree", type=at_least(0), metavar="N", help=tree_help)
+    cache_help = f"keys and values of attention: exact, or int8, which halves their memory ({MODEL})"
+    parser.add_argument("--cache", choices=("exact", "int8"), help=cache_help)
     parser.add_argument(
         "--min-p", type=number, help=f"drop tokens less likely than this share of the likeliest ({MODEL})"
     )

@@ -6,10 +6,11 @@ from pathlib import Path
 from shlex import quote
 
 from lumina_jax.cli.arguments import at_least, output_path
+from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import join, process_arguments
-from lumina_jax.errors import MissingFileError, interrupted
+from lumina_jax.errors import InputError, MissingFileError, interrupted
 
 
 def add_train(verbs: _SubParsersAction) -> None:
@@ -22,13 +23,18 @@ def add_train(verbs: _SubParsersAction) -> None:
 def add_compile(verbs: _SubParsersAction) -> None:
     check = verbs.add_parser("compile", help="what a config needs on a TPU pod and how fast it can be")
     config_arguments(check)
-    check.add_argument("--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16")
+    check.add_argument(
+        "--topology", required=True, help="chip and slice: v5p:4x4x4, v4:4x4x4, v5e:16x16, v6e:16x16, tpu7x:4x4x4"
+    )
     check.add_argument(
         "--slices", type=at_least(1), default=1, metavar="N", help="number of slices, joined by the data-center network"
     )
     check.add_argument("--what", default="train,prefill,decode", help="programs, with commas")
     check.add_argument("--plan", action="store_true", help="find the fastest mesh, remat and accumulation to train")
     check.add_argument("--int8", action="store_true", help="sampling with int8 matrices, as run.py sample --int8")
+    check.add_argument("--int4", action="store_true", help="sampling with int4 matrices, as run.py sample --int4")
+    pictures_help = "pictures that the chips of one copy of the model sample at once"
+    check.add_argument("--pictures", type=at_least(1), default=1, metavar="N", help=pictures_help)
     check.add_argument(
         "--tries", type=at_least(1), default=6, metavar="N", help="with --plan: the largest number of compilations"
     )
@@ -63,6 +69,7 @@ def _train_in(group, cfg, config: str) -> None:
         from lumina_jax.train.loop import train
         from lumina_jax.vocab import Vocab
 
+    say_compiler_options()
     if cfg.compile_cache:
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
     with waiting(f"loading {cfg.data.path}"):
@@ -111,16 +118,17 @@ def _compile(options: Namespace) -> int:
     with waiting("loading JAX"):
         from lumina_jax.pods import plan, report
         from lumina_jax.pods.compile import PROGRAMS, check_programs, compile_programs
-        from lumina_jax.pods.flags import libtpu_init_args
 
     out = report.output_folder(options.out) if options.out else None
     if options.plan:
         return 0 if plan.run(cfg, target, options.tries, out) else 1
     programs = check_programs(options.what)
-    compiled, outcomes = compile_programs(cfg, target, programs, options.int8), []
+    if options.int8 and options.int4:
+        raise InputError("--int4 --int8: the matrices have one dtype; give one of the two")
+    matrices = "int8" if options.int8 else "int4" if options.int4 else "bfloat16"
+    compiled, outcomes = compile_programs(cfg, target, programs, matrices, options.pictures), []
     for program in filter(programs.__contains__, PROGRAMS):
         with waiting(f"compiling {program}, which takes minutes"):
             outcome = next(compiled)
         outcomes.append(report.show(outcome, out))
-    print(f"set on every host of such a pod: export LIBTPU_INIT_ARGS='{libtpu_init_args(target.chip)}'")
     return 0 if all(outcome.costs for outcome in outcomes) else 1

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lumina_jax.errors import InputError
 from lumina_jax.layout import column_of, line_tokens, shape_of
+from lumina_jax.model.backend import DeviceJit
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.parts import rotary
 from lumina_jax.vocab import UNI_REP, ImageLayout, Vocab
@@ -61,7 +62,7 @@ class AttentionMap:
         return {"kinds": rows, "tokens": len(self.shares), "share_on_sinks": float(self.shares[self.sinks].sum())}
 
 
-@jax.jit
+@DeviceJit
 def last_attention(model: Chameleon, ids: jax.Array) -> jax.Array:
     """Attention weights f32[L H T] of the last of the tokens ``ids`` i32[T] in each head of each layer; their sum over T is 1."""
     cfg = model.cfg

@@ -12,6 +12,7 @@ from lumina_jax.config import SampleConfig
 from lumina_jax.data.pipeline import collate
 from lumina_jax.data.shards import Shards, check_made_with
 from lumina_jax.errors import InputError
+from lumina_jax.model.backend import DeviceJit
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.progress import ProgressDisplay, waiting
 from lumina_jax.sample import generate
@@ -45,7 +46,7 @@ def held_out(model: Chameleon, vocab: Vocab, path: str, limit: int = 4096, vq: s
     return {"tokens": int(tokens), "xent": xent / tokens, "accuracy": correct / tokens}
 
 
-@jax.jit
+@DeviceJit
 def _measure(model: Chameleon, batch: Batch) -> tuple[LossSums, jax.Array]:
     """Sums of the loss, and how many learned tokens are the likeliest of all, i32[]."""
     hidden = model(batch.inputs, batch.positions, batch.segments)

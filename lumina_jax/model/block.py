@@ -11,6 +11,7 @@ from lumina_jax.config import ModelConfig
 from lumina_jax.model.backend import backend
 from lumina_jax.model.params import Grouped, Scaled, weight
 from lumina_jax.model.parts import Angles, QKNorm, RMSNorm, dropout, rotate
+from lumina_jax.model.quant import Quantized, quantized_product
 from lumina_jax.sharding import constrain
 
 REMAT = {
@@ -34,11 +35,14 @@ Mix = Callable[["Attention", jax.Array], tuple[jax.Array, object]]
 """(attention, its input [B T D]) -> (weighted sums of values [B T H K], a second result such as new keys and values)."""
 
 
-def product(letters: str, x: jax.Array, w: jax.Array | Scaled | Grouped) -> jax.Array:
+def product(letters: str, x: jax.Array, w: jax.Array | Scaled | Grouped | Quantized) -> jax.Array:
     """``jnp.einsum(letters, x, w)`` of activations and a weight whose first axes are the last of x.
 
-    With an int8 weight the sum is over its codes, and its scale follows; an int4 weight becomes a matrix first.
+    With an int8 weight the sum is over its codes, and its scale follows. With a Quantized one the sums are over codes of both. An
+    int4 weight becomes a matrix first.
     """
+    if isinstance(w, Quantized):
+        return quantized_product(letters, x, w)
     if isinstance(w, Grouped):
         w = w.matrix(x.dtype)
     if not isinstance(w, Scaled):

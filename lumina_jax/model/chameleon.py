@@ -12,17 +12,18 @@ from jax.sharding import PartitionSpec as P
 
 from lumina_jax.config import ModelConfig
 from lumina_jax.model import cudnn
-from lumina_jax.model.attention import KVCache, Order, Reaches, causal_mask
+from lumina_jax.model.attention import KVCache, Order, Reaches, causal_mask, quantize_slots
 from lumina_jax.model.backend import backend
 from lumina_jax.model.block import REMAT, Attention, Block
 from lumina_jax.model.params import weight
 from lumina_jax.model.parts import Angles, RMSNorm
+from lumina_jax.model.quant import for_quantized_compute
 from lumina_jax.model.splash import LANES, splash_attend
 from lumina_jax.sharding import STORE, all_gather, axis_size, for_compute, per_device, psum
 
 CachedLayers = Callable[[jax.Array, Angles, KVCache, Reaches, Order], tuple[jax.Array, KVCache]]
-"""All layers over a cache: (x [B T D], angles, cache, reaches, order) -> (x behind the last layer, the cache with the new keys and values;
-its length is still the old one)."""
+"""All layers over a cache: (x [B T D], angles, cache, reaches, order) -> (x behind the last layer, the cache with the new keys and
+values; its length is still the old one)."""
 
 
 class Chameleon(nnx.Module):
@@ -49,25 +50,33 @@ class Chameleon(nnx.Module):
         unroll: int = 1,
         attention: str = "auto",
         dropout_rng: str = "global",
+        quant: str = "none",
+        quant_skip: tuple[int, ...] = (),
     ) -> jax.Array:
         """Token ids i32[B T] -> hidden states [B T D] after the final norm.
 
         ``positions`` i32[B T] default to 0..T-1, ``segments`` i32[B T] to one segment a row. A ``key`` switches residual
-        dropout on. ``remat``, ``unroll``, ``attention`` and ``dropout_rng`` are those of MeshConfig.
+        dropout on, and the stochastic rounding of quantized gradients. The other arguments are those of MeshConfig.
         """
         positions = jnp.arange(inputs.shape[1])[None] if positions is None else positions
         x = self._embed(inputs)
         mix = self._mix(x, positions, segments, attention)
 
-        def run(x: jax.Array, layer: tuple[Block, jax.Array | None]):
-            block, key = layer
-            return for_compute(block)(x, mix, key, dropout_rng)
+        def run(x: jax.Array, layer: tuple[Block, jax.Array | None, jax.Array | None], quant: str):
+            block, key, rounding_key = layer
+            block = for_compute(block) if quant == "none" else for_quantized_compute(block, quant, rounding_key)
+            return block(x, mix, key, dropout_rng)
 
-        if remat != "none":
-            policy = jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
-            run = jax.checkpoint(run, policy=policy, prevent_cse=unroll > 1)
-        keys = None if key is None or self.cfg.dropout == 0 else jax.random.split(key, self.cfg.layers)
-        x, _ = jax.lax.scan(run, x, (self.blocks, keys), unroll=unroll)
+        count = self.cfg.layers
+        keys = None if key is None or self.cfg.dropout == 0 else jax.random.split(key, count)
+        rounding_keys = None if key is None or quant == "none" else jax.random.split(jax.random.fold_in(key, 1), count)
+        for first, end, kind in _spans(count, quant, quant_skip):
+            part = functools.partial(run, quant=kind)
+            if remat != "none":
+                policy = jax.checkpoint_policies.save_only_these_names(*REMAT[remat])
+                part = jax.checkpoint(part, policy=policy, prevent_cse=unroll > 1)
+            layers = jax.tree.map(operator.itemgetter(slice(first, end)), (self.blocks, keys, rounding_keys))
+            x, _ = jax.lax.scan(part, x, layers, unroll=unroll)
         return self.norm(x)
 
     def layers(self, inputs: jax.Array) -> jax.Array:
@@ -86,12 +95,13 @@ class Chameleon(nnx.Module):
         """Hidden states [B T D] -> f32[B T V], never masked."""
         return jnp.einsum("BTD,DV->BTV", hidden, self.head[...], preferred_element_type=jnp.float32)
 
-    def empty_cache(self, rows: int, slots: int) -> KVCache:
-        """A cache for ``rows`` sequences of up to ``slots`` tokens, in the dtype of the weights."""
+    def empty_cache(self, rows: int, slots: int, int8: bool = False) -> KVCache:
+        """A cache for ``rows`` sequences of up to ``slots`` tokens, in the dtype of the weights or in int8."""
         cfg = self.cfg
         shape = (cfg.layers, rows, cfg.kv_heads, slots, cfg.head_dim)
         zeros = functools.partial(jnp.zeros, shape, self.head.dtype)
-        return KVCache(zeros(), zeros(), jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
+        keys, values = map(quantize_slots, (zeros(), zeros())) if int8 else (zeros(), zeros())
+        return KVCache(keys, values, jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
 
     def cached(
         self,
@@ -131,7 +141,8 @@ class Chameleon(nnx.Module):
         self, x: jax.Array, angles: Angles, cache: KVCache, reaches: Reaches, order: Order
     ) -> tuple[jax.Array, KVCache]:
         """:data:`CachedLayers` as a scan. It only reads the cache; the new keys and values are written when it is done."""
-        reaches = (cache.keys.shape[3],) if reaches is None else reaches
+        reaches = backend().reaches(x.shape[1], cache, reaches)
+        reaches = (jax.tree.leaves(cache.keys)[0].shape[3],) if reaches is None else reaches
         branch = sum((jnp.max(cache.length) <= reach).astype(jnp.int32) for reach in reaches[1:])
         branches = [functools.partial(backend().attend_past, order=order, reach=reach) for reach in reaches]
 
@@ -140,13 +151,15 @@ class Chameleon(nnx.Module):
 
             def mix(attention: Attention, x: jax.Array):
                 query, key, value = attention.project(x, angles)
-                return jax.lax.switch(branch, branches, query, cache, (key, value), index), (key, value)
+                new = cache.stored(key, value)
+                return jax.lax.switch(branch, branches, query, cache, new, index), new
 
             return block(x, mix)
 
         x, (keys, values) = jax.lax.scan(run, x, (self.blocks, jnp.arange(self.cfg.layers)))
         write = functools.partial(backend().write_slots, start=cache.length)
-        return x, cache._replace(keys=write(cache.keys, keys), values=write(cache.values, values))
+        keys, values = jax.tree.map(write, (cache.keys, cache.values), (keys, values))
+        return x, cache._replace(keys=keys, values=values)
 
     def _mix(self, x: jax.Array, positions: jax.Array, segments: jax.Array | None, attention: str):
         """The ``mix`` of Block for whole sequences x [B T D]: causal attention within segments. Its second result is None."""
@@ -183,6 +196,13 @@ class Chameleon(nnx.Module):
     def _embed(self, ids: jax.Array) -> jax.Array:
         stored = P(*(STORE.get(letter) for letter in "VD"))
         return per_device(_look_up, ("BT", stored), "BTD")(ids, self.embedding[...])
+
+
+def _spans(layers: int, quant: str, skip: tuple[int, ...]) -> list[tuple[int, int, str]]:
+    """(first layer, end, its form of products) of each run of layers that are computed alike."""
+    before, behind = skip if quant != "none" and skip else (0, 0)
+    spans = ((0, before, "none"), (before, layers - behind, quant), (layers - behind, layers, "none"))
+    return [span for span in spans if span[0] < span[1]]
 
 
 def _look_up(ids: jax.Array, table: jax.Array) -> jax.Array:

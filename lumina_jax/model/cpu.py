@@ -92,7 +92,7 @@ def write_slots(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array
 
     def write_row(row: jax.Array, cache: jax.Array) -> jax.Array:
         change = jax.lax.dynamic_slice_in_dim(new, row, 1, axis=1)
-        return jax.lax.dynamic_update_slice(cache, change, (0, row, 0, start[row], 0))
+        return jax.lax.dynamic_update_slice(cache, change, (0, row, 0, start[row], 0)[: cache.ndim])
 
     return jax.lax.fori_loop(0, len(start), write_row, cache)
 
@@ -110,19 +110,19 @@ def run_unstacked(
 
         def mix(attention: nnx.Module, x: jax.Array, past: KVCache = past):
             query, key, value = attention.project(x, angles)
-            return attend_past(query, past, (key, value), None, order, past.keys.shape[2]), (key, value)
+            new = cache.stored(key, value)
+            return attend_past(query, past, new, None, order, jax.tree.leaves(past.keys)[0].shape[2]), new
 
         x, key_value = block(x, mix)
         new.append(key_value)
     # Nothing is added to the length, but XLA cannot know: it copies a cache that could be written before it was read.
     length = cache.length + (x[:, 0, 0] * 0 != 0)
 
-    def write(layers: Sequence[jax.Array], changes: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
-        pairs = zip(layers, changes, strict=True)
-        return tuple(write_slots(layer[None], change[None], length)[0] for layer, change in pairs)
+    def write(layer: jax.Array, change: jax.Array) -> jax.Array:
+        return write_slots(layer[None], change[None], length)[0]
 
-    keys, values = zip(*new, strict=True)
-    return x, cache._replace(keys=write(cache.keys, keys), values=write(cache.values, values))
+    keys, values = jax.tree.map(write, (cache.keys, cache.values), tuple(zip(*new, strict=True)))
+    return x, cache._replace(keys=keys, values=values)
 
 
 def select(x: jax.Array, index: jax.Array) -> jax.Array:

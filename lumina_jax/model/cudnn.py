@@ -1,8 +1,8 @@
 """Attention on NVIDIA GPUs: cuDNN's flash attention through jax.nn.dot_product_attention, each device on its own rows and heads.
 
-cuDNN takes bfloat16 (not float32) and heads of at most LARGEST_HEAD numbers, a multiple of HEAD_MULTIPLE. It masks causally without a
-mask in memory; segments it takes as numbers that are added to the scores, [B 1 T T], made once for all layers. A batch in which no
-row holds two segments, as large pictures do, runs the causal kernel alone: which one runs is decided on the device in each step.
+cuDNN takes bfloat16 (not float32) and heads of at most LARGEST_HEAD numbers, a multiple of HEAD_MULTIPLE. It masks causally
+without a mask in memory; segments it takes as numbers that are added to the scores, [B 1 T T], made once for all layers. A batch
+in which no row holds two segments, as with large pictures, runs the causal kernel alone: each device decides in each step.
 """
 
 import functools
@@ -55,8 +55,8 @@ def attend_segments(
 ) -> jax.Array:
     """Causal attention within ``segments`` i32[B T] (None: one a row): query [B T H K], key and value [B T N K] -> [B T H K].
 
-    ``bias`` is their :func:`segment_bias`. Where no row has two segments, padding behind the segment attends to the segment too: what
-    comes out there is arbitrary, as it is of no use. ``implementation``: "cudnn", or "xla" for the same on any device.
+    ``bias`` is their :func:`segment_bias`. Where no row has two segments, padding behind a segment attends to that too:
+    nothing reads what comes out there. ``implementation``: "cudnn", or "xla" for the same on any device.
     """
     causal = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation=implementation)
     if segments is None:
@@ -89,11 +89,11 @@ def attend(
 def attend_past(
     query: jax.Array, past: KVCache, new: KeyValue, layer: jax.Array | None, order: Order, reach: int
 ) -> jax.Array:
-    """:func:`attention.attend_past`, with cuDNN where the cache is still empty, which is the prompt.
+    """:func:`attention.attend_past`, with cuDNN where the cache is still empty, which is the prompt, and not in int8.
 
     A pass of decoding reads the cache in the order [B N S K], which cuDNN's function would copy; it is left to XLA.
     """
-    if reach or not supports(query.shape[-1], query.dtype):
+    if reach or not isinstance(new[0], jax.Array) or not supports(query.shape[-1], query.dtype):
         return attention.attend_past(query, past, new, layer, order, reach)
     return attend_prompt(query, past, new, order)
 

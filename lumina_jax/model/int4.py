@@ -12,11 +12,11 @@ from lumina_jax.model.int8 import SUMMED
 from lumina_jax.model.params import Int4, is_param
 
 GROUP = 64
-"""Inputs that share a scale: of 4.25 bits a weight with it. It divides the MLP of the 7B over four devices, which 128 does not."""
+"""Inputs that share a scale, which makes 4.25 bits a weight. It divides the MLP of the 7B over four devices, which 128 does not."""
 
 
 def quantize_int4(matrix: jax.Array, letters: str) -> Int4:
-    """Symmetric int4 (qwix): the largest number of a group becomes 7 or -7 of its steps; scales are bfloat16.
+    """Symmetric int4 (qwix): the largest number of a group is 7.5 of its steps; scales are bfloat16.
 
     Groups lie along the last axis that products with ``letters``, a key of :data:`.int8.SUMMED`, sum over; an axis that GROUP does
     not divide is one group. ``matrix`` may be stacked over layers: axes before those of ``letters``.

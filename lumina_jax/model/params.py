@@ -50,7 +50,7 @@ class Int8(nnx.Module):
 
 
 class Grouped(NamedTuple):
-    """A matrix of int4 ``codes`` by its own letters; ``scale`` bf16 has a number for each group of an axis that products sum over."""
+    """A matrix of int4 ``codes`` by its own letters; ``scale`` bf16 has a number for each group of an axis that is summed over."""
 
     codes: jax.Array
     scale: jax.Array

@@ -1,130 +1,44 @@
-"""Estimates what a compiled TPU program takes on one chip: seconds by category, bytes between chips, memory.
+"""Estimates what a compiled TPU program takes on one device: seconds by category, bytes between chips, memory.
 
 Each instruction counts as often as the loops around it run; the compiler's own totals count the body of a loop once. Matrix
 products take the cycles that the compiler estimates for them. Everything else takes the HBM bytes it moves over the bandwidth,
-since the compiler's estimates of these are 2.5 times too high. :mod:`lumina_jax.pods.kernels` prices Pallas kernels; a
-collective takes its bytes over all links of a chip. Real steps also have launch gaps, stragglers and latency of collectives.
+since the compiler's estimates of these are 2.5 times too high. :mod:`lumina_jax.pods.kernels` prices Pallas kernels;
+:mod:`lumina_jax.pods.collectives` takes the bytes of a collective over the links that its groups can use, and
+:mod:`lumina_jax.pods.schedule` finds out what part of it the device waits for. Real steps also have launch gaps, stragglers and
+latency of collectives.
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-import jax
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from lumina_jax.pods import kernels
 from lumina_jax.pods.chips import Chip
-from lumina_jax.pods.collectives import find_collectives, is_collective
+from lumina_jax.pods.collectives import Network, Phase, Tracker, collectives_in, is_collective
+from lumina_jax.pods.costs import Costs, InstructionCost
 from lumina_jax.pods.hlo import Computation, Instruction, Program
-from lumina_jax.pods.traffic import fusion_bytes, moved_bytes
+from lumina_jax.pods.links import Place
+from lumina_jax.pods.schedule import BETWEEN_SLICES, Event, Loop, waits
+from lumina_jax.pods.topology import Topology
+from lumina_jax.pods.traffic import fusion_bytes, moved_bytes, moves_nothing
 
-_STARTED = ("copy-done", "all-gather-done", "all-reduce-done", "async-done", "async-update")
+_STARTED = ("async-update", "call-update", "recv", "send-done")
 _NAMES = ("get-tuple-element", "tuple", "parameter", "constant", "bitcast", "iota", "after-all", "opt-barrier")
 FREE = {*_NAMES, *_STARTED, "partition-id", "replica-id"}
-"""Operations that move nothing, or that were counted at their start."""
+"""Operations that move nothing, or that are counted elsewhere; whatever ends in -start or -done is left out too."""
 
 
-@dataclass(frozen=True)
-class InstructionCost:
-    """The cost of one instruction, which runs ``times`` times; the other figures are those of one execution.
+def program_costs(program: Program, topology: Topology, unbounded_trips: int = 1, order: Sequence[Place] = ()) -> Costs:
+    """The costs of a program, parsed by :func:`hlo.parse`; loops whose trip count depends on data count ``unbounded_trips`` times.
 
-    ``category`` is "mxu" (matrix products), "memory", "kernels" (Pallas), "sync" and "async" (blocking and overlapped
-    collectives) or "dcn" (between slices). ``bytes`` go to and from HBM, or over the wire for collectives. For matrix products,
-    ``ideal`` is the seconds at the chip's peak and ``roofline`` the larger of these and the seconds of the HBM traffic.
+    ``order`` is that of the devices in the program's mesh (:func:`lumina_jax.pods.links.places`), by default that of their ids.
+    Raises InputError when the topology has other devices than the program.
     """
-
-    category: str
-    name: str
-    times: int
-    seconds: float
-    bytes: float = 0.0
-    ideal: float = 0.0
-    roofline: float = 0.0
+    walk = _Walk(program, topology, order, unbounded_trips)
+    return walk.costs(walk.events(program.entry, 1))
 
 
-@dataclass(frozen=True)
-class Costs:
-    """The instructions of one program and their sums, in seconds of one chip."""
-
-    instructions: tuple[InstructionCost, ...]
-
-    def seconds(self, *categories: str) -> float:
-        return sum(i.times * i.seconds for i in self.instructions if i.category in categories)
-
-    def bytes(self, *categories: str) -> float:
-        return sum(i.times * i.bytes for i in self.instructions if i.category in categories)
-
-    def calls(self, category: str) -> dict[str, tuple[int, float]]:
-        """Name -> (times, total bytes) of a category; equal names are summed."""
-        sums: dict[str, tuple[int, float]] = {}
-        for i in self.instructions:
-            if i.category == category:
-                times, size = sums.get(i.name, (0, 0.0))
-                sums[i.name] = times + i.times, size + i.times * i.bytes
-        return sums
-
-    @property
-    def compute(self) -> float:
-        return self.seconds("mxu", "memory", "kernels")
-
-    @property
-    def exposed(self) -> float:
-        """Asynchronous collectives, those between slices included, beyond what the computation can hide."""
-        return max(0.0, self.seconds("async", "dcn") - self.compute)
-
-    @property
-    def serial(self) -> float:
-        """Only the collectives that the compiler made asynchronous overlap with other work."""
-        return self.compute + self.seconds("sync") + self.exposed
-
-    @property
-    def overlapped(self) -> float:
-        """All collectives overlap with computation: a lower bound."""
-        return max(self.compute, self.seconds("sync", "async"), self.seconds("dcn"))
-
-    @property
-    def efficiency(self) -> float:
-        """Share of the chip's peak at which matrix products run."""
-        ideal = sum(i.times * i.ideal for i in self.instructions if i.category == "mxu")
-        return ideal / max(self.seconds("mxu"), 1e-12)
-
-    @property
-    def roofline(self) -> float:
-        """Matrix products at their peak or at HBM speed, whichever is slower.
-
-        The fair figure for the thin products of decoding, whose cycles the compiler estimates too high.
-        """
-        products = sum(i.times * i.roofline for i in self.instructions if i.category == "mxu")
-        return products + self.seconds("memory", "kernels", "sync")
-
-
-@dataclass(frozen=True)
-class HbmUsage:
-    """HBM bytes of one chip. Donated arguments, which become outputs in place, are ``aliased``: part of both others."""
-
-    arguments: float
-    outputs: float
-    aliased: float
-    temporaries: float
-
-    @property
-    def total(self) -> float:
-        """What is allocated; the compiler refuses a program for which this exceeds the chip's capacity."""
-        return self.arguments + self.outputs - self.aliased + self.temporaries
-
-
-def hbm_usage(compiled: jax.stages.Compiled) -> HbmUsage:
-    """What the compiler allocated."""
-    m = compiled.memory_analysis()
-    return HbmUsage(m.argument_size_in_bytes, m.output_size_in_bytes, m.alias_size_in_bytes, m.temp_size_in_bytes)
-
-
-def program_costs(program: Program, chip: Chip, unbounded_trips: int = 1) -> Costs:
-    """The costs of one run. A loop whose trip count depends on data is taken to run ``unbounded_trips`` times."""
-    return Costs(tuple(_walk(program, chip, program.entry, 1, unbounded_trips)))
-
-
-def iteration_costs(program: Program, chip: Chip) -> Costs:
+def iteration_costs(program: Program, topology: Topology, order: Sequence[Place] = ()) -> Costs:
     """The costs of one iteration, body and condition, of the loop whose trip count depends on data.
 
     Of nested such loops it is the outermost, and those inside count as in :func:`program_costs`. Raises ValueError without one.
@@ -132,8 +46,8 @@ def iteration_costs(program: Program, chip: Chip) -> Costs:
     loop = next(_unbounded_loops(program, program.entry), None)
     if loop is None:
         raise ValueError("no loop of the program has a trip count that depends on data; it is no decoding loop")
-    walks = (_walk(program, chip, loop.reference(attribute), 1, 1) for attribute in ("body", "condition"))
-    return Costs(tuple(cost for walk in walks for cost in walk))
+    walk = _Walk(program, topology, order, 1)
+    return walk.costs([event for part in ("body", "condition") for event in walk.events(loop.reference(part), 1)])
 
 
 def _unbounded_loops(program: Program, name: str) -> Iterator[Instruction]:
@@ -146,28 +60,6 @@ def _unbounded_loops(program: Program, name: str) -> Iterator[Instruction]:
                 yield from _unbounded_loops(program, inner)
 
 
-def _walk(program: Program, chip: Chip, name: str, times: int, unbounded_trips: int) -> Iterator[InstructionCost]:
-    """The costs of a computation that runs ``times`` times, including the computations it calls."""
-    computation = program[name]
-    channels: set[str] = set()
-    for i in computation.values():
-        if i.op in FREE or times == 0:
-            continue
-        if i.op == "while":
-            trips = program.trip_count(i)
-            trips = unbounded_trips if trips is None else trips
-            yield from _walk(program, chip, i.reference("body"), times * trips, unbounded_trips)
-        elif i.op in ("call", "conditional"):
-            for inner in _branches(i):
-                yield from _walk(program, chip, inner, times, unbounded_trips)
-        else:
-            for c in find_collectives(program, i, computation, channels):
-                category, label = "async" if c.asynchronous else "sync", f"{c.kind}/{c.group_size}"
-                yield InstructionCost(category, label, times, c.wire_bytes / chip.ici, c.wire_bytes)
-            if cost := _cost(program, chip, i, computation, times):
-                yield cost
-
-
 def _branches(i: Instruction) -> list[str]:
     """The computations that a call or a conditional runs; of numbered branches the first stands for all."""
     called = re.findall(r"(?:to_apply|true_computation|false_computation)=%([\w.\-]+)", i.text)
@@ -175,28 +67,91 @@ def _branches(i: Instruction) -> list[str]:
     return called + ([numbered[1]] if numbered else [])
 
 
+class _Walk:
+    """Collects the costs of a program while it makes the schedule of its instructions."""
+
+    def __init__(self, program: Program, topology: Topology, order: Sequence[Place], unbounded_trips: int):
+        self._program, self._chip, self._unbounded_trips = program, topology.chip, unbounded_trips
+        self._network = Network(topology, program.devices or topology.device_count // topology.slices, order)
+        self._costs: list[InstructionCost] = []
+
+    def costs(self, events: Sequence[Event | Loop]) -> Costs:
+        """All costs that were collected, with the seconds that ``events`` wait for each."""
+        _, waited = waits(events)
+        pairs = enumerate(self._costs)
+        return Costs(
+            tuple(replace(cost, waited=waited[key] / cost.times) if waited[key] else cost for key, cost in pairs)
+        )
+
+    def events(self, name: str, times: int) -> list[Event | Loop]:
+        """The schedule of a computation that runs ``times`` times, including the computations it calls."""
+        computation = self._program[name]
+        tracker = Tracker(self._program, computation, self._network)
+        events: list[Event | Loop] = []
+        for i in computation.values() if times else ():
+            if i.op == "while":
+                trips = self._program.trip_count(i)
+                trips = self._unbounded_trips if trips is None else trips
+                events.append(Loop(trips, tuple(self.events(i.reference("body"), times * trips))))
+            elif i.op in ("call", "conditional"):
+                events += (event for inner in _branches(i) for event in self.events(inner, times))
+            elif i.op in ("send", "recv-done"):
+                events += self._between_slices(i, computation, times)
+            else:
+                events += self._communication(tracker.phase(i), times)
+                if i.op not in FREE and (cost := _cost(self._program, self._chip, i, computation, times)):
+                    events.append(Event("run", self._add(cost), cost.seconds))
+        return events
+
+    def _add(self, cost: InstructionCost) -> int:
+        self._costs.append(cost)
+        return len(self._costs) - 1
+
+    def _communication(self, phase: Phase | None, times: int) -> Iterator[Event]:
+        """The events of the collectives in one instruction."""
+        if phase is None:
+            return
+        if phase.name == "done":
+            yield Event("done", handles=phase.handles)
+        category = "sync" if phase.name == "block" else "async"
+        for c in phase.collectives:
+            name = f"{c.kind}/{c.group_size}" if c.group_size > 1 else c.kind
+            key = self._add(InstructionCost(category, name, times, c.seconds, c.wire_bytes, links=c.links))
+            yield Event(phase.name, key, c.seconds, c.busy, phase.handles)
+
+    def _between_slices(self, i: Instruction, computation: Computation, times: int) -> Iterator[Event]:
+        """A collective between slices, which the compiler expresses as a send to the host and a receive from it."""
+        rendezvous = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', i.text)
+        if i.op == "recv-done":
+            start = computation.get(i.operands[0])
+            rendezvous = start and re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', start.text)
+            if rendezvous:
+                yield Event("done", handles=frozenset({rendezvous[1]}))
+        elif "megascale" in i.text:
+            sent = computation.bytes(i.operands[0])
+            kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.text)
+            name = f"{kind[1].lower().replace('_', '-') if kind else 'send'}/slices"
+            key = self._add(InstructionCost("dcn", name, times, sent / self._chip.dcn, sent))
+            handle = rendezvous[1] if rendezvous else i.name
+            yield Event("start", key, sent / self._chip.dcn, BETWEEN_SLICES, frozenset({handle}))
+
+
 def _cost(program: Program, chip: Chip, i: Instruction, computation: Computation, times: int) -> InstructionCost | None:
-    """The cost of an instruction apart from collectives within a slice; None when there is none."""
+    """The cost of an instruction apart from its communication; None when there is none."""
     if is_collective(i) or (i.op == "custom-call" and kernels.TARGET not in i.text):
         return None
     if i.op == "custom-call":
         seconds = kernels.kernel_seconds(i, computation, chip)
         return InstructionCost("kernels", i.name.split(".")[0], times, seconds)
-    if i.op in ("send", "recv"):
-        if i.op == "recv" or "megascale" not in i.text:
-            return None
-        # The compiler expresses a collective between slices as a send to the host.
-        sent = computation.bytes(i.operands[0])
-        kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.text)
-        name = kind[1].lower().replace("_", "-") if kind else "send"
-        return InstructionCost("dcn", f"{name}/slices", times, sent / chip.dcn, sent)
     flops = program.flops(i, computation)
     if flops:
         moved = fusion_bytes(program, i, computation)
         seconds = i.cycles / chip.clock if i.cycles else flops / chip.flops
         ideal = flops / chip.flops
         return InstructionCost("mxu", i.name, times, seconds, moved, ideal, max(ideal, moved / chip.bandwidth))
-    if i.op.endswith(("-start", "-done")) or re.search("async.collective", i.name):
+    if i.op.endswith(("-start", "-done")) or moves_nothing(program, i):
         return None  # copies between HBM and on-chip memory that overlap other work
+    if i.op == "fusion" and next(collectives_in(program, i.reference("calls")), None):
+        return None  # its bytes are those on the wire
     moved = moved_bytes(program, i, computation)
     return InstructionCost("memory", i.name, times, moved / chip.bandwidth, moved)

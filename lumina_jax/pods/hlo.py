@@ -98,11 +98,15 @@ class Computation(dict[str, Instruction]):
 
 
 class Program(dict[str, Computation]):
-    """Computation name -> computation; ``entry`` is the name of the entry computation."""
+    """Computation name -> computation; ``entry`` is the name of the entry computation.
 
-    def __init__(self, computations: dict[str, Computation], entry: str):
+    ``devices`` is the number of devices that the program runs on (in each slice), 0 when the text does not say.
+    """
+
+    def __init__(self, computations: dict[str, Computation], entry: str, devices: int = 0):
         super().__init__(computations)
         self.entry = entry
+        self.devices = devices
         self._flops: dict[str, float] = {}
 
     def trip_count(self, loop: Instruction) -> int | None:
@@ -145,7 +149,9 @@ def parse(text: str) -> Program:
             lines.append(line)
         elif lines:
             lines[-1] += line  # the attributes of a kernel contain line breaks
-    return Program({name: _computation(lines) for name, lines in blocks.items()}, entry)
+    counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", text.partition("\n\n")[0])
+    devices = math.prod(map(int, counts)) if counts else 0
+    return Program({name: _computation(lines) for name, lines in blocks.items()}, entry, devices)
 
 
 def _computation(lines: list[str]) -> Computation:

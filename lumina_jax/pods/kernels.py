@@ -18,6 +18,9 @@ HEAD_DIM = 128
 MATMULS = {"fwd": 2, "fused": 5, "dkv": 4, "dq": 3}
 """Pass -> matrix products (query block x key block x head size) per grid step; "fused" computes dkv and dq in one kernel."""
 
+LIBTPU = "0.0.48.1"
+"""The compiler that BUNDLES are read off."""
+
 BUNDLES = {
     "v5e": {"fwd": {640: 3109}, "fused": {640: 4285}, "dkv": {640: 3555}, "dq": {640: 2727}},
     "v5p": {
@@ -30,6 +33,7 @@ BUNDLES = {
         "fwd": {256: 1028, 640: 2327, 768: 2976, 1280: 6585},
         "fused": {256: 1085, 640: 2724, 768: 3773, 1280: 9521},
     },
+    "tpu7x": {"fwd": {640: 2762}, "fused": {640: 3183}, "dkv": {640: 2670}, "dq": {640: 2343}},
 }
 """Chip -> pass -> edge of a square block -> bundles per grid step."""
 
@@ -107,5 +111,25 @@ def kernel_seconds(call: Instruction, computation: Computation, chip: Chip) -> f
     """Seconds of one execution of a Pallas call on one chip; kernels other than splash are priced by the HBM bytes they move."""
     if kernel := splash_kernel(call):
         return kernel.seconds(chip)
-    moved = sum(computation.hbm_bytes(name) for name in call.operands) + call.hbm_bytes
+    moved = (
+        sum(computation.hbm_bytes(name) / _layers(call, computation, name) for name in call.operands) + call.hbm_bytes
+    )
     return moved / chip.bandwidth
+
+
+def _layers(call: Instruction, computation: Computation, operand: str) -> int:
+    """Of an operand that holds something of every layer, of which a call reads one, how many; else 1.
+
+    That is attention to a cache: keys and values [L B N S K], with scales [L B N S] where they are int8 behind each.
+    """
+    if not call.name.startswith("cached_attention") or operand not in computation:
+        return 1
+    caches = [
+        array.dims
+        for name in call.operands
+        if name in computation
+        for array in computation[name].arrays
+        if len(array.dims) == 5
+    ]
+    dims = computation[operand].arrays[0].dims
+    return dims[0] if dims in caches or any(dims == cache[:4] for cache in caches) else 1

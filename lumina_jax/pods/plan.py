@@ -27,7 +27,7 @@ REMATS = (*REMAT, "none")
 """Values of mesh.remat, in rising order of memory."""
 
 FSDP_SIZES = (16, 64, 256)
-"""Values of mesh.fsdp to try besides all chips: over 16 the compiler reduce-scatters gradients, over all it all-reduces them."""
+"""Values of mesh.fsdp to try besides all devices: over 16 the compiler reduce-scatters gradients, over all it all-reduces them."""
 
 HBM_RESERVE = 0.02
 """Share of HBM to keep free for the runtime and for profiles."""
@@ -99,13 +99,13 @@ def by_memory(cfg: Experiment, topology: Topology) -> list[Experiment]:
 
 
 def other_meshes(cfg: Experiment, topology: Topology) -> list[Experiment]:
-    """Variants that split weights over fewer or more chips, but never across slices."""
-    tensor, slice_chips = cfg.mesh.tensor, topology.chips // topology.slices
+    """Variants that split weights over fewer or more devices, but never across slices."""
+    tensor, slice_devices = cfg.mesh.tensor, topology.device_count // topology.slices
     _, present, _ = mesh_shape(cfg, topology)
     variants = []
-    for fsdp in dict.fromkeys((*FSDP_SIZES, slice_chips // max(tensor, 1))):
-        if tensor != -1 and slice_chips % (fsdp * tensor) == cfg.model.width % fsdp == 0 and fsdp != present:
-            mesh = replace(cfg.mesh, replica=topology.chips // (fsdp * tensor), fsdp=fsdp)
+    for fsdp in dict.fromkeys((*FSDP_SIZES, slice_devices // max(tensor, 1))):
+        if tensor != -1 and slice_devices % (fsdp * tensor) == cfg.model.width % fsdp == 0 and fsdp != present:
+            mesh = replace(cfg.mesh, replica=topology.device_count // (fsdp * tensor), fsdp=fsdp)
             variants.append(replace(cfg, mesh=mesh))
     return [variant for variant in variants if _divides(variant, topology)]
 
@@ -114,11 +114,11 @@ def mesh_shape(cfg: Experiment, topology: Topology) -> tuple[int, int, int]:
     """(replica, fsdp, tensor), with an axis of -1 resolved."""
     sizes = [cfg.mesh.replica, cfg.mesh.fsdp, cfg.mesh.tensor]
     fixed = math.prod(max(size, 1) for size in sizes)
-    return tuple(topology.chips // fixed if size == -1 else size for size in sizes)
+    return tuple(topology.device_count // fixed if size == -1 else size for size in sizes)
 
 
 def _divides(cfg: Experiment, topology: Topology) -> bool:
-    """Whether every chip gets whole rows of every microbatch."""
+    """Whether every device gets whole rows of every microbatch."""
     replica, fsdp, _ = mesh_shape(cfg, topology)
     return cfg.data.batch % (cfg.optim.accumulate * replica * fsdp) == 0
 
@@ -128,7 +128,7 @@ def plan_table(outcomes: Sequence[Outcome]) -> Table:
     o = outcomes[0]
     title = f"{o.experiment.name} on {o.topology}: {o.work.rows:,} rows of {o.work.length:,} tokens a step"
     table = Table(title=title, box=box.SIMPLE, title_justify="left")
-    for name in ("replica x fsdp x tensor", "remat", "accum", "rows/chip"):
+    for name in ("replica x fsdp x tensor", "remat", "accum", f"rows/{o.topology.chip.unit}"):
         table.add_column(name, no_wrap=True)
     for name in ("HBM GiB", "step", "MFU at most", "compile s"):
         table.add_column(name, justify="right", no_wrap=True)

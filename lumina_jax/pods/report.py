@@ -12,12 +12,18 @@ from rich.console import Console
 from rich.table import Table
 
 from lumina_jax.errors import StorageError
+from lumina_jax.model.tpu import OPTIONS
+from lumina_jax.pods import kernels
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import Outcome
-from lumina_jax.pods.flags import libtpu_init_args
+from lumina_jax.pods.costs import Transfers
+from lumina_jax.pods.topology import Topology
 from lumina_jax.storage import claim
 
 WIDTH = 110
+PLACES = ".places.json"
+"""The end of the name of the file that says where a saved program's devices lie."""
+
 CATEGORIES = (
     ("mxu", "matrix products"),
     ("memory", "HBM traffic of the rest"),
@@ -29,13 +35,14 @@ CATEGORIES = (
 
 
 def outcome_table(o: Outcome) -> Table:
-    """Memory, time and traffic of one program on one chip."""
-    mesh = ", ".join(f"{axis} {size}" for axis, size in o.mesh.items() if size > 1) or "one chip"
-    title = f"{o.experiment.name}: {o.program} on {o.topology} ({o.topology.chips} chips, {o.topology.cloud})"
+    """Memory, time and traffic of one program on one device, which is a chip or a part of one."""
+    one = f"one {o.topology.chip.unit}"
+    mesh = ", ".join(f"{axis} {size}" for axis, size in o.mesh.items() if size > 1) or one
+    title = f"{o.experiment.name}: {o.program} on {o.topology} ({slice_size(o.topology)}, {o.topology.cloud})"
     size = f"{o.work.rows:,} rows of {o.work.length:,} tokens"
-    caption = f"mesh {mesh}; {size}; compiled in {o.compilation.seconds:.0f} s"
+    caption = f"mesh {mesh}; {size}; compiled in {o.compilation.seconds:.0f} s{_compiler(o)}"
     table = Table(title=title, caption=caption, box=box.SIMPLE, title_justify="left", caption_justify="left")
-    table.add_column("one chip")
+    table.add_column(one)
     table.add_column("", justify="right")
     table.add_column("")
     for name, size, note in _memory_rows(o):
@@ -45,6 +52,21 @@ def outcome_table(o: Outcome) -> Table:
             table.add_section()
             add_rows(table, o)
     return table
+
+
+def slice_size(topology: Topology) -> str:
+    """ "64 chips", and where these are not the devices, "64 chips, 128 devices"."""
+    chips = f"{topology.chips} chip{'s' * (topology.chips > 1)}"
+    return chips if topology.chip.devices == 1 else f"{chips}, {topology.device_count} devices"
+
+
+def _compiler(o: Outcome) -> str:
+    """Which packages compiled, and with which the kernels' prices were measured if that was another compiler."""
+    versions = o.compilation.versions
+    words = "".join(f", {name} {version}" for name, version in versions.items()).replace(",", " by", 1)
+    if o.costs and o.costs.seconds("kernels") and versions.get("libtpu") != kernels.LIBTPU:
+        words += f"; kernels priced by the bundles of libtpu {kernels.LIBTPU}"
+    return words
 
 
 def _memory_rows(o: Outcome) -> list[tuple[str, float, str]]:
@@ -85,16 +107,16 @@ def _note(o: Outcome, category: str) -> str:
         return f"{costs.bytes('memory') / 1e9:,.1f} GB"
     if category == "kernels":
         return ", ".join(f"{times} {name}" for name, (times, _) in costs.calls("kernels").items())
-    if category in ("async", "dcn"):
-        covered = 1 - costs.exposed / costs.seconds("async", "dcn")
-        return f"{covered:.0%} hidden"
-    return ""
+    return f"{duration(costs.waited(category))} waited for"
 
 
 def _add_collectives(table: Table, o: Outcome) -> None:
-    for category, note in (("sync", "blocking"), ("async", "hidden"), ("dcn", "over the data-center network")):
-        for name, (times, size) in sorted(o.costs.calls(category).items()):
-            table.add_row(f"{name} x {times}", f"{size / 1e9:,.3f} GB", note)
+    for category, how in (("sync", "blocking"), ("async", "asynchronous"), ("dcn", "over the data-center network")):
+        for name, t in o.costs.transfers(category).items():
+            links = f" on {t.links:.2g} links" * (category != "dcn")
+            hidden = f", {t.hidden:.0%} hidden" * (category != "sync")
+            note = f"{duration(t.seconds)}{links}, {how}{hidden}"
+            table.add_row(f"{name} x {t.times}", f"{t.bytes / 1e9:,.3f} GB", note)
 
 
 def duration(seconds: float) -> str:
@@ -114,7 +136,7 @@ def verdict(outcome: Outcome) -> str:
 def _cure(o: Outcome) -> str:
     cfg, chip = o.experiment, o.topology.chip
     if o.program != "train":
-        return f"split the model over more chips (mesh.tensor above {o.mesh['tensor']}), or use larger chips."
+        return f"split the model over more {chip.unit}s (mesh.tensor above {o.mesh['tensor']}), or use larger chips."
     state = o.work.weights + o.work.optimizer
     if state > 0.7 * chip.hbm:
         return (
@@ -126,13 +148,15 @@ def _cure(o: Outcome) -> str:
     if cfg.mesh.remat != "block":
         cures.append('recompute more (mesh.remat="block" needs the least memory)')
     if rows > 1:
-        cures.append(f"process fewer than {rows} rows a chip at a time (optim.accumulate={2 * cfg.optim.accumulate})")
+        cures.append(
+            f"process fewer than {rows} rows a {chip.unit} at a time (optim.accumulate={2 * cfg.optim.accumulate})"
+        )
     cures.append("or take a larger slice")
     return ", ".join(cures) + "; --plan tries these."
 
 
 def record(outcome: Outcome) -> dict:
-    """The figures of one chip as plain JSON values: memory in GiB, times in seconds, collectives in GB on the wire."""
+    """The figures of one device as plain JSON values: memory in GiB, times in seconds, collectives in GB on the wire."""
     o, costs, compilation = outcome, outcome.costs, outcome.compilation
     hbm = compilation.hbm
     fields = {
@@ -154,7 +178,8 @@ def record(outcome: Outcome) -> dict:
             "capacity": _short(o.topology.chip.hbm / GIB),
         },
         "compile_seconds": round(compilation.seconds, 1),
-        "libtpu_init_args": libtpu_init_args(o.topology.chip),
+        "versions": compilation.versions | {"kernels": f"libtpu {kernels.LIBTPU}"},
+        "compiler_options": OPTIONS[o.topology.chip.name],
         "verdict": verdict(o),
     }
     if costs is None:
@@ -168,10 +193,16 @@ def record(outcome: Outcome) -> dict:
     if o.program == "decode":
         fields["seconds"]["bound"] = _short(o.decode_bound)
     fields["collectives"] = {
-        category: {name: {"times": n, "gb": _short(size / 1e9)} for name, (n, size) in costs.calls(category).items()}
+        category: {name: transfer_figures(t) for name, t in costs.transfers(category).items()}
         for category in ("sync", "async", "dcn")
     }
     return fields
+
+
+def transfer_figures(t: Transfers) -> dict[str, float]:
+    """The figures of all collectives of one kind as plain JSON values."""
+    figures = {"gb": t.bytes / 1e9, "seconds": t.seconds, "waited": t.waited, "links": t.links}
+    return {"times": t.times} | {name: _short(value) for name, value in figures.items()}
 
 
 def _short(value: float) -> float:
@@ -215,15 +246,19 @@ def output_folder(path: str) -> Path:
 
 
 def save(outcome: Outcome, folder: Path) -> list[Path]:
-    """Writes the table (.txt), the record (.json) and, if it fits, the compiled program (.hlo.gz) into ``folder``."""
-    program = outcome.program + (".int8" if "int8" in outcome.work.dtype else "")
-    paths = [folder / f"{stem(outcome)}.{program}{suffix}" for suffix in (".txt", ".json", ".hlo.gz")]
+    """Writes the table (.txt), the record (.json) and, if it fits, the compiled program (.hlo.gz) into ``folder``.
+
+    Beside the program lies where its devices are (.places.json): [x, y, z, device of the chip] in the order of its mesh.
+    """
+    program = outcome.program + "".join(f".{name}" for name in ("int8", "int4") if name in outcome.work.dtype)
+    paths = [folder / f"{stem(outcome)}.{program}{suffix}" for suffix in (".txt", ".json", ".hlo.gz", PLACES)]
     claim(folder, [path.name for path in paths], "run.py compile")
     paths[0].write_text(text(outcome))
     paths[1].write_text(json.dumps(record(outcome), indent=2) + "\n")
     if outcome.costs is None:
         return paths[:2]
     paths[2].write_bytes(gzip.compress(outcome.compilation.text.encode(), mtime=0))
+    paths[3].write_text(json.dumps(outcome.order) + "\n")
     return paths
 
 

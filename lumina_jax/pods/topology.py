@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from lumina_jax.errors import InputError, MissingPackageError
 from lumina_jax.pods.chips import CHIPS, Chip
 
+NOT_YET = ("tpu8i", "tpu8t")
+"""Chips that exist, but whose names the TPU compiler refuses (libtpu 0.0.42 to 0.0.48)."""
+
 SHAPES_2D = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 _CUBES = itertools.combinations_with_replacement(range(4, 29, 4), 3)
 SHAPES_3D = ((1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), *_CUBES)
@@ -30,7 +33,8 @@ def environment() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Topology:
-    """``slices`` equal slices of ``shape`` chips each, connected by the data-center network."""
+    """``slices`` equal slices of ``shape`` chips each, connected by the data-center network. Arrays lie on the devices of its chips
+    (:mod:`lumina_jax.pods.chips`)."""
 
     chip: Chip
     shape: tuple[int, ...]
@@ -46,10 +50,15 @@ class Topology:
         return self.slices * math.prod(self.shape)
 
     @property
+    def device_count(self) -> int:
+        """The number of devices in all slices: what a mesh is made of."""
+        return self.chips * self.chip.devices
+
+    @property
     def cloud(self) -> str:
         """Google Cloud's name of one slice, such as v5p-128."""
         chips = math.prod(self.shape)
-        return self.chip.cloud.format(chips=chips, cores=chips * self.chip.cores)
+        return self.chip.cloud.format(chips=chips, cores=chips * self.chip.cores * self.chip.devices)
 
     @property
     def wrap(self) -> tuple[bool, ...]:
@@ -59,14 +68,14 @@ class Topology:
         return (*(size == 16 for size in self.shape), False)
 
     def devices(self) -> list:
-        """One jax device per chip, slice by slice. Raises MissingPackageError when libtpu is not installed."""
+        """``device_count`` devices of jax, slice by slice. Raises MissingPackageError when libtpu is not installed."""
         if importlib.util.find_spec("libtpu") is None:
             cure = "it runs on any Linux machine: pip install -r lumina_jax/pods/requirements.txt"
             raise MissingPackageError(f"the TPU compiler is not installed; {cure}")
         from jax.experimental.topologies import get_topology_desc
 
         # Without wrap the compiler assumes a mesh with edges and turns a gather over all chips into a padded all-reduce.
-        # Without "megacore" the two cores of a chip would be two devices.
+        # Without "megacore" the two cores of a v4 or v5p chip would be two devices; TPU7x has no such mode.
         description = get_topology_desc(
             platform="tpu",
             topology_name=f"{self.chip.system}:{'x'.join(map(str, self.shape))}",
@@ -82,6 +91,11 @@ def parse(text: str, slices: int = 1) -> Topology:
     """ "v5p:4x4x4" -> Topology. Raises InputError, naming the known chips or shapes, when one is unknown."""
     name, _, sizes = text.partition(":")
     chip = CHIPS.get(name)
+    if name in NOT_YET:
+        raise InputError(
+            f"--topology {text}: the TPU compiler does not accept {name} yet (libtpu 0.0.42 to 0.0.48 refuse the name); "
+            f"choose one of {', '.join(CHIPS)}, as tpu7x:4x4x4"
+        )
     if chip is None:
         raise InputError(f"--topology {text}: no chip {name!r}; the chips are {', '.join(CHIPS)}, as v5p:4x4x4")
     legal = SHAPES_2D if chip.axes == 2 else SHAPES_3D

@@ -5,6 +5,14 @@ import re
 from lumina_jax.pods.hlo import Computation, Instruction, Program
 
 SLICING = ("dynamic-slice", "slice", "gather")
+VIEWS = ("bitcast", "reshape", "transpose")
+
+
+def moves_nothing(program: Program, i: Instruction) -> bool:
+    """Whether a fusion only gives its operand another tiling, which the compiler expresses as a copy onto itself."""
+    if i.op != "fusion" or _viewed_operand(i) is None:
+        return False
+    return {j.op for j in program.get(i.reference("calls"), Computation()).values()} <= {*VIEWS, "parameter", "copy"}
 
 
 def moved_bytes(program: Program, i: Instruction, computation: Computation) -> float:

@@ -18,8 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from lumina_jax.config import SampleConfig
 from lumina_jax.errors import NotFiniteError
-from lumina_jax.model.attention import KVCache
-from lumina_jax.model.backend import backend
+from lumina_jax.model.backend import DeviceJit, backend
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sample.drafters import DRAFTERS
 from lumina_jax.sample.guidance import DynamicConfig, Scores, code_ids, columns, draw, scores
@@ -34,10 +33,14 @@ from lumina_jax.vocab import Vocab
 NO_LIMIT = np.int32(np.iinfo(np.int32).max)
 """A number of passes that no answer reaches."""
 
+CACHE_LETTERS = {5: "LBNSK", 4: "LBNS", 1: "B"}
+"""Number of axes -> the axes of an array of KVCache: keys and values, their scales in int8, lengths."""
+SLOT_AXIS = 3
+
 OVERFLOW = "the model's logits are not finite although its weights are; they overflow: compute in a wider dtype"
 
 
-@jax.jit
+@DeviceJit
 def one_by_one(ctx: Context, state: State, plan: jax.Array) -> tuple[jax.Array, Scores]:
     """The definition of sampling: N times the model is fed the last token of each row, and the next is drawn from its scores.
 
@@ -137,10 +140,10 @@ def program_key(request: Request, cfg: SampleConfig) -> ProgramKey:
     window = KNOWN if cfg.parallel == "off" else cfg.window or backend().draft_window
     # The last pass may fill slots of which only the first counts.
     slots = bucket(request.ids.shape[1] - 1 + cfg.max_new_tokens + window - 1 + cfg.tree)
-    return ProgramKey(slots, cfg.guidance != 1, cfg.parallel, window, cfg.tree)
+    return ProgramKey(slots, cfg.guidance != 1, cfg.parallel, window, cfg.tree, cfg.cache == "int8")
 
 
-@functools.partial(jax.jit, static_argnames=("copies", "vocab", "program"))
+@functools.partial(DeviceJit, static_argnames=("copies", "vocab", "program"))
 def prefill(
     model: Chameleon, request: Request, *, copies: int, vocab: Vocab, program: ProgramKey
 ) -> tuple[State, jax.Array]:
@@ -150,16 +153,19 @@ def prefill(
     visible_from = jnp.stack(visible_from, axis=1)
     prompts = paired(request.ids[::copies, :-1], program.pairs)
     # In a cache of their own length, which then grows: the scores of T queries over all slots would not fit.
-    cache = model.empty_cache(len(prompts), length - 1)._replace(visible_from=visible_from[::copies].ravel())
+    cache = model.empty_cache(len(prompts), length - 1, program.int8)
+    cache = cache._replace(visible_from=visible_from[::copies].ravel())
     _, cache = model.cached(prompts, cache, reaches=(0,))
 
     def spread(filled):
-        L, _, N, _, K = filled.shape
-        filled = filled.reshape(L, B // copies, 1, -1, N, length - 1, K)
-        filled = jnp.repeat(filled, copies, axis=2).reshape(L, visible_from.size, N, length - 1, K)
-        return constrain(jnp.pad(filled, ((0, 0), (0, 0), (0, 0), (0, program.slots - length + 1), (0, 0))), "BNSK")
+        L, _, *rest = filled.shape
+        filled = jnp.repeat(filled.reshape(L, B // copies, 1, -1, *rest), copies, axis=2)
+        filled = filled.reshape(L, visible_from.size, *rest)
+        padding = [(0, (program.slots - length + 1) * (axis == SLOT_AXIS)) for axis in range(filled.ndim)]
+        return constrain(jnp.pad(filled, padding), CACHE_LETTERS[filled.ndim][1:])
 
-    cache = cache._replace(keys=spread(cache.keys), values=spread(cache.values))
+    keys, values = jax.tree.map(spread, (cache.keys, cache.values))
+    cache = cache._replace(keys=keys, values=values)
     head = columns(model.head[...], code_ids(vocab, model.cfg.vocab))
     drafts = program.window - 1 if DRAFTERS[program.method].keeps_q else 0
     state = State(
@@ -176,7 +182,7 @@ def prefill(
     return state, constrain(head, _head_letters(head, axis_size("tensor")))
 
 
-@functools.partial(jax.jit, donate_argnames="state")
+@functools.partial(DeviceJit, donate_argnames="state")
 def decode(ctx: Context, state: State, max_passes: jax.Array, stop_after_rows: jax.Array) -> State:
     """At most ``max_passes`` passes, none after ``stop_after_rows`` rows are done; ``state`` is donated."""
     return run(ctx, state, max_passes, stop_after_rows)
@@ -232,9 +238,10 @@ def lower(
         free_ctx = replace(ctx, model=jax.tree.map(free, model), head=free(head), request=None, config=None)
         free_state = jax.tree.map(free, state)
         shardings = (free_ctx, free_state, None, None)
-        loop = jax.jit(decode.__wrapped__, in_shardings=shardings, out_shardings=free_state, donate_argnums=1)
+        loop = DeviceJit(decode.__wrapped__, in_shardings=shardings, out_shardings=free_state, donate_argnums=1)
         second = loop.lower(ctx, state, NO_LIMIT, np.int32(len(request.ids)))
-    return LoweredSampler(first, second, sum(x.size * x.dtype.itemsize for x in (state.cache.keys, state.cache.values)))
+    slots = jax.tree.leaves((state.cache.keys, state.cache.values))
+    return LoweredSampler(first, second, sum(x.size * x.dtype.itemsize for x in slots))
 
 
 def _placed(state: State, head: jax.Array, mesh: Mesh) -> tuple[State, jax.Array]:
@@ -245,7 +252,7 @@ def _placed(state: State, head: jax.Array, mesh: Mesh) -> tuple[State, jax.Array
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     rows = jax.tree.map(lambda leaf: place(leaf, "BTE"[: leaf.ndim]), state._replace(cache=None))
-    cache = KVCache(*(place(leaf, "LBNSK" if leaf.ndim == 5 else "B") for leaf in state.cache))
+    cache = jax.tree.map(lambda leaf: place(leaf, CACHE_LETTERS[leaf.ndim]), state.cache)
     return rows._replace(cache=cache), place(head, _head_letters(head, mesh.shape["tensor"]))
 
 

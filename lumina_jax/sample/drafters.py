@@ -43,7 +43,7 @@ class Judgement(NamedTuple):
     The next token is ``code`` i32[B] where the rule wants a code, and drawn with ``keys`` [B] elsewhere. ``tokens`` i32[B W]: what
     should follow each fed token, which is kept drafts, then the next token, then new drafts. ``q`` f32[B W E] are the
     probabilities that the drafts were drawn from; a drafter without them hands on State.q. ``finite`` bool[]: the logits were.
-    Of a tree of drafts, ``path`` i32[B W] are the nodes that now form the chain, and ``perturbed`` f32[B n E] is log p + noise of all.
+    Of a tree of drafts, ``path`` i32[B W] are the nodes that now form the chain; ``perturbed`` f32[B n E] is log p + noise.
     """
 
     kept: jax.Array

@@ -10,14 +10,15 @@ CGROUP = Path("/sys/fs/cgroup/memory.max")
 """The limit of a container, in bytes or "max"."""
 
 
-def check_memory(model: Chameleon, prompt: int, slots: int, rows: int, distinct: int) -> None:
+def check_memory(model: Chameleon, prompt: int, slots: int, rows: int, distinct: int, int8: bool = False) -> None:
     """Raises InputError where prompts of ``prompt`` tokens and a cache of ``slots`` for ``rows`` sequences, ``distinct`` of them
-    different, take more than the memory that the devices of ``model`` have left.
+    different, take more than the memory that the devices of ``model`` have left; ``int8`` is that of SampleConfig.cache.
 
     It counts the cache and one copy of the attention scores of the prompts, which is less than what programs really take.
     """
     cfg = model.cfg
-    cache = 2 * cfg.layers * rows * cfg.kv_heads * slots * cfg.head_dim * model.head.dtype.itemsize
+    per_slot = cfg.head_dim + 2 if int8 else cfg.head_dim * model.head.dtype.itemsize  # codes, and a scale of two bytes
+    cache = 2 * cfg.layers * rows * cfg.kv_heads * slots * per_slot
     scores = 4 * distinct * cfg.heads * prompt**2
     available = available_memory(model)
     if cache + scores > available:

@@ -48,7 +48,8 @@ class ProgramKey(NamedTuple):
     """What a program is compiled for beside the shapes of its arguments.
 
     ``slots`` of the cache; ``pairs``: two rows of the cache per row of tokens, for guidance; ``method``: SampleConfig.parallel;
-    ``window``: the number of tokens in a pass; ``branches``: how many more it feeds that branch off (:mod:`.tree`).
+    ``window``: the number of tokens in a pass; ``branches``: how many more it feeds that branch off (:mod:`.tree`);
+    ``int8``: whether the cache is (SampleConfig.cache).
     """
 
     slots: int
@@ -56,6 +57,7 @@ class ProgramKey(NamedTuple):
     method: str
     window: int
     branches: int = 0
+    int8: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -100,8 +102,8 @@ class State(NamedTuple):
 
     ``tokens`` i32[B S] hold prompt and answer by cache slot. ``count`` i32[B] of them belong to the answer, and all but the last
     are in the ``cache``, which has B rows, or 2B with guidance. Drafts stand behind them, drawn from the probabilities ``q``
-    f32[B T-1 E] (E values per draft; no drafts: f32[B 0 E]). ``replacements`` i32[B P RANKS-1] are tokens that may stand in the place of
-    the first P drafts (:mod:`.tree`; P is 0 without branches). ``position`` is that of the next token; ``passes`` i32[B] counts
+    f32[B T-1 E] (E values per draft; no drafts: f32[B 0 E]). ``replacements`` i32[B P RANKS-1] may stand in the place of the first
+    P drafts (:mod:`.tree`; P is 0 without branches). ``position`` is that of the next token; ``passes`` i32[B] counts
     those that a row has taken; ``done`` bool[B]; ``finite`` bool[] is False once logits were NaN or infinite.
     """
 

@@ -70,7 +70,7 @@ def stream(
     sequences, distinct = (
         (1 + program.pairs) * count for count in (rows, min(rows, len(np.unique(request.ids, axis=0))))
     )
-    check_memory(model, request.ids.shape[1], program.slots, sequences, distinct)
+    check_memory(model, request.ids.shape[1], program.slots, sequences, distinct, program.int8)
     return _Slots(model, request, cfg, vocab, rows, groups).run(every)
 
 
@@ -134,11 +134,10 @@ def _admit(
     def put(old, fresh):
         return old.at[rows].set(fresh, mode="drop")
 
-    def put_cache(name):
-        old, fresh = getattr(state.cache, name), getattr(new.cache, name)
-        return (old.at[:, cache_rows] if old.ndim == 5 else old.at[cache_rows]).set(fresh, mode="drop")
+    def put_cache(old, fresh):
+        return (old.at[:, cache_rows] if old.ndim > 1 else old.at[cache_rows]).set(fresh, mode="drop")
 
-    cache = new.cache._replace(**{name: put_cache(name) for name in new.cache._fields})
+    cache = jax.tree.map(put_cache, state.cache, new.cache)
     rowwise = {name: jax.tree.map(put, getattr(state, name), getattr(new, name)) for name in ROWWISE}
     state = state._replace(cache=cache, finite=state.finite & new.finite, **rowwise)
     return state, jax.tree.map(put, request, new_request)

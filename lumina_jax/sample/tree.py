@@ -48,7 +48,7 @@ class Tree(NamedTuple):
 
     @property
     def paths(self) -> np.ndarray:
-        """i32[n window]: by depth the nodes up to node i; behind it the drafts that were fed with most of its tokens before them."""
+        """i32[n window]: by depth the nodes up to node i; behind it the drafts that were fed behind most of its tokens."""
         draft_of = {
             int(p): node for node, (p, r) in enumerate(zip(self.parent, self.rank, strict=True)) if node and r == 0
         }

@@ -236,7 +236,8 @@ def warn(line: str) -> None:
 
 def _result_fields(cfg: Experiment) -> dict[str, object]:
     """The fields that change the numbers a run computes, by dotted name."""
-    fields = {"seed": cfg.seed, "mesh.compute": cfg.mesh.compute, "mesh.dropout_rng": cfg.mesh.dropout_rng}
+    rounding = ("compute", "dropout_rng", "quant", "quant_skip")
+    fields = {"seed": cfg.seed} | {f"mesh.{name}": getattr(cfg.mesh, name) for name in rounding}
     for group in ("model", "optim", "data"):
         fields |= {f"{group}.{name}": value for name, value in vars(getattr(cfg, group)).items()}
     reading = ("threads", "fetchers", "fetch_seconds", "fetch_mb", "max_consecutive_rejects")

@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment
-from lumina_jax.model.backend import backend
+from lumina_jax.model.backend import step_options
 from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.model.quant import check_quant
 from lumina_jax.sharding import STORE, ZERO, constrain, constrain_weights, shardings
 from lumina_jax.train.loss import LossSums, step_loss
 from lumina_jax.train.optim import optimizer, schedule
@@ -93,14 +94,17 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted train step for ``mesh``, to be called or lowered under ``jax.set_mesh(mesh)``; its state is donated.
 
     The gradient is that of the mean over all learned tokens of the global batch, weighted by ``cfg.optim.loss_weight``
-    (:mod:`lumina_jax.train.weighting`), whatever the number of microbatches.
+    (:mod:`lumina_jax.train.weighting`), whatever the number of microbatches. Raises InputError for a ``cfg.mesh.quant`` by which
+    the devices gain nothing.
     """
+    check_quant(cfg.mesh.quant, mesh.devices.flat[0].device_kind)
     tx, rate = optimizer(cfg.optim), schedule(cfg.optim)
     compute = jnp.dtype(cfg.mesh.compute)
 
     def loss(model: Chameleon, rows: Rows, key: jax.Array) -> tuple[jax.Array, LossSums]:
         batch, weights = rows
-        options = {name: getattr(cfg.mesh, name) for name in ("remat", "unroll", "attention", "dropout_rng")}
+        names = ("remat", "unroll", "attention", "dropout_rng", "quant", "quant_skip")
+        options = {name: getattr(cfg.mesh, name) for name in names}
         hidden = model(batch.inputs, batch.positions, batch.segments, key=key, **options)
         return step_loss(hidden, model.head[...], batch.targets, weights, cfg.optim.z_loss, cfg.mesh.loss_chunk)
 
@@ -125,8 +129,7 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
         return TrainState(state.step + 1, model, opt, state.key), metrics
 
     out_shardings = (state_shardings(cfg, mesh), None)
-    options = backend(mesh).single_device_options if mesh.size == 1 else None
-    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=options)
+    return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=step_options(mesh))
 
 
 def _accumulate(gradient: Gradient, model: Chameleon, rows: Rows, key: jax.Array, count: int):

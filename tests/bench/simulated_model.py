@@ -9,10 +9,10 @@ REACH places back, a random vector of token and offset, scaled by a weight of it
 overall scale to the entropy wanted at a place (:func:`calibrated`). SimulatedModel has the methods of Chameleon that the sampler
 calls, so it is decoded by the code that decodes real models; its "cache" holds the tokens.
 
-Assumed, because it has not been measured: entropies are spread evenly over ENTROPIES and equal within blocks of BLOCK x BLOCK codes;
-between the measured offsets, and beyond them in a row, drift follows power laws; the picture is isotropic (the code above drifts a
-place as much as the code to the left); tokens have no likeness, so a draft copied from a neighbour is no better than any other;
-and the conditional stream differs from the unconditional one by
+Assumed, because it has not been measured: entropies are spread evenly over ENTROPIES and equal within blocks of BLOCK x BLOCK
+codes; between the measured offsets, and beyond them in a row, drift follows power laws; the picture is isotropic (the code above
+moves a place as much as the code to the left); tokens have no likeness, so a draft copied from a neighbour is no better than any
+other; and the conditional stream differs from the unconditional one by
 STREAMS of its size. Entropy and drift are fitted to the distribution that tokens are drawn from, with a guidance of 4.
 """
 
@@ -82,8 +82,8 @@ class SimulatedModel:
             cfg=ModelConfig(vocab=V, width=HIDDEN, layers=1, heads=1, kv_heads=1, head_dim=HIDDEN),
         )
 
-    def empty_cache(self, rows: int, slots: int) -> KVCache:
-        """``keys`` hold the tokens, i32[1 rows 1 slots 1]; ``values`` nothing."""
+    def empty_cache(self, rows: int, slots: int, int8: bool = False) -> KVCache:
+        """``keys`` hold the tokens, i32[1 rows 1 slots 1]; ``values`` nothing. They are exact; ``int8`` changes nothing."""
         empty = jnp.zeros((1, rows, 1, slots, 1), jnp.int32)
         return KVCache(empty, empty, jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
 

@@ -3,14 +3,16 @@
 ``python tests/bench/tpu_compile.py`` compiles every case (2 to 10 minutes each on two cores) and prints its figures as one JSON
 line; ``--only v5p`` takes the cases whose name contains v5p, ``--save`` also writes the figures to lumina_jax/pods/compiled.json,
 for all stages that compile the same program.
-``--tables`` compiles nothing and prints the two tables of the README from that file.
+``--tables`` compiles nothing and prints the two tables of the README from that file. ``--compare`` compiles (or with
+``--from FILE`` reads the lines printed before), prints every figure that is worse than in that file by more than 1%, and then ends
+with 1.
 """
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,10 +21,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import run
 from configs.pods import TABLE, TOPOLOGIES
 from lumina_jax.config import DataConfig
-from lumina_jax.pods.chips import GIB
+from lumina_jax.pods.chips import GIB, Chip
 from lumina_jax.pods.topology import environment, parse
 
 COMPILED = run.REPOSITORY / "lumina_jax/pods/compiled.json"
+KINDS = {"sync": "blocking", "async": "asynchronous", "dcn": "between slices"}
+TOLERANCE = 0.01
+SMALLER_IS_BETTER = (
+    *("hbm_gib", "products_s", "traffic_s", "kernels_s", "waited_collectives_s", "step_s"),
+    *("temporaries_mib", "pass_s", "bound_s", "all_reduces"),
+)
 STAGES = {"512": "stage 1", "768": "stage 2", "1024": "stage 3", "omni": "Omni"}
 COUNTS = {1: "one", 4: "four", 8: "eight"}
 TRAIN_HEAD = (
@@ -93,7 +101,7 @@ def compile_figures(case: CompileCase) -> dict:
     from lumina_jax.pods.compile import compile_programs
 
     cfg = run.load_experiment(f"{run.REPOSITORY}/{case.config}", case.changes.split())
-    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), case.int8)
+    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), "int8" if case.int8 else "bfloat16")
     if outcome.costs is None:
         sys.exit(f"{case.name}: {report.verdict(outcome)}")
     return asdict(case) | _figures(outcome)
@@ -102,25 +110,72 @@ def compile_figures(case: CompileCase) -> dict:
 def _figures(outcome) -> dict:
     work, costs = outcome.work, outcome.costs
     sizes = {"rows": work.rows, "length": work.length, "hbm_gib": round(outcome.compilation.needed / GIB, 1)}
-    compile_s = round(outcome.compilation.seconds)
-    if outcome.program == "decode":
-        calls = [*costs.calls("sync").items(), *costs.calls("async").items()]
-        return sizes | {
-            "temporaries_mib": round(outcome.compilation.hbm.temporaries / 2**20),
-            "pass_s": round(costs.roofline, 5),
-            "bound_s": round(outcome.decode_bound, 5),
-            "all_reduces": sum(times for name, (times, _) in calls if name.startswith("all-reduce")),
-            "compile_s": compile_s,
-        }
-    names = {"products_s": "mxu", "traffic_s": "memory", "kernels_s": "kernels", "collectives_s": "sync"}
-    seconds = {name: round(costs.seconds(category), 3) for name, category in names.items()}
-    totals = {
-        "hidden_collectives_s": round(costs.seconds("async"), 3),
-        "step_s": round(costs.serial, 3),
-        "mfu": round(outcome.mfu(costs.serial), 3),
-        "compile_s": compile_s,
+    compiled = {"compile_s": round(outcome.compilation.seconds)} | outcome.compilation.versions
+    if outcome.program != "decode":
+        return sizes | step_figures(costs, work.flops, outcome.topology.chip) | compiled
+    calls = [*costs.calls("sync").items(), *costs.calls("async").items()]
+    decode = {
+        "temporaries_mib": round(outcome.compilation.hbm.temporaries / 2**20),
+        "pass_s": round(costs.roofline, 5),
+        "bound_s": round(outcome.decode_bound, 5),
+        "all_reduces": sum(times for name, (times, _) in calls if name.startswith("all-reduce")),
     }
-    return sizes | seconds | totals
+    return sizes | decode | compiled
+
+
+def step_figures(costs, flops: float, chip: Chip) -> dict:
+    """Seconds of one device by part, and of the step; ``flops`` are those that the model needs on it.
+
+    ``collectives_s`` block the device, ``waited_collectives_s`` are these and what asynchronous ones do not hide.
+    """
+    from lumina_jax.pods.report import transfer_figures
+
+    hidden = costs.seconds("async", "dcn") - costs.exposed
+    seconds = {
+        "products_s": costs.seconds("mxu"),
+        "traffic_s": costs.seconds("memory"),
+        "kernels_s": costs.seconds("kernels"),
+        "collectives_s": costs.seconds("sync"),
+        "waited_collectives_s": costs.seconds("sync") + costs.exposed,
+        "hidden_collectives_s": hidden,
+        "step_s": costs.serial,
+        "overlapped_s": costs.overlapped,
+    }
+    shares = {"efficiency": costs.efficiency}
+    if flops:
+        shares |= {"mfu": flops / chip.flops / costs.serial, "overlapped_mfu": flops / chip.flops / costs.overlapped}
+    parts = {
+        f"{words} {name}": transfer_figures(t)
+        for kind, words in KINDS.items()
+        for name, t in costs.transfers(kind).items()
+    }
+    rounded = {name: round(value, 5) for name, value in seconds.items()}
+    return rounded | {name: round(value, 4) for name, value in shares.items()} | {"transfers": parts}
+
+
+def worse(row: dict, recorded: dict) -> list[str]:
+    """The figures of ``row`` that are worse than the recorded ones by more than TOLERANCE, in words."""
+    words = []
+    for name in sorted(row.keys() & recorded.keys() & {*SMALLER_IS_BETTER, "mfu"}):
+        old, new = recorded[name], row[name]
+        ratio = new / old if old else 1 + new
+        if (ratio < 1 - TOLERANCE) if name == "mfu" else (ratio > 1 + TOLERANCE):
+            words.append(f"{name} {old} -> {new} ({ratio - 1:+.1%})")
+    return words
+
+
+def compare(rows: Iterable[dict]) -> int:
+    """Prints what is worse in ``rows`` than in compiled.json; the number of such figures."""
+    known, found = read_rows(), 0
+    for row in rows:
+        case = case_of(row)
+        if case not in known:
+            print(f"{case.name}: not in {COMPILED.name}", flush=True)
+            continue
+        lines = worse(row, known[case])
+        found += len(lines)
+        print(f"{case.name}: {'; '.join(lines) or 'nothing is worse'}", flush=True)
+    return found
 
 
 def same_program(case: CompileCase, other: CompileCase) -> bool:
@@ -136,8 +191,11 @@ def same_program(case: CompileCase, other: CompileCase) -> bool:
 
 def read_rows() -> dict[CompileCase, dict]:
     """compiled.json: case -> its row."""
-    rows = json.loads(COMPILED.read_text())
-    return {CompileCase(*(row[field] for field in CompileCase.__dataclass_fields__)): row for row in rows}
+    return {case_of(row): row for row in json.loads(COMPILED.read_text())}
+
+
+def case_of(row: dict) -> CompileCase:
+    return CompileCase(*(row[field] for field in CompileCase.__dataclass_fields__))
 
 
 def save_row(case: CompileCase, row: dict) -> None:
@@ -198,23 +256,40 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print the names of the cases and compile nothing")
     parser.add_argument("--save", action="store_true", help="also write each row to lumina_jax/pods/compiled.json")
     parser.add_argument("--tables", action="store_true", help="print the README's tables and compile nothing")
+    parser.add_argument(
+        "--compare", action="store_true", help="print what is worse than in compiled.json, and end with 1"
+    )
+    parser.add_argument("--from", dest="file", help="with --compare: JSON lines printed before, instead of compiling")
     options = parser.parse_args()
     if options.tables:
         print("\n".join(tables()), end="")
         return
+    cases = [case for case in CASES if options.only in case.name]
+    if options.list:
+        print("\n".join(case.name for case in cases))
+        return
     os.environ.update(environment())  # before anything imports jax
+    if options.compare:
+        rows = read_lines(options.file, options.only) if options.file else map(compile_figures, cases)
+        sys.exit(1 if compare(rows) else 0)
+    compile_cases(cases, options.save)
+
+
+def read_lines(path: str, only: str) -> list[dict]:
+    """The rows of a file that this program printed, for the cases whose names contain ``only``."""
+    rows = [json.loads(line) for line in Path(path).read_text().splitlines() if line.startswith("{")]
+    return [row for row in rows if only in case_of(row).name]
+
+
+def compile_cases(cases: Iterable[CompileCase], save: bool) -> None:
+    """Prints the row of each case; with ``save`` also writes it, for all cases that compile the same program."""
     saved: set[CompileCase] = set()
-    for case in CASES:
-        if options.only not in case.name:
-            continue
-        if options.list:
-            print(case.name)
-            continue
+    for case in cases:
         if case in saved:
             continue
         row = compile_figures(case)
         print(json.dumps(row), flush=True)
-        if options.save:
+        if save:
             for known in CASES:
                 if known == case or same_program(known, case):
                     save_row(known, row | asdict(known))

@@ -9,7 +9,7 @@ import pytest
 
 from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimConfig, VQConfig
 from lumina_jax.errors import InputError, StorageError
-from lumina_jax.pods import plan, report
+from lumina_jax.pods import hlo, plan, report
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import (
     PROGRAMS,
@@ -21,7 +21,9 @@ from lumina_jax.pods.compile import (
     requested_bytes,
     train_flops,
 )
-from lumina_jax.pods.executable import Costs, HbmUsage, InstructionCost
+from lumina_jax.pods.costs import Costs, HbmUsage, InstructionCost
+from lumina_jax.pods.executable import program_costs
+from lumina_jax.pods.links import Place
 from lumina_jax.pods.topology import parse
 
 TINY = Experiment(
@@ -62,6 +64,21 @@ def test_memory_and_work_are_those_of_one_chip(compiled):
     assert (decode.work.rows, decode.work.length) == (4, 1)
 
 
+def test_ironwood_has_two_devices_a_chip_and_figures_of_one(tpu_compiler):
+    """Kernels, training and sampling compile for it; a mesh, rows and figures are those of devices."""
+    four = parse("tpu7x:2x2x1")
+    outcomes = {outcome.program: outcome for outcome in compile_programs(TINY, four)}
+    train, decode = outcomes["train"], outcomes["decode"]
+    assert train.mesh == {"replica": 1, "fsdp": 8, "tensor": 1}
+    assert set(train.costs.calls("kernels")) >= {"splash_mha_fwd_segmented_residuals", "norm_rotate"}
+    # The model has two heads, so two devices share it, and each of four pairs samples one prompt.
+    assert decode.mesh == {"replica": 4, "fsdp": 1, "tensor": 2}
+    table = report.text(train)
+    assert "on tpu7x:2x2x1 (4 chips, 8 devices, tpu7x-8)" in table
+    assert "one device" in table and "one chip" not in table
+    assert "to spare" in table and "of 94.74 GiB" in table
+
+
 def test_weights_are_communicated_in_training_but_not_in_decoding(compiled):
     wire_bytes = {program: outcome.costs.bytes("sync", "async") for program, outcome in compiled.items()}
     assert wire_bytes["train"] > 2 * compiled["train"].work.weights / 4
@@ -70,14 +87,22 @@ def test_weights_are_communicated_in_training_but_not_in_decoding(compiled):
 
 def test_saved_files_hold_table_record_and_program(compiled, tmp_path):
     paths = report.save(compiled["train"], tmp_path)
-    assert [path.name for path in paths] == [f"tiny.v5e-2x2.train{suffix}" for suffix in (".txt", ".json", ".hlo.gz")]
+    assert [path.name for path in paths] == [
+        f"tiny.v5e-2x2.train{suffix}" for suffix in (".txt", ".json", ".hlo.gz", ".places.json")
+    ]
     table = paths[0].read_text()
     assert all(words in table for words in ("optimizer state", "matrix products", "MFU at most", "Fits, with"))
     record = json.loads(paths[1].read_text())
     assert record["fits"]
     assert record["tokens"] == 8 * 256
     assert record["seconds"]["serial"] >= record["seconds"]["mxu"] > 0
-    assert gzip.decompress(paths[2].read_bytes()).startswith(b"HloModule")
+    program = hlo.parse(gzip.decompress(paths[2].read_bytes()).decode())
+    order = [Place(*place) for place in json.loads(paths[3].read_text())]
+    assert order == [(0, 0, 0, 0), (1, 0, 0, 0), (1, 1, 0, 0), (0, 1, 0, 0)]  # a ring of the four
+    assert program_costs(program, V5E, order=order) == compiled["train"].costs
+    gathers = record["collectives"]["sync"]["all-gather/4"]
+    assert gathers["seconds"] == gathers["waited"] == pytest.approx(gathers["gb"] * 1e9 / (V5E.chip.ici / 2), rel=1e-3)
+    assert gathers["links"] == 2
 
 
 @pytest.mark.smoke

@@ -1,11 +1,18 @@
 """The table of pod configs, the figures that compiling them gave, and the README's tables of these."""
 
-from dataclasses import replace
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
 
 import run
 from configs.pods import TABLE, TOPOLOGIES, experiments
 from lumina_jax.pods.topology import parse
-from tests.bench import tpu_compile
+from tests.bench import read_hlo, tpu_compile
+
+STORED = Path(__file__).parent / "layers.hlo.gz"
 
 
 def test_a_pod_config_is_its_stage_with_another_batch_and_mesh():
@@ -57,3 +64,55 @@ def test_a_saved_row_replaces_the_one_of_its_case(tmp_path, monkeypatch):
     assert tpu_compile.read_rows()[case]["pass_s"] == 9.0
     tpu_compile.save_row(case, row)
     assert tpu_compile.COMPILED.read_text() == before
+
+
+def test_what_is_worse_by_more_than_a_hundredth_is_found():
+    old = {"config": "a", "step_s": 1.0, "hbm_gib": 20.0, "mfu": 0.8, "compile_s": 100, "waited_collectives_s": 0.0}
+    assert tpu_compile.worse(old | {"step_s": 1.009, "hbm_gib": 19.0, "mfu": 0.793, "compile_s": 900}, old) == []
+    found = tpu_compile.worse(old | {"step_s": 1.02, "mfu": 0.79, "waited_collectives_s": 0.1}, old)
+    assert found == [
+        "mfu 0.8 -> 0.79 (-1.2%)",
+        "step_s 1.0 -> 1.02 (+2.0%)",
+        "waited_collectives_s 0.0 -> 0.1 (+10.0%)",
+    ]
+    assert tpu_compile.worse({"products_s": 2.0}, old) == []
+
+
+def test_rows_printed_before_are_compared_with_the_recorded_ones(tmp_path, monkeypatch, capsys):
+    case, row = next((case, row) for case, row in tpu_compile.read_rows().items() if case.program == "train")
+    changes = {"same": {}, "worse": {"step_s": 2 * row["step_s"]}}
+    for name, change in changes.items():
+        (tmp_path / name).write_text("a warning\n" + json.dumps(row | change) + "\n")
+        monkeypatch.setattr(sys, "argv", ["tpu_compile.py", "--compare", "--from", f"{tmp_path}/{name}"])
+        with pytest.raises(SystemExit) as end:
+            tpu_compile.main()
+        assert end.value.code == (name == "worse")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{case.name}: nothing is worse"
+    assert lines[1].startswith(f"{case.name}: step_s {row['step_s']} -> {2 * row['step_s']} (+100.0%)")
+    strange = asdict(case) | {"config": "configs/other.py"}
+    assert tpu_compile.compare([strange]) == 0
+    assert "other.py train on v5p:4x4x4: not in compiled.json" in capsys.readouterr().out
+
+
+def test_a_saved_program_is_read_again_with_the_places_beside_it(tmp_path, monkeypatch, capsys):
+    def figures(*words: str) -> dict:
+        monkeypatch.setattr(sys, "argv", ["read_hlo.py", str(program), "--topology", "v5e:2x2", *words])
+        read_hlo.main()
+        return json.loads(capsys.readouterr().out)
+
+    program = tmp_path / "layers.hlo.gz"
+    program.write_bytes(STORED.read_bytes())
+    plain = figures("--flops", "1e10")
+    assert plain["step_s"] == pytest.approx(
+        sum(plain[name] for name in ("products_s", "traffic_s", "kernels_s", "waited_collectives_s")), abs=2e-5
+    )
+    assert plain["mfu"] == pytest.approx(1e10 / 197e12 / plain["step_s"], rel=1e-2)
+    assert plain["transfers"]["blocking all-gather/4"]["links"] == 2
+    assert plain["transfers"]["asynchronous collective-permute"]["links"] == 1
+    # In a ring of the four chips a permute to the next one goes one hop; in the order of their ids some go two, over other's links.
+    ring = [[0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0]]
+    (tmp_path / "layers.places.json").write_text(json.dumps(ring))
+    beside = figures()
+    assert "mfu" not in beside
+    assert beside["waited_collectives_s"] < plain["waited_collectives_s"]

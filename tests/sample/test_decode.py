@@ -193,12 +193,12 @@ def test_answers_end_before_end_of_turn_or_after_max_new_tokens():
 
 def test_other_settings_and_prompts_compile_nothing_new():
     generate(MODEL, PROMPTS, KEY, SAMPLED, VOCAB)
-    before = decode.decode._cache_size()
+    before = decode.decode.jitted()._cache_size()
     other = replace(SAMPLED, guidance=5.0, temperature=0.5, image_top_k=3, text_top_k=2, min_p=0.1, max_new_tokens=297)
     generate(MODEL, [prompt[:1] for prompt in PROMPTS], jax.random.key(9), other, VOCAB)
-    assert decode.decode._cache_size() == before
+    assert decode.decode.jitted()._cache_size() == before
     generate(MODEL, PROMPTS, KEY, replace(SAMPLED, guidance=1.0), VOCAB)
-    assert decode.decode._cache_size() <= before + 1
+    assert decode.decode.jitted()._cache_size() <= before + 1
 
 
 def test_a_mesh_changes_no_answer():
@@ -237,10 +237,10 @@ def test_lengths_are_rounded_up_by_an_eighth_at_most():
     ],
 )
 def test_wrong_requests_are_refused_before_anything_is_compiled(prompts, options, message):
-    before = decode.decode._cache_size()
+    before = decode.decode.jitted()._cache_size()
     with pytest.raises(ValueError, match=message):
         generate(MODEL, [np.array(prompt, int) for prompt in prompts], KEY, GREEDY, VOCAB, **options)
-    assert decode.decode._cache_size() == before
+    assert decode.decode.jitted()._cache_size() == before
 
 
 def test_a_tokenizer_with_ids_beyond_the_model_is_refused():
@@ -249,12 +249,12 @@ def test_a_tokenizer_with_ids_beyond_the_model_is_refused():
 
 
 def test_weights_that_are_not_finite_are_named_before_anything_is_compiled():
-    broken, compiled = tiny_model(), decode.prefill._cache_size()
+    broken, compiled = tiny_model(), decode.prefill.jitted()._cache_size()
     broken.blocks.mlp.up[...] = broken.blocks.mlp.up[...].at[1, 0, 0].set(jnp.nan)
     for sampler in (generate, stream):
         with pytest.raises(FloatingPointError, match=r"mlp.*up.*NaN"):
             sampler(broken, PROMPTS, KEY, SAMPLED, VOCAB)
-    assert decode.prefill._cache_size() == compiled
+    assert decode.prefill.jitted()._cache_size() == compiled
 
 
 def test_logits_that_overflow_are_an_error():
