@@ -125,6 +125,7 @@ def test_override_refuses_a_value_and_a_field_of_it_in_either_order(order):
         (MeshConfig, {"compute": "int8"}, ["mesh.compute='int8'", "'bfloat16'"]),
         (MeshConfig, {"remat": "all"}, ["mesh.remat='all'", "'block'"]),
         (MeshConfig, {"attention": "flash"}, ["mesh.attention='flash'", "'splash'"]),
+        (MeshConfig, {"attention": "cudnn", "compute": "float32"}, ["mesh.compute='float32'", "bfloat16"]),
         (MeshConfig, {"dropout_rng": "fast"}, ["mesh.dropout_rng='fast'", "'local'"]),
         (MeshConfig, {"loss_chunk": 0}, ["mesh.loss_chunk=0", "at least 1"]),
         (SampleConfig, {"guidance": -1.0}, ["sample.guidance=-1.0", "1 is off"]),

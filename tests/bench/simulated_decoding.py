@@ -54,7 +54,13 @@ def prompt(vocab: Vocab, picture: int, shape: tuple[int, int]) -> np.ndarray:
 
 
 def measured(
-    model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[int, int], guidance: float, offsets: list[int], pictures: int = 4
+    model: SimulatedModel,
+    vocab: Vocab,
+    codes: int,
+    shape: tuple[int, int],
+    guidance: float,
+    offsets: list[int],
+    pictures: int = 4,
 ) -> dict:
     """Mean entropy and its deciles over places, and mean total variation by ``offsets`` of a changed token, with ``guidance``.
 
@@ -63,11 +69,15 @@ def measured(
     config = DynamicConfig.of(SampleConfig(guidance=guidance, image_top_k=codes))
 
     @jax.jit
-    def scores(ids, places):
-        """f32[n E] of the tokens behind ``places`` i32[n] of i32[T]."""
+    def streams(ids):
+        """f32[2 T HIDDEN] behind each of i32[T], conditional and not."""
         cache = model.empty_cache(2, len(ids))._replace(visible_from=jnp.array([0, 2]))
-        hidden = model.cached(jnp.stack([ids, ids]), cache)[0][:, places]
-        cond, uncond = model.logits(hidden)[..., :codes]
+        return model.cached(jnp.stack([ids, ids]), cache)[0]
+
+    @jax.jit
+    def scores(streams, places):
+        """f32[n E] behind ``places`` i32[n]."""
+        cond, uncond = model.logits(streams[:, places])[..., :codes]
         return code_scores(cond, None if guidance == 1 else uncond, config)
 
     entropies, variations = [], {offset: [] for offset in offsets}
@@ -75,13 +85,13 @@ def measured(
         rng = np.random.default_rng(picture)
         grid = encode_grid(rng.integers(0, codes, shape), vocab)
         ids = np.array([*prompt(vocab, picture, shape)[:2], *grid[:-1]], np.int32)
-        changed = np.arange(2 + HEAD + picture, len(ids) - max(offsets), SPACING)
-        changed = changed[ids[changed] != vocab.newline]
+        changed = np.arange(2 + HEAD + picture, len(ids) - max(offsets) - pictures, SPACING)
         other = ids.copy()
         other[changed] = rng.integers(0, codes, len(changed))
+        hidden = [streams(x) for x in (ids, other)]
         for offset in offsets:
-            before, after = (scores(x, changed + offset - 1) for x in (ids, other))
-            drawn = np.append(ids, 0)[changed + offset] != vocab.newline
+            before, after = (scores(x, changed + offset - 1) for x in hidden)
+            drawn = (ids[changed] != vocab.newline) & (ids[changed + offset] != vocab.newline)
             variations[offset] += list(np.asarray(total_variation(before, after))[drawn])
             entropies += list(np.asarray(entropy(before))[drawn])
     return {
@@ -109,7 +119,9 @@ def calibration(model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[in
     }
 
 
-def decode(model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[int, int], pictures: int, cfg: SampleConfig) -> np.ndarray:
+def decode(
+    model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[int, int], pictures: int, cfg: SampleConfig
+) -> np.ndarray:
     """i32[pictures]: the passes that each took."""
     prompts = [prompt(vocab, picture, shape) for picture in range(pictures)]
     keys = jax.random.split(jax.random.key(4), pictures)
@@ -123,7 +135,11 @@ def row(model: SimulatedModel, vocab: Vocab, options, guidance: float, method: s
     codes, pictures = options.codes, options.pictures
     tokens = options.rows * (options.cols + 1) + 1
     cfg = SampleConfig(
-        guidance=guidance, image_top_k=codes, max_new_tokens=tokens, parallel=method, window=0 if method == "off" else window
+        guidance=guidance,
+        image_top_k=codes,
+        max_new_tokens=tokens,
+        parallel=method,
+        window=0 if method == "off" else window,
     )
     begin = time.perf_counter()
     passes = decode(model, vocab, codes, (options.rows, options.cols), pictures, cfg)
