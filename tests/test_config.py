@@ -125,6 +125,7 @@ def test_override_refuses_a_value_and_a_field_of_it_in_either_order(order):
         (MeshConfig, {"compute": "int8"}, ["mesh.compute='int8'", "'bfloat16'"]),
         (MeshConfig, {"remat": "all"}, ["mesh.remat='all'", "'block'"]),
         (MeshConfig, {"attention": "flash"}, ["mesh.attention='flash'", "'splash'"]),
+        (MeshConfig, {"attention": "cudnn", "compute": "float32"}, ["mesh.compute='float32'", "bfloat16"]),
         (MeshConfig, {"dropout_rng": "fast"}, ["mesh.dropout_rng='fast'", "'local'"]),
         (MeshConfig, {"quant": "int4"}, ["mesh.quant='int4'", "'int8'", "'fp8'"]),
         (MeshConfig, {"quant_skip": (1,)}, ["mesh.quant_skip=(1,)", "1,1"]),

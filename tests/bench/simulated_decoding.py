@@ -69,11 +69,15 @@ def measured(
     config = DynamicConfig.of(SampleConfig(guidance=guidance, image_top_k=codes))
 
     @jax.jit
-    def scores(ids, places):
-        """f32[n E] of the tokens behind ``places`` i32[n] of i32[T]."""
+    def streams(ids):
+        """f32[2 T HIDDEN] behind each of i32[T], conditional and not."""
         cache = model.empty_cache(2, len(ids))._replace(visible_from=jnp.array([0, 2]))
-        hidden = model.cached(jnp.stack([ids, ids]), cache)[0][:, places]
-        cond, uncond = model.logits(hidden)[..., :codes]
+        return model.cached(jnp.stack([ids, ids]), cache)[0]
+
+    @jax.jit
+    def scores(streams, places):
+        """f32[n E] behind ``places`` i32[n]."""
+        cond, uncond = model.logits(streams[:, places])[..., :codes]
         return code_scores(cond, None if guidance == 1 else uncond, config)
 
     entropies, variations = [], {offset: [] for offset in offsets}
@@ -81,13 +85,13 @@ def measured(
         rng = np.random.default_rng(picture)
         grid = encode_grid(rng.integers(0, codes, shape), vocab)
         ids = np.array([*prompt(vocab, picture, shape)[:2], *grid[:-1]], np.int32)
-        changed = np.arange(2 + HEAD + picture, len(ids) - max(offsets), SPACING)
-        changed = changed[ids[changed] != vocab.newline]
+        changed = np.arange(2 + HEAD + picture, len(ids) - max(offsets) - pictures, SPACING)
         other = ids.copy()
         other[changed] = rng.integers(0, codes, len(changed))
+        hidden = [streams(x) for x in (ids, other)]
         for offset in offsets:
-            before, after = (scores(x, changed + offset - 1) for x in (ids, other))
-            drawn = np.append(ids, 0)[changed + offset] != vocab.newline
+            before, after = (scores(x, changed + offset - 1) for x in hidden)
+            drawn = (ids[changed] != vocab.newline) & (ids[changed + offset] != vocab.newline)
             variations[offset] += list(np.asarray(total_variation(before, after))[drawn])
             entropies += list(np.asarray(entropy(before))[drawn])
     return {

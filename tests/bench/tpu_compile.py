@@ -11,7 +11,6 @@ with 1.
 import argparse
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -63,12 +62,18 @@ class CompileCase:
     program: str = "train"
     changes: str = ""
     int8: bool = False
+    int4: bool = False
     pictures: int = 1
 
     @property
     def name(self) -> str:
-        batch = f" of {self.pictures} pictures" if self.pictures > 1 else ""
-        return f"{self.config} {self.program}{' int8' * self.int8}{batch} on {self.topology} {self.changes}".rstrip()
+        kind = f"{' int8' * self.int8}{' int4' * self.int4}{f' x {self.pictures}' * (self.pictures > 1)}"
+        return f"{self.config} {self.program}{kind} on {self.topology} {self.changes}".rstrip()
+
+    @property
+    def matrices(self) -> str:
+        """The dtype of the blocks' matrices when sampling."""
+        return "int8" if self.int8 else "int4" if self.int4 else "bfloat16"
 
 
 SINGLE = "sample.parallel=off"
@@ -82,12 +87,13 @@ CASES = (
         for stage, slice_name, *_ in TABLE
     ),
     *(
-        CompileCase("configs/lumina_7b_768.py", topology, "decode", changes, int8)
+        CompileCase("configs/lumina_7b_768.py", topology, "decode", f"{LONGEST['768']} {changes}", int8)
         for topology, changes, int8 in (
             ("v5p:1x1x1", SINGLE, False),
             ("v5p:1x1x1", WINDOW, False),
             ("v6e:1x1", SINGLE, False),
             ("v5e:1x1", SINGLE, True),
+            ("tpu7x:1x1x1", SINGLE, False),
             ("v5p:2x2x1", SINGLE, False),
             ("v6e:2x2", SINGLE, False),
             ("v6e:2x2", WINDOW, False),
@@ -95,13 +101,20 @@ CASES = (
             ("v5e:2x2", SINGLE, True),
             ("v6e:2x4", f"{SINGLE} mesh.tensor=8", False),
             ("v5e:2x4", f"{SINGLE} mesh.tensor=8", False),
-            ("tpu7x:1x1x1", SINGLE, False),
             *(
                 (topology, changes, False)
                 for topology in ("v5p:1x1x1", "v6e:2x2", "v5e:2x2", "tpu7x:1x1x1")
                 for changes in WIDE
             ),
         )
+    ),
+    CompileCase(
+        "configs/lumina_7b_768.py",
+        "v5e:1x1",
+        "decode",
+        f"{LONGEST['768']} {SINGLE} sample.cache=int8",
+        int4=True,
+        pictures=8,
     ),
     *(
         CompileCase(f"configs/lumina_7b_{size}.py", topology, "decode", f"{SINGLE} {LONGEST[size]}", pictures=pictures)
@@ -120,8 +133,7 @@ def compile_figures(case: CompileCase) -> dict:
     from lumina_jax.pods.compile import compile_programs
 
     cfg = run.load_experiment(f"{run.REPOSITORY}/{case.config}", case.changes.split())
-    matrices = "int8" if case.int8 else "bfloat16"
-    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), matrices, case.pictures)
+    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), case.matrices, case.pictures)
     if outcome.costs is None:
         sys.exit(f"{case.name}: {report.verdict(outcome)}")
     return asdict(case) | _figures(outcome)
@@ -204,7 +216,13 @@ def same_program(case: CompileCase, other: CompileCase) -> bool:
     def compiled(case: CompileCase) -> tuple:
         cfg = run.load_experiment(f"{run.REPOSITORY}/{case.config}", case.changes.split())
         longest = DataConfig(buckets=cfg.data.buckets[-1:], batch=cfg.data.batch)
-        return replace(cfg, name="", out="", start="", data=longest), case.topology, case.program, case.int8
+        return (
+            replace(cfg, name="", out="", start="", data=longest),
+            case.topology,
+            case.program,
+            case.matrices,
+            case.pictures,
+        )
 
     return case.program == other.program == "train" and compiled(case) == compiled(other)
 
@@ -256,20 +274,24 @@ def _train_cells(row: dict) -> tuple[str, ...]:
 def _decode_cells(row: dict) -> tuple[str, ...]:
     topology = parse(row["topology"])
     chips = f"{COUNTS[topology.chips]} {topology.chip.name} chip{'s' * (topology.chips > 1)}"
-    case = case_of(row)
-    window = re.search(r"window=(\d+)", case.changes)
-    what = f", a window of {window[1]} drafts" if window else ""
-    size = re.search(r"_(\d+)\.py", case.config)[1]
-    batch = f", {case.pictures} pictures of {size} px" if case.pictures > 1 else ""
     return (
-        chips + what + batch,
-        "int8" if row["int8"] else "bfloat16",
+        f"{chips}{_decoding(row)}",
+        case_of(row).matrices,
         _hbm(row),
         f"{row['temporaries_mib']} MiB",
         f"{1000 * row['pass_s']:.2f} ms",
         f"{1000 * row['bound_s']:.2f} ms",
         str(row["all_reduces"] or ""),
     )
+
+
+def _decoding(row: dict) -> str:
+    """What a row of decoding is of, beside one picture of 768 x 768 pixels one by one."""
+    settings = dict(change.split("=") for change in row["changes"].split())
+    size, pictures = row["config"].removesuffix(".py").rpartition("_")[2], row.get("pictures", 1)
+    parts = [f", {size} px"] * (size != "768") + [f", {pictures} pictures"] * (pictures > 1)
+    parts += [", int8 cache"] * (settings.get("sample.cache") == "int8")
+    return "".join([*parts, f", a window of {settings['sample.window']} drafts" if "sample.window" in settings else ""])
 
 
 def _hbm(row: dict) -> str:
