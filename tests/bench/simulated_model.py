@@ -33,6 +33,9 @@ ENTROPIES = (3.0, 7.0)
 """Lowest and highest entropy of a place, nats."""
 GUIDANCE = 4.0
 STREAMS = 0.25
+PUBLISHED = 1.35
+"""Drift in units of DRIFT with which "sjd" takes as many passes as is published. DRIFT is of one changed token among true ones; in
+a window all tokens behind the first change, and many are no likely continuation."""
 BLOCK = 8
 REACH = 64
 """Tokens before a place that it depends on."""
