@@ -180,7 +180,8 @@ def compile_sampling(
     start = time.monotonic()
     shapes = jax.eval_shape(functools.partial(_sampling_model, cfg.model, matrices))
     model = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings(shapes, mesh))
-    prompts = [np.full(PROMPT_TOKENS, number, np.int32) for number in range(pictures * mesh.shape["replica"])]
+    # Of ordinary tokens, which are at the end of the stand-in vocabulary, and each another: equal ones are fed once.
+    prompts = [np.full(PROMPT_TOKENS, m.vocab - 1 - n, np.int32) for n in range(pictures * mesh.shape["replica"])]
     window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window or backend(mesh).draft_window
     settings = replace(
         cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT_TOKENS - window - cfg.sample.tree, 1)
