@@ -104,6 +104,7 @@ BACKEND_FILES = (
     "lumina_jax.model.backend",
     "lumina_jax.model.cached_attention",
     "lumina_jax.model.cpu",
+    "lumina_jax.model.cudnn",
     "lumina_jax.model.splash",
     "lumina_jax.model.rotation",
 )

@@ -41,6 +41,12 @@ TINY = Experiment(
 V5E = parse("v5e:2x2")
 
 
+def test_pictures_that_share_a_model_multiply_rows_and_cache(tpu_compiler):
+    one, three = (next(iter(compile_programs(TINY, V5E, ("decode",), pictures=n))).work for n in (1, 3))
+    assert (three.rows, three.weights) == (3 * one.rows, one.weights)
+    assert three.cache == 3 * one.cache
+
+
 @pytest.fixture(scope="module")
 def compiled(tpu_compiler) -> dict[str, Outcome]:
     return {outcome.program: outcome for outcome in compile_programs(TINY, V5E)}
@@ -79,6 +85,21 @@ def test_memory_and_work_are_those_of_one_chip(compiled):
     assert decode.mesh == {"replica": 2, "fsdp": 1, "tensor": 2}
     assert decode.work.weights == pytest.approx(weights * 2 / 2, rel=0.01)
     assert (decode.work.rows, decode.work.length) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "slice_name", "codes"), [("int8", "v5e:2x2", "s8"), ("fp8", "tpu7x:2x2x1", "f8e4m3fn")]
+)
+def test_a_quantized_step_multiplies_and_gathers_codes(tpu_compiler, kind, slice_name, codes):
+    """Seven matrices: each has a product forward and two backward, and is gathered for both."""
+    cfg = replace(TINY, mesh=replace(TINY.mesh, quant=kind, remat="matmuls"), data=replace(TINY.data, batch=16))
+    (outcome,) = compile_programs(cfg, parse(slice_name), ("train",))
+    program = hlo.parse(outcome.compilation.text)
+    instructions = [(i, computation) for computation in program.values() for i in computation.values()]
+    products = [i for i, within in instructions if i.op in hlo.MATMULS and program.product_dtype(i, within) == codes]
+    assert len(products) == 3 * 7
+    gathered = {array.dtype for i, _ in instructions if i.op.startswith("all-gather") for array in i.arrays}
+    assert codes in gathered
 
 
 def test_ironwood_has_two_devices_a_chip_and_figures_of_one(tpu_compiler):
