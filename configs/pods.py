@@ -24,6 +24,9 @@ TOPOLOGIES = {
     "v4_128": "v4:4x4x4",
     "v6e_256": "v6e:16x16",
     "v5p_512": "v5p:4x8x8",
+    "tpu7x_128": "tpu7x:4x4x4",
+    "tpu7x_512": "tpu7x:4x8x8",
+    "tpu7x_1024": "tpu7x:8x8x8",
 }
 """Name of a slice in TABLE -> ``--topology`` of run.py compile."""
 
@@ -54,14 +57,39 @@ TABLE = (
     (lumina_34b_768,  "v6e_256", 256, 16, 16, 1, "qkv_out", 640),
     (lumina_34b_1024, "v6e_256", 256, 16, 16, 1, "qkv_out", 640),
     (lumina_34b_omni, "v6e_256", 256, 16, 16, 1, "qkv_out", 640),
+    (lumina_7b_512,   "tpu7x_128",   128,  8, 16, 1, "matmuls", 640),
+    (lumina_7b_768,   "tpu7x_128",   128,  8, 16, 1, "matmuls", 640),
+    (lumina_7b_1024,  "tpu7x_128",   256,  8, 16, 1, "matmuls", 640),
+    (lumina_7b_omni,  "tpu7x_128",   256,  8, 16, 1, "matmuls", 640),
+    (lumina_7b_512,   "tpu7x_512",   512, 32, 16, 1, "matmuls", 640),
+    (lumina_7b_768,   "tpu7x_512",   512, 32, 16, 1, "matmuls", 640),
+    (lumina_7b_1024,  "tpu7x_512",   512, 32, 16, 1, "matmuls", 640),
+    (lumina_7b_omni,  "tpu7x_512",   512, 32, 16, 1, "matmuls", 640),
+    (lumina_7b_512,   "tpu7x_1024", 1024, 64, 16, 1, "matmuls", 640),
+    (lumina_7b_768,   "tpu7x_1024", 1024, 64, 16, 1, "matmuls", 640),
+    (lumina_7b_1024,  "tpu7x_1024", 1024, 64, 16, 1, "matmuls", 640),
+    (lumina_7b_omni,  "tpu7x_1024", 1024, 64, 16, 1, "matmuls", 640),
+    (lumina_34b_512,  "tpu7x_128",   128,  8, 16, 1, "matmuls", 640),
+    (lumina_34b_768,  "tpu7x_128",   128,  8, 16, 1, "matmuls", 640),
+    (lumina_34b_1024, "tpu7x_128",   256,  8, 16, 1, "qkv_out_gate", 640),
+    (lumina_34b_omni, "tpu7x_128",   256,  8, 16, 1, "qkv_out_gate", 640),
+    (lumina_34b_512,  "tpu7x_512",   512, 32, 16, 1, "matmuls", 640),
+    (lumina_34b_768,  "tpu7x_512",   512, 32, 16, 1, "matmuls", 640),
+    (lumina_34b_1024, "tpu7x_512",   512, 32, 16, 1, "matmuls", 640),
+    (lumina_34b_omni, "tpu7x_512",   512, 32, 16, 1, "matmuls", 640),
+    (lumina_34b_512,  "tpu7x_1024", 1024, 64, 16, 1, "matmuls", 640),
+    (lumina_34b_768,  "tpu7x_1024", 1024, 64, 16, 1, "matmuls", 640),
+    (lumina_34b_1024, "tpu7x_1024", 1024, 64, 16, 1, "matmuls", 640),
+    (lumina_34b_omni, "tpu7x_1024", 1024, 64, 16, 1, "matmuls", 640),
 )
 # fmt: on
 """One row per config. ``batch`` counts rows of the longest bucket, 5,120 tokens, over all chips; ``remat`` and ``loss_chunk`` as in
-MeshConfig.
+MeshConfig. The mesh is one of devices: a chip each, but two a chip on tpu7x, whose slices are named by their number of devices.
 
-Slices of 64 chips have the published batch, about 256 samples a step, or as near as fits. Every chip must have a row, so those of
-256 chips have four times that at 512 px and twice at 768 px: an epoch has fewer steps, and ``optim.steps`` and ``optim.warmup``
-want to be set by it.
+Slices of 64 chips have the published batch, about 256 samples a step, or as near as fits. Every device must have a row, so those
+of 256 devices have four times that at 512 px and twice at 768 px, and larger ones more: an epoch has fewer steps, and
+``optim.steps`` and ``optim.warmup`` want to be set by it. On tpu7x the 16 devices of mesh.fsdp, which gather weights layer by
+layer, are one of each chip of a 4 x 4 plane of the torus, or both of each chip of a ring of 8.
 """
 
 

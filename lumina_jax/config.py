@@ -228,8 +228,9 @@ class MeshConfig:
     state over the replicas as well. ``compute`` is the dtype of matrices and activations; master weights and optimizer state
     are always float32. ``remat`` selects what is kept for the backward pass and what is recomputed (REMAT in model/block.py).
     ``loss_chunk`` is the number of tokens of a row whose logits exist at a time. ``unroll`` is the number of layers in an
-    iteration of the scan: 1 compiles fastest; all layers run fastest in a tiny model. ``attention`` is "splash" (Pallas kernels),
-    "plain", or "auto": splash on TPUs. ``dropout_rng`` "global" draws the same masks on every mesh; with "local" each device draws
+    iteration of the scan: 1 compiles fastest; all layers run fastest in a tiny model. ``attention`` is "splash" (Pallas kernels,
+    for TPUs), "cudnn" (for NVIDIA GPUs, in bfloat16), "plain", or "auto": splash on TPUs, cudnn on GPUs, plain elsewhere.
+    ``dropout_rng`` "global" draws the same masks on every mesh; with "local" each device draws
     its own with the hardware's generator, which is much faster.
 
     ``quant`` "int8" or "fp8" rounds both sides of the blocks' matrix products, forward and backward, to so few bits, whose products
@@ -261,7 +262,7 @@ class MeshConfig:
         choices = {
             "compute": ("bfloat16", "float32"),
             "remat": ("none", "block", "qkv", "qkv_out", "qkv_out_gate", "matmuls"),
-            "attention": ("auto", "plain", "splash"),
+            "attention": ("auto", "plain", "splash", "cudnn"),
             "dropout_rng": ("global", "local"),
             "quant": ("none", "int8", "fp8"),
         }
@@ -271,6 +272,10 @@ class MeshConfig:
         _require(
             len(self.quant_skip) in (0, 2) and min(self.quant_skip, default=0) >= 0,
             f"mesh.quant_skip={self.quant_skip}; give two numbers, how many first and last blocks are not quantized: 1,1",
+        )
+        _require(
+            self.attention != "cudnn" or self.compute == "bfloat16",
+            f"mesh.attention='cudnn' with mesh.compute={self.compute!r}: cuDNN takes bfloat16; set that, or mesh.attention=plain",
         )
         _require(self.loss_chunk >= 1, f"mesh.loss_chunk={self.loss_chunk}; it must be at least 1")
         _require(self.unroll >= 1, f"mesh.unroll={self.unroll}; it must be at least 1")

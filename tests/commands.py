@@ -14,7 +14,9 @@ OURS = re.compile(r"^(\S*python[\d.]* )?(-u )?(run\.py|tests/bench/\w+\.py)\b")
 RECORDER = r"""
 record() { printf '%s\0' "$#" "$@" >&3; }
 command_not_found_handle() { record "$@"; }
-for program in python pip ruff; do eval "function .venv/bin/$program { record $program \"\$@\"; }"; done
+for folder in .venv .venv312; do
+    for program in python pip ruff; do eval "function $folder/bin/$program { record $program \"\$@\"; }"; done
+done
 function .ci/run { record .ci/run; }
 PATH=/nowhere
 """

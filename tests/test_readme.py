@@ -32,7 +32,7 @@ GUIDES = sorted(
     if not path.relative_to(REPO).parts[0].startswith((".", "out"))
 )
 OTHER_PROGRAMS = {
-    "python3 -m venv *": "makes an environment; .ci/run does",
+    "python3* -m venv *": "makes an environment; .ci/run does",
     "pip install *": "fetches packages; .ci/run does",
     "python -m pytest*": "starts these very tests",
     "ruff *": "lint; .ci/run does",

@@ -118,7 +118,9 @@ def _compile(options: Namespace) -> int:
     with waiting("loading JAX"):
         from lumina_jax.pods import plan, report
         from lumina_jax.pods.compile import PROGRAMS, check_programs, compile_programs
+        from lumina_jax.pods.compiler import compiler_line
 
+    say(compiler_line())
     out = report.output_folder(options.out) if options.out else None
     if options.plan:
         return 0 if plan.run(cfg, target, options.tries, out) else 1

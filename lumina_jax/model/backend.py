@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from lumina_jax.model import attention, cached_attention, cpu, parts, tpu
+from lumina_jax.model import attention, cached_attention, cpu, cudnn, parts, tpu
 from lumina_jax.sharding import device_kind, platform
 
 
@@ -58,6 +58,7 @@ BACKENDS = {
     "tpu": Backend(
         attention_kernel="splash", attend_past=cached_attention.attend_past, reaches=cached_attention.reaches
     ),
+    "gpu": Backend(attention_kernel="cudnn", attend_past=cudnn.attend_past),
 }
 """By the name of a platform; others take the plain definitions."""
 

@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from lumina_jax.config import ModelConfig
+from lumina_jax.model import cudnn
 from lumina_jax.model.attention import KVCache, Order, Reaches, causal_mask, quantize_slots
 from lumina_jax.model.backend import backend
 from lumina_jax.model.block import REMAT, Attention, Block
@@ -164,13 +165,31 @@ class Chameleon(nnx.Module):
         """The ``mix`` of Block for whole sequences x [B T D]: causal attention within segments. Its second result is None."""
         angles = backend().rotary(positions, self.cfg.head_dim, self.cfg.rope_base, x.dtype)
         if attention == "auto":
-            attention = backend().attention_kernel if self.cfg.head_dim % LANES == 0 else "plain"
+            attention = self._kernel(x.dtype)
         if attention == "splash":
             return lambda attention, x: (splash_attend(attention, x, angles, segments), None)
+        if attention == "cudnn":
+            return self._mix_by_cudnn(x, angles, segments)
         mask = causal_mask(x.shape[1], segments)
 
         def mix(attention: Attention, x: jax.Array):
             return checkpoint_name(backend().attend_causal(*attention.project(x, angles), mask), "mixed"), None
+
+        return mix
+
+    def _kernel(self, dtype: jnp.dtype) -> str:
+        """The backend's attention kernel, or "plain" where it does not take heads of this size and ``dtype``."""
+        kernel, K = backend().attention_kernel, self.cfg.head_dim
+        fits = {"splash": K % LANES == 0, "cudnn": cudnn.supports(K, dtype), "plain": True}
+        return kernel if fits[kernel] else "plain"
+
+    def _mix_by_cudnn(self, x: jax.Array, angles: Angles, segments: jax.Array | None):
+        """:meth:`_mix` by cuDNN. Raises InputError where that cannot run."""
+        cudnn.check_support(self.cfg.head_dim, x.dtype)
+        bias = cudnn.segment_bias(segments, x.dtype)
+
+        def mix(attention: Attention, x: jax.Array):
+            return checkpoint_name(cudnn.attend(*attention.project(x, angles), segments, bias), "mixed"), None
 
         return mix
 

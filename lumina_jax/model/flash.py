@@ -53,10 +53,11 @@ def flash_attend(
     backward: Tiles,
     interpret: bool = False,
 ) -> jax.Array:
-    """query [B H T K], key and value [B N T K] -> [B H T K]: softmax in base 2 over earlier tokens of the same segment.
+    """query [B T HK], key and value [B T NK] -> [B T HK]: softmax in base 2 over earlier tokens of the same segment.
 
-    ``segments`` are i32[B T]. ``bound`` f32[H] is at least the absolute value of every logit of a head, in base 2; it decides only
-    how the softmax is computed, and any number (infinity too) is safe as long as that holds. T must be a multiple of both blocks.
+    Heads lie side by side; a grid step cuts out its own. ``segments`` are i32[B T]. ``bound`` f32[H] is at least the absolute value
+    of every logit of a head, in base 2; it decides only how the softmax is computed, and any number (infinity too) is safe as long
+    as that holds. T must be a multiple of both blocks.
     """
     return _forward(query, key, value, segments, bound, forward, interpret)[0]
 
@@ -68,10 +69,11 @@ def _save(query, key, value, segments, bound, forward, backward, interpret):
 
 
 def _forward(query, key, value, segments, bound, tiles, interpret):
-    """-> (output [B H T K], log2 of each row's sum of weights f32[B H 1 T])."""
-    (B, H, T, K), N = query.shape, key.shape[1]
-    head = pl.BlockSpec((None, None, T, K), lambda b, h, *_: (b, h, 0, 0))
-    shared = pl.BlockSpec((None, None, T, K), lambda b, h, *_: (b, jax.lax.div(h, H // N), 0, 0))
+    """-> (output [B T HK], log2 of each row's sum of weights f32[B H 1 T])."""
+    (B, T, columns), H = query.shape, len(bound)
+    K, group = columns // H, columns // key.shape[2]
+    head = pl.BlockSpec((None, T, K), lambda b, h, *_: (b, 0, h))
+    shared = pl.BlockSpec((None, T, K), lambda b, h, *_: (b, 0, jax.lax.div(h, group)))
     row = pl.BlockSpec((None, None, 1, T), lambda b, h, *_: (b, h, 0, 0))
     return pl.pallas_call(
         functools.partial(_forward_kernel, tiles=tiles),
@@ -94,16 +96,16 @@ def _forward(query, key, value, segments, bound, tiles, interpret):
 
 def _backward(forward, backward, interpret, saved, change):
     query, key, value, segments, out, normaliser = saved
-    (B, H, T, K), N = query.shape, key.shape[1]
-    group = H // N
-    head = pl.BlockSpec((None, None, T, K), lambda b, n, g, *_: (b, n * group + g, 0, 0))
-    shared = pl.BlockSpec((None, None, T, K), lambda b, n, g, *_: (b, n, 0, 0))
+    B, H, T = normaliser.shape
+    K, group = query.shape[2] // H, query.shape[2] // key.shape[2]
+    head = pl.BlockSpec((None, T, K), lambda b, n, g, *_: (b, 0, n * group + g))
+    shared = pl.BlockSpec((None, T, K), lambda b, n, g, *_: (b, 0, n))
     row = pl.BlockSpec((None, None, 1, T), lambda b, n, g, *_: (b, n * group + g, 0, 0))
     dq, dk, dv = pl.pallas_call(
         functools.partial(_backward_kernel, tiles=backward, group=group),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(B, N, group),
+            grid=(B, H // group, group),
             in_specs=[head, shared, shared, head, head, row, *_segment_specs(T)],
             out_specs=[head, shared, shared],
             scratch_shapes=[*[pltpu.VMEM((T, K), jnp.float32)] * 3, pltpu.VMEM((1, T), jnp.float32)],

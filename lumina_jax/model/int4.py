@@ -15,16 +15,16 @@ GROUP = 64
 """Inputs that share a scale, which makes 4.25 bits a weight. It divides the MLP of the 7B over four devices, which 128 does not."""
 
 
-def quantize_int4(matrix: jax.Array, letters: str) -> Int4:
+def quantize_int4(matrix: jax.Array, letters: str, group: int = GROUP) -> Int4:
     """Symmetric int4 (qwix): the largest number of a group is 7.5 of its steps; scales are bfloat16.
 
-    Groups lie along the last axis that products with ``letters``, a key of :data:`.int8.SUMMED`, sum over; an axis that GROUP does
-    not divide is one group. ``matrix`` may be stacked over layers: axes before those of ``letters``.
+    Groups of ``group`` lie along the last axis that products with ``letters``, a key of :data:`.int8.SUMMED`, sum over; an axis
+    that they do not divide is one group. ``matrix`` may be stacked over layers: axes before those of ``letters``.
     """
     stacked = matrix.ndim - len(letters)
     grouped = stacked + letters.index(SUMMED[letters][-1])
     size = matrix.shape[grouped]
-    tiles = {grouped: GROUP if size % GROUP == 0 else size}
+    tiles = {grouped: group if size % group == 0 else size}
     channels = [axis for axis in range(matrix.ndim) if axis != grouped]
     array = qwix.quantize(
         matrix,

@@ -21,15 +21,15 @@ TOKENS = (512, 256, 128)
 """Tokens of one grid step of the kernel: the first of these that divides T."""
 HEADS = 8
 """The most heads of one grid step."""
-ROWS = 32
-"""Tokens in registers at a time."""
+ROWS = 128
+"""Tokens that share one load of a constant matrix into the matrix unit: with 32 the kernel takes three times as long on v6e."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def norm_rotate(
     x: jax.Array, scale: jax.Array, bias: jax.Array, cos: jax.Array, sin: jax.Array, interpret: bool = False
 ) -> jax.Array:
-    """[B H T K] -> [B H T K]: normalised over K, scaled and shifted by the row of each head's group, rotated.
+    """[B T HK], heads side by side, -> the same: normalised over K, scaled and shifted by the row of each head's group, rotated.
 
     ``scale`` and ``bias`` are [G K], consecutive heads share a row; ``cos`` and ``sin`` [B T K] hold each angle twice
     (:func:`whole_angles`) and get no gradient. T must be a multiple of 128 and, on a TPU, K too.
@@ -44,24 +44,23 @@ def whole_angles(cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 class _Blocks(NamedTuple):
-    """How x [B H T K] is cut: a grid step takes some tokens of one row, for some heads of one group."""
+    """How [B T HK] is cut: a grid step takes some tokens of one row, for some heads of one group."""
 
     grid: tuple[int, int, int]
-    heads: pl.BlockSpec
+    columns: pl.BlockSpec
     weights: pl.BlockSpec
     angles: pl.BlockSpec
     matrix: pl.BlockSpec
     sums: pl.BlockSpec
 
     @classmethod
-    def of(cls, shape: tuple[int, int, int, int], groups: int) -> "_Blocks":
-        B, H, T, K = shape
+    def of(cls, B: int, H: int, T: int, K: int, groups: int) -> "_Blocks":
         t = next(size for size in TOKENS if T % size == 0)
         heads_per_group = H // groups
         h = math.gcd(heads_per_group, HEADS)
         return cls(
             grid=(B, T // t, H // h),
-            heads=pl.BlockSpec((None, h, t, K), lambda b, i, j: (b, j, i, 0)),
+            columns=pl.BlockSpec((None, t, h * K), lambda b, i, j: (b, i, j)),
             weights=pl.BlockSpec((None, 1, K), lambda b, i, j: (jax.lax.div(j, heads_per_group // h), 0, 0)),
             angles=pl.BlockSpec((None, t, K), lambda b, i, j: (b, i, 0)),
             matrix=pl.BlockSpec((K, K), lambda b, i, j: (0, 0)),
@@ -77,13 +76,14 @@ def _matrices(K: int, dtype: jnp.dtype) -> tuple[jax.Array, ...]:
 
 
 def _forward(x, scale, bias, cos, sin, interpret):
-    specs = _Blocks.of(x.shape, len(scale))
-    centre, centre_swap, _, mean = _matrices(x.shape[-1], x.dtype)
+    (B, T, columns), (G, K) = x.shape, scale.shape
+    specs = _Blocks.of(B, columns // K, T, K, G)
+    centre, centre_swap, _, mean = _matrices(K, x.dtype)
     return pl.pallas_call(
         _forward_kernel,
         grid=specs.grid,
-        in_specs=[specs.heads, specs.weights, specs.weights, specs.angles, specs.angles, *[specs.matrix] * 3],
-        out_specs=specs.heads,
+        in_specs=[specs.columns, specs.weights, specs.weights, specs.angles, specs.angles, *[specs.matrix] * 3],
+        out_specs=specs.columns,
         out_shape=jax.ShapeDtypeStruct(x.shape, x.dtype),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3),
         interpret=interpret,
@@ -97,15 +97,15 @@ def _save(x, scale, bias, cos, sin, interpret):
 
 def _backward(interpret, saved, change):
     x, scale, cos, sin = saved
-    (B, _, _, K), G = x.shape, len(scale)
-    specs = _Blocks.of(x.shape, G)
+    (B, T, columns), (G, K) = x.shape, scale.shape
+    specs = _Blocks.of(B, columns // K, T, K, G)
     centre, _, swap, mean = _matrices(K, x.dtype)
     sums = jax.ShapeDtypeStruct((*specs.grid, 8, K), jnp.float32)
     dx, dscale, dbias = pl.pallas_call(
         _backward_kernel,
         grid=specs.grid,
-        in_specs=[specs.heads, specs.heads, specs.weights, specs.angles, specs.angles, *[specs.matrix] * 3],
-        out_specs=[specs.heads, specs.sums, specs.sums],
+        in_specs=[specs.columns, specs.columns, specs.weights, specs.angles, specs.angles, *[specs.matrix] * 3],
+        out_specs=[specs.columns, specs.sums, specs.sums],
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), sums, sums],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",) * 3),
         interpret=interpret,
@@ -119,7 +119,7 @@ norm_rotate.defvjp(_save, _backward)
 
 
 def _forward_kernel(x, scale, bias, cos, sin, centre, centre_swap, mean, out):
-    heads, tokens, _ = out.shape
+    tokens, K = cos.shape
     wide, shift = scale[...].astype(jnp.float32), bias[...].astype(jnp.float32)
     wide_swap, shift_swap = _swap(wide), _swap(shift)
 
@@ -127,35 +127,41 @@ def _forward_kernel(x, scale, bias, cos, sin, centre, centre_swap, mean, out):
         rows = pl.ds(pl.multiple_of(step * ROWS, ROWS), ROWS)
         c, s = cos[rows].astype(jnp.float32), sin[rows].astype(jnp.float32)
         straight, crossed, offset = wide * c, wide_swap * s, shift * c + shift_swap * s
-        for h in range(heads):
-            centred = _dot(x[h, rows], centre[...])
-            turned = centred * straight + _dot(x[h, rows], centre_swap[...]) * crossed
-            out[h, rows] = (turned * _inverse_deviation(centred, mean[...]) + offset).astype(out.dtype)
+        for columns in _heads(x, K):
+            head = x[rows, columns]
+            centred = _dot(head, centre[...])
+            turned = centred * straight + _dot(head, centre_swap[...]) * crossed
+            out[rows, columns] = (turned * _inverse_deviation(centred, mean[...]) + offset).astype(out.dtype)
 
     jax.lax.fori_loop(0, tokens // ROWS, rotate_rows, None)
 
 
 def _backward_kernel(change, x, scale, cos, sin, centre, swap, mean, dx, dscale, dbias):
-    heads, tokens, K = change.shape
+    tokens, K = cos.shape
     wide = scale[...].astype(jnp.float32)
     dscale[...], dbias[...] = jnp.zeros(dscale.shape, jnp.float32), jnp.zeros(dbias.shape, jnp.float32)
 
     def add_rows(step, _):
         rows = pl.ds(pl.multiple_of(step * ROWS, ROWS), ROWS)
         c, s = cos[rows].astype(jnp.float32), -sin[rows].astype(jnp.float32)
-        for h in range(heads):
-            centred = _dot(x[h, rows], centre[...])
+        for columns in _heads(x, K):
+            centred = _dot(x[rows, columns], centre[...])
             inverse = _inverse_deviation(centred, mean[...])
             normed = centred * inverse
-            dy = change[h, rows].astype(jnp.float32) * c + _dot(change[h, rows], swap[...]) * s
+            dy = change[rows, columns].astype(jnp.float32) * c + _dot(change[rows, columns], swap[...]) * s
             dscale[...] += (dy * normed).reshape(-1, 8, K).sum(0)
             dbias[...] += dy.reshape(-1, 8, K).sum(0)
             dn = dy * wide
             along = _dot((dn * normed).astype(x.dtype), mean[...])
             dn = dn - _dot(dn.astype(x.dtype), mean[...]) - normed * along
-            dx[h, rows] = (dn * inverse).astype(dx.dtype)
+            dx[rows, columns] = (dn * inverse).astype(dx.dtype)
 
     jax.lax.fori_loop(0, tokens // ROWS, add_rows, None)
+
+
+def _heads(x, K: int) -> list[pl.Slice]:
+    """The columns of each head of x [t hK]."""
+    return [pl.ds(start, K) for start in range(0, x.shape[1], K)]
 
 
 def _dot(a, matrix):

@@ -33,23 +33,24 @@ on the diagonal computes: from the compiled kernels of blocks 256 to 1280 on v5p
 
 
 def splash_attend(attention: Attention, x: jax.Array, angles: Angles, segments: jax.Array | None) -> jax.Array:
-    """[B T D] -> [B T H K]: causal attention within segments, from the input of ``attention`` up to its output matrix.
+    """[B T D] -> [B T HK]: causal attention within segments, from the input of ``attention`` up to its output matrix.
+
+    Between both, heads lie side by side, as products with matrices give and take them: nothing is transposed.
 
     ``segments`` are i32[B T] (None: one segment a row). Off TPU the kernels are interpreted.
     """
-    query, key, value = attention.heads(x)
-    B, _, T, K = query.shape
+    columns = attention.columns(x)
+    B, T, K = *x.shape[:2], attention.q_norm.scale.shape[-1]
     forward, backward, length = tiles(T, device_kind())
     angles = (jnp.broadcast_to(x, (B, T, K)) for x in whole_angles(*angles))
     segments = jnp.ones((B, T), jnp.int32) if segments is None else segments
-    arrays = [_pad(x, length, 2) for x in (query, key, value)]
-    arrays += [_pad(x, length, 1) for x in (*angles, segments)]
+    arrays = [_pad(x, length) for x in (*columns, *angles, segments)]
     # Flash attention takes powers of 2, splash attention powers of e.
     scale = K**-0.5 * (math.log2(math.e) if length <= LONGEST else 1)
     norms = (*_rows(attention.q_norm, scale), *_rows(attention.k_norm))
     attend = functools.partial(_attend, forward=forward, backward=backward, interpret=platform() != "tpu")
-    letters = ("BHTK", "BNTK", "BNTK", "BTK", "BTK", "BT", "HK", "HK", "NK", "NK")
-    return per_device(attend, letters, "BHTK")(*arrays, *norms)[:, :, :T].swapaxes(1, 2)
+    letters = ("BTH", "BTN", "BTN", "BTK", "BTK", "BT", "HK", "HK", "NK", "NK")
+    return per_device(attend, letters, "BTH")(*arrays, *norms)[:, :T]
 
 
 def tiles(T: int, kind: str = "") -> tuple[Tiles, Tiles, int]:
@@ -73,15 +74,21 @@ def _cost(T: int, block: int) -> float:
 
 
 def _attend(query, key, value, cos, sin, segments, *norms, forward: Tiles, backward: Tiles, interpret: bool):
-    """On one device: query [B H T K], key and value [B N T K], angles [B T K], segments i32[B T], rows of norms -> [B H T K]."""
+    """On one device: query [B T HK], key and value [B T NK], angles [B T K], segments i32[B T], rows of norms -> [B T HK]."""
     q_scale, q_bias, k_scale, k_bias = norms
-    H, T = query.shape[1:3]
-    bound = logit_bound(norms, H)
+    T, K = cos.shape[1:]
+    bound = logit_bound(norms, query.shape[2] // K)
     query = norm_rotate(query, q_scale, q_bias, cos, sin, interpret)
     key = norm_rotate(key, k_scale, k_bias, cos, sin, interpret)
     if T > LONGEST:
-        return _splash(query, key, value, segments, backward.block, interpret)
+        mixed = _splash(*(heads_apart(x, K) for x in (query, key, value)), segments, backward.block, interpret)
+        return mixed.swapaxes(1, 2).reshape(query.shape)
     return flash_attend(query, key, value, segments, bound, forward, backward, interpret)
+
+
+def heads_apart(x: jax.Array, K: int) -> jax.Array:
+    """[B T HK] -> [B H T K]."""
+    return x.reshape(*x.shape[:2], -1, K).swapaxes(1, 2)
 
 
 def logit_bound(norms: tuple[jax.Array, ...], H: int) -> jax.Array:
@@ -100,7 +107,7 @@ def logit_bound(norms: tuple[jax.Array, ...], H: int) -> jax.Array:
 
 
 def _splash(query, key, value, segments, block: int, interpret: bool):
-    """As :func:`lumina_jax.model.flash.flash_attend`, for logits to base e, in steps that hold no more than a block of a head."""
+    """query [B H T K], key and value [B N T K] -> [B H T K] in steps that hold no more than a block of a head; logits to base e."""
     H, T = query.shape[1:3]
     sides = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
     splash = kernels.make_splash_mha(
@@ -121,6 +128,6 @@ def _rows(norm: QKNorm, factor: float = 1.0) -> tuple[jax.Array, jax.Array]:
     return tuple(jnp.repeat(p[...].astype(jnp.float32) * factor, repeats, 0) for p in (norm.scale, norm.bias))
 
 
-def _pad(x: jax.Array, length: int, axis: int) -> jax.Array:
-    """x with its ``axis`` T padded by zeros to ``length``; causal attention reads nothing behind a token."""
-    return jnp.pad(x, [(0, (length - size) * (i == axis)) for i, size in enumerate(x.shape)])
+def _pad(x: jax.Array, length: int) -> jax.Array:
+    """x [B T ...] padded by zeros to ``length`` tokens; causal attention reads nothing behind a token."""
+    return jnp.pad(x, [(0, (length - size) * (axis == 1)) for axis, size in enumerate(x.shape)])

@@ -36,6 +36,11 @@ class Chip:
     cloud: str
     devices: int = 1
 
+    def peak(self, dtype: str) -> float:
+        """Operations per second of products whose operands have that dtype, as HLO names it."""
+        narrow = self.int8 if dtype in ("s8", "u8") else self.fp8 if dtype.startswith("f8") else 0
+        return narrow or self.flops
+
     @property
     def unit(self) -> str:
         """What the figures are of, in words."""

@@ -170,8 +170,8 @@ def compile_sampling(
 ) -> Iterator[Outcome]:
     """Prefill, and one pass of the decoding loop, in bfloat16 (the blocks' matrices in ``matrices``).
 
-    The devices form groups that share one model and sample ``pictures`` prompts each. A group has mesh.tensor devices, or, when
-    that is 1, as many devices of a host as divide heads, MLP and vocabulary.
+    The devices form groups that share one model and sample ``pictures`` answers to one prompt. A group has mesh.tensor devices, or,
+    when that is 1, as many devices of a host as divide heads, MLP and vocabulary.
     """
     m = cfg.model
     host_share = math.gcd(CHIPS_PER_HOST * topology.chip.devices, len(devices), m.kv_heads, m.mlp, m.vocab)
@@ -180,7 +180,7 @@ def compile_sampling(
     start = time.monotonic()
     shapes = jax.eval_shape(functools.partial(_sampling_model, cfg.model, matrices))
     model = jax.tree.map(lambda leaf, sharding: leaf.update(sharding=sharding), shapes, shardings(shapes, mesh))
-    prompts = [np.full(PROMPT_TOKENS, number, np.int32) for number in range(pictures * mesh.shape["replica"])]
+    prompts = [np.zeros(PROMPT_TOKENS, np.int32)] * (pictures * mesh.shape["replica"])
     window = KNOWN if cfg.sample.parallel == "off" else cfg.sample.window or backend(mesh).draft_window
     settings = replace(
         cfg.sample, max_new_tokens=max(max(cfg.data.buckets) - PROMPT_TOKENS - window - cfg.sample.tree, 1)
@@ -241,8 +241,9 @@ def requested_bytes(message: str) -> float:
 
 
 def _bytes_per_device(tree) -> float:
-    """Bytes of a tree of sharded shapes on one device."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    """Bytes of a tree of sharded shapes on one device; two int4 numbers share a byte there."""
+    sizes = ((math.prod(leaf.sharding.shard_shape(leaf.shape)), leaf.dtype) for leaf in jax.tree.leaves(tree))
+    return sum(count * (0.5 if dtype == jnp.int4 else dtype.itemsize) for count, dtype in sizes)
 
 
 def _stand_in_vocab(codes: int) -> Vocab:

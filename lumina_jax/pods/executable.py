@@ -146,8 +146,8 @@ def _cost(program: Program, chip: Chip, i: Instruction, computation: Computation
     flops = program.flops(i, computation)
     if flops:
         moved = fusion_bytes(program, i, computation)
-        seconds = i.cycles / chip.clock if i.cycles else flops / chip.flops
-        ideal = flops / chip.flops
+        ideal = flops / chip.peak(program.product_dtype(i, computation))
+        seconds = i.cycles / chip.clock if i.cycles else ideal
         return InstructionCost("mxu", i.name, times, seconds, moved, ideal, max(ideal, moved / chip.bandwidth))
     if i.op.endswith(("-start", "-done")) or moves_nothing(program, i):
         return None  # copies between HBM and on-chip memory that overlap other work

@@ -74,8 +74,9 @@ def flash_kernel(call: Instruction) -> FlashKernel | None:
     match = re.search(r"flash_(fwd|bwd)_(\d+)_\d+", call.name)
     if not match:
         return None
-    # The queries [B H T K] are the first operand of numbers with so many axes.
+    # Of operands and results, the queries [B T HK] are the first numbers of three axes, the normalisers [B H 1 T] those of four.
     layouts = call.text.partition("operand_layout_constraints={")[2].partition("}}, ")[0]
-    shapes = [array.dims for array in arrays(layouts) if array.dtype in ("bf16", "f32")]
-    *rows, length, head_dim = next(dims for dims in shapes if len(dims) == 4)
-    return FlashKernel(match[1], int(match[2]), length, head_dim, math.prod(rows))
+    shapes = [array.dims for array in (*arrays(layouts), *call.arrays) if array.dtype in ("bf16", "f32")]
+    columns = next(dims for dims in shapes if len(dims) == 3)[2]
+    rows, heads, _, length = next(dims for dims in shapes if len(dims) == 4)
+    return FlashKernel(match[1], int(match[2]), length, columns // heads, rows * heads)

@@ -126,6 +126,14 @@ class Program(dict[str, Computation]):
             self._flops[name] = sum(self.flops(i, self[name]) for i in self[name].values())
         return self._flops[name]
 
+    def product_dtype(self, instruction: Instruction, computation: Computation) -> str:
+        """The dtype of the operands of the first matrix product in an instruction, or in what it calls; "" without one."""
+        if instruction.op in MATMULS:
+            factors = (computation[name].arrays for name in instruction.operands[:1] if name in computation)
+            return next((arrays[0].dtype for arrays in factors if arrays), "")
+        called = self.get(instruction.reference("calls"), {})
+        return next(filter(None, (self.product_dtype(i, called) for i in called.values())), "")
+
 
 def _matmul_flops(matmul: Instruction, computation: Computation) -> float:
     """2 M N K of [M K] x [K N] -> [M N], whatever the order of axes: 2 sqrt(MK * KN * MN)."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from lumina_jax.pods.chips import Chip
 from lumina_jax.pods.flash import flash_kernel
 from lumina_jax.pods.hlo import Computation, Instruction, arrays
+from lumina_jax.pods.rotation import rotation_seconds
 
 TARGET = "tpu_custom_call"
 HEAD_DIM = 128
@@ -20,23 +21,30 @@ MATMULS = {"fwd": 2, "fused": 5, "dkv": 4, "dq": 3}
 """Pass -> matrix products (query block x key block x head size) per grid step; "fused" computes dkv and dq in one kernel."""
 
 LIBTPU = "0.0.48.1"
-"""The compiler that BUNDLES are read off."""
+"""The compiler that BUNDLES are read off, by tests/bench/kernel_bundles.py; "dkv" and "dq" of v5e and v5p are of 0.0.42.1."""
 
 BUNDLES = {
-    "v5e": {"fwd": {640: 3109}, "fused": {640: 4285}, "dkv": {640: 3555}, "dq": {640: 2727}},
+    "v5e": {
+        "fwd": {512: 2204, 640: 3096, 768: 4106},
+        "fused": {512: 3041, 640: 4562, 768: 6499},
+        "dkv": {640: 3555},
+        "dq": {640: 2727},
+    },
     "v5p": {
-        "fwd": {512: 2305, 640: 3338, 768: 4417},
-        "fused": {512: 3191, 640: 4484, 768: 6257},
+        "fwd": {512: 2410, 640: 3364, 768: 4344},
+        "fused": {512: 3200, 640: 4596, 768: 6488},
         "dkv": {640: 3701},
         "dq": {640: 2878},
     },
     "v6e": {
-        "fwd": {256: 1028, 640: 2327, 768: 2976, 1280: 6585},
-        "fused": {256: 1085, 640: 2724, 768: 3773, 1280: 9521},
+        "fwd": {512: 1706, 640: 2507, 768: 3344, 1280: 7048},
+        "fused": {512: 2134, 640: 3159, 768: 4132, 1280: 10330},
+        "dkv": {640: 2699},
+        "dq": {640: 2247},
     },
     "tpu7x": {"fwd": {640: 2762}, "fused": {640: 3183}, "dkv": {640: 2670}, "dq": {640: 2343}},
 }
-"""Chip -> pass -> edge of a square block -> bundles per grid step."""
+"""Chip -> pass -> edge of a square block -> bundles per grid step, with segment ids."""
 
 SAME_CORE = {"v4": "v5p"}
 """A chip without measurements -> the one whose cores have the same units."""
@@ -109,13 +117,14 @@ def splash_kernel(call: Instruction) -> SplashKernel | None:
 
 
 def kernel_seconds(call: Instruction, computation: Computation, chip: Chip) -> float:
-    """Seconds of one execution of a Pallas call on one chip; kernels other than attention are priced by the HBM bytes they move."""
+    """Seconds of one execution of a Pallas call on one device; others than attention and rotation are priced by their HBM bytes."""
     if kernel := flash_kernel(call) or splash_kernel(call):
         return kernel.seconds(chip)
+    loops = rotation_seconds(call, chip) or 0.0
     moved = (
         sum(computation.hbm_bytes(name) / _layers(call, computation, name) for name in call.operands) + call.hbm_bytes
     )
-    return moved / chip.bandwidth
+    return max(loops, moved / chip.bandwidth)
 
 
 def _layers(call: Instruction, computation: Computation, operand: str) -> int:

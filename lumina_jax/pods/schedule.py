@@ -1,8 +1,8 @@
 """When a chip computes and when it waits for its collectives, from the order in which its program runs them.
 
 A compiled program is scheduled: its instructions run one after another. An asynchronous collective runs beside those between its
-start and its done, and what is left of it then is waited for. All collectives of a chip share its links, so they queue; only
-permutes over different links do not meet.
+start and its done, and what is left of it then is waited for. All asynchronous collectives of a chip share its links, so they
+queue; only permutes over different links do not meet. A blocking one gets half of the links while others move.
 """
 
 from collections import Counter
@@ -79,7 +79,7 @@ class _Clock:
             elif event.action == "run":
                 self.now += event.seconds
             elif event.action == "block":
-                self.wait([self._queue(event)])
+                self._block(event)
             elif event.action == "start":
                 for handle in event.handles:
                     self.pending.setdefault(handle, []).append(self._queue(event))
@@ -97,11 +97,24 @@ class _Clock:
     def wait(self, transfers: list[_Transfer]) -> None:
         """Advances to the end of ``transfers``, and counts the time for those that move meanwhile."""
         for transfer in sorted(transfers, key=lambda transfer: transfer.end):
-            ahead = [other for other in self._queued if _meet(other.event, transfer.event)]
-            for other in sorted(ahead, key=lambda other: other.end):
-                if self.now < other.end <= transfer.end:
-                    self.waited[other.event.key] += other.end - self.now
-                    self.now = other.end
+            self._advance(transfer.end, [other for other in self._queued if _meet(other.event, transfer.event)])
+
+    def _advance(self, end: float, moving: list[_Transfer]) -> None:
+        for transfer in sorted(moving, key=lambda transfer: transfer.end):
+            if until := max(0.0, min(transfer.end, end) - self.now):
+                self.waited[transfer.event.key] += until
+                self.now += until
+
+    def _block(self, event: Event) -> None:
+        """A transfer of the TensorCore shares its links with those in progress, half and half, and so delays them."""
+        moving = [other for other in self._queued if other.end > self.now and _meet(other.event, event)]
+        busy = max((other.end for other in moving), default=self.now) - self.now
+        self._advance(self.now + min(busy, event.seconds), moving)
+        for other in moving:
+            other.begin += event.seconds * (other.begin > self.now)
+            other.end += event.seconds * (other.end > self.now)
+        self.waited[event.key] += event.seconds
+        self.now += event.seconds
 
     def _loop(self, loop: Loop) -> None:
         if loop.trips:

@@ -7,6 +7,7 @@ image-token rule, top-k and temperature. SampleConfig.parallel names the method 
 as one-by-one decoding does. A draft is kept when it equals the token drawn, so answers equal those of one-by-one decoding
 whatever the drafts are, and drafts may depend on anything. Drafts are the tokens drawn in the pass before; where the token before
 one has changed, the draft is the code that followed the most similar surroundings in the image so far (:func:`look_up`).
+A tree of drafts (:mod:`.tree`) holds the likeliest tokens in the places of drafts that fail.
 
 The others keep a draft x that was drawn from a known q with probability min(1, p(x) / q(x)); the first draft that fails is
 replaced by a token drawn from max(p - q, 0), normalised. Every kept token then follows p exactly, whatever q was, as long as the
@@ -36,6 +37,10 @@ COPY_SHARE = 0.95
 
 SIMILARITY = (4, 2, 1)
 """Weights of equal neighbours when surroundings are compared: the token to the left, above, and above to the right."""
+
+SAME = sum(SIMILARITY)
+"""How similar surroundings must be to replace a draft of the last pass: all neighbours equal. Where codes seldom recur, as in a
+large model, an equal token to the left alone says nothing, and the old draft, drawn with the same noise, is often right."""
 
 
 class Drafts(NamedTuple):
@@ -170,8 +175,9 @@ def look_up(
     """``tokens`` i32[B S] with a draft in each of the n slots from ``first`` i32[B] on, which is at ``position``.
 
     The first ``old`` i32[B] slots hold drafts of the last pass; such a draft stays while the token to its left equals the one that
-    was ``fed`` i32[B n] there. Every other draft becomes the code that last followed the most similar surroundings (SIMILARITY; an
-    equal token to the left is required). Without such a code old drafts stay, and new ones copy a neighbour. ``rule`` i32[B n] are
+    was ``fed`` i32[B n] there. Where it does not, the draft becomes the code that last followed the SAME surroundings, if
+    there is one. A slot without a draft gets the code that last followed the most similar surroundings (SIMILARITY; an equal token
+    to the left is required), or else copies a neighbour. ``rule`` i32[B n] are
     the rules of the slots; ``as_code`` i32[V] maps a code's token to itself and any other token to an arbitrary code:
     drafts are always codes.
     """
@@ -203,7 +209,8 @@ def look_up(
         left, above = present[:, 0, 0], present[:, 0, 1]
         near = jnp.where(as_code[left] == left, left, as_code[above])
         draft = tokens[rows, slot]
-        new = jnp.where(score[rows, latest] > 0, tokens[rows, latest], jnp.where(number < old, draft, near))
+        known = score[rows, latest] >= jnp.where(number < old, SAME, SIMILARITY[0])
+        new = jnp.where(known, tokens[rows, latest], jnp.where(number < old, draft, near))
         tokens = tokens.at[rows, slot].set(jnp.where(pending, new, draft))
         return tokens, jnp.where(pending, number + 1, n)
 

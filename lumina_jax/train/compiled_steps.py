@@ -29,15 +29,20 @@ class CompiledSteps:
 
     def compile_all(self) -> None:
         """Compiles the step for every length in ``data.buckets``, without data."""
-        jitted, state = jitted_step(self._cfg, self._mesh), state_shapes(self._cfg, self._mesh)
         for length in self._cfg.data.buckets:
-            shape, start = (self._cfg.data.rows(length), length), time.monotonic()
-            with (
-                waiting(f"compiling the step for {shape[0]:,} rows of {length:,} tokens, once"),
-                jax.set_mesh(self._mesh),
-            ):
-                self._by_shape[shape] = jitted.lower(state, batch_shapes(shape, self._mesh)).compile()
-            self._print_time(shape, start, "ahead")
+            self.compile((self._cfg.data.rows(length), length))
+
+    def compile(self, shape: BatchShape) -> jax.stages.Compiled:
+        """Compiles the step for global batches [B T], without data; they will run it."""
+        start, state = time.monotonic(), state_shapes(self._cfg, self._mesh)
+        with (
+            waiting(f"compiling the step for {shape[0]:,} rows of {shape[1]:,} tokens, once"),
+            jax.set_mesh(self._mesh),
+        ):
+            lowered = jitted_step(self._cfg, self._mesh).lower(state, batch_shapes(shape, self._mesh))
+            self._by_shape[shape] = compiled = lowered.compile()
+        self._print_time(shape, start, "ahead")
+        return compiled
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         shape = batch.inputs.shape

@@ -3,10 +3,11 @@
 ``python tests/bench/kernel_bundles.py`` compiles, for each chip and block size, a program that holds nothing but attention and its
 gradient (``--kernel splash``, the default) or QK-norm and rotation (``--kernel norm_rotate``), reads the schedules that the
 compiler dumps, and prints one JSON line each: kernel name -> bundles. ``--chips v5e,v6e`` and ``--blocks 640,1280`` choose.
-It needs no TPU; a line takes half a minute. Loops inside a kernel count once.
+It needs no TPU; a line takes half a minute.
 """
 
 import argparse
+import glob
 import importlib.metadata
 import json
 import os
@@ -23,8 +24,8 @@ from lumina_jax.model.tpu import OPTIONS
 from lumina_jax.pods.chips import CHIPS
 from lumina_jax.pods.topology import environment, parse
 
-ROWS, HEADS, HEAD_DIM = 2, 8, 128
-TOTAL = re.compile(r"total scheduled bundles:\s+(\d+)")
+ROWS, HEADS, HEAD_DIM = 4, 8, 128
+BUNDLE = re.compile(r"^ *(?:0x)?[0-9a-f]+ *(\w\w)? *: *(>*) *\{", re.MULTILINE)
 WHOLE_PROGRAM = "TLP"
 DUMPED = re.compile(r"\d+-(.*)-\d+-schedule-analysis_final_bundles\.txt")
 
@@ -58,11 +59,11 @@ def norm_rotate(block: int) -> tuple[Callable, list[tuple[tuple[int, ...], str]]
 
 
 KERNELS = {"splash": splash, "norm_rotate": norm_rotate}
-"""Name -> block size -> a function of arrays, differentiable by the first, that calls the kernels, and their shapes."""
+"""Name -> block size -> a function of arrays (those of integers last) that calls the kernels, and their shapes."""
 
 
 def compile_alone(kernel: str, chip: str, block: int) -> None:
-    """Compiles a kernel and its gradient for one chip; the compiler dumps where LIBTPU_INIT_ARGS says."""
+    """Compiles a kernel and its backward pass for one chip; the compiler dumps where LIBTPU_INIT_ARGS says."""
     import jax
     import jax.numpy as jnp
 
@@ -70,23 +71,41 @@ def compile_alone(kernel: str, chip: str, block: int) -> None:
     shape = "1x1" if CHIPS[chip].axes == 2 else "1x1x1"
     sharding = jax.sharding.SingleDeviceSharding(parse(f"{chip}:{shape}").devices()[0])
     arguments = [jax.ShapeDtypeStruct(dims, dtype, sharding=sharding) for dims, dtype in shapes]
-    numbers = [n for n, (_, dtype) in enumerate(shapes) if dtype != "int32"]
-    gradient = jax.grad(lambda *xs: function(*xs).astype(jnp.float32).sum(), numbers)
+
+    def forward_and_backward(*xs):
+        floats = [x for x in xs if jnp.issubdtype(x.dtype, jnp.floating)]
+        result, pull = jax.vjp(lambda *given: function(*given, *xs[len(given) :]), *floats)
+        return result, pull(result)
+
     vmem = {name: value for name, value in OPTIONS[chip].items() if "scoped_vmem" in name}
-    jax.jit(gradient).lower(*arguments).compile(compiler_options=vmem)
+    jax.jit(forward_and_backward).lower(*arguments).compile(compiler_options=vmem)
 
 
-def bundles(folder: Path) -> dict[str, int]:
-    """Kernel name -> bundles, of the dumped schedules that are one custom call each."""
+def bundles(folder: Path) -> dict[str, dict]:
+    """Kernel name -> its bundles, of the dumped schedules that are one custom call each."""
     found = {}
     for path in sorted(folder.iterdir()):
         name = DUMPED.fullmatch(path.name)
-        if name is None or name[1] == WHOLE_PROGRAM:
-            continue
-        text = path.read_text()
-        if total := "custom-call" in text and TOTAL.search(text):
-            found[re.sub(r"\.\d+$", "", name[1])] = int(total[1])
+        if name and name[1] != WHOLE_PROGRAM and "custom-call" in path.read_text():
+            (schedule,) = folder.glob(f"*-{glob.escape(name[1])}-*[0-9]-final_bundles.txt")
+            found[re.sub(r"\.\d+$", "", name[1])] = loops(schedule.read_text())
     return found
+
+
+def loops(schedule: str) -> dict:
+    """The bundles of a schedule in ``total``, of one ``step`` of the grid, and of each loop inside it, which counts once there too.
+
+    A line is one bundle; as many marks > as there are loops around it precede it, and LB stands where one begins.
+    """
+    total, step, inner = 0, 0, []
+    for mark, depth in BUNDLE.findall(schedule):
+        total += 1
+        step += bool(depth)
+        if len(depth) > 1:
+            if mark == "LB" or not inner:
+                inner.append(0)
+            inner[-1] += 1
+    return {"total": total, "step": step, "loops": inner}
 
 
 def dump(kernel: str, chip: str, block: int) -> dict:

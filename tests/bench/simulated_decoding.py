@@ -1,10 +1,13 @@
 """Passes of parallel decoding at a large model's entropy: ``python tests/bench/simulated_decoding.py`` prints JSON lines.
 
 The model is simulated (simulated_model.py): its next-token entropy and drift are those measured on Lumina-mGPT 7B. What decodes it
-is this project's own code, whole pictures of 48 x 48 codes drawn from the 2,000 that top-k leaves. The first line is the
-calibration: entropy and drift of the simulated model beside their targets. Then comes a line for each guidance, window and way of
-decoding: passes a picture (their mean over the pictures, and the half-width of its 95% interval), and how many times fewer than
-tokens, which is what one-by-one decoding without known ends of lines takes. ``--table`` prints Markdown in place of JSON.
+is this project's own code. The first line is the calibration: entropy and drift of the simulated model beside their targets. Then
+comes a line for each way of decoding and number of tokens in a pass: passes for a picture of 48 x 48 codes (mean over the pictures,
+and the half-width of its 95% interval), and how many times fewer these are than its 2,357 tokens. Nothing depends on how high a
+picture is, so lower ones are drawn and their passes scaled. "matched+tree" has half of a pass's tokens in the chain of drafts and
+half branching off it. ``--drift 1`` takes the drift of one changed token as it was measured; by default it is larger by the factor
+with which "sjd" takes as many passes as is published (2.2 to 2.3 times fewer, arXiv 2410.01699). Published beside it: "sjd" gains
+nothing by windows of 32 and 64, "coupled" and "continued" take 4.2 times fewer passes with 64 (arXiv 2510.24211).
 """
 
 import argparse
@@ -25,6 +28,7 @@ from scipy.stats import t as student
 from simulated_model import (
     ENTROPIES,
     GUIDANCE,
+    PUBLISHED,
     REACH,
     SimulatedModel,
     calibrated,
@@ -43,6 +47,9 @@ from lumina_jax.vocab import Vocab
 
 SPACING = REACH + 17
 """Tokens between two that are changed, so that no place depends on two of them."""
+TREE = "+tree"
+PICTURE_TOKENS = 2357
+"""Tokens of a picture of 768 x 768 px and the end of its turn."""
 HEAD = 3
 """Tokens of an image before its first code."""
 
@@ -54,7 +61,13 @@ def prompt(vocab: Vocab, picture: int, shape: tuple[int, int]) -> np.ndarray:
 
 
 def measured(
-    model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[int, int], guidance: float, offsets: list[int], pictures: int = 4
+    model: SimulatedModel,
+    vocab: Vocab,
+    codes: int,
+    shape: tuple[int, int],
+    guidance: float,
+    offsets: list[int],
+    pictures: int = 4,
 ) -> dict:
     """Mean entropy and its deciles over places, and mean total variation by ``offsets`` of a changed token, with ``guidance``.
 
@@ -63,11 +76,15 @@ def measured(
     config = DynamicConfig.of(SampleConfig(guidance=guidance, image_top_k=codes))
 
     @jax.jit
-    def scores(ids, places):
-        """f32[n E] of the tokens behind ``places`` i32[n] of i32[T]."""
+    def streams(ids):
+        """f32[2 T HIDDEN] behind each of i32[T], conditional and not."""
         cache = model.empty_cache(2, len(ids))._replace(visible_from=jnp.array([0, 2]))
-        hidden = model.cached(jnp.stack([ids, ids]), cache)[0][:, places]
-        cond, uncond = model.logits(hidden)[..., :codes]
+        return model.cached(jnp.stack([ids, ids]), cache)[0]
+
+    @jax.jit
+    def scores(streams, places):
+        """f32[n E] behind ``places`` i32[n]."""
+        cond, uncond = model.logits(streams[:, places])[..., :codes]
         return code_scores(cond, None if guidance == 1 else uncond, config)
 
     entropies, variations = [], {offset: [] for offset in offsets}
@@ -75,13 +92,13 @@ def measured(
         rng = np.random.default_rng(picture)
         grid = encode_grid(rng.integers(0, codes, shape), vocab)
         ids = np.array([*prompt(vocab, picture, shape)[:2], *grid[:-1]], np.int32)
-        changed = np.arange(2 + HEAD + picture, len(ids) - max(offsets), SPACING)
-        changed = changed[ids[changed] != vocab.newline]
+        changed = np.arange(2 + HEAD + picture, len(ids) - max(offsets) - pictures, SPACING)
         other = ids.copy()
         other[changed] = rng.integers(0, codes, len(changed))
+        hidden = [streams(x) for x in (ids, other)]
         for offset in offsets:
-            before, after = (scores(x, changed + offset - 1) for x in (ids, other))
-            drawn = np.append(ids, 0)[changed + offset] != vocab.newline
+            before, after = (scores(x, changed + offset - 1) for x in hidden)
+            drawn = (ids[changed] != vocab.newline) & (ids[changed + offset] != vocab.newline)
             variations[offset] += list(np.asarray(total_variation(before, after))[drawn])
             entropies += list(np.asarray(entropy(before))[drawn])
     return {
@@ -91,7 +108,9 @@ def measured(
     }
 
 
-def calibration(model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[int, int], pictures: int = 4) -> dict:
+def calibration(
+    model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[int, int], drift: float, pictures: int = 4
+) -> dict:
     """:func:`measured` with guidance, which the model was fitted to, and without; and the targets."""
     above = shape[1] + 1
     offsets = [offset for offset in (1, 3, 5, 7, 15, above) if offset <= REACH]
@@ -102,14 +121,16 @@ def calibration(model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[in
         "target": {
             "entropy": (low + high) / 2,
             "entropy_deciles": [low + share * (high - low) for share in (0.1, 0.5, 0.9)],
-            "drift": {offset: round(float(wanted[offset - 1]), 4) for offset in offsets},
+            "drift": {offset: round(drift * float(wanted[offset - 1]), 4) for offset in offsets},
         },
         "guidance": measured(model, vocab, codes, shape, GUIDANCE, offsets, pictures),
         "no_guidance": measured(model, vocab, codes, shape, 1.0, offsets, pictures),
     }
 
 
-def decode(model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[int, int], pictures: int, cfg: SampleConfig) -> np.ndarray:
+def decode(
+    model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[int, int], pictures: int, cfg: SampleConfig
+) -> np.ndarray:
     """i32[pictures]: the passes that each took."""
     prompts = [prompt(vocab, picture, shape) for picture in range(pictures)]
     keys = jax.random.split(jax.random.key(4), pictures)
@@ -121,12 +142,17 @@ def decode(model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[int, in
 def row(model: SimulatedModel, vocab: Vocab, options, guidance: float, method: str, window: int) -> dict:
     """Passes a picture of one way of decoding, with the 95% interval of their mean over the pictures."""
     codes, pictures = options.codes, options.pictures
-    tokens = options.rows * (options.cols + 1) + 1
+    tokens, tree = options.rows * (options.cols + 1) + 1, window // 2 if method.endswith(TREE) else 0
     cfg = SampleConfig(
-        guidance=guidance, image_top_k=codes, max_new_tokens=tokens, parallel=method, window=0 if method == "off" else window
+        guidance=guidance,
+        image_top_k=codes,
+        max_new_tokens=tokens,
+        parallel=method.removesuffix(TREE),
+        window=0 if method == "off" else window - tree,
+        tree=tree,
     )
     begin = time.perf_counter()
-    passes = decode(model, vocab, codes, (options.rows, options.cols), pictures, cfg)
+    passes = decode(model, vocab, codes, (options.rows, options.cols), pictures, cfg) * (PICTURE_TOKENS / tokens)
     half = student.ppf(0.975, pictures - 1) * passes.std(ddof=1) / pictures**0.5 if pictures > 1 else float("nan")
     return {
         "benchmark": "decoding",
@@ -135,7 +161,7 @@ def row(model: SimulatedModel, vocab: Vocab, options, guidance: float, method: s
         "window": 1 if method == "off" else window,
         "passes": round(float(passes.mean()), 1),
         "half_width": round(float(half), 1),
-        "fewer": round(tokens / float(passes.mean()), 3),
+        "fewer": round(PICTURE_TOKENS / float(passes.mean()), 3),
         "pictures": pictures,
         "seconds": round(time.perf_counter() - begin, 1),
     }
@@ -157,18 +183,21 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", default=",".join(PARALLEL), help="ways of decoding, by commas (all)")
+    parser.add_argument(
+        "--methods", default=",".join([*PARALLEL, "matched" + TREE]), help="ways of decoding, by commas (all)"
+    )
     parser.add_argument("--windows", default="16,32,64", help="tokens of a pass, by commas (16,32,64)")
-    parser.add_argument("--guidance", default=f"{GUIDANCE:g},1", help=f"guidances, by commas ({GUIDANCE:g},1)")
+    parser.add_argument("--guidance", default=f"{GUIDANCE:g}", help=f"guidances, by commas ({GUIDANCE:g})")
     parser.add_argument("--pictures", type=int, default=6, help="pictures, each with its own seed (6)")
-    parser.add_argument("--rows", type=int, default=48, help="rows of a picture (48)")
+    parser.add_argument("--rows", type=int, default=12, help="rows of a picture (12)")
     parser.add_argument("--cols", type=int, default=48, help="columns of a picture (48)")
-    parser.add_argument("--codes", type=int, default=2000, help="image codes (2000)")
+    parser.add_argument("--codes", type=int, default=1000, help="image codes (1000)")
+    parser.add_argument("--drift", type=float, default=PUBLISHED, help=f"in units of the measured one ({PUBLISHED})")
     parser.add_argument("--table", action="store_true", help="print Markdown")
     options = parser.parse_args()
     vocab = simulated_vocab(options.codes, max(options.pictures, 4))
-    model = calibrated(SimulatedModel.drawn(vocab, options.cols), options.codes)
-    fitted = calibration(model, vocab, options.codes, (options.rows, options.cols))
+    model = calibrated(SimulatedModel.drawn(vocab, options.cols), options.codes, options.drift)
+    fitted = calibration(model, vocab, options.codes, (options.rows, options.cols), options.drift)
     show = (lambda entry: None) if options.table else (lambda entry: print(json.dumps(entry), flush=True))
     show(fitted)
     rows = []

@@ -9,10 +9,10 @@ REACH places back, a random vector of token and offset, scaled by a weight of it
 overall scale to the entropy wanted at a place (:func:`calibrated`). SimulatedModel has the methods of Chameleon that the sampler
 calls, so it is decoded by the code that decodes real models; its "cache" holds the tokens.
 
-Assumed, because it has not been measured: entropies are spread evenly over ENTROPIES and equal within blocks of BLOCK x BLOCK codes;
-between the measured offsets, and beyond them in a row, drift follows power laws; the picture is isotropic (the code above drifts a
-place as much as the code to the left); tokens have no likeness, so a draft copied from a neighbour is no better than any other;
-and the conditional stream differs from the unconditional one by
+Assumed, because it has not been measured: entropies are spread evenly over ENTROPIES and equal within blocks of BLOCK x BLOCK
+codes; between the measured offsets, and beyond them in a row, drift follows power laws; the picture is isotropic (the code above
+moves a place as much as the code to the left); tokens have no likeness, so a draft copied from a neighbour is no better than any
+other; and the conditional stream differs from the unconditional one by
 STREAMS of its size. Entropy and drift are fitted to the distribution that tokens are drawn from, with a guidance of 4.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from tokenizers import Tokenizer, models
 
 from lumina_jax.config import ModelConfig
-from lumina_jax.model.attention import KVCache, write_slots
+from lumina_jax.model.attention import KVCache, Order, write_slots
 from lumina_jax.vocab import BEGIN, BEGIN_IMAGE, END_IMAGE, END_OF_LINE, END_OF_TURN, Vocab, image_code_name, size_name
 
 DRIFT = {1: 0.32, 3: 0.06, 5: 0.042, 7: 0.034, 15: 0.024}
@@ -33,6 +33,9 @@ ENTROPIES = (3.0, 7.0)
 """Lowest and highest entropy of a place, nats."""
 GUIDANCE = 4.0
 STREAMS = 0.25
+PUBLISHED = 1.35
+"""Drift in units of DRIFT with which "sjd" takes as many passes as is published. DRIFT is of one changed token among true ones; in
+a window all tokens behind the first change, and many are no likely continuation."""
 BLOCK = 8
 REACH = 64
 """Tokens before a place that it depends on."""
@@ -82,8 +85,8 @@ class SimulatedModel:
             cfg=ModelConfig(vocab=V, width=HIDDEN, layers=1, heads=1, kv_heads=1, head_dim=HIDDEN),
         )
 
-    def empty_cache(self, rows: int, slots: int) -> KVCache:
-        """``keys`` hold the tokens, i32[1 rows 1 slots 1]; ``values`` nothing."""
+    def empty_cache(self, rows: int, slots: int, int8: bool = False) -> KVCache:
+        """``keys`` hold the tokens, i32[1 rows 1 slots 1]; ``values`` nothing. They are exact; ``int8`` changes nothing."""
         empty = jnp.zeros((1, rows, 1, slots, 1), jnp.int32)
         return KVCache(empty, empty, jnp.zeros((), jnp.int32), jnp.zeros(rows, jnp.int32))
 
@@ -94,34 +97,37 @@ class SimulatedModel:
         """[B T HIDDEN] -> f32[B T V]."""
         return jnp.einsum("BTD,DV->BTV", hidden, self.head)
 
-    def cached(self, ids: jax.Array, cache: KVCache, reaches=None, layers=None) -> tuple[jax.Array, KVCache]:
+    def cached(
+        self, ids: jax.Array, cache: KVCache, reaches=None, layers=None, order: Order | None = None
+    ) -> tuple[jax.Array, KVCache]:
         """Ids i32[B T] -> (hidden f32[B T HIDDEN], the cache with them); arguments as of Chameleon.cached.
 
         A row is unconditional where the first token that it sees begins the image.
         """
         B, T = ids.shape
+        order = order or Order.of_chain(T)
         keys = write_slots(cache.keys, ids[None, :, None, :, None], cache.length)
         tokens, length = keys[0, :, 0, :, 0], jnp.broadcast_to(cache.length, B)
-        padded = jnp.pad(tokens, ((0, 0), (REACH - 1, 0)))
-        past = jax.vmap(lambda row, start: jax.lax.dynamic_slice(row, (start,), (REACH - 1 + T,)))(padded, length)
+        padded = jnp.pad(tokens, ((0, 0), (REACH, 0)))
+        past = jax.vmap(lambda row, start: jax.lax.dynamic_slice(row, (start,), (REACH + T,)))(padded, length)
         begin = jnp.argmax(tokens == self.begin_image, axis=1)
         picture = tokens[jnp.arange(B), jnp.maximum(begin - 1, 0)]
-        place = length[:, None] + jnp.arange(T) - begin[:, None]
-        shared, apart = self._hidden(past, picture, place)
+        place = length[:, None] + order.depth - begin[:, None]
+        shared, apart = self._hidden(past[:, _earlier(order)], picture, place)
         visible = cache.visible_from if cache.visible_from.shape == begin.shape else jnp.zeros_like(begin)
-        conditional = visible < begin
-        hidden = shared + jnp.where(conditional[:, None, None], STREAMS * apart, 0)
-        norm = jnp.sqrt(1 + (GUIDANCE * STREAMS) ** 2)
-        return hidden / norm, cache._replace(keys=keys, length=cache.length + T)
+        conditional = (visible < begin)[:, None, None]
+        hidden = (shared + jnp.where(conditional, STREAMS * apart, 0)) / np.sqrt(1 + (GUIDANCE * STREAMS) ** 2)
+        return hidden, cache._replace(keys=keys, length=cache.length + T)
 
-    def _hidden(self, past: jax.Array, picture: jax.Array, place: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The two parts f32[B T HIDDEN] of the hidden states behind the last T of ``past`` i32[B REACH-1+T]."""
-        slots = np.arange(place.shape[1])[:, None] + REACH - 1 - np.arange(REACH)
-        earlier = self.table[past[:, slots]] * self.weights[:, None]
+    def _hidden(self, earlier: jax.Array, picture: jax.Array, place: jax.Array) -> jax.Array:
+        """f32[2 B T HIDDEN]: the two parts of the hidden states at ``place`` i32[B T] of ``picture`` i32[B].
+
+        ``earlier`` i32[B T REACH] are the tokens up to there, the last one first.
+        """
         still = _normal(picture, place, 2, (2, HIDDEN)) / HIDDEN**0.5
-        parts = jnp.moveaxis(still, 2, 0) + jnp.einsum("BTOD,POD->PBTD", earlier, self.signs)
-        scale = self._scale(picture, place) / jnp.sqrt(1 + jnp.sum(self.weights**2))
-        return parts[0] * scale, parts[1] * scale
+        vectors = self.table[earlier] * self.weights[:, None]
+        parts = jnp.moveaxis(still, 2, 0) + jnp.einsum("BTOD,POD->PBTD", vectors, self.signs)
+        return parts * self._scale(picture, place) / jnp.sqrt(1 + jnp.sum(self.weights**2))
 
     def _scale(self, picture: jax.Array, place: jax.Array) -> jax.Array:
         """f32[B T 1]: the scale of the entropy that a block of places has."""
@@ -130,6 +136,13 @@ class SimulatedModel:
 
         drawn = jax.scipy.stats.norm.cdf(_normal(picture, block, 1, ()))
         return jnp.interp(drawn, jnp.linspace(0, 1, len(self.scales)), self.scales)[..., None]
+
+
+def _earlier(order: Order) -> np.ndarray:
+    """i32[T REACH]: where the tokens up to each new one stand, the last one first, among REACH old tokens and the T new ones."""
+    depths = order.depth[:, None] - np.arange(REACH)
+    at_depth = [{int(order.depth[node]): node for node in np.flatnonzero(seen)} for seen in order.ancestors]
+    return REACH + np.array([[seen.get(int(d), d) for d in row] for seen, row in zip(at_depth, depths, strict=True)])
 
 
 def _normal(picture: jax.Array, place: jax.Array, use: int, shape: tuple[int, ...]) -> jax.Array:

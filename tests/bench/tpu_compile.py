@@ -22,7 +22,7 @@ import run
 from configs.pods import TABLE, TOPOLOGIES
 from lumina_jax.config import DataConfig
 from lumina_jax.pods.chips import GIB, Chip
-from lumina_jax.pods.topology import environment, parse
+from lumina_jax.pods.topology import Topology, environment, parse
 
 COMPILED = run.REPOSITORY / "lumina_jax/pods/compiled.json"
 KINDS = {"sync": "blocking", "async": "asynchronous", "dcn": "between slices"}
@@ -62,26 +62,38 @@ class CompileCase:
     program: str = "train"
     changes: str = ""
     int8: bool = False
+    int4: bool = False
+    pictures: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.config} {self.program}{' int8' * self.int8} on {self.topology} {self.changes}".rstrip()
+        kind = f"{' int8' * self.int8}{' int4' * self.int4}{f' x {self.pictures}' * (self.pictures > 1)}"
+        return f"{self.config} {self.program}{kind} on {self.topology} {self.changes}".rstrip()
+
+    @property
+    def matrices(self) -> str:
+        """The dtype of the blocks' matrices when sampling."""
+        return "int8" if self.int8 else "int4" if self.int4 else "bfloat16"
 
 
 SINGLE = "sample.parallel=off"
 WINDOW = "sample.parallel=coupled sample.window=16"
+WIDE = tuple(f"sample.parallel=matched sample.window={window}" for window in (32, 64))
+LONGEST = {"768": "data.buckets=2560", "1024": "data.buckets=4480"}
+"""A picture's size -> its longest bucket, which is the length of the cache."""
 CASES = (
     *(
         CompileCase(f"configs/pods.py:{stage.name}_{slice_name}", TOPOLOGIES[slice_name])
         for stage, slice_name, *_ in TABLE
     ),
     *(
-        CompileCase("configs/lumina_7b_768.py", topology, "decode", changes, int8)
+        CompileCase("configs/lumina_7b_768.py", topology, "decode", f"{LONGEST['768']} {changes}", int8)
         for topology, changes, int8 in (
             ("v5p:1x1x1", SINGLE, False),
             ("v5p:1x1x1", WINDOW, False),
             ("v6e:1x1", SINGLE, False),
             ("v5e:1x1", SINGLE, True),
+            ("tpu7x:1x1x1", SINGLE, False),
             ("v5p:2x2x1", SINGLE, False),
             ("v6e:2x2", SINGLE, False),
             ("v6e:2x2", WINDOW, False),
@@ -89,7 +101,27 @@ CASES = (
             ("v5e:2x2", SINGLE, True),
             ("v6e:2x4", f"{SINGLE} mesh.tensor=8", False),
             ("v5e:2x4", f"{SINGLE} mesh.tensor=8", False),
+            *(
+                (topology, changes, False)
+                for topology in ("v5p:1x1x1", "v6e:2x2", "v5e:2x2", "tpu7x:1x1x1")
+                for changes in WIDE
+            ),
         )
+    ),
+    CompileCase(
+        "configs/lumina_7b_768.py",
+        "v5e:1x1",
+        "decode",
+        f"{LONGEST['768']} {SINGLE} sample.cache=int8",
+        int4=True,
+        pictures=8,
+    ),
+    *(
+        CompileCase(f"configs/lumina_7b_{size}.py", topology, "decode", f"{SINGLE} {LONGEST[size]}", pictures=pictures)
+        for size in LONGEST
+        for topology in ("v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1")
+        for pictures in (8, 32)
+        if (size, topology, pictures) != ("1024", "v6e:2x2", 32)  # its cache alone is larger than their memory
     ),
 )
 """The rows of the README's tables, in their order."""
@@ -101,7 +133,7 @@ def compile_figures(case: CompileCase) -> dict:
     from lumina_jax.pods.compile import compile_programs
 
     cfg = run.load_experiment(f"{run.REPOSITORY}/{case.config}", case.changes.split())
-    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), "int8" if case.int8 else "bfloat16")
+    (outcome,) = compile_programs(cfg, parse(case.topology), (case.program,), case.matrices, case.pictures)
     if outcome.costs is None:
         sys.exit(f"{case.name}: {report.verdict(outcome)}")
     return asdict(case) | _figures(outcome)
@@ -184,7 +216,13 @@ def same_program(case: CompileCase, other: CompileCase) -> bool:
     def compiled(case: CompileCase) -> tuple:
         cfg = run.load_experiment(f"{run.REPOSITORY}/{case.config}", case.changes.split())
         longest = DataConfig(buckets=cfg.data.buckets[-1:], batch=cfg.data.batch)
-        return replace(cfg, name="", out="", start="", data=longest), case.topology, case.program, case.int8
+        return (
+            replace(cfg, name="", out="", start="", data=longest),
+            case.topology,
+            case.program,
+            case.matrices,
+            case.pictures,
+        )
 
     return case.program == other.program == "train" and compiled(case) == compiled(other)
 
@@ -195,7 +233,8 @@ def read_rows() -> dict[CompileCase, dict]:
 
 
 def case_of(row: dict) -> CompileCase:
-    return CompileCase(*(row[field] for field in CompileCase.__dataclass_fields__))
+    """The case of a row; the fields that a row lacks have their default."""
+    return CompileCase(**{field: row[field] for field in CompileCase.__dataclass_fields__ if field in row})
 
 
 def save_row(case: CompileCase, row: dict) -> None:
@@ -224,7 +263,7 @@ def _train_cells(row: dict) -> tuple[str, ...]:
     return (
         f"{size.upper()}, {STAGES[stage]}",
         f"{topology.cloud} ({topology.chips} chips)",
-        f"{row['rows'] // topology.chips} x {row['length']:,}",
+        f"{row['rows'] // topology.device_count} x {row['length']:,}{_half(topology)}",
         _hbm(row),
         f"{row['step_s']:.2f} s",
         f"{row['mfu']:.0%}",
@@ -236,8 +275,8 @@ def _decode_cells(row: dict) -> tuple[str, ...]:
     topology = parse(row["topology"])
     chips = f"{COUNTS[topology.chips]} {topology.chip.name} chip{'s' * (topology.chips > 1)}"
     return (
-        chips + ", a window of 16 drafts" * (row["changes"] == WINDOW),
-        "int8" if row["int8"] else "bfloat16",
+        f"{chips}{_decoding(row)}",
+        case_of(row).matrices,
         _hbm(row),
         f"{row['temporaries_mib']} MiB",
         f"{1000 * row['pass_s']:.2f} ms",
@@ -246,8 +285,23 @@ def _decode_cells(row: dict) -> tuple[str, ...]:
     )
 
 
+def _decoding(row: dict) -> str:
+    """What a row of decoding is of, beside one picture of 768 x 768 pixels one by one."""
+    settings = dict(change.split("=") for change in row["changes"].split())
+    size, pictures = row["config"].removesuffix(".py").rpartition("_")[2], row.get("pictures", 1)
+    parts = [f", {size} px"] * (size != "768") + [f", {pictures} pictures"] * (pictures > 1)
+    parts += [", int8 cache"] * (settings.get("sample.cache") == "int8")
+    return "".join([*parts, f", a window of {settings['sample.window']} drafts" if "sample.window" in settings else ""])
+
+
 def _hbm(row: dict) -> str:
-    return f"{row['hbm_gib']:.1f} of {parse(row['topology']).chip.hbm / GIB:.2f}"
+    topology = parse(row["topology"])
+    return f"{row['hbm_gib']:.1f} of {topology.chip.hbm / GIB:.2f}{_half(topology)}"
+
+
+def _half(topology: Topology) -> str:
+    """What a figure is of where a chip has several devices; elsewhere the table's head says it."""
+    return " a device" if topology.chip.devices > 1 else ""
 
 
 def main() -> None:

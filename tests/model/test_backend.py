@@ -8,7 +8,7 @@ from flax import nnx
 
 from lumina_jax.config import MeshConfig, ModelConfig
 from lumina_jax.model import backend as backends
-from lumina_jax.model.attention import KVCache, causal_mask
+from lumina_jax.model.attention import KVCache, Order, causal_mask
 from lumina_jax.model.backend import BACKENDS, CPU, Backend, backend
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.cpu import MIN_BLOCK
@@ -35,6 +35,7 @@ def assert_equal_with_gradients(form, plain, *inputs, **options) -> None:
 @pytest.mark.smoke
 def test_each_platform_has_the_forms_that_are_proved_here():
     proved = {"einsum", "swiglu", "rotary", "attend_causal", "attend_past", "write_slots", "select", "run_unstacked"}
+    proved |= {"reaches"}  # test_cached_attention.py
     for forms in BACKENDS.values():
         changed = {name for name, form in forms._asdict().items() if callable(form) and form != getattr(PLAIN, name)}
         assert changed <= proved
@@ -79,7 +80,7 @@ def test_attention_to_the_cache_is_the_same(stacked, reach):
     def attend(forms):
         def run(query, key, value, keys, values):
             past = KVCache(keys, values, lengths, jnp.array([0, 2]))
-            return forms.attend_past(query, past, (key, value), 1 if stacked else None, reach)
+            return forms.attend_past(query, past, (key, value), 1 if stacked else None, Order.of_chain(T), reach)
 
         return run
 
@@ -120,6 +121,6 @@ def test_unstacked_layers_decode_as_a_scan(rows_differ, monkeypatch):
 
     ours = decode()
     monkeypatch.setattr(backends, "platform", lambda: "gpu")
-    assert backend() == PLAIN and model.unstack(KVCache(ids, ids, ids, ids))[0] == model.scan_cached
+    assert backend().run_unstacked is None and model.unstack(KVCache(ids, ids, ids, ids))[0] == model.scan_cached
     for a, b in zip(ours, decode(), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)

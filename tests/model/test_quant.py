@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -18,10 +19,9 @@ from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.quant import CODES, Quantized, check_quant, noise, quantize
 from lumina_jax.sharding import make_mesh
 
-CFG = ModelConfig(vocab=64, width=32, layers=3, heads=8, kv_heads=8, head_dim=8, mlp=48, qk_groups=2, dropout=0.0)
+CFG = ModelConfig(vocab=64, width=32, layers=2, heads=8, kv_heads=8, head_dim=8, mlp=48, qk_groups=2, dropout=0.0)
 SIZES = dict(B=4, T=8, D=32, H=8, N=8, K=4, F=48)
 PRODUCTS = ("BTD,DHK->BHTK", "BTHK,HKD->BTD", "BTD,DF->BTF", "BTF,FD->BTD")
-MESHES = ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8))
 
 
 class Product(NamedTuple):
@@ -214,19 +214,19 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", [(2, 2, 2)])
 def test_eight_devices_round_like_one(mesh):
     """Codes and noise are those of one device. The scales of weight gradients are those of a device's own tokens, finer ones."""
     value, grads = gradient_on(mesh, "int8")
     one, on_one = gradient_on((1, 1, 1), "int8")
     exact = gradient_on((1, 1, 1), "none")[1]
-    assert abs(value - one) < 2e-3 * abs(one)
+    assert abs(value - one) < 1e-3  # of a mean of squares of normed numbers, which are about 1
     assert distance(grads, on_one) < distance(on_one, exact)
     assert distance(grads, exact) < 1.1 * distance(on_one, exact)
 
 
-@pytest.mark.parametrize("mesh", [(1, 8, 1), (8, 1, 1), (2, 2, 2)])
-@pytest.mark.parametrize("text", PRODUCTS)
+@pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("text", [PRODUCTS[0], PRODUCTS[3]])
 def test_products_and_gradients_of_activations_are_the_same_on_every_mesh(mesh, text):
     """All but weight gradients: sums of codes are exact, and scales are common to the devices that split a sum."""
     case, key = random_product(text, rows=8), jax.random.key(5)
@@ -238,9 +238,8 @@ def test_products_and_gradients_of_activations_are_the_same_on_every_mesh(mesh, 
     assert distance(dw8, dw) < 0.02
 
 
-@pytest.mark.parametrize("remat", ["block", "matmuls"])
-def test_recomputation_rounds_the_same_way_again(remat):
-    _, grads = gradient_on((1, 1, 1), "int8", remat)
+def test_recomputation_rounds_the_same_way_again():
+    _, grads = gradient_on((1, 1, 1), "int8", "matmuls")
     assert distance(grads, gradient_on((1, 1, 1), "int8")[1]) < 1e-3
 
 
@@ -253,36 +252,17 @@ def equations(jaxpr: Jaxpr) -> Iterator:
                 yield from equations(getattr(inner, "jaxpr", inner))
 
 
-@pytest.mark.parametrize("kind", CODES)
-@pytest.mark.parametrize("skip", [(), (1, 1), (0, 2)])
-def test_every_product_of_a_matrix_is_over_codes_but_in_the_layers_that_are_skipped(kind, skip):
+@pytest.mark.parametrize(("kind", "skip", "spans"), [("int8", (), [(4, 1)]), ("fp8", (1, 2), [(1, 0), (1, 1), (2, 0)])])
+def test_every_product_of_a_matrix_is_over_codes_but_in_the_layers_that_are_skipped(kind, skip, spans):
+    """``spans``: layers that are computed alike, and whether over codes. Seven matrices: a product forward, two backward."""
+    model = jax.eval_shape(lambda: Chameleon(replace(CFG, layers=4), nnx.Rngs(0)))
     grad = jax.grad(lambda model: loss(model, kind, jax.random.key(0), skip))
-    found = {}
-    for scan in (eqn for eqn in equations(jax.make_jaxpr(grad)(model()).jaxpr) if eqn.primitive.name == "scan"):
-        dots = [eqn for eqn in equations(scan.params["jaxpr"].jaxpr) if eqn.primitive.name == "dot_general"]
-        coded = [eqn for eqn in dots if all(x.aval.dtype == CODES[kind][0] for x in eqn.invars)]
-        if dots:
-            found.setdefault(scan.params["length"], []).append(len(coded))
-    first, last = skip or (0, 0)
-    whole = CFG.layers - first - last
-    # Seven matrices: seven products forward, two for each backward.
-    assert sum(found.pop(whole) if whole not in (first, last) else [n for n in found[whole] if n]) == 21
-    assert not any(n for counts in found.values() for n in counts if n not in (7, 14))
-    assert sum(n > 0 for counts in found.values() for n in counts) in (0, 2)
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"quant": "int4"}, ["mesh.quant='int4'", "'int8'"]),
-        ({"quant_skip": (1,)}, ["mesh.quant_skip=(1,)", "1,1"]),
-        ({"quant_skip": (1, -1)}, ["mesh.quant_skip=(1, -1)"]),
-    ],
-)
-def test_fields_that_make_no_sense_are_refused(fields, words):
-    with pytest.raises(InputError) as error:
-        MeshConfig(**fields)
-    assert all(word in str(error.value) for word in words)
+    found = []
+    for scan in (eqn for eqn in equations(jax.make_jaxpr(grad)(model).jaxpr) if eqn.primitive.name == "scan"):
+        products = [eqn for eqn in equations(scan.params["jaxpr"].jaxpr) if eqn.primitive.name == "dot_general"]
+        coded = sum(all(x.aval.dtype == CODES[kind][0] for x in eqn.invars) for eqn in products)
+        found += [(scan.params["length"], coded)] if products else []
+    assert found == [(n, 7 * coded) for n, coded in spans] + [(n, 14 * coded) for n, coded in reversed(spans)]
 
 
 @pytest.mark.parametrize(

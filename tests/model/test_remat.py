@@ -26,9 +26,10 @@ SHAPES = {
     "up": (B, T, F),
     "fed": (B, T, D),
 }
+SIDE_BY_SIDE = {name: (B, T, heads * K) for name, heads in (("query", H), ("key", N), ("value", N), ("mixed", H))}
 FORMS = {
     "plain": ("gpu", "plain", SHAPES),
-    "splash": ("cpu", "splash", {**SHAPES, "mixed": (B, H, T, K), "mixed, the normaliser": (B, H, T)}),
+    "splash": ("cpu", "splash", {**SHAPES, **SIDE_BY_SIDE, "mixed, the normaliser": (B, H, T)}),
     "cpu": ("cpu", "plain", {**SHAPES, "value, of the last block": (B, N, T, K)}),
 }
 """A platform, ``mesh.attention``, and the arrays that this form of attention keeps under each name."""

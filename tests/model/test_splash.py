@@ -41,7 +41,7 @@ def test_the_rotation_kernel_is_norm_and_rotation(dtype, tolerance):
         return rotate(norm(x), *(x.astype(jnp.float32) for x in angles))
 
     def kernel(x, scale, bias):
-        return norm_rotate(x.swapaxes(1, 2), scale, bias, *whole_angles(*angles), True).swapaxes(1, 2)
+        return norm_rotate(x.reshape(B, T, H * K), scale, bias, *whole_angles(*angles), True).reshape(B, T, H, K)
 
     value, kernel_pull = jax.vjp(kernel, x, *weights)
     exact, pull = jax.vjp(plain, *(array.astype(jnp.float32) for array in (x, *weights)))
@@ -106,8 +106,11 @@ def flash_outcome(arrays: list[jax.Array], segments: jax.Array, bound: float, fo
 
     def attend_flash(query, key, value):
         limits = jnp.full(query.shape[1], bound, jnp.float32)
-        scaled = (query * factor).astype(query.dtype)
-        return flash_attend(scaled, key, value, segments, limits, forward, backward, True)
+        columns = (
+            x.swapaxes(1, 2).reshape(1, x.shape[2], -1) for x in ((query * factor).astype(query.dtype), key, value)
+        )
+        mixed = flash_attend(*columns, segments, limits, forward, backward, True)
+        return splash.heads_apart(mixed, query.shape[-1])
 
     value, pull = jax.vjp(attend_flash, *heads)
     return value, *pull(change)

@@ -1,8 +1,10 @@
 """Compiling the programs of a tiny model without TPUs: what the reports say, and which variants a plan tries."""
 
 import gzip
+import hashlib
 import json
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -25,6 +27,9 @@ from lumina_jax.pods.costs import Costs, HbmUsage, InstructionCost
 from lumina_jax.pods.executable import program_costs
 from lumina_jax.pods.links import Place
 from lumina_jax.pods.topology import parse
+from lumina_jax.sharding import make_mesh
+from lumina_jax.train.compiled_steps import CompiledSteps
+from lumina_jax.train.step import make_step
 
 TINY = Experiment(
     name="tiny",
@@ -34,6 +39,12 @@ TINY = Experiment(
     mesh=MeshConfig(loss_chunk=128),
 )
 V5E = parse("v5e:2x2")
+
+
+def test_pictures_that_share_a_model_multiply_rows_and_cache(tpu_compiler):
+    one, three = (next(iter(compile_programs(TINY, V5E, ("decode",), pictures=n))).work for n in (1, 3))
+    assert (three.rows, three.weights) == (3 * one.rows, one.weights)
+    assert three.cache == 3 * one.cache
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +60,18 @@ def test_all_programs_compile_and_fit(compiled):
         assert "Fits, with 15.7 GiB of 15.75 GiB to spare" in report.verdict(outcome)
 
 
+def program_hash(text: str) -> str:
+    """The SHA-256 of a compiled program, without the lines of Python that it was traced from."""
+    program = text[text.index("\n\n%") :]
+    return hashlib.sha256(re.sub(r", metadata=\{[^}]*\}", "", program).encode()).hexdigest()
+
+
+def test_train_runs_the_program_that_is_compiled_without_a_pod(compiled):
+    mesh = make_mesh(TINY.mesh, V5E.devices())
+    trained = CompiledSteps(TINY, mesh, make_step(TINY, mesh), print).compile((8, 256))
+    assert program_hash(trained.as_text()) == program_hash(compiled["train"].compilation.text)
+
+
 def test_memory_and_work_are_those_of_one_chip(compiled):
     train, decode = compiled["train"], compiled["decode"]
     m = TINY.model
@@ -62,6 +85,21 @@ def test_memory_and_work_are_those_of_one_chip(compiled):
     assert decode.mesh == {"replica": 2, "fsdp": 1, "tensor": 2}
     assert decode.work.weights == pytest.approx(weights * 2 / 2, rel=0.01)
     assert (decode.work.rows, decode.work.length) == (4, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "slice_name", "codes"), [("int8", "v5e:2x2", "s8"), ("fp8", "tpu7x:2x2x1", "f8e4m3fn")]
+)
+def test_a_quantized_step_multiplies_and_gathers_codes(tpu_compiler, kind, slice_name, codes):
+    """Seven matrices: each has a product forward and two backward, and is gathered for both."""
+    cfg = replace(TINY, mesh=replace(TINY.mesh, quant=kind, remat="matmuls"), data=replace(TINY.data, batch=16))
+    (outcome,) = compile_programs(cfg, parse(slice_name), ("train",))
+    program = hlo.parse(outcome.compilation.text)
+    instructions = [(i, computation) for computation in program.values() for i in computation.values()]
+    products = [i for i, within in instructions if i.op in hlo.MATMULS and program.product_dtype(i, within) == codes]
+    assert len(products) == 3 * 7
+    gathered = {array.dtype for i, _ in instructions if i.op.startswith("all-gather") for array in i.arrays}
+    assert codes in gathered
 
 
 def test_ironwood_has_two_devices_a_chip_and_figures_of_one(tpu_compiler):

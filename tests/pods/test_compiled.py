@@ -21,11 +21,11 @@ def test_a_pod_config_is_its_stage_with_another_batch_and_mesh():
         assert replace(cfg, name=stage.name, mesh=stage.mesh, data=replace(cfg.data, batch=stage.data.batch)) == stage
 
 
-def test_a_pod_config_fills_its_slice_and_every_chip_has_whole_rows():
+def test_a_pod_config_fills_its_slice_and_every_device_has_whole_rows():
     for (_, slice_name, *_), cfg in zip(TABLE, experiments.values(), strict=True):
         mesh, topology = cfg.mesh, parse(TOPOLOGIES[slice_name])
         assert topology.cloud.replace("litepod", "e").replace("-", "_") == slice_name
-        assert mesh.replica * mesh.fsdp * mesh.tensor == topology.chips
+        assert mesh.replica * mesh.fsdp * mesh.tensor == topology.device_count
         assert cfg.data.batch % (mesh.replica * mesh.fsdp) == 0
 
 
@@ -58,8 +58,7 @@ def test_a_saved_row_replaces_the_one_of_its_case(tmp_path, monkeypatch):
     before = tpu_compile.COMPILED.read_text()
     monkeypatch.setattr(tpu_compile, "COMPILED", tmp_path / "compiled.json")
     tpu_compile.COMPILED.write_text(before)
-    case = tpu_compile.CASES[-3]
-    row = tpu_compile.read_rows()[case]
+    case, row = [*tpu_compile.read_rows().items()][-3]
     tpu_compile.save_row(case, row | {"pass_s": 9.0})
     assert tpu_compile.read_rows()[case]["pass_s"] == 9.0
     tpu_compile.save_row(case, row)
@@ -116,3 +115,18 @@ def test_a_saved_program_is_read_again_with_the_places_beside_it(tmp_path, monke
     beside = figures()
     assert "mfu" not in beside
     assert beside["waited_collectives_s"] < plain["waited_collectives_s"]
+
+
+@pytest.mark.smoke
+def test_a_row_says_the_window_and_the_pictures_that_share_a_model():
+    """Of two cases that differ in these only, names and cells differ."""
+    small, large, wide = (
+        next(case for case in tpu_compile.CASES if words in case.name)
+        for words in ("768.py decode of 8 pictures on tpu7x", "1024.py decode of 32 pictures on tpu7x", "window=64")
+    )
+    figures = {"hbm_gib": 9.0, "temporaries_mib": 5, "pass_s": 0.01, "bound_s": 0.01, "all_reduces": 65}
+    cells = [tpu_compile._decode_cells(asdict(case) | figures)[0] for case in (small, large, wide)]
+    assert cells[0] == "four tpu7x chips, 8 pictures of 768 px"
+    assert cells[1] == "four tpu7x chips, 32 pictures of 1024 px"
+    assert cells[2] == "one v5p chip, a window of 64 drafts"
+    assert len({case.name for case in tpu_compile.CASES}) == len(tpu_compile.CASES)

@@ -5,12 +5,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, VQConfig
+from lumina_jax.model.backend import DeviceJit
 from lumina_jax.model.tpu import CONTINUATION, KINDS, OPTIONS, SPARSECORE, compiler_options, contradictions
+from lumina_jax.pods import compiler
 from lumina_jax.pods.chips import CHIPS
+from lumina_jax.pods.compile import PROGRAMS, compile_programs
+from lumina_jax.pods.compiler import POD_SET, compiler_line
+from lumina_jax.pods.topology import parse
+from lumina_jax.sample import decode
 
-BENCH = Path(__file__).resolve().parents[1] / "bench/compiler_options.py"
+REPO = Path(__file__).resolve().parents[2]
+BENCH = REPO / "tests/bench/compiler_options.py"
+TINY = Experiment(
+    name="tiny",
+    model=ModelConfig(vocab=512, width=256, layers=2, heads=2, kv_heads=2, head_dim=128, mlp=256),
+    vq=VQConfig(codes=64),
+    data=DataConfig(buckets=(256,), batch=8),
+    mesh=MeshConfig(loss_chunk=128),
+)
 
 
 def check(*arguments: str) -> list[dict]:
@@ -36,6 +52,29 @@ def test_no_option_is_refused_or_warned_of(tpu_compiler):
 def test_a_wrong_option_is_noticed(wrong, tpu_compiler):
     (result,) = check("--only", "v6e", *(f"--add={name}={value}" for name, value in wrong.items()))
     assert result["refused"] or result["warnings"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_is_compiled_with_the_options_of_its_chip(program, tpu_compiler, monkeypatch):
+    monkeypatch.setitem(OPTIONS, "v5e", {"xla_tpu_no_such_option": "true"})
+    monkeypatch.setattr(
+        decode, "prefill", DeviceJit(decode.prefill.__wrapped__, static_argnames=("copies", "vocab", "program"))
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option: 'xla_tpu_no_such_option'"):
+        list(compile_programs(TINY, parse("v5e:2x2"), (program,)))
+
+
+@pytest.mark.smoke
+def test_the_set_of_a_pod_is_the_one_that_launch_installs(monkeypatch):
+    launch = (REPO / "lumina_jax/pods/LAUNCH.md").read_text()
+    assert launch.count(f'"jax[tpu]=={POD_SET["jax"]}"') == 2
+    assert f"--python {POD_SET['Python']}" in launch
+    assert f"libtpu=={POD_SET['libtpu']}; python_version >=" in (REPO / "lumina_jax/pods/requirements.txt").read_text()
+    assert f"jax=={POD_SET['jax']}; python_version >=" in (REPO / "requirements.txt").read_text()
+    monkeypatch.setattr(compiler, "installed_set", lambda: POD_SET)
+    assert compiler_line() in launch
+    monkeypatch.setattr(compiler, "installed_set", lambda: POD_SET | {"libtpu": "0.0.1"})
+    assert "libtpu 0.0.1, Python 3.12; LAUNCH.md installs another" in compiler_line()
 
 
 @pytest.mark.smoke

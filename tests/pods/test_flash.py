@@ -16,7 +16,7 @@ from lumina_jax.pods.topology import parse
 def test_both_kernels_compile_and_are_found_with_blocks_and_heads(chip, tpu_compiler):
     """Two rows, four query heads that share two key heads, 256 tokens."""
     sharding = jax.sharding.SingleDeviceSharding(parse(chip).devices()[0])
-    query, key = ((2, heads, 256, 128) for heads in (4, 2))
+    query, key = ((2, 256, heads * 128) for heads in (4, 2))
     shapes = [(query, "bfloat16"), (key, "bfloat16"), (key, "bfloat16"), ((2, 256), "int32"), ((4,), "float32")]
     arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in shapes]
 

@@ -28,8 +28,13 @@ def test_what_runs_between_start_and_done_hides_a_collective():
 
 def test_collectives_queue_and_a_wait_counts_for_the_one_that_moves():
     assert waits([start(0, 3), start(1, 2), compute(1), done(1), done(0)]) == (5, {0: 2, 1: 2})
-    # The blocking one gets the links when the asynchronous one is through.
+
+
+def test_a_blocking_collective_shares_the_links_and_delays_the_others():
     assert waits([start(0, 3), compute(1), Event("block", 1, 2, EVERY_LINK), done(0)]) == (5, {0: 2, 1: 2})
+    short = Event("block", 1, 1, EVERY_LINK)
+    assert waits([start(0, 10), compute(1), short, compute(3), done(0)]) == (11, {0: 6, 1: 1})
+    assert waits([start(0, 10), compute(1), short, compute(20), done(0)]) == (23, {0: 1, 1: 1})
 
 
 def test_permutes_over_other_links_and_other_networks_do_not_queue():

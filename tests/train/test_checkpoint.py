@@ -52,6 +52,15 @@ def test_a_state_is_restored_bit_for_bit_on_any_mesh(saved, mesh):
     assert [x.sharding for x in jax.tree.leaves(restored)] == [s.sharding for s in jax.tree.leaves(shapes)]
 
 
+@pytest.mark.parametrize(("fields", "there"), [({"quant": "int8"}, "none"), ({"quant_skip": (1, 0)}, r"\(\)")])
+def test_a_run_goes_on_with_the_quantization_it_began_with(saved, fields, there):
+    cfg = replace(saved[0], mesh=replace(saved[0].mesh, **fields))
+    saver = Saver(cfg)
+    with pytest.raises(ValueError, match=rf"another mesh\.{next(iter(fields))} \({there} there"):
+        saver.restore(state_shapes(cfg, make_mesh(cfg.mesh)))
+    saver.close()
+
+
 def test_the_experiment_is_stored_with_the_state(saved):
     assert read_experiment(newest(saved[0].out)) == saved[0]
 
