@@ -23,8 +23,9 @@ LONGEST = 6144
 LARGEST_BLOCK = 768
 STRIP = 128
 WIDE = ("TPU v6 lite", "TPU7x")
-"""Kinds of chip whose matrix units are 256 wide, and so are strips. There the forward pass takes larger blocks: at 1,280 tokens one
-of 1280 is 3,020 bundles a head, two of 640 are 3,651. The backward pass gains 4% by them for thrice the compile time."""
+"""Kinds of chip whose matrix units are 256 wide, and so are strips. There the forward pass takes larger blocks: a head of 1,280
+tokens costs 3,020 bundles in one block of 1280, 3,650 in two of 640. The backward pass would gain 7% (6,470 for 6,940), but takes
+thrice as long to compile."""
 WIDE_LARGEST_BLOCK, WIDE_STRIP = 1280, 256
 BLOCK_OVERHEAD, DIAGONAL_OVERHEAD, DIAGONAL_SHARE = 50_000, 200_000, 0.65
 """Cost of a block besides its scores, under the diagonal and on it, in units of one score, and the share of its scores that a block
