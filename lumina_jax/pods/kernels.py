@@ -42,7 +42,7 @@ BUNDLES = {
         "dkv": {640: 2699},
         "dq": {640: 2247},
     },
-    "tpu7x": {"fwd": {640: 2762}, "fused": {640: 3183}, "dkv": {640: 2670}, "dq": {640: 2343}},
+    "tpu7x": {"fwd": {512: 1740, 640: 2810}, "fused": {512: 2239, 640: 3239}, "dkv": {640: 2670}, "dq": {640: 2343}},
 }
 """Chip -> pass -> edge of a square block -> bundles per grid step, with segment ids."""
 
