@@ -122,11 +122,11 @@ def test_a_row_says_the_window_and_the_pictures_that_share_a_model():
     """Of two cases that differ in these only, names and cells differ."""
     small, large, wide = (
         next(case for case in tpu_compile.CASES if words in case.name)
-        for words in ("768.py decode of 8 pictures on tpu7x", "1024.py decode of 32 pictures on tpu7x", "window=64")
+        for words in ("768.py decode x 8 on tpu7x", "1024.py decode x 32 on tpu7x", "window=64")
     )
     figures = {"hbm_gib": 9.0, "temporaries_mib": 5, "pass_s": 0.01, "bound_s": 0.01, "all_reduces": 65}
     cells = [tpu_compile._decode_cells(asdict(case) | figures)[0] for case in (small, large, wide)]
-    assert cells[0] == "four tpu7x chips, 8 pictures of 768 px"
-    assert cells[1] == "four tpu7x chips, 32 pictures of 1024 px"
+    assert cells[0] == "four tpu7x chips, 8 pictures"
+    assert cells[1] == "four tpu7x chips, 1024 px, 32 pictures"
     assert cells[2] == "one v5p chip, a window of 64 drafts"
     assert len({case.name for case in tpu_compile.CASES}) == len(tpu_compile.CASES)
