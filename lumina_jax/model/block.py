@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from lumina_jax.config import ModelConfig
 from lumina_jax.model.backend import backend
 from lumina_jax.model.params import GROUP_LETTER, Grouped, Scaled, weight
-from lumina_jax.model.parts import Angles, QKNorm, RMSNorm, dropout, rotate, unfused
+from lumina_jax.model.parts import Angles, QKNorm, RMSNorm, dropout, rotate
 from lumina_jax.model.quant import Quantized, quantized_product
 from lumina_jax.sharding import constrain
 
@@ -152,7 +152,7 @@ class Block(nnx.Module):
         return self._add(x, fed, self.mlp_norm, "fed", keys[1], rng), aux
 
     def _normed(self, x: jax.Array, norm: RMSNorm) -> jax.Array:
-        return x if self.cfg.post_norm else unfused(norm(x))
+        return x if self.cfg.post_norm else norm(x)
 
     def _add(self, x: jax.Array, change: jax.Array, norm: RMSNorm, name: str, key, rng: str) -> jax.Array:
         change = checkpoint_name(change, name)

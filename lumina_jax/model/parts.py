@@ -47,19 +47,6 @@ class QKNorm(nnx.Module):
         return normed.astype(x.dtype) * scale + bias
 
 
-@jax.custom_vjp
-def unfused(x: jax.Array) -> jax.Array:
-    """x itself, whose gradient is complete before anything is computed from it.
-
-    XLA fuses what reads a gradient into the matrix product that yields it. With the sums of a norm's backward pass inside, a
-    product runs at half of the peak of v6e; those sums alone are a single pass over x.
-    """
-    return x
-
-
-unfused.defvjp(lambda x: (x, None), lambda _, change: (jax.lax.optimization_barrier(change),))
-
-
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
     """silu(gate) * up, [B T F] -> [B T F]."""
     return jax.nn.silu(gate) * up

@@ -53,7 +53,7 @@ def norm_rotate(block: int) -> tuple[Callable, list[tuple[tuple[int, ...], str]]
     """QK-norm and rotation over ``block`` tokens."""
     from lumina_jax.model.rotation import norm_rotate as kernel
 
-    heads, norm, angles = (ROWS, HEADS, block, HEAD_DIM), (1, HEAD_DIM), (ROWS, block, HEAD_DIM)
+    heads, norm, angles = (ROWS, block, HEADS * HEAD_DIM), (1, HEAD_DIM), (ROWS, block, HEAD_DIM)
     shapes = [(heads, "bfloat16"), (norm, "float32"), (norm, "float32"), (angles, "bfloat16"), (angles, "bfloat16")]
     return kernel, shapes
 
