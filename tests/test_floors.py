@@ -102,6 +102,7 @@ def test_the_command_line_imports_its_rooms_only_inside_functions():
 
 BACKEND_FILES = (
     "lumina_jax.model.backend",
+    "lumina_jax.model.cached_attention",
     "lumina_jax.model.cpu",
     "lumina_jax.model.cudnn",
     "lumina_jax.model.splash",

@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from lumina_jax.config import ModelConfig
 from lumina_jax.model.backend import backend
-from lumina_jax.model.params import Grouped, Scaled, weight
+from lumina_jax.model.params import GROUP_LETTER, Grouped, Scaled, weight
 from lumina_jax.model.parts import Angles, QKNorm, RMSNorm, dropout, rotate, unfused
 from lumina_jax.model.quant import Quantized, quantized_product
 from lumina_jax.sharding import constrain
@@ -39,12 +39,12 @@ def product(letters: str, x: jax.Array, w: jax.Array | Scaled | Grouped | Quanti
     """``jnp.einsum(letters, x, w)`` of activations and a weight whose first axes are the last of x.
 
     With an int8 weight the sum is over its codes, and its scale follows. With a Quantized one the sums are over codes of both. An
-    int4 weight becomes a matrix first.
+    int4 weight becomes numbers of the dtype of x.
     """
     if isinstance(w, Quantized):
         return quantized_product(letters, x, w)
     if isinstance(w, Grouped):
-        w = w.matrix(x.dtype)
+        return _grouped_product(letters, x, w)
     if not isinstance(w, Scaled):
         return backend().einsum(letters, x, w)
     inputs, weights, outputs = letters.replace("->", ",").split(",")
@@ -63,6 +63,15 @@ def merged_product(letters: str, x: jax.Array, w: jax.Array | Scaled) -> jax.Arr
         return product("BTD,DE->BTE", x, w.reshape(len(w), -1))
     apart = product(letters, x, w)
     return apart.reshape(*apart.shape[:-2], -1)
+
+
+def _grouped_product(letters: str, x: jax.Array, w: Grouped) -> jax.Array:
+    """:func:`product` with an int4 weight, whose groups divide the last axis of x."""
+    inputs, weights, outputs = letters.replace("->", ",").split(",")
+    split = weights.replace(inputs[-1], inputs[-1] + GROUP_LETTER)
+    groups, size = w.codes.shape[split.index(GROUP_LETTER) - 1 :][:2]
+    x = x.reshape(*x.shape[:-1], groups, size)
+    return backend().einsum(f"{inputs}{GROUP_LETTER},{split}->{outputs}", x, w.matrix(x.dtype))
 
 
 class Attention(nnx.Module):

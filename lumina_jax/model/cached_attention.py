@@ -4,8 +4,8 @@
 itself. The kernel keeps the scores of a block of slots on the chip and corrects earlier sums for a larger maximum (online softmax,
 arXiv 1805.02867). It reads the blocks that hold a slot that a row sees, and no others.
 
-With 64 queries a head it is bound by memory: for a row and 8 heads the compiler emits 3,300 bundles on v5p and 2,800 on tpu7x, and 1.2
-more for each slot (libtpu 0.0.48.1), which for 5,120 slots of two rows is 22 us a layer on v5p, where reading them takes 61.
+With 64 queries a head it is bound by memory: for a row and 8 heads the compiler emits 3,300 bundles on v5p and 1.2 more for each
+slot (libtpu 0.0.48.1), which for 5,120 slots of two rows is 22 us a layer, where reading them takes 61.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lumina_jax.model import attention
 from lumina_jax.model.attention import Int8Slots, KeyValue, KVCache, Order, Reaches, Slots, earlier_tokens
-from lumina_jax.sharding import per_device, platform
+from lumina_jax.sharding import device_kind, per_device, platform
 
 LANES = 128
 LEAST_TOKENS = 8
@@ -27,12 +27,16 @@ BLOCKS = (1024, 640, 512, 384, 256, 128)
 """Slots of a grid step: the first of these that divides those of the cache."""
 HEADS = 8
 """The most key/value heads of a grid step."""
+REFUSED = ("TPU7x",)
+"""Kinds of TPU whose compiler aborts on a decoding loop with the kernel in it (libtpu 0.0.48.1)."""
 HIDDEN = -1e30
 """The score of a slot that is not seen; minus infinity would give NaN where a block holds no other."""
 
 
 def suits(T: int, cache: KVCache) -> bool:
     """Whether the kernel attends from ``T`` new tokens to a stacked ``cache``."""
+    if device_kind() in REFUSED:
+        return False
     *_, S, K = jax.tree.leaves(cache.keys)[0].shape
     return T >= LEAST_TOKENS and S > 0 and S % LANES == 0 and K % LANES == 0
 

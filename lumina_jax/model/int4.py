@@ -9,7 +9,7 @@ import qwix
 from flax import nnx
 
 from lumina_jax.model.int8 import SUMMED
-from lumina_jax.model.params import Int4, is_param
+from lumina_jax.model.params import GROUP_LETTER, Int4, is_param
 
 GROUP = 64
 """Inputs that share a scale, which makes 4.25 bits a weight. It divides the MLP of the 7B over four devices, which 128 does not."""
@@ -21,20 +21,14 @@ def quantize_int4(matrix: jax.Array, letters: str, group: int = GROUP) -> Int4:
     Groups of ``group`` lie along the last axis that products with ``letters``, a key of :data:`.int8.SUMMED`, sum over; an axis
     that they do not divide is one group. ``matrix`` may be stacked over layers: axes before those of ``letters``.
     """
-    stacked = matrix.ndim - len(letters)
-    grouped = stacked + letters.index(SUMMED[letters][-1])
-    size = matrix.shape[grouped]
-    tiles = {grouped: group if size % group == 0 else size}
-    channels = [axis for axis in range(matrix.ndim) if axis != grouped]
-    array = qwix.quantize(
-        matrix,
-        jnp.int4,
-        channelwise_axes=channels,
-        tiled_axes=tiles,
-        calibration_method="absmax",
-        scale_dtype=jnp.bfloat16,
-    )
-    return Int4(nnx.Param(array.qvalue, letters=letters), nnx.Param(array.scale, letters=letters))
+    place = letters.index(SUMMED[letters][-1])
+    axis = matrix.ndim - len(letters) + place
+    size = group if matrix.shape[axis] % group == 0 else matrix.shape[axis]
+    grouped = matrix.reshape(*matrix.shape[:axis], -1, size, *matrix.shape[axis + 1 :])
+    channels = [other for other in range(grouped.ndim) if other != axis + 1]
+    array = qwix.quantize(grouped, jnp.int4, channelwise_axes=channels, scale_dtype=jnp.bfloat16)
+    split = letters[: place + 1] + GROUP_LETTER + letters[place + 1 :]
+    return Int4(nnx.Param(array.qvalue, letters=split), nnx.Param(array.scale, letters=split))
 
 
 def quantized_int4(model: nnx.Module, consume: bool = False) -> nnx.Module:

@@ -31,6 +31,10 @@ def zeros(**sizes: int) -> nnx.Param:
     return nnx.Param(jnp.zeros(tuple(sizes.values()), jnp.float32), letters="".join(sizes))
 
 
+GROUP_LETTER = "g"
+"""The axis of the numbers that share a scale, behind that of the groups."""
+
+
 class Scaled(NamedTuple):
     """A matrix w = codes * scale: ``codes`` i8 by the matrix' own letters, ``scale`` f32 by those of its output channels."""
 
@@ -50,17 +54,17 @@ class Int8(nnx.Module):
 
 
 class Grouped(NamedTuple):
-    """A matrix of int4 ``codes`` by its own letters; ``scale`` bf16 has a number for each group of an axis that is summed over."""
+    """A matrix of int4 ``codes`` in groups: the last axis that products sum over is two, the groups and the numbers of one.
+
+    ``scale`` bf16 has a number for each group, and a one in the place of the second axis.
+    """
 
     codes: jax.Array
     scale: jax.Array
 
     def matrix(self, dtype: jnp.dtype) -> jax.Array:
-        """The matrix w = codes * scale. A compiler fuses it into the product that reads it."""
-        steps = self.scale.astype(dtype)
-        for axis, (size, groups) in enumerate(zip(self.codes.shape, self.scale.shape, strict=True)):
-            steps = jnp.repeat(steps, size // groups, axis)
-        return self.codes.astype(dtype) * steps
+        """w = codes * scale, in groups: no axis moves, so that compilers fuse it into the product that reads it."""
+        return self.codes.astype(dtype) * self.scale.astype(dtype)
 
 
 class Int4(nnx.Module):

@@ -10,9 +10,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from lumina_jax.errors import InputError
 from lumina_jax.pods.hlo import Computation, Instruction, Program
 from lumina_jax.pods.links import (
+    DIE_LINKS,
     EVERY_LINK,
     Place,
     algorithm_links,
@@ -21,6 +24,7 @@ from lumina_jax.pods.links import (
     permute_links,
     replica_groups,
     source_target_pairs,
+    together,
 )
 from lumina_jax.pods.topology import Topology
 
@@ -55,21 +59,30 @@ class Network:
         self.order = tuple(order) or default_places(topology, devices)
         if len(self.order) != devices:
             raise InputError(f"the program has {devices} devices, the order of its mesh {len(self.order)}")
-        self._routes: dict[str, tuple[float, frozenset, int]] = {}
+        self._routes: dict[tuple[str, float], tuple[float, frozenset, int]] = {}
 
     def routes(self, text: str) -> tuple[float, frozenset, int]:
-        """(links, busy ones, group size) of the collective in the text of an instruction."""
+        """(links, busy ones, group size) of the collective in the text of an instruction.
+
+        The links are those of one device, which has a part of those of its chip.
+        """
         notation = re.search(r"(?:replica_groups|source_target_pairs)=.*?(?=, [a-z_]+=|$)", text)
-        key = notation[0] if notation else ""
+        key = (notation[0] if notation else "", algorithm_links(text))
         if key not in self._routes:
             if pairs := source_target_pairs(text):
                 self._routes[key] = (*permute_links(pairs, self.order, self.topology), 1)
             else:
                 groups = replica_groups(text, len(self.order))
                 size = groups.shape[1] if groups is not None else 1
-                links = group_links(groups, self.order, self.topology) if size > 1 else 0.0
+                links = self._group_links(groups, text) if size > 1 else 0.0
                 self._routes[key] = (links, EVERY_LINK, size)
         return self._routes[key]
+
+    def _group_links(self, groups: np.ndarray, text: str) -> float:
+        links = group_links(groups, self.order, self.topology)
+        if links == DIE_LINKS:
+            return links
+        return min(links, algorithm_links(text)) * together(groups, self.order)
 
     def collective(self, i: Instruction, computation: Computation, scattered: bool) -> Collective | None:
         """The cost of a collective; None when it stays on one device.
@@ -83,7 +96,6 @@ class Network:
         if size == 1 and kind != "collective-permute":
             return None
         sent, chip = _wire_bytes(i, computation, kind, size), self.topology.chip
-        links = min(links, algorithm_links(i.text))
         return Collective(kind, size, sent, sent / (links * chip.ici / (2 * chip.axes)), links, busy)
 
 

@@ -1,16 +1,21 @@
 """Which compiler compiles for a pod here, and which one a pod has that was set up after LAUNCH.md."""
 
+import importlib.metadata
 import platform
-
-from lumina_jax.pods.compile import versions
 
 POD_SET = {"jax": "0.11.2", "libtpu": "0.0.48.1", "Python": "3.12"}
 """What LAUNCH.md installs on the hosts of a pod; requirements.txt beside this file installs the same on that Python."""
 
 
 def installed_set() -> dict[str, str]:
-    """The versions here of what POD_SET names."""
-    return versions() | {"Python": ".".join(platform.python_version_tuple()[:2])}
+    """The versions here of what POD_SET names; "none" for a package that is not installed."""
+    versions = {}
+    for package in ("jax", "libtpu"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "none"
+    return versions | {"Python": ".".join(platform.python_version_tuple()[:2])}
 
 
 def compiler_line() -> str:

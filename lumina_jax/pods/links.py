@@ -156,6 +156,11 @@ def group_links(groups: np.ndarray, order: Sequence[Place], topology: Topology) 
     return worst
 
 
+def together(groups: np.ndarray, order: Sequence[Place]) -> int:
+    """How many devices of a chip are in one group. Each brings its part of the data in and hands it to the others of its chip."""
+    return max(Counter(order[position][:3] for position in groups[0]).values())
+
+
 def _check_positions(highest: int, order: Sequence[Place]) -> None:
     if highest >= len(order):
         raise InputError(f"a collective has a device {highest}, and the program's order only {len(order)} devices")

@@ -6,7 +6,7 @@ image-token rule, top-k and temperature. SampleConfig.parallel names the method 
 "matched" (predictive sampling, arXiv 2002.09928) draws each token from p with noise that depends on its index in the answer only,
 as one-by-one decoding does. A draft is kept when it equals the token drawn, so answers equal those of one-by-one decoding
 whatever the drafts are, and drafts may depend on anything. Drafts are the tokens drawn in the pass before; where the token before
-one has changed, the draft is the code that followed the most similar surroundings in the image so far (:func:`look_up`).
+one has changed, the draft is the code that followed the same surroundings in the image so far, if there is one (:func:`look_up`).
 A tree of drafts (:mod:`.tree`) holds the likeliest tokens in the places of drafts that fail.
 
 The others keep a draft x that was drawn from a known q with probability min(1, p(x) / q(x)); the first draft that fails is

@@ -2,8 +2,8 @@
 
 ``train``: complete steps (forward, cross-entropy, backward, clipping, AdamW) of ``--layers`` layers of the 7B on random tokens in
 bfloat16, with the whole blocks recomputed on both sides: tokens a second, and the share of the GPU's peak that the model's own
-operations take (MFU; 6 per weight and token, attention as causal, nothing for recomputation). With the default of 8 layers the
-state of AdamW, 16 bytes a weight, fits into 80 GB beside what a step needs; a layer costs what it costs in the whole model.
+operations take (MFU; 6 per weight and token, attention as causal, nothing for recomputation). With the default of 8 layers
+AdamW's state, 16 bytes a weight, fits into 80 GB beside what a step needs; a layer costs what it costs in the whole model.
 
 ``decode``: the 7B with random weights in bfloat16 paints a picture with guidance, one token a pass: milliseconds of a pass, and the
 share of the memory's bandwidth that reading all weights and the filled cache takes. transformers runs the same steps with two rows in

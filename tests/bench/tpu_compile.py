@@ -81,10 +81,28 @@ WINDOW = "sample.parallel=coupled sample.window=16"
 WIDE = tuple(f"sample.parallel=matched sample.window={window}" for window in (32, 64))
 LONGEST = {"768": "data.buckets=2560", "1024": "data.buckets=4480"}
 """A picture's size -> its longest bucket, which is the length of the cache."""
+STEPS = (
+    # config, rows and their length, formats of the products: at lengths that others publish figures of
+    ("lumina_7b_512_v5p_128", "data.buckets=1280 data.batch=832", ("none",)),
+    ("lumina_7b_512_v5e_256", "data.buckets=1280 data.batch=1024", ("none", "int8")),
+    ("lumina_7b_512_v6e_256", "data.buckets=1280 data.batch=1024", ("none", "int8")),
+    ("lumina_7b_512_tpu7x_128", "data.buckets=1280 data.batch=768", ("none", "fp8")),
+    ("lumina_34b_512_v5p_512", "data.buckets=4608", ("none",)),
+    ("lumina_34b_512_v6e_256", "data.buckets=4608", ("none",)),
+)
 CASES = (
     *(
         CompileCase(f"configs/pods.py:{stage.name}_{slice_name}", TOPOLOGIES[slice_name])
         for stage, slice_name, *_ in TABLE
+    ),
+    *(
+        CompileCase(
+            f"configs/pods.py:{config}",
+            TOPOLOGIES[config.split("_", 3)[3]],
+            changes=f"{changes} mesh.quant={quant}" if quant != "none" else changes,
+        )
+        for config, changes, formats in STEPS
+        for quant in formats
     ),
     *(
         CompileCase("configs/lumina_7b_768.py", topology, "decode", f"{LONGEST['768']} {changes}", int8)
@@ -260,8 +278,10 @@ def _markdown(head: tuple[str, ...], body: Iterator[tuple[str, ...]]) -> str:
 def _train_cells(row: dict) -> tuple[str, ...]:
     topology = parse(row["topology"])
     _, size, stage, *_ = row["config"].split(":")[1].split("_")
+    settings = dict(change.split("=") for change in row["changes"].split())
+    rows = f"rows of {int(settings['data.buckets']):,}" if "data.buckets" in settings else STAGES[stage]
     return (
-        f"{size.upper()}, {STAGES[stage]}",
+        f"{size.upper()}, {rows}{', ' * ('mesh.quant' in settings)}{settings.get('mesh.quant', '')}",
         f"{topology.cloud} ({topology.chips} chips)",
         f"{row['rows'] // topology.device_count} x {row['length']:,}{_half(topology)}",
         _hbm(row),

@@ -29,12 +29,13 @@ def test_rounding_errs_by_half_a_step_and_products_are_those_of_the_matrix(lette
     x, w = (jax.random.normal(jax.random.key(i), [sizes[c] for c in axes]) for i, axes in enumerate((inputs, matrix)))
     codes, scale = (grouped := int4.quantize_int4(w, matrix, 4)[...])
     summed = matrix.index(SUMMED[matrix][-1])
-    assert codes.dtype == jnp.int4 and codes.shape == w.shape
-    assert scale.shape == tuple(size // 4 if axis == summed else size for axis, size in enumerate(w.shape))
-    steps = np.repeat(np.asarray(scale, np.float32), 4, summed)
+    split = (*w.shape[:summed], w.shape[summed] // 4, 4, *w.shape[summed + 1 :])
+    assert codes.dtype == jnp.int4 and codes.shape == split
+    assert scale.dtype == jnp.bfloat16 and scale.shape == (*split[: summed + 1], 1, *split[summed + 2 :])
     # 7.5 steps are the largest number of a group, and a scale of 8 bits errs by 1/256 of it.
-    assert (np.abs(grouped.matrix(jnp.float32) - w) <= 0.54 * steps).all()
-    assert jnp.allclose(product(letters, x, grouped), jnp.einsum(letters, x, grouped.matrix(x.dtype)), atol=1e-5)
+    near = grouped.matrix(jnp.float32)
+    assert (np.abs(near - w.reshape(split)) <= 0.54 * np.asarray(scale, np.float32)).all()
+    assert jnp.allclose(product(letters, x, grouped), jnp.einsum(letters, x, near.reshape(w.shape)), atol=1e-5)
 
 
 def test_a_model_in_int4_is_near_and_its_cache_agrees(model):
@@ -54,7 +55,7 @@ def test_codes_and_scales_are_sharded_like_their_weights(model):
     mesh = make_mesh(MeshConfig(replica=1, fsdp=2, tensor=1), jax.devices()[:2])
     small = int4.quantized_int4(model)
     placed = jax.device_put(small, shardings(small, mesh))
-    assert placed.blocks.mlp.gate.scale[...].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None)
+    assert placed.blocks.mlp.gate.scale[...].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None, None)
     assert all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (small, placed)), strict=True))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, VQConfig
 from lumina_jax.model.backend import DeviceJit
 from lumina_jax.model.tpu import CONTINUATION, KINDS, OPTIONS, SPARSECORE, compiler_options, contradictions
@@ -93,3 +94,30 @@ def test_the_environment_s_contradictions_are_told():
     assert "LIBTPU_INIT_ARGS sets xla_tpu_limit=7" in limit
     assert "xla_tpu_limit=5, which outweighs it" in limit
     assert "XLA_FLAGS sets xla_tpu_fusion=true" in fusion
+
+
+class FakeTpu:
+    """What is asked of a jax.Device."""
+
+    def __init__(self, kind: str):
+        self.device_kind = kind
+
+
+@pytest.mark.smoke
+def test_a_run_on_a_tpu_prints_its_options_once(monkeypatch, capsys):
+    say_compiler_options()
+    assert capsys.readouterr() == ("", "")  # on CPU there is nothing to say
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(jax, "devices", lambda: [FakeTpu("TPU v6 lite")])
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_scoped_vmem_limit_kib=1024")
+    say_compiler_options()
+    options, warning = capsys.readouterr().err.splitlines()
+    assert options.startswith("compiler options for TPU v6 lite: xla_tpu_enable_async_collective_fusion=false ")
+    assert "1024" in warning
+    assert "98304, which outweighs it" in warning
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    say_compiler_options()
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    monkeypatch.setattr(jax, "devices", lambda: [FakeTpu("TPU v9")])
+    say_compiler_options()
+    assert "warning: no compiler options are known for TPU v9" in capsys.readouterr().err

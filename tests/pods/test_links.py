@@ -102,6 +102,10 @@ def test_two_devices_of_a_chip_exchange_over_the_chip():
     assert order[:3] == ((0, 0, 0, 0), (0, 0, 0, 1), (1, 0, 0, 0))
     assert group_links(replica_groups("replica_groups=[64,2]<=[128]", 128), order, TORUS) == DIE_LINKS
     assert group_links(replica_groups("replica_groups=[16,8]<=[128]", 128), order, TORUS) == 2
+    network = Network(TORUS, 128)
+    rings = '"color_strategies":[{"phase_rings":[1]},{"phase_rings":[2]}]'
+    for groups, links in (("[64,2]<=[128]", DIE_LINKS), ("[16,8]<=[128]", 4), ("[32,4]<=[16,4,2]T(0,2,1)", 2)):
+        assert network.routes(f"all-gather(%x), replica_groups={groups}, backend_config={{{rings}}}")[0] == links
     assert permute_links([(0, 1), (1, 0)], order, TORUS) == (DIE_LINKS, frozenset())
     # Both devices of every chip send to the next one and share the link between them.
     assert permute_links([(n, (n + 2) % 8) for n in range(8)], order, TORUS)[0] == 1
