@@ -10,6 +10,7 @@ figures of model/splash.py and pods/flash.py are from here.
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import re
 import subprocess
@@ -30,13 +31,14 @@ SMALL = 100
 
 
 def flash(block: int, strip: int):
-    """A differentiable call of our kernel over two blocks of tokens: (function of query, key, value and segments, tokens)."""
+    """A differentiable call of our kernel over two blocks of tokens: (function of q, k, v and segments, shape of the three)."""
     import jax.numpy as jnp
 
     from lumina_jax.model.flash import Tiles, flash_attend
 
     tiles, bound = Tiles(block, strip), jnp.zeros(HEADS)
-    return lambda q, k, v, segments: flash_attend(q, k, v, segments, bound, tiles, tiles), 2 * block
+    columns = (ROWS, 2 * block, HEADS * HEAD_DIM)
+    return lambda q, k, v, segments: flash_attend(q, k, v, segments, bound, tiles, tiles), columns
 
 
 def splash(block_q: int, block_kv: int, compute: int):
@@ -49,7 +51,8 @@ def splash(block_q: int, block_kv: int, compute: int):
     sizes = kernels.BlockSizes(block_q, block_kv, compute, block_q, block_kv, compute, use_fused_bwd_kernel=True)
     mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * HEADS)
     attend = kernels.make_splash_mha(mask=mask, head_shards=1, q_seq_shards=1, block_sizes=sizes)
-    return lambda q, k, v, segments: jax.vmap(attend)(q, k, v, kernels.SegmentIds(segments, segments)), length
+    heads = (ROWS, HEADS, length, HEAD_DIM)
+    return lambda q, k, v, segments: jax.vmap(attend)(q, k, v, kernels.SegmentIds(segments, segments)), heads
 
 
 def compile_alone(chip: str, candidate: str) -> None:
@@ -58,11 +61,11 @@ def compile_alone(chip: str, candidate: str) -> None:
     import jax.numpy as jnp
 
     kind, sizes = candidate.split(":")
-    attend, length = {"flash": flash, "splash": splash}[kind](*map(int, sizes.split("x")))
+    attend, shape = {"flash": flash, "splash": splash}[kind](*map(int, sizes.split("x")))
     dims = "1x1x1" if chip in ("v4", "v5p", "tpu7x") else "1x1"
     sharding = jax.sharding.SingleDeviceSharding(parse(f"{chip}:{dims}").devices()[0])
-    heads = jax.ShapeDtypeStruct((ROWS, HEADS, length, HEAD_DIM), jnp.bfloat16, sharding=sharding)
-    segments = jax.ShapeDtypeStruct((ROWS, length), jnp.int32, sharding=sharding)
+    heads = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+    segments = jax.ShapeDtypeStruct((ROWS, math.prod(shape) // (ROWS * HEADS * HEAD_DIM)), jnp.int32, sharding=sharding)
 
     def both(q, k, v, change, segments):
         value, pull = jax.vjp(lambda *heads: attend(*heads, segments), q, k, v)
