@@ -39,15 +39,3 @@ def test_attention_reads_one_layer_of_the_cache(wide):
     seconds = sum(i.times * i.seconds for i in wide.costs.instructions if i.name.startswith("cached_attention"))
     read_once = wide.work.cache / wide.topology.chip.bandwidth
     assert read_once < seconds < 2.5 * read_once
-
-
-def test_no_matrix_is_written_in_bfloat16(wide):
-    """Int4 codes become bfloat16 inside the fusion that multiplies them."""
-    m, program = MODEL, hlo.parse(wide.compilation.text)
-    sizes = {m.width * m.heads * m.head_dim, m.width * m.mlp}
-    called = {name for computation in program.values() for i in computation.values() for name in i.called}
-    outside = [i for name, computation in program.items() if name not in called for i in computation.values()]
-    assert any(array.dtype == "s4" for i in outside for array in i.arrays)
-    assert not [
-        i.text for i in outside for array in i.arrays if array.dtype in ("bf16", "f32") and array.elements in sizes
-    ]
