@@ -6,8 +6,8 @@ operations take (MFU; 6 per weight and token, attention as causal, nothing for r
 AdamW's state, 16 bytes a weight, fits into 80 GB beside what a step needs; a layer costs what it costs in the whole model.
 
 ``decode``: the 7B with random weights in bfloat16 paints a picture with guidance, one token a pass: milliseconds of a pass, and the
-share of the memory's bandwidth that reading all weights and the filled cache takes. transformers runs the same steps with two rows in
-a batch and its static cache.
+share of the memory's bandwidth that reading all weights and the filled cache takes. transformers runs the same steps with two rows
+in a batch and its static cache.
 
 The two take turns; figures are medians over the turns. Without a GPU, or without PyTorch for one, it ends and says so. ``--tiny``
 runs all of it with a model of 2 small layers on any device, to see that it works; its figures mean nothing.

@@ -130,13 +130,12 @@ def calibration(
 
 def decode(
     model: SimulatedModel, vocab: Vocab, codes: int, shape: tuple[int, int], pictures: int, cfg: SampleConfig
-) -> np.ndarray:
-    """i32[pictures]: the passes that each took."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the tokens i32[pictures n] of each picture, the passes i32[pictures] that it took)."""
     prompts = [prompt(vocab, picture, shape) for picture in range(pictures)]
     keys = jax.random.split(jax.random.key(4), pictures)
     drawn, passes = answers(model, lay_out(prompts, keys[0], vocab, model.cfg.vocab, keys=keys), cfg, vocab)
-    assert all(len(answer) == cfg.max_new_tokens for answer in drawn)
-    return np.asarray(passes)
+    return np.stack(drawn), np.asarray(passes)
 
 
 def row(model: SimulatedModel, vocab: Vocab, options, guidance: float, method: str, window: int) -> dict:
@@ -152,7 +151,7 @@ def row(model: SimulatedModel, vocab: Vocab, options, guidance: float, method: s
         tree=tree,
     )
     begin = time.perf_counter()
-    passes = decode(model, vocab, codes, (options.rows, options.cols), pictures, cfg) * (PICTURE_TOKENS / tokens)
+    passes = decode(model, vocab, codes, (options.rows, options.cols), pictures, cfg)[1] * (PICTURE_TOKENS / tokens)
     half = student.ppf(0.975, pictures - 1) * passes.std(ddof=1) / pictures**0.5 if pictures > 1 else float("nan")
     return {
         "benchmark": "decoding",

@@ -1,10 +1,10 @@
 """The simulated model of tests/bench has the entropy and drift that it claims, and the sampler decodes it as it does real ones."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from bench.simulated_decoding import TREE, calibration, decode, row, table
+from bench.simulated_decoding import calibration, decode, table
 from bench.simulated_model import PUBLISHED, SimulatedModel, calibrated, simulated_vocab
 
 from lumina_jax.config import SampleConfig
@@ -19,7 +19,7 @@ def model() -> SimulatedModel:
 
 
 def test_entropy_and_drift_are_those_wanted(model):
-    fitted = calibration(model, VOCAB, CODES, SHAPE, PUBLISHED, pictures=6)
+    fitted = calibration(model, VOCAB, CODES, SHAPE, PUBLISHED, pictures=4)
     wanted, reached, plain = (fitted[name] for name in ("target", "guidance", "no_guidance"))
     np.testing.assert_allclose(reached["entropy_deciles"], wanted["entropy_deciles"], rtol=0.08)
     for offset, drift in wanted["drift"].items():
@@ -28,11 +28,23 @@ def test_entropy_and_drift_are_those_wanted(model):
     assert plain["entropy"] > reached["entropy"]
 
 
-def test_one_by_one_each_code_takes_a_pass_and_drafts_save_some(model):
-    shape = (2, 48)
-    cfg = SampleConfig(max_new_tokens=2 * 49 + 1, parallel="off", image_top_k=CODES)
-    assert decode(model, VOCAB, CODES, shape, 2, cfg).tolist() == [96, 96]
-    options = SimpleNamespace(codes=CODES, rows=2, cols=48, pictures=2)
-    lines = [row(model, VOCAB, options, 4.0, "matched" + TREE, 16)]
-    assert 1.5 < lines[0]["fewer"] < 8 and lines[0]["half_width"] >= 0
-    assert table(lines).splitlines()[-1].startswith("| 4 | matched+tree | ")
+def test_a_tree_of_drafts_paints_what_one_by_one_decoding_does(model):
+    """So the model knows which token stands before which, in a chain and in a tree."""
+    settings = dict(max_new_tokens=2 * 49 + 1, image_top_k=CODES)
+    off = SampleConfig(**settings, parallel="off")
+    drawn, passes = decode(model, VOCAB, CODES, (2, 48), 2, off)
+    assert passes.tolist() == [97, 97]  # a pass for each code, and one for the last end-of-line and end-image
+    tree, fewer = decode(model, VOCAB, CODES, (2, 48), 2, replace(off, parallel="matched", window=8, tree=8))
+    np.testing.assert_array_equal(tree, drawn)
+    assert (fewer < passes / 1.5).all()
+
+
+def test_the_table_has_a_line_for_each_way():
+    line = {"guidance": 4.0, "method": "matched+tree", "window": 16, "passes": 500.4, "half_width": 12.0, "fewer": 4.71}
+    off = {"guidance": 4.0, "method": "off", "window": 1, "passes": 2305.0, "half_width": 0.0, "fewer": 1.02}
+    assert table([off, line, line | {"window": 64}]).splitlines() == [
+        "| guidance | way | window 16 | window 64 |",
+        "|---|---|---|---|",
+        "| 4 | off | 2,305 ± 0 (1.02x) | 2,305 ± 0 (1.02x) |",
+        "| 4 | matched+tree | 500 ± 12 (4.71x) | 500 ± 12 (4.71x) |",
+    ]
