@@ -1,4 +1,4 @@
-"""Decoding wide, compiled for a TPU: attention to the cache by a kernel, int4 matrices, an int8 cache, several pictures."""
+"""Decoding wide compiles for a TPU: a tree of drafts, int4 matrices, an int8 cache, several pictures."""
 
 from dataclasses import replace
 
@@ -6,7 +6,6 @@ import pytest
 from test_compile import TINY
 
 from lumina_jax.config import SampleConfig
-from lumina_jax.pods import hlo
 from lumina_jax.pods.compile import Outcome, compile_programs
 from lumina_jax.pods.topology import parse
 
@@ -28,14 +27,3 @@ def test_the_cache_and_the_matrices_are_counted_as_small_as_they_are(wide):
     assert wide.work.rows == 4
     slots = wide.work.cache / (2 * m.layers * wide.work.rows * m.kv_heads * (m.head_dim + 2))
     assert slots == int(slots) and 256 <= slots <= 512
-
-
-def test_attention_reads_one_layer_of_the_cache(wide):
-    program = hlo.parse(wide.compilation.text)
-    calls = [
-        i for computation in program.values() for i in computation.values() if i.name.startswith("cached_attention")
-    ]
-    assert len(calls) == 1
-    seconds = sum(i.times * i.seconds for i in wide.costs.instructions if i.name.startswith("cached_attention"))
-    read_once = wide.work.cache / wide.topology.chip.bandwidth
-    assert read_once < seconds < 2.5 * read_once
