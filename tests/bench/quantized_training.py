@@ -49,7 +49,8 @@ def prepare(home: Path, options: argparse.Namespace) -> Experiment:
     """Writes codebook, tokenizer and tokens of stage 1 into ``home`` and returns its config for one device, with AdamW."""
     changes = [f"vq.path={home / 'vq.npz'}", f"data.tokenizer={home}", f"data.path={home / 'data'}"]
     changes += [f"optim.steps={options.steps}", f"data.batch={options.rows}", f"model.layers={options.layers}"]
-    changes += ["optim.muon_lr=0", "optim.lr=8e-3", "optim.min_lr=4e-4", "mesh.replica=1", "mesh.unroll=1"]
+    changes += ["optim.muon_lr=0", f"optim.lr={options.lr}", f"optim.min_lr={options.lr / 20}"]
+    changes += ["mesh.replica=1", "mesh.unroll=1"]
     changes += [f"mesh.compute={options.compute}"]
     cfg = run.load_experiment(str(run.REPOSITORY / "configs/toy_stage1.py"), changes)
     fit_world(cfg.vq, cfg.data)
@@ -74,6 +75,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=["none", "int8"], help="(none int8)")
     parser.add_argument("--layers", type=int, default=4, help="layers of the model (4)")
     parser.add_argument("--rows", type=int, default=16, help="rows of a batch (16)")
+    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate of AdamW (0.002)")
     parser.add_argument("--compute", default="float32", help="mesh.compute of all kinds: float32 or bfloat16 (float32)")
     options = parser.parse_args()
     if options.steps % POINTS:
