@@ -340,8 +340,8 @@ class SampleConfig:
     guidance off. ``min_p`` keeps tokens with p_cond >= min_p * max p_cond; 0 switches it off. Temperature acts after top-k.
     ``parallel`` is the way of decoding; none changes how answers are distributed. "off" draws one token per pass; "matched",
     "sjd", "coupled" and "continued" verify a ``window`` of drafted tokens per pass (lumina_jax/sample/speculative.py). A window
-    of 0 means the device's default: 16 tokens, and 10 on CPUs, where every token of a pass costs time. "matched" takes the fewest
-    passes and gives the same answers as "off" (up to rounding). ``tree`` more tokens of a pass of "matched" stand in the places of
+    of 0 means the device's default: 16 tokens, and 10 on CPUs, where every token of a pass costs time. "matched" gives the
+    same answers as "off" (up to rounding). ``tree`` more tokens of a pass of "matched" stand in the places of
     drafts that may fail (lumina_jax/sample/tree.py). ``cache`` holds keys and values "exact", in the weights' dtype, or in "int8",
     half of bfloat16's memory, which changes the logits a little.
     """
