@@ -25,7 +25,7 @@ REPO = Path(__file__).resolve().parents[1]
 GUIDES = sorted(p for p in REPO.rglob("*.md") if not p.relative_to(REPO).parts[0].startswith((".", "out")))
 DIMENSIONLESS = ("--seed", "--top-k", "--guidance", "--temperature", "--min-p", "--tolerance", "--process")
 UNITS = re.compile(
-    r"\b(pixels|tokens?|seconds|minutes|records|files|slices|compilations|prompts|exercises|answers|devices|many)\b"
+    r"\b(pixels|pictures|tokens?|seconds|minutes|records|files|slices|compilations|prompts|exercises|answers|devices|many)\b"
 )
 
 

@@ -53,7 +53,7 @@ def test_help(verb, capsys):
         (["train", "configs/nothing.py"], ["configs/nothing.py", "configs/toy_stage1.py"]),
         (
             ["train", "configs/pods.py"],
-            ["24 experiments", "configs/pods.py:lumina_7b_512_v5p_128", "lumina_34b_omni_v6e_256"],
+            ["48 experiments", "configs/pods.py:lumina_7b_512_v5p_128", "lumina_34b_omni_tpu7x_1024"],
         ),
         (
             ["train", "configs/pods.py:lumina_7b_512_v5p_64"],
