@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import qwix
 from flax import nnx
 
-from lumina_jax.model.int8 import SUMMED
-from lumina_jax.model.params import GROUP_LETTER, Int4, is_param
+from lumina_jax.model.int8 import SUMMED, convert_matrices
+from lumina_jax.model.params import GROUP_LETTER, Int4
 
 GROUP = 64
 """Inputs that share a scale, which makes 4.25 bits a weight. It divides the MLP of the 7B over four devices, which 128 does not."""
@@ -33,16 +33,4 @@ def quantize_int4(matrix: jax.Array, letters: str, group: int = GROUP) -> Int4:
 
 def quantized_int4(model: nnx.Module, consume: bool = False) -> nnx.Module:
     """The model with the matrices of its blocks as int4 (:func:`quantize_int4`); ``consume`` as of :func:`.int8.quantized`."""
-    compiled = jax.jit(quantize_int4, static_argnums=1)
-
-    def convert(weight: nnx.Param) -> nnx.Param | Int4:
-        letters = weight.get_metadata()["letters"]
-        if letters not in SUMMED:
-            return weight
-        matrix = compiled(weight[...], letters)
-        if consume:
-            jax.block_until_ready(matrix)
-            weight[...].delete()
-        return matrix
-
-    return jax.tree.map(convert, model, is_leaf=is_param)
+    return convert_matrices(model, quantize_int4, consume)

@@ -1,5 +1,6 @@
 """Matrices as int8 with a scale for each output channel: sampling reads every weight for every token, half the bytes this way."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -32,10 +33,16 @@ def quantized(model: nnx.Module, consume: bool = False) -> nnx.Module:
 
     With ``consume`` each matrix of ``model`` is deleted as soon as it is converted: two models need not fit in memory.
     """
+    return convert_matrices(model, quantize, consume)
 
+
+def convert_matrices(
+    model: nnx.Module, quantize: Callable[[jax.Array, str], nnx.Module], consume: bool = False
+) -> nnx.Module:
+    """The model with ``quantize(matrix, letters)`` in place of each matrix of its blocks; ``consume`` as of :func:`quantized`."""
     compiled = jax.jit(quantize, static_argnums=1)
 
-    def convert(weight: nnx.Param) -> nnx.Param | Int8:
+    def convert(weight: nnx.Param) -> nnx.Param | nnx.Module:
         letters = weight.get_metadata()["letters"]
         if letters not in SUMMED:
             return weight

@@ -97,13 +97,15 @@ def lowered_step(devices: list) -> "Lowered":
 
 
 def with_log(call: Callable[[], "Compiled"]) -> "tuple[Compiled | Exception, str]":
-    """The result of ``call``, or its exception, and what was written to stderr meanwhile, by libraries too."""
+    """The result of ``call``, or the compiler's refusal, and what was written to stderr meanwhile, by libraries too."""
+    from jax.errors import JaxRuntimeError
+
     with tempfile.TemporaryFile() as log:
         stderr = os.dup(2)
         os.dup2(log.fileno(), 2)
         try:
             result = call()
-        except Exception as error:
+        except JaxRuntimeError as error:
             result = error
         finally:
             os.dup2(stderr, 2)

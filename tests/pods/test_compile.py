@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimConfig, VQConfig
+from lumina_jax.config import DataConfig, Experiment, MeshConfig, OptimConfig
 from lumina_jax.errors import InputError, StorageError
 from lumina_jax.pods import hlo, plan, report
 from lumina_jax.pods.chips import GIB
@@ -30,14 +30,8 @@ from lumina_jax.pods.topology import parse
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.compiled_steps import CompiledSteps
 from lumina_jax.train.step import make_step
+from tests.pods.tiny_experiment import TINY
 
-TINY = Experiment(
-    name="tiny",
-    model=ModelConfig(vocab=512, width=256, layers=2, heads=2, kv_heads=2, head_dim=128, mlp=256),
-    vq=VQConfig(codes=64),
-    data=DataConfig(buckets=(256,), batch=8),
-    mesh=MeshConfig(loss_chunk=128),
-)
 V5E = parse("v5e:2x2")
 
 

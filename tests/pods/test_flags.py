@@ -9,7 +9,6 @@ import jax
 import pytest
 
 from lumina_jax.cli.compiler import say_compiler_options
-from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, VQConfig
 from lumina_jax.model.backend import DeviceJit
 from lumina_jax.model.tpu import CONTINUATION, KINDS, OPTIONS, SPARSECORE, compiler_options, contradictions
 from lumina_jax.pods import compiler
@@ -18,16 +17,10 @@ from lumina_jax.pods.compile import PROGRAMS, compile_programs
 from lumina_jax.pods.compiler import POD_SET, compiler_line
 from lumina_jax.pods.topology import parse
 from lumina_jax.sample import decode
+from tests.pods.tiny_experiment import TINY
 
 REPO = Path(__file__).resolve().parents[2]
 BENCH = REPO / "tests/bench/compiler_options.py"
-TINY = Experiment(
-    name="tiny",
-    model=ModelConfig(vocab=512, width=256, layers=2, heads=2, kv_heads=2, head_dim=128, mlp=256),
-    vq=VQConfig(codes=64),
-    data=DataConfig(buckets=(256,), batch=8),
-    mesh=MeshConfig(loss_chunk=128),
-)
 
 
 def check(*arguments: str) -> list[dict]:
