@@ -22,7 +22,7 @@ Dynamic symmetric scales, the folding of a scale and rounding of gradients by no
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import EllipsisType
 
 import jax
@@ -69,6 +69,15 @@ class Quantized:
 
     def __getitem__(self, whole: EllipsisType) -> "Quantized":
         return self
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the matrix."""
+        return self.stored.shape
+
+    def reshape(self, *shape: int) -> "Quantized":
+        """The same numbers as a matrix whose heads and their size are one axis."""
+        return replace(self, stored=self.stored.reshape(shape))
 
 
 def for_quantized_compute(block, kind: str, key: jax.Array | None):
