@@ -88,9 +88,8 @@ class Matched:
         n = window.ids.shape[1] - 1
         fed = jnp.take_along_axis(window.ids, jnp.minimum(judged.kept[:, None] + 1 + jnp.arange(n), n), axis=1)
         first, rule = ctx.answer_slot + state.count, rules(state.position, n, ctx.vocab)
-        as_code = jnp.asarray(ctx.code_ids)[ctx.code_index]
         old, image_layout = _old(window, judged), ctx.vocab.image_layout
-        tokens = look_up(state.tokens, first, fed, old, state.position, rule, as_code, image_layout)
+        tokens = look_up(state.tokens, first, fed, old, state.position, rule, ctx.code_ids, image_layout)
         return state._replace(tokens=tokens)
 
 

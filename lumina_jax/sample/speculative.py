@@ -111,6 +111,15 @@ def match(
     return _leading(forced | (jnp.asarray(ids)[codes] == drafts)), codes
 
 
+def _among(tokens: jax.Array, ids: np.ndarray) -> jax.Array:
+    """Whether each token is one of ``ids``. A range is compared with its ends: nothing is looked up, slot by slot, in a table."""
+    first, last = int(ids.min()), int(ids.max())
+    inside = (tokens >= first) & (tokens <= last)
+    if last - first + 1 == len(ids):
+        return inside
+    return inside & jnp.asarray(np.isin(np.arange(last + 1), ids))[jnp.clip(tokens, 0, last)]
+
+
 def _leading(stands: jax.Array) -> jax.Array:
     """i32[B]: the number of leading True in bool[B W]; the last column does not count."""
     return jnp.cumprod(stands[:, :-1], axis=1).sum(axis=1)
@@ -169,7 +178,7 @@ def look_up(
     old: jax.Array,
     position: ImagePosition,
     rule: jax.Array,
-    as_code: jax.Array,
+    ids: np.ndarray,
     image_layout: ImageLayout,
 ) -> jax.Array:
     """``tokens`` i32[B S] with a draft in each of the n slots from ``first`` i32[B] on, which is at ``position``.
@@ -177,9 +186,8 @@ def look_up(
     The first ``old`` i32[B] slots hold drafts of the last pass; such a draft stays while the token to its left equals the one that
     was ``fed`` i32[B n] there. Where it does not, the draft becomes the code that last followed the SAME surroundings, if
     there is one. A slot without a draft gets the code that last followed the most similar surroundings (SIMILARITY; an equal token
-    to the left is required), or else copies a neighbour. ``rule`` i32[B n] are
-    the rules of the slots; ``as_code`` i32[V] maps a code's token to itself and any other token to an arbitrary code:
-    drafts are always codes.
+    to the left is required), or else copies a neighbour. ``rule`` i32[B n] are the rules of the slots. Drafts are always codes,
+    which are the tokens ``ids`` i32[E]: where neither neighbour is one, the draft is the first of them.
     """
     rows, line = jnp.arange(len(tokens)), line_tokens(jnp.maximum(position.cols, 1)[:, None], image_layout)
     distances = jnp.concatenate([jnp.ones_like(line), line, line - 1], axis=1)
@@ -188,7 +196,8 @@ def look_up(
     def surroundings(tokens, slot):
         return tokens[rows[:, None, None], jnp.maximum(slot[..., None] - distances[:, None], 0)]
 
-    candidate = (slots < first[:, None]) & (as_code[tokens] == tokens)
+    # Computed here and not in the loop: fused into it, libtpu 0.0.48.1 aborts for a tpu7x.
+    candidate = jax.lax.optimization_barrier((slots < first[:, None]) & _among(tokens, ids))
     past = surroundings(tokens, jnp.broadcast_to(slots, tokens.shape))
 
     def unsettled(tokens, begin):
@@ -207,7 +216,7 @@ def look_up(
         score = jnp.where(candidate & equal[..., 0], (equal * np.array(SIMILARITY)).sum(axis=2), 0)
         latest = jnp.argmax(score * len(slots) + slots, axis=1)
         left, above = present[:, 0, 0], present[:, 0, 1]
-        near = jnp.where(as_code[left] == left, left, as_code[above])
+        near = jnp.where(_among(left, ids), left, jnp.where(_among(above, ids), above, ids[0]))
         draft = tokens[rows, slot]
         known = score[rows, latest] >= jnp.where(number < old, SAME, SIMILARITY[0])
         new = jnp.where(known, tokens[rows, latest], jnp.where(number < old, draft, near))
