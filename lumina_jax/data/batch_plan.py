@@ -40,7 +40,8 @@ PROGRESS_RECORDS = 2**24
 
 
 class BatchRecords(NamedTuple):
-    """A global batch of ``rows`` rows of ``length``: the row of each sample, its folder and its number there, i64[n], by row."""
+    """``rows`` rows of ``length``, a global batch or a host's share of one: each sample's row among them, its folder and its
+    number there, i64[n], by row."""
 
     length: int
     rows: int
@@ -154,24 +155,31 @@ class BatchPlan:
         """The share of an epoch's positions without a token; rows that come twice count as padding."""
         return 1 - sum(b.tokens for b in self.buckets) / sum(b.steps * b.rows * b.length for b in self.buckets)
 
-    def __call__(self, step: int) -> BatchRecords:
-        """The global batch of ``step``, counted from 0."""
+    def __call__(self, step: int, host: int = 0, hosts: int = 1) -> BatchRecords:
+        """The rows of ``host`` in the global batch of ``step``, counted from 0: those from host*B/hosts on, of B.
+
+        Only these rows are computed, so that a step costs every host the same, however many there are.
+        """
         epoch, index = divmod(step, self.steps)
         batch = shuffled(np.array([index]), self.steps, key_of(self.seed, BATCHES, epoch))
         bucket, nth = (int(number[0]) for number in self._batches.locate(batch))
         length = self.cfg.buckets[bucket]
         rows = self.cfg.rows(length)
-        pattern, pattern_row = self._batch_rows(epoch, bucket, nth * rows, rows)
+        share = rows // hosts
+        pattern, pattern_row = self._batch_rows(epoch, bucket, nth * rows, host * share, share)
         counts = Ranges.of(self._rows.slots.sizes[pattern])
         row, nth_slot = counts.locate(np.arange(counts.total))
         slot = self._rows.slots.starts[pattern][row] + nth_slot
-        return BatchRecords(length, rows, row, *self._records(epoch, self._rows.first_record[slot] + pattern_row[row]))
+        return BatchRecords(length, share, row, *self._records(epoch, self._rows.first_record[slot] + pattern_row[row]))
 
-    def _batch_rows(self, epoch: int, bucket: int, begin: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``count`` permuted rows from row ``begin`` of ``bucket``: pattern and number among its rows, i64[count] each."""
+    def _batch_rows(self, epoch: int, bucket: int, begin: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ``count`` permuted rows from the ``first`` on of the batch that begins with row ``begin`` of ``bucket``.
+
+        Pattern and number among its rows, i64[count] each.
+        """
         buckets = self._rows.buckets
         begin += int(buckets.starts[bucket])
-        row = np.arange(begin, begin + count)
+        row = np.arange(begin + first, begin + first + count)
         # The last batch of all is filled up with the rows before it, backwards.
         row = np.where(row < buckets.total, row, (begin - 1 - (row - buckets.total)) % buckets.total)
         home, offset = buckets.locate(row)
