@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lumina_jax.config import DataConfig
-from lumina_jax.data import batch_plan
+from lumina_jax.data import length_index
 from lumina_jax.data.batch_plan import BatchPlan, BatchRecords
 
 BUCKETS = (10, 20, 40)
@@ -175,7 +175,7 @@ def test_hosts_that_plan_their_own_rows_have_the_global_batch_between_them(cfg, 
 def test_reading_lengths_in_chunks_changes_no_plan(monkeypatch):
     lengths = draw_lengths(203)
     plan = plan_of(lengths)
-    monkeypatch.setattr(batch_plan, "CHUNK", 7)
+    monkeypatch.setattr(length_index, "CHUNK", 7)
     assert all(same(plan(step), plan_of(lengths)(step)) for step in range(3))
 
 
