@@ -22,6 +22,7 @@ FLOORS = (
         "batch",
         "storage",
         "progress",
+        "faults",
     ),
     ("layout", "conversation", "sharding", "pictures"),
     ("model", "cluster", "pixels"),

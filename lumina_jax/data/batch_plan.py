@@ -37,7 +37,8 @@ CHUNK = 2**20
 
 
 class BatchRecords(NamedTuple):
-    """A global batch of ``rows`` rows of ``length``: the row of each sample, its folder and its number there, i64[n], by row."""
+    """``rows`` rows of ``length``, a global batch or a host's share of one: each sample's row among them, its folder and its
+    number there, i64[n], by row."""
 
     length: int
     rows: int
@@ -177,16 +178,20 @@ class BatchPlan:
         """How many records an epoch takes of each kind, i64[kinds]."""
         return self._quota.sizes
 
-    def __call__(self, step: int) -> BatchRecords:
-        """The global batch of ``step``, counted from 0."""
+    def __call__(self, step: int, host: int = 0, hosts: int = 1) -> BatchRecords:
+        """The rows of ``host`` in the global batch of ``step``, counted from 0: those from host*B/hosts on, of B.
+
+        Only these rows are computed, so that a step costs every host the same, however many there are.
+        """
         epoch, index = self._place(step)
         batch = shuffled(np.array([index]), self.steps, key_of(self.seed, BATCHES, epoch))
         bucket, nth = (int(number[0]) for number in self._batches.locate(batch))
         length = self.cfg.buckets[bucket]
         rows = self.cfg.rows(length)
-        row, number = self._batch_records(epoch, bucket, nth * rows, rows)
+        share = rows // hosts
+        row, number = self._batch_records(epoch, bucket, nth * rows, share, host * share)
         kind, draw = self._draws(epoch, number)
-        return BatchRecords(length, rows, row, *self.order.find(kind, draw))
+        return BatchRecords(length, share, row, *self.order.find(kind, draw))
 
     def left(self, step: int) -> tuple[int, Draws]:
         """(epoch, the draws of it that the batches before ``step`` leave). Takes a microsecond for each record before."""
@@ -207,21 +212,23 @@ class BatchPlan:
         return divmod(step, self.steps) if self._rest is None else (self._epoch, step)
 
     def _batch_records(
-        self, epoch: int, bucket: int, begins: int | np.ndarray, count: int
+        self, epoch: int, bucket: int, begins: int | np.ndarray, count: int, first: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The records in the ``count`` permuted rows of ``bucket`` from each of ``begins`` on: row, counted through all of these,
-        and number in the order of lengths, i64[n] each."""
-        pattern, pattern_row = self._permuted_rows(epoch, bucket, np.atleast_1d(begins), count)
+        """The records in ``count`` permuted rows, from the ``first`` on, of the batches that begin at the rows ``begins`` of
+        ``bucket``: row, counted through all of these, and number in the order of lengths, i64[n] each."""
+        pattern, pattern_row = self._permuted_rows(epoch, bucket, np.atleast_1d(begins), count, first)
         counts = Ranges.of(self._rows.slots.sizes[pattern])
         row, nth_slot = counts.locate(np.arange(counts.total))
         slot = self._rows.slots.starts[pattern][row] + nth_slot
         return row, self._rows.first_record[slot] + pattern_row[row]
 
-    def _permuted_rows(self, epoch: int, bucket: int, begins: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``count`` permuted rows of ``bucket`` from each of ``begins`` on: pattern and number among its rows, i64[n] each."""
+    def _permuted_rows(
+        self, epoch: int, bucket: int, begins: np.ndarray, count: int, first: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The permuted rows of :meth:`_batch_records`: pattern and number among its rows, i64[n] each."""
         buckets = self._rows.buckets
         begin = np.repeat(begins + int(buckets.starts[bucket]), count)
-        row = begin + np.tile(np.arange(count), len(begins))
+        row = begin + np.tile(np.arange(first, first + count), len(begins))
         # The last batch of all is filled up with the rows before it, backwards.
         row = np.where(row < buckets.total, row, (begin - 1 - (row - buckets.total)) % buckets.total)
         home, offset = buckets.locate(row)

@@ -42,10 +42,10 @@ class DataOrder:
             self._plans.append(StagePlan(stage, lengths_of(stage), seed, before, done))
         self.cfg, self.seed = stages[-1].cfg, seed
 
-    def __call__(self, number: int) -> BatchRecords:
-        """The global batch ``number``, counted from 0 through all stages."""
+    def __call__(self, number: int, host: int = 0, hosts: int = 1) -> BatchRecords:
+        """The rows of ``host`` in the global batch ``number``, counted from 0 through all stages; see :class:`BatchPlan`."""
         stage = int(np.searchsorted(self._firsts, number, "right")) - 1
-        return self._plans[stage](number - int(self._firsts[stage]))
+        return self._plans[stage](number - int(self._firsts[stage]), host, hosts)
 
 
 class StagePlan:
@@ -81,12 +81,12 @@ class StagePlan:
         """How many records of each kind a whole epoch takes, i64[kinds]."""
         return self._whole.quota
 
-    def __call__(self, number: int) -> BatchRecords:
-        """Batch ``number`` of the stage."""
+    def __call__(self, number: int, host: int = 0, hosts: int = 1) -> BatchRecords:
+        """The rows of ``host`` in batch ``number`` of the stage."""
         rest_steps = self._rest_plan.steps if self._rest_plan else 0
         if number < rest_steps:
-            return self._rest_plan(number)
-        return self._whole(self._epoch * self._whole.steps + number - rest_steps)
+            return self._rest_plan(number, host, hosts)
+        return self._whole(self._epoch * self._whole.steps + number - rest_steps, host, hosts)
 
     def position(self, done: int) -> Position:
         """Where the stage is after ``done`` of its batches."""

@@ -12,8 +12,10 @@ from lumina_jax.batch import DTYPES, Batch
 from lumina_jax.config import DataConfig
 from lumina_jax.conversation import drop_context
 from lumina_jax.data.order import DataOrder
+from lumina_jax.data.permutation import key_of
 from lumina_jax.data.shards import Shards, check_made_with
 from lumina_jax.errors import InputError
+from lumina_jax.faults import retried
 from lumina_jax.history import BatchSpan, DataStage, Folders
 from lumina_jax.vocab import Vocab
 
@@ -122,17 +124,27 @@ class _BatchSource:
         return sys.maxsize
 
     def __getitem__(self, step: int) -> Batch:
-        records = self.plan(step)
-        share = records.rows // self.hosts
-        begin, end = np.searchsorted(records.row, [self.host * share, (self.host + 1) * share])
-        # One draw for each sample of the global batch: the same for any number of hosts.
-        draws = np.random.default_rng([self.plan.seed, step, DROP_STREAM]).random(len(records.row))[begin:end]
-        numbers = zip(records.folder[begin:end].tolist(), records.record[begin:end].tolist(), strict=True)
+        records = self.plan(step, self.host, self.hosts)
+        draws = drop_draws(self.plan.seed, step, records.row + self.host * records.rows)
+        numbers = zip(records.folder.tolist(), records.record.tolist(), strict=True)
         samples = [
             drop_context(*sample, self.vocab) if draw < self.plan.cfg.drop_context else sample
-            for sample, draw in zip((self.shards[folder][record] for folder, record in numbers), draws, strict=True)
+            for sample, draw in zip((self._sample(folder, record) for folder, record in numbers), draws, strict=True)
         ]
-        return collate(samples, records.row[begin:end] - self.host * share, (share, records.length))
+        return collate(samples, records.row, (records.rows, records.length))
+
+    def _sample(self, folder: int, record: int) -> tuple[np.ndarray, np.ndarray]:
+        shards = self.shards[folder]
+        return retried(lambda: shards[record], f"reading record {record} of {shards.path}")
+
+
+def drop_draws(seed: int, step: int, row: np.ndarray) -> np.ndarray:
+    """A number f64[n] in [0, 1) for each sample of a batch, of which sample i stands in the global ``row[i]``, ascending.
+
+    It depends on seed, step, row and place in the row alone: the same for any number of hosts, none of which draws for others.
+    """
+    first = np.searchsorted(row, row)
+    return (key_of(seed, DROP_STREAM, step, row, np.arange(len(row)) - first) >> np.uint64(11)) / 2.0**53
 
 
 def collate(samples: Sequence[tuple[np.ndarray, np.ndarray]], rows: Sequence[int], shape: tuple[int, int]) -> Batch:
