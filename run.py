@@ -21,7 +21,6 @@ try:
     from lumina_jax.cli.sample import add_sample
     from lumina_jax.cli.study import add_study
     from lumina_jax.cli.train import add_compile, add_train
-    from lumina_jax.errors import UserError, printable
 except KeyboardInterrupt:
     print("run.py: interrupted", file=sys.stderr)
     raise SystemExit(130) from None
@@ -46,8 +45,8 @@ VERBS = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code: 2 after one line on stderr when a user can mend the error.
 
-    130 after Ctrl-C and 143 after SIGTERM, with a line on what is kept. Any other exception is a bug and passes through.
-    Without a verb the verbs are listed.
+    75 where a restart may help, 130 after Ctrl-C and 143 after SIGTERM, with a line on what is kept. Any other exception is a
+    bug and passes through. Without a verb the verbs are listed.
     """
     ending.prepare_streams()
     options = parse(arguments)
@@ -62,10 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BaseException as error:
         if interrupt := ending.interrupt_of(error, raised):
             return ending.tell_interrupt(program, interrupt, keeps)
-        if message := str(error) if isinstance(error, UserError) else ending.refusal_of(error):
-            print(f"{program}: {printable(message)}", file=sys.stderr)
-            return 2
-        raise
+        if (code := ending.tell_error(program, error)) is None:
+            raise
+        return code
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

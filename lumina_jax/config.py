@@ -11,12 +11,9 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 
 from lumina_jax.errors import InputError, prefixed_errors
+from lumina_jax.errors import require as _require
 from lumina_jax.numbers import LARGEST, real_number, whole_number
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise InputError(message)
+from lumina_jax.run_config import GuardConfig, ResumeConfig
 
 
 @dataclass(frozen=True)
@@ -417,6 +414,8 @@ class Experiment:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     pod: PodConfig = field(default_factory=PodConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self):

@@ -16,7 +16,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from lumina_jax.config import DataConfig
-from lumina_jax.data.batch_plan import BatchPlan, quotas
+from lumina_jax.data.batch_plan import BatchPlan
+from lumina_jax.data.length_index import quotas
 from lumina_jax.data.shards import REJECTS, RejectLine, Shards, sum_causes
 from lumina_jax.data.sheet import STYLE, card, pieces
 from lumina_jax.data.sources.record import Reject, read_record

@@ -101,9 +101,9 @@ def open_array(checkpoint: Path, name: str, **context: dict) -> tensorstore.Tens
     return tensorstore.open(store, open=True, read=True).result()
 
 
-def sealed(metadata: dict, arrays: dict[str, jax.Array]) -> dict:
-    """``metadata``, plain JSON values, with what :func:`damage` and :func:`changed` compare it and ``arrays`` to."""
-    metadata = {**metadata, CHECKSUMS: checksums(arrays)}
+def sealed(metadata: dict, sums: dict[str, int]) -> dict:
+    """``metadata``, plain JSON values, with what :func:`damage` and :func:`changed` compare: the :func:`checksums` of all arrays."""
+    metadata = {**metadata, CHECKSUMS: sums}
     return {**metadata, SEAL: _crc(metadata)}
 
 

@@ -1,0 +1,58 @@
+"""The knobs of a run that survives: how it goes on, what guards it, and what is watched while it trains."""
+
+from dataclasses import dataclass
+
+from lumina_jax.errors import require
+
+
+@dataclass(frozen=True)
+class ResumeConfig:
+    """How a run goes on from a checkpoint.
+
+    ``allow`` names the fields, with commas, that may have another value than the run was saved with: ``optim.steps,optim.lr``, or
+    a whole group, ``optim`` or ``data``. The run then goes on with the new values from that step on, and its history
+    (history.jsonl) keeps who changed what.
+    """
+
+    allow: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What a run does about losses and gradients that are not finite, and about spikes of them.
+
+    A step whose loss or gradient norm is NaN or infinite changes neither weights nor optimizer state. With ``nonfinite`` "stop"
+    the run then ends, naming and saving the records of the batch; with "skip" it goes on, and ends after more than
+    ``max_skipped`` such steps in a row; with "back" it goes back (see below).
+
+    A spike is a cross-entropy or a gradient norm more than ``spike_z`` standard deviations above its mean over the last
+    ``spike_window`` steps (0: nothing is noticed), ``spike_steps`` steps in a row. With ``on_spike`` "note" it is printed and
+    kept in the history; with "back" the run goes back to its newest checkpoint and goes on behind the batches that it has read
+    since, and behind ``skip_batches`` more. A run goes back at most ``max_backs`` times, then ends.
+    """
+
+    nonfinite: str = "stop"
+    max_skipped: int = 3
+    spike_z: float = 10.0
+    spike_window: int = 200
+    spike_steps: int = 1
+    on_spike: str = "note"
+    skip_batches: int = 0
+    max_backs: int = 3
+
+    def __post_init__(self):
+        choices = {"nonfinite": ("stop", "skip", "back"), "on_spike": ("note", "back")}
+        for name, known in choices.items():
+            value = getattr(self, name)
+            require(value in known, f"guard.{name}={value!r}; choose {' or '.join(map(repr, known))}")
+        limits = {
+            "max_skipped": 1,
+            "spike_z": 0,
+            "spike_window": 20,
+            "spike_steps": 1,
+            "skip_batches": 0,
+            "max_backs": 0,
+        }
+        for name, least in limits.items():
+            value = getattr(self, name)
+            require(value >= least, f"guard.{name}={value}; it must be at least {least}")
