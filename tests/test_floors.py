@@ -10,7 +10,21 @@ import pytest
 from project_sources import REPO, imports, module_name, project_sources
 
 FLOORS = (
-    ("errors", "numbers", "text", "run_config", "config", "released", "vocab", "batch", "storage", "progress"),
+    (
+        "errors",
+        "numbers",
+        "text",
+        "run_config",
+        "config",
+        "history",
+        "released",
+        "vocab",
+        "batch",
+        "places",
+        "storage",
+        "progress",
+        "faults",
+    ),
     ("layout", "conversation", "sharding", "pictures"),
     ("model", "cluster", "pixels"),
     ("data", "train", "sample"),

@@ -2,7 +2,16 @@
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 
-from lumina_jax.cli.arguments import NOTHING, at_least, expand_home, input_path, output_file, output_path, seed
+from lumina_jax.cli.arguments import (
+    NOTHING,
+    at_least,
+    expand_home,
+    input_path,
+    input_paths,
+    output_file,
+    output_path,
+    seed,
+)
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import load_experiment
 from lumina_jax.cli.results import command_of, results_folder
@@ -17,7 +26,7 @@ def add_data(verbs: _SubParsersAction) -> None:
 
     inspect = what.add_parser("inspect", help="counts, lengths, batches, mixture, and samples to read")
     inspect.add_argument(
-        "path", type=expand_home, help="a folder written by run.py pretokenize, or several with commas between"
+        "path", type=input_paths, help="a folder written by run.py pretokenize, or several with commas between"
     )
     inspect.add_argument("--config", help="a config: its buckets, mixture, tokenizer and VQ model")
     inspect.add_argument("changes", nargs="*", metavar="a.b=value", help="with --config: fields to change")
@@ -46,7 +55,7 @@ def add_data(verbs: _SubParsersAction) -> None:
     exported = export.add_mutually_exclusive_group(required=True)
     exported.add_argument("--source", type=expand_home, help="as for run.py pretokenize")
     tokens_help = "a folder written by run.py pretokenize, exported as token files of the original, OUT/record.json"
-    exported.add_argument("--tokens", type=expand_home, metavar="FOLDER", help=tokens_help)
+    exported.add_argument("--tokens", type=input_path, metavar="FOLDER", help=tokens_help)
     export.add_argument("--out", type=output_path, required=True, help="the folder; read it as OUT/records.jsonl")
     _streak_argument(export)
     export.set_defaults(run=_data_export, keeps=NOTHING)

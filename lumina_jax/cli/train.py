@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from lumina_jax.cli.arguments import at_least, output_path
+from lumina_jax.cli.checks import check_run
 from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import config_arguments, load_experiment
@@ -71,6 +72,8 @@ def _train_in(group, cfg, config: str) -> None:
         from lumina_jax.vocab import Vocab
 
     say_compiler_options()
+    if jax.process_index() == 0:
+        check_run(cfg)
     if cfg.compile_cache:
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
     with waiting(f"loading {cfg.data.path}"):

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lumina_jax.config import PodConfig
+from lumina_jax.faults import EXIT_ERROR, EXIT_RESTART
 
 GRACE_SECONDS = 5.0
 """How long the others may leave by themselves after one process left with an error: often all of them meet the same one."""
 MAX_NAMED = 8
 """Processes named in one message; of the rest only the number is given."""
-EXIT_RESTART, EXIT_ERROR = 75, 2
-"""Exit codes: a restart continues from the newest checkpoint; something must be mended before a restart."""
 
 Message = Mapping[str, object]
 """What coordinator and processes send each other, as JSON: {"kind": ..., ...}; a process also sends its "doing"."""
@@ -47,7 +46,7 @@ class Membership:
         self._processes, self._limits = processes, limits
         self._members: dict[int, _Member] = {}
         self._barriers: dict[str, _Barrier] = {}
-        self._error: tuple[float, str] | None = None
+        self._error: tuple[float, str, int] | None = None
         self._last_notice = 0.0
         self.ended = False
 
@@ -68,7 +67,7 @@ class Membership:
         if message["kind"] == "leave":
             member.left = True
             if message["error"] and self._error is None:
-                self._error = (now, f"{self._name(index)} ended with {message['error']}")
+                self._error = (now, f"{self._name(index)} ended with {message['error']}", int(message["exit_code"]))
             if len(self._members) == self._processes and all(other.left for other in self._members.values()):
                 self.ended = True
                 return [{"kind": "all_left"}]
@@ -83,7 +82,7 @@ class Membership:
     def tick(self, now: float) -> list[Message]:
         """Time has passed: checks every time limit."""
         if self._error and now - self._error[0] > GRACE_SECONDS:
-            return self._end(self._error[1], EXIT_ERROR)
+            return self._end(*self._error[1:])
         for index, member in self._members.items():
             silence = now - member.last_heard
             if not member.left and silence > self._limits.heartbeat_timeout:

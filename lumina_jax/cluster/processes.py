@@ -13,9 +13,10 @@ from typing import NamedTuple
 import jax
 
 from lumina_jax.cluster.coordinator import HEARTBEAT_SECONDS, Connection, Coordinator
-from lumina_jax.cluster.membership import EXIT_RESTART, GRACE_SECONDS, Message
+from lumina_jax.cluster.membership import GRACE_SECONDS, Message
 from lumina_jax.config import PodConfig
 from lumina_jax.errors import InputError
+from lumina_jax.faults import EXIT_RESTART, exit_code
 
 
 class SingleProcess:
@@ -119,13 +120,13 @@ class ProcessGroup:
                     # A collective fails when another process dies: the coordinator is about to name that process.
                     self._all_left.wait(GRACE_SECONDS)
                 self._error = error
-                self._leave(f"{type(error).__name__}: {error}")
+                self._leave(f"{type(error).__name__}: {error}", exit_code(error))
             raise
 
     def close(self) -> None:
         """Leaves and waits until all processes have left: process 0 must outlive the others, who need its coordinator."""
         if self._error is None:
-            self._leave("")
+            self._leave("", 0)
         self._all_left.wait(2 * GRACE_SECONDS if self._error else self._limits.stall_timeout)
 
     def _connect(self) -> socket.socket:
@@ -142,8 +143,8 @@ class ProcessGroup:
                     self._end(f"joining: process 0 was not at {host}, port {port}, {waited}; {cure}", EXIT_RESTART)
             time.sleep(0.2)
 
-    def _leave(self, error: str) -> None:
-        self._send({"kind": "leave", "error": " ".join(error.split())})
+    def _leave(self, error: str, code: int) -> None:
+        self._send({"kind": "leave", "error": " ".join(error.split()), "exit_code": code})
 
     def _send(self, message: Message) -> None:
         self._connection.send({**message, "doing": self._activity})

@@ -14,6 +14,7 @@ A record of n tokens is n little-endian int32: a token that is learned as it is,
 which is negative. A record's offset follows from the lengths, so readers hold nothing per record but one memory-mapped array.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -126,6 +127,16 @@ class Manifest:
     causes: tuple[RejectCause, ...] = ()
     shard_crc32: tuple[int, ...] = ()
     index_crc32: tuple[int, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of what the records are and how many there are; the same in every copy of the folder."""
+        made, names = (
+            self.settings,
+            ("records", "source", "tokenizer", "vq", "seed", "crops", "shard_records", "max_tokens"),
+        )
+        content = ([getattr(made, name) for name in names], self.kept, self.tokens, self.learned, self.shard_kept)
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 RejectLine = dict[str, int | str]

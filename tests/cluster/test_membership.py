@@ -6,9 +6,10 @@ import socket
 import pytest
 
 from lumina_jax.cluster.coordinator import Connection
-from lumina_jax.cluster.membership import EXIT_ERROR, EXIT_RESTART, GRACE_SECONDS, Membership
+from lumina_jax.cluster.membership import GRACE_SECONDS, Membership
 from lumina_jax.cluster.processes import Address, find_address
 from lumina_jax.config import PodConfig
+from lumina_jax.faults import EXIT_ERROR, EXIT_RESTART
 
 LIMITS = PodConfig(join_timeout=300, stall_timeout=1800, heartbeat_timeout=60)
 VALUES = {"data.batch": "256", "jax": "0.10.2"}
@@ -112,27 +113,36 @@ def test_a_run_without_progress_prints_what_each_process_does_and_ends_after_sta
 
 def test_an_error_in_one_process_ends_the_others_after_the_grace_period():
     membership = membership_of(2)
-    assert not send(membership, 1, 10, "leave", error="ValueError: no such file")
+    assert not send(membership, 1, 10, "leave", error="ValueError: no such file", exit_code=EXIT_ERROR)
     assert not membership.disconnected(1)
     assert not membership.tick(10 + GRACE_SECONDS)
     reason = "process 1 on b ended with ValueError: no such file"
     assert end_of(membership.tick(11 + GRACE_SECONDS)) == (reason, EXIT_ERROR)
 
 
+def test_an_error_that_a_restart_helps_against_restarts_the_others_too():
+    membership = membership_of(2)
+    assert not send(membership, 1, 10, "leave", error="OSError: [Errno 5] Input/output error", exit_code=EXIT_RESTART)
+    reason = "process 1 on b ended with OSError: [Errno 5] Input/output error"
+    assert end_of(membership.tick(11 + GRACE_SECONDS)) == (reason, EXIT_RESTART)
+
+
 def test_when_all_processes_leave_with_an_error_none_is_ended_by_force():
     membership = membership_of(2)
-    assert not send(membership, 1, 10, "leave", error="FloatingPointError: nan")
-    assert send(membership, 0, 11, "leave", error="FloatingPointError: nan") == [{"kind": "all_left"}]
+    assert not send(membership, 1, 10, "leave", error="FloatingPointError: nan", exit_code=EXIT_ERROR)
+    assert send(membership, 0, 11, "leave", error="FloatingPointError: nan", exit_code=EXIT_ERROR) == [
+        {"kind": "all_left"}
+    ]
     assert membership.ended
 
 
 def test_a_process_that_left_without_an_error_is_not_missed():
     membership = membership_of(2)
-    assert not send(membership, 1, 10, "leave", error="")
+    assert not send(membership, 1, 10, "leave", error="", exit_code=0)
     assert not membership.disconnected(1)
     send(membership, 0, 100)
     assert not membership.tick(100)
-    assert send(membership, 0, 101, "leave", error="") == [{"kind": "all_left"}]
+    assert send(membership, 0, 101, "leave", error="", exit_code=0) == [{"kind": "all_left"}]
 
 
 def test_two_processes_with_one_index_are_named():

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from train_parts import batches, experiment, worker
 
-from lumina_jax.cluster.membership import EXIT_ERROR, EXIT_RESTART
 from lumina_jax.config import override
+from lumina_jax.faults import EXIT_ERROR, EXIT_RESTART
 from lumina_jax.train.checkpoint import newest
 from lumina_jax.train.loop import train
 from lumina_jax.train.metrics import read_metrics
