@@ -249,7 +249,7 @@ def _result_fields(cfg: Experiment) -> dict[str, object]:
     fields = {"seed": cfg.seed} | {f"mesh.{name}": getattr(cfg.mesh, name) for name in rounding}
     for group in ("model", "optim", "data"):
         fields |= {f"{group}.{name}": value for name, value in vars(getattr(cfg, group)).items()}
-    reading = ("threads", "fetchers", "fetch_seconds", "fetch_mb", "max_consecutive_rejects")
+    reading = ("threads", "fetchers", "fetch_seconds", "fetch_mb", "max_consecutive_rejects", "cache", "cache_gb")
     for name in ("optim.steps", "data.path", "data.tokenizer", *(f"data.{name}" for name in reading)):
         del fields[name]
     return fields
