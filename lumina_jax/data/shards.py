@@ -6,6 +6,7 @@
     00003-of-00010.json     of one range of the source: lengths, counts and rejects
     00003-of-00010.tokens   the kept records of that range, one after another, written last: then the shard is complete
     lengths.npy             i32[N]: the number of tokens of each record of all shards, in order
+    checksums.npy           u32[N]: the CRC-32 of each record's bytes, compared whenever it is read
     rejects.jsonl           {"index", "reason", "cause"} of each source record that was not kept
     manifest.json           the counts, written last: then the folder is complete
 
@@ -16,8 +17,9 @@ which is negative. A record's offset follows from the lengths, so readers hold n
 import hashlib
 import json
 import re
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
@@ -25,17 +27,19 @@ from typing import TypeVar
 import numpy as np
 
 from lumina_jax.config import from_dict, to_dict
-from lumina_jax.data.token_files import LENGTHS, RecordSpan, StoreReading, token_files
+from lumina_jax.data.token_files import RecordSpan, StoreReading, token_files
 from lumina_jax.errors import InputError, MissingFileError, StorageError, cause_of
 from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab
 
 SETTINGS = "settings.json"
 MANIFEST = "manifest.json"
+LENGTHS = "lengths.npy"
+CHECKSUMS = "checksums.npy"
 REJECTS = "rejects.jsonl"
 REPORT = "json"
 TOKENS = "tokens"
-OURS = re.compile(rf"{MANIFEST}|{LENGTHS}|{REJECTS}|\d{{5,}}-of-\d{{5,}}\.({REPORT}|{TOKENS})")
+OURS = re.compile(rf"{MANIFEST}|{LENGTHS}|{CHECKSUMS}|{REJECTS}|\d{{5,}}-of-\d{{5,}}\.({REPORT}|{TOKENS})")
 """The names of all files but the settings."""
 TOKEN_BYTES = 4
 MAX_CAUSES = 50
@@ -102,7 +106,8 @@ class Manifest:
 
     ``histogram[i]`` counts the records with edges[i] <= tokens < edges[i + 1], ``kinds`` the records by shard_maker.kind_of,
     ``crops`` the images of each size ("WxH"), ``shard_kept`` the records kept of each shard, ``causes`` the rejected ones (see
-    sum_causes; empty in a folder of an older version).
+    sum_causes; empty in a folder of an older version). ``shard_crc32`` are the CRC-32 of the file of tokens of each shard,
+    ``index_crc32`` those of the lengths and of the checksums (both empty in a folder of an older version).
     """
 
     settings: Settings
@@ -116,6 +121,8 @@ class Manifest:
     crops: dict[str, int]
     shard_kept: tuple[int, ...]
     causes: tuple[RejectCause, ...] = ()
+    shard_crc32: tuple[int, ...] = ()
+    index_crc32: tuple[int, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -218,11 +225,11 @@ def to_json(value: object, indent: int | None = 1) -> str:
 class Shards:
     """A folder written by pretokenize, on a disk or at a URL such as gs://BUCKET/FOLDER, as one list of samples.
 
-    ``lengths`` i32[N] are their numbers of tokens, memory-mapped. Safe to read from several threads; pickled it is only its
-    path, and another process opens it again. ``reading`` says how a store is read; whether all files are in a store is found out,
-    by a listing of it, only with ``check``, which need not be done on every host. Raises MissingFileError when the folder was not
-    written, or not finished, by pretokenize, InputError when it holds no records, unless it ``may_be_empty``, or its files do not
-    belong together.
+    ``lengths`` i32[N] are their numbers of tokens, ``checksums`` u32[N] the CRC-32 of each (None in a folder of an older version),
+    memory-mapped. Safe to read from several threads; pickled it is only its path, and another process opens it again. ``reading``
+    says how a store is read; whether all files are in a store is found out, by a listing of it, only with ``check``, which need not
+    be done on every host. Raises MissingFileError when the folder was not written, or not finished, by pretokenize, InputError when
+    it holds no records, unless it ``may_be_empty``, or its files do not belong together.
     """
 
     def __init__(
@@ -246,11 +253,9 @@ class Shards:
         sizes = self._files.sizes() if check or folder.local else []
         if missing := [name for name, size in zip(self._names, sizes, strict=False) if size is None]:
             raise MissingFileError(f"{path} lacks {', '.join(missing[:3])}; copy it whole or pretokenize it again")
-        try:
-            self.lengths = self._files.lengths()
-        except FileNotFoundError as error:
-            raise MissingFileError(f"{path} lacks {LENGTHS}; copy it whole or pretokenize it again") from error
-        self._files.open(self._check_sizes(sizes))
+        self.lengths, *checksums = map(self._index, (LENGTHS, CHECKSUMS)[: len(self.manifest.index_crc32) or 1])
+        self.checksums = checksums[0] if checksums else None
+        self._files.open(self._check_sizes(sizes), self.checksums)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -262,16 +267,17 @@ class Shards:
     def read(self, indices: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """The samples of ``indices``, tokens i32[n] and learn bool[n] of each; from a store all at once.
 
-        Raises IndexError unless 0 <= index < N of each, StorageError when a file ended in a record.
+        Raises IndexError unless 0 <= index < N of each, InputError or StorageError when a record is damaged or cut short.
         """
         spans = [self._span(index) for index in indices]
-        samples = []
-        for span, record in zip(spans, self._files.read(spans), strict=True):
-            if len(record) != span.stop - span.start:
-                name = f"{self.path}/{self._names[span.shard]}"
-                raise StorageError(f"{name} ended in record {span.record}; it was truncated after it was opened")
-            samples.append(unpack(record))
-        return samples
+        records = self._files.read(spans)
+        for span, record in zip(spans, records, strict=True):
+            self._check(span, record)
+        return [unpack(record) for record in records]
+
+    def blocks(self, shard: int) -> Iterator[bytes]:
+        """The content of the file of a shard, a part at a time."""
+        return self._files.blocks(shard)
 
     def __reduce__(self):
         return Shards, self._arguments
@@ -282,6 +288,33 @@ class Shards:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         start = TOKEN_BYTES * int(self.lengths[self._starts[shard] : index].sum(dtype=np.int64))
         return RecordSpan(index, shard, start, start + TOKEN_BYTES * int(self.lengths[index]))
+
+    def _check(self, span: RecordSpan, record: bytes) -> None:
+        """Raises StorageError where the file of a record ended in it, InputError where its bytes are others than were written."""
+        name = f"{self.path}/{self._names[span.shard]}"
+        if len(record) != span.stop - span.start:
+            raise StorageError(f"{name} ended in record {span.record}; it was truncated after it was opened")
+        if self.checksums is not None and zlib.crc32(record) != self.checksums[span.record]:
+            raise InputError(
+                f"{name} is damaged: record {span.record} is not as it was written; copy the file again from where it is "
+                "whole, or delete it and give the command of pretokenize again"
+            )
+
+    def _index(self, name: str) -> np.ndarray:
+        """A number for each record, memory-mapped, compared to its checksum. Raises InputError, MissingFileError."""
+        for anew in (False, True):  # a copy on this machine may be damaged, and that in the store whole
+            try:
+                file = self._files.index(name, anew)
+                numbers = np.asarray(np.load(file, mmap_mode="r"))
+            except FileNotFoundError as error:
+                raise MissingFileError(f"{self.path} lacks {name}; copy it whole or pretokenize it again") from error
+            except (ValueError, EOFError):
+                continue
+            expected = dict(zip((LENGTHS, CHECKSUMS), self.manifest.index_crc32, strict=False))
+            if not expected or zlib.crc32(np.ascontiguousarray(numbers).data) == expected[name]:
+                return numbers
+        where = f"{self.path}/{name}"
+        raise InputError(f"{where} is damaged; copy it again from where it is whole, or pretokenize again")
 
     def _check_sizes(self, sizes: Sequence[int]) -> list[int]:
         """The bytes that each shard should have. Raises InputError unless the manifest, and ``sizes`` if there are any, agree."""

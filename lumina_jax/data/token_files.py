@@ -4,8 +4,9 @@ import hashlib
 import os
 import resource
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -13,12 +14,15 @@ import numpy as np
 
 from lumina_jax.config import DataConfig
 from lumina_jax.data.token_cache import TokenCache
-from lumina_jax.errors import InputError, StorageError
+from lumina_jax.errors import StorageError
+from lumina_jax.faults import retried
 from lumina_jax.storage import StorageFolder
 
+BYTES_PER_GB = 10**9
 SPARE_FILES = 256
 """Open files reserved for everything but the shards."""
-LENGTHS = "lengths.npy"
+BLOCK_BYTES, STORED_BLOCK_BYTES = 1 << 20, 1 << 24
+"""Of a shard that is read as a whole, at once: from a disk, and from a store, which takes a while to answer."""
 
 
 class RecordSpan(NamedTuple):
@@ -50,10 +54,13 @@ class StoreReading:
 
 
 class TokenFiles(Protocol):
-    """The files of the shards of a folder, and its file of lengths."""
+    """The files of the shards of a folder, and those with a number for each record."""
 
-    def lengths(self) -> np.ndarray:
-        """i32[N], memory-mapped. Raises InputError when the file is damaged."""
+    def index(self, name: str, anew: bool) -> Path:
+        """The local path of a file with a number for each record; ``anew``: of a new copy, where it is one.
+
+        Raises FileNotFoundError.
+        """
 
     def sizes(self) -> list[int | None]:
         """The bytes of each shard; None for one that is not there."""
@@ -61,8 +68,11 @@ class TokenFiles(Protocol):
     def read(self, spans: Sequence[RecordSpan]) -> list[bytes]:
         """The bytes of each record, which may be fewer where a file ended in it. From several threads at once."""
 
-    def open(self, shard_bytes: Sequence[int]) -> None:
-        """Prepares reading; ``shard_bytes`` is what each shard should have."""
+    def blocks(self, shard: int) -> Iterator[bytes]:
+        """The content of the file of a shard, a part at a time."""
+
+    def open(self, shard_bytes: Sequence[int], checksums: np.ndarray | None) -> None:
+        """Prepares reading; ``shard_bytes`` is what each shard should have, ``checksums`` u32[N] the CRC-32 of each record."""
 
 
 class LocalTokens:
@@ -73,13 +83,18 @@ class LocalTokens:
         self._handles: dict[int, int] = {}
         self._opening = threading.Lock()
 
-    def lengths(self) -> np.ndarray:
-        return load_lengths(self._folder / LENGTHS)
+    def index(self, name: str, anew: bool) -> Path:
+        return self._folder / name
 
     def sizes(self) -> list[int | None]:
         return [file.stat().st_size if file.is_file() else None for file in self._files]
 
-    def open(self, shard_bytes: Sequence[int]) -> None:
+    def blocks(self, shard: int) -> Iterator[bytes]:
+        with self._files[shard].open("rb") as stream:
+            while block := stream.read(BLOCK_BYTES):
+                yield block
+
+    def open(self, shard_bytes: Sequence[int], checksums: np.ndarray | None) -> None:
         """Raises StorageError when so many files cannot be open at once."""
         _allow_open_files(len(self._files))
 
@@ -104,8 +119,8 @@ class LocalTokens:
 class StoredTokens:
     """:class:`TokenFiles` in a store. No file is open: records come by ranged requests, many at a time.
 
-    The lengths are fetched once to a folder of this machine, named after ``manifest``, the content of the folder's manifest; with
-    ``reading.cache_gb`` records stay there too.
+    The numbers of all records are fetched once, to a folder of this machine that is named after ``manifest``, the content of the
+    folder's manifest; with ``reading.cache_gb`` records stay there too.
     """
 
     def __init__(self, folder: StorageFolder, names: Sequence[str], manifest: bytes, reading: StoreReading):
@@ -115,26 +130,30 @@ class StoredTokens:
         self._cache: TokenCache | None = None
         self._begins = np.zeros(1, np.int64)
 
-    def lengths(self) -> np.ndarray:
-        path = self._local / LENGTHS
-        if not path.is_file():
-            self._folder.fetch(LENGTHS, path)
-        try:
-            return load_lengths(path)
-        except InputError:  # of a disk that lost power, or a download that was cut
-            self._folder.fetch(LENGTHS, path)
-            return load_lengths(path)
+    def index(self, name: str, anew: bool) -> Path:
+        path = self._local / name
+        if anew or not path.is_file():
+            self._folder.fetch(name, path)
+        return path
 
     def sizes(self) -> list[int | None]:
         """By one listing, however many shards there are."""
         sizes = self._folder.sizes()
         return [sizes.get(name) for name in self._names]
 
-    def open(self, shard_bytes: Sequence[int]) -> None:
+    def blocks(self, shard: int) -> Iterator[bytes]:
+        size = int(self._begins[shard + 1] - self._begins[shard])
+        for start in range(0, size, STORED_BLOCK_BYTES):
+            stop = min(start + STORED_BLOCK_BYTES, size)
+            read = partial(self._folder.read_ranges, [(self._names[shard], start, stop)], 1)
+            yield retried(read, f"reading {self._folder}/{self._names[shard]}")[0]
+
+    def open(self, shard_bytes: Sequence[int], checksums: np.ndarray | None) -> None:
         self._begins = np.cumsum([0, *shard_bytes])
-        if self._reading.cache_gb:
-            records, limit = len(self.lengths()), int(self._reading.cache_gb * 1e9)
-            self._cache = TokenCache(self._local, records, int(self._begins[-1]), limit)
+        if self._reading.cache_gb and checksums is not None:
+            self._cache = TokenCache(
+                self._local, checksums, int(self._begins[-1]), int(self._reading.cache_gb * BYTES_PER_GB)
+            )
 
     def read(self, spans: Sequence[RecordSpan]) -> list[bytes]:
         """Raises StorageError when a part comes back short; the caller tries again."""
@@ -144,7 +163,7 @@ class StoredTokens:
         absent = [number for number, part in enumerate(content) if part is None]
         for number, part in zip(absent, self._fetch([spans[number] for number in absent]), strict=True):
             content[number] = part
-            self._cache.put(spans[number].record, self._place(spans[number]), part)
+            self._cache.put(self._place(spans[number]), part)
         return content
 
     def _fetch(self, spans: Sequence[RecordSpan]) -> list[bytes]:
@@ -161,14 +180,6 @@ def token_files(folder: StorageFolder, names: Sequence[str], manifest: bytes, re
     if folder.local:
         return LocalTokens(folder.local, names)
     return StoredTokens(folder, names, manifest, reading)
-
-
-def load_lengths(path: Path) -> np.ndarray:
-    """The array of a file of lengths, memory-mapped. Raises InputError when the file is damaged."""
-    try:
-        return np.asarray(np.load(path, mmap_mode="r"))
-    except (ValueError, EOFError) as error:
-        raise InputError(f"{path} is damaged: {error}; copy it again") from error
 
 
 def _allow_open_files(count: int) -> None:
