@@ -34,6 +34,8 @@ def add_convert(verbs: _SubParsersAction) -> None:
 
     inspector = actions.add_parser("inspect", help="what a folder holds, what is missing, and where to put it")
     inspector.add_argument("path", type=input_path, help="a checkpoint's folder, of any layout")
+    deep_help = "read every number and compare it with the checksums; exit code 1 where one changed"
+    inspector.add_argument("--deep", action="store_true", help=deep_help)
     inspector.set_defaults(run=_inspect, keeps=NOTHING)
 
     verifier = actions.add_parser("verify", help="whether two checkpoints are the same model; exit code 1 if not")
@@ -104,6 +106,10 @@ def _inspect(options: Namespace) -> int:
         from convert.describe import describe
 
         report = describe(options.path)
+    if options.deep:
+        from convert.deep import verified
+
+        report = verified(report, options.path)
     print(report.text())
     return 1 if report.problems else 0
 

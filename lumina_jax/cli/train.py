@@ -66,6 +66,7 @@ def _train_in(group, cfg, config: str) -> None:
         from lumina_jax.config import to_dict
         from lumina_jax.data.pipeline import batches
         from lumina_jax.data.shards import Shards
+        from lumina_jax.data.verify import TokenCheck
         from lumina_jax.sharding import data_share, make_mesh
         from lumina_jax.train.loop import train
         from lumina_jax.vocab import Vocab
@@ -78,15 +79,20 @@ def _train_in(group, cfg, config: str) -> None:
     with waiting(f"loading {cfg.data.path}"):
         vocab = Vocab.load(cfg.data.tokenizer)
         vocab.check_fits(cfg.model.vocab)
-        manifests = {path: Shards(path).manifest for path in cfg.data.paths}
+        folders = {path: Shards(path) for path in cfg.data.paths}
+        manifests = {path: folder.manifest for path, folder in folders.items()}
         _check_vq(cfg, vocab, manifests)
     contents = {"tokenizer": vocab.fingerprint, "manifests": [to_dict(manifest) for manifest in manifests.values()]}
     check_consistency(cfg, group, contents)
 
     host, hosts = data_share(make_mesh(cfg.mesh), jax.process_index())
+    group.doing("verifying the tokens")
+    check = TokenCheck([*folders.values()], cfg.data.verify_mb, jax.process_index(), jax.process_count())
+    with waiting("verifying the tokens"):
+        check.before()
 
     def host_batches(start: int):
-        return batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps, host, hosts)
+        return check.during(batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps, host, hosts))
 
     train(cfg, host_batches, group=group)
     if jax.process_index() == 0:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 from itertools import islice
-from pathlib import Path
 from types import FrameType
 
 import jax
@@ -20,11 +19,12 @@ from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError
 from lumina_jax.progress import waiting
 from lumina_jax.sharding import AXES, check_rows, global_batch, make_mesh
-from lumina_jax.storage import held
 from lumina_jax.train.checkpoint import Saver, load_weights, newest
 from lumina_jax.train.compiled_steps import CompiledSteps
+from lumina_jax.train.lease import sole_run
 from lumina_jax.train.metrics import MetricsLog
 from lumina_jax.train.profile import ProfiledSteps
+from lumina_jax.train.save_clock import SaveClock
 from lumina_jax.train.step import TrainState, init_state, make_step, state_shapes, steps
 
 
@@ -44,8 +44,9 @@ def train(
     mesh = make_mesh(cfg.mesh)
     for length in cfg.data.buckets:
         check_rows(cfg.data.rows(length) // cfg.optim.accumulate, mesh)
-    alone = held(Path(cfg.out), "training") if jax.process_index() == 0 else nullcontext()
-    with closing(Saver(cfg)) as saver, group.guard(), alone:
+    first = jax.process_index() == 0
+    alone = sole_run(cfg.out, cfg.pod.lease_timeout, show) if first else nullcontext()
+    with alone as lease, closing(Saver(cfg, lease.check if lease else lambda: None)) as saver, group.guard():
         group.doing("loading")
         with waiting("making the state", show=show):
             start, state = saver.restore(state_shapes(cfg, mesh)) or (0, initial_state(cfg, mesh))
@@ -65,6 +66,7 @@ def _run_steps(
     plain_step, log = make_step(cfg, mesh), MetricsLog(cfg, start, show)
     compiled = CompiledSteps(cfg, mesh, plain_step, log.print_line)
     profiled = ProfiledSteps(cfg, compiled, start)
+    clock = SaveClock(cfg.save_minutes, mesh)
     with closing(log), closing(_Preemption(mesh)) as preemption, closing(profiled):
         if cfg.compile_ahead:
             group.doing("compiling ahead")
@@ -74,11 +76,13 @@ def _run_steps(
             if done == start + 1:
                 group.barrier("compiling the first step", cfg.pod.stall_timeout)
             log.write(done, metrics, batches.wait_seconds)
-            stopping = preemption.requested()
-            if stopping or done % cfg.save_every == 0 or done == last:
+            saver.check()
+            stopping, due = preemption.requested(), clock.due()
+            if stopping or due or done % cfg.save_every == 0 or done == last:
                 log.sync()
                 group.barrier(f"saving step {done}", cfg.pod.join_timeout)
                 saver.save(done, state)
+                clock.saved()
             if stopping:
                 raise SystemExit(143)
     if done < last:
@@ -116,7 +120,7 @@ def initial_state(cfg: Experiment, mesh: Mesh) -> TrainState:
     if not cfg.start:
         return state
     shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding), state.model)
-    return state._replace(model=load_weights(newest(Path(cfg.start)), shapes))
+    return state._replace(model=load_weights(newest(cfg.start), shapes))
 
 
 class _Preemption:
