@@ -2,10 +2,9 @@
 
 import os
 from argparse import Namespace, _SubParsersAction
-from pathlib import Path
 from shlex import quote
 
-from lumina_jax.cli.arguments import at_least, output_path
+from lumina_jax.cli.arguments import at, at_least, output_path
 from lumina_jax.cli.checks import check_run
 from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.cli.ending import say
@@ -55,7 +54,7 @@ def _train(options: Namespace) -> None:
 def _train_in(group, cfg, config: str) -> None:
     """Trains as one process of the Group ``group``."""
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
-        if not value or not Path(value).exists():
+        if not value or not at(value).exists():
             raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {quote(config)}")
     from lumina_jax.progress import waiting
 
@@ -103,7 +102,7 @@ def _check_vq(cfg, vocab, manifests) -> None:
     """Raises InputError when the image tokens were made by another VQ model than that of vq.path."""
     if not cfg.vq.path or not any(manifest.crops for manifest in manifests.values()):
         return
-    if not Path(cfg.vq.path).exists():
+    if not at(cfg.vq.path).exists():
         say(f"vq.path={cfg.vq.path} is not there, so it is not checked that it made the image tokens")
         return
     from convert import load_image_tokenizer
