@@ -34,8 +34,14 @@ def damaged_shards(folder: Shards, advance: Callable[[int], object] = lambda cou
     Calls ``advance`` with the bytes of each block read. A folder of an older version has no checksums and nothing is found.
     """
     shards = [(folder, number) for number in range(len(folder.manifest.shard_crc32))]
+    lock = threading.Lock()
+
+    def count(size: int) -> None:
+        with lock:
+            advance(size)
+
     with ThreadPoolExecutor(READERS) as pool:
-        return [reason for reason in pool.map(lambda shard: damage_of(shard, advance), shards) if reason]
+        return [reason for reason in pool.map(lambda shard: damage_of(shard, count), shards) if reason]
 
 
 def damage_of(shard: Shard, advance: Callable[[int], object] = lambda count: None) -> str:
