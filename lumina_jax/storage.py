@@ -87,7 +87,10 @@ def atomic_write(path: Place, new: bool = False) -> Iterator[Path]:
 def _upload(file: Path, path: Place, new: bool) -> None:
     """Uploads a local file; with ``new`` ExistingFileError when there is one at ``path``."""
     try:
-        path.fs.put_file(str(file), path.path, mode="create" if new else "overwrite")
+        if new:  # tried again it would meet the file of its own first attempt
+            path.fs.put_file(str(file), path.path, mode="create")
+        else:
+            retried(lambda: path.fs.put_file(str(file), path.path), f"writing {path}")
     except FileExistsError as error:
         raise ExistingFileError(f"{path} exists already; another process wrote it meanwhile") from error
 
