@@ -5,7 +5,7 @@ from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 from shlex import quote
 
-from lumina_jax.cli.arguments import at_least, output_path
+from lumina_jax.cli.arguments import at, at_least, output_path
 from lumina_jax.cli.checks import check_run
 from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.cli.ending import say
@@ -55,7 +55,8 @@ def _train(options: Namespace) -> None:
 def _train_in(group, cfg, config: str) -> None:
     """Trains as one process of the Group ``group``."""
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
-        if not value or not Path(value).exists():
+        # What a store lacks is named where it is read, and nothing is asked of it by every host.
+        if not value or (isinstance(at(value), Path) and not Path(value).exists()):
             raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {quote(config)}")
     from lumina_jax.progress import waiting
 
@@ -66,6 +67,7 @@ def _train_in(group, cfg, config: str) -> None:
         from lumina_jax.config import to_dict
         from lumina_jax.data.pipeline import batches
         from lumina_jax.data.shards import Shards
+        from lumina_jax.data.token_files import StoreReading
         from lumina_jax.data.verify import TokenCheck
         from lumina_jax.sharding import data_share, make_mesh
         from lumina_jax.train.loop import train
@@ -79,7 +81,8 @@ def _train_in(group, cfg, config: str) -> None:
     with waiting(f"loading {cfg.data.path}"):
         vocab = Vocab.load(cfg.data.tokenizer)
         vocab.check_fits(cfg.model.vocab)
-        folders = {path: Shards(path) for path in cfg.data.paths}
+        first, reading = jax.process_index() == 0, StoreReading.of(cfg.data)
+        folders = {path: Shards(path, reading=reading, check=first) for path in cfg.data.paths}
         manifests = {path: folder.manifest for path, folder in folders.items()}
         _check_vq(cfg, vocab, manifests)
     contents = {"tokenizer": vocab.fingerprint, "manifests": [to_dict(manifest) for manifest in manifests.values()]}
@@ -103,7 +106,7 @@ def _check_vq(cfg, vocab, manifests) -> None:
     """Raises InputError when the image tokens were made by another VQ model than that of vq.path."""
     if not cfg.vq.path or not any(manifest.crops for manifest in manifests.values()):
         return
-    if not Path(cfg.vq.path).exists():
+    if not at(cfg.vq.path).exists():
         say(f"vq.path={cfg.vq.path} is not there, so it is not checked that it made the image tokens")
         return
     from convert import load_image_tokenizer

@@ -316,7 +316,16 @@ def _result_fields(cfg: Experiment) -> dict[str, object]:
     fields = {"seed": cfg.seed} | {f"mesh.{name}": getattr(cfg.mesh, name) for name in rounding}
     for group in ("model", "optim", "data"):
         fields |= {f"{group}.{name}": value for name, value in vars(getattr(cfg, group)).items()}
-    reading = ("threads", "verify_mb", "fetchers", "fetch_seconds", "fetch_mb", "max_consecutive_rejects")
+    reading = (
+        "threads",
+        "verify_mb",
+        "cache",
+        "cache_gb",
+        "fetchers",
+        "fetch_seconds",
+        "fetch_mb",
+        "max_consecutive_rejects",
+    )
     for name in ("optim.steps", "data.path", "data.tokenizer", *(f"data.{name}" for name in reading)):
         del fields[name]
     return fields

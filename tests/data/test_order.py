@@ -29,7 +29,8 @@ def lengths(records: int, seed: int = 0, longest: int = 40) -> np.ndarray:
 def uses(order: DataOrder, numbers: Sequence[int], records: int, folder: int = 0) -> np.ndarray:
     """How often each record of ``folder`` comes in the batches of ``numbers``."""
     batches = [order(number) for number in numbers]
-    return np.bincount(np.concatenate([b.record[b.folder == folder] for b in batches]), minlength=records)
+    drawn = [np.zeros(0, np.int64), *(batch.record[batch.folder == folder] for batch in batches)]
+    return np.bincount(np.concatenate(drawn), minlength=records)
 
 
 @pytest.mark.smoke
@@ -83,7 +84,7 @@ def test_what_an_epoch_has_left_is_batched_anew(change):
     assert repeated < len(order(number - 1).record) + len(order(number - 2).record)
     plan = BatchPlan([lengths(records) + 1], replace(CONFIG, **change), 3)
     whole = uses(order, range(number, number + 2 * plan.steps), records)
-    assert whole.min() >= 1 and whole.sum() <= 2 * records + 3 * 16
+    assert whole.min() == 2 and whole.mean() < 2.2
 
 
 def test_other_weights_go_on_with_the_records_that_each_folder_has_left():
