@@ -42,6 +42,8 @@ from lumina_jax.storage import StorageFolder
 from lumina_jax.train.checkpoint import Saver
 from lumina_jax.train.deep_check import deep_damage
 
+LONG = "optim.steps=1000000"
+"""A run that no number of kills ends."""
 LAST_KILL_SECONDS = 1.5
 """A process is killed at most so long after its first save."""
 
@@ -187,7 +189,7 @@ def kills(folder: Path, times: int, rng: random.Random) -> dict[str, int]:
 
 def save_for_ever(folder: Path, writer: int) -> None:
     """In a process of its own: goes on from the folder and saves step after step, writing each that is on disk to the pipe."""
-    cfg = small_cfg(folder)
+    cfg = small_cfg(folder, LONG)
     step, saver = restored(cfg), Saver(cfg)
     while True:
         step += 1
@@ -201,7 +203,7 @@ def step_after_kill(folder: Path) -> int:
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         with contextlib.suppress(BaseException):
-            os.write(writer, restored(small_cfg(folder)).to_bytes(8, "little"))
+            os.write(writer, restored(small_cfg(folder, LONG)).to_bytes(8, "little"))
         os._exit(0)
     os.close(writer)
     step = os.read(reader, 8)

@@ -78,4 +78,4 @@ def test_the_wait_for_data_is_printed_and_not_in_metrics_jsonl(cfg, capsys):
     """metrics.jsonl is the same in every run; speeds and waits are not."""
     train(cfg, lambda start: host_batches(cfg, start))
     assert "waiting for data" in capsys.readouterr().out
-    assert "wait" not in (loop.Path(cfg.out) / "metrics.jsonl").read_text()
+    assert "wait" not in (Path(cfg.out) / "metrics.jsonl").read_text()
