@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -183,6 +184,7 @@ class StorageFolder:
         except ValueError as error:
             raise InputError(f"{self.url}: {error}; give a local path, or a URL such as gs://BUCKET/FOLDER") from error
         self._local = isinstance(self._system, LocalFileSystem)
+        self._requests_at_once = getattr(self._system, "async_impl", False)
 
     def __str__(self) -> str:
         return self.url
@@ -216,7 +218,11 @@ class StorageFolder:
 
         def there() -> bool:
             self._system.invalidate_cache(self._root)
-            return self._system.exists(self._path(name))
+            try:
+                self._system.info(self._path(name))  # fsspec's exists() takes every error for a no
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
 
         with storage_errors(self.url):
             return retried(there, f"looking for {self.url}/{name}")
@@ -240,7 +246,7 @@ class StorageFolder:
         if not spans:
             return []
         names, starts, stops = zip(*spans, strict=True)
-        options = {"batch_size": at_once} if getattr(self._system, "async_impl", False) else {}
+        options = {"batch_size": at_once} if self._requests_at_once else {}
         with self._reading(names[0]):
             parts = self._system.cat_ranges(
                 [self._path(name) for name in names], list(starts), list(stops), on_error="raise", **options
@@ -270,11 +276,15 @@ class StorageFolder:
             return
 
         def upload() -> None:
-            self._system.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            if not self._requests_at_once:  # such stores have no folders, and would make a bucket of a misspelt name
+                self._system.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
             self._system.put_file(str(path), self._path(name))
 
         with storage_errors(f"{self.url}/{name}"):
-            retried(upload, f"writing {self.url}/{name}")
+            try:
+                retried(upload, f"writing {self.url}/{name}")
+            except FileNotFoundError as error:
+                raise MissingFileError(f"{self.url}/{name} cannot be written: its bucket is not there") from error
 
     def write_text(self, name: str, text: str) -> None:
         """:meth:`write` of a text in UTF-8."""
@@ -283,8 +293,9 @@ class StorageFolder:
     def write_new_text(self, name: str, text: str) -> None:
         """:meth:`write_text` of a file that is not there yet; one that is there stays, whoever wrote it."""
         if not self._local:
-            if not self.exists(name):
-                self.write_text(name, text)
+            create = partial(self._system.pipe_file, self._path(name), text.encode(), mode="create")
+            with storage_errors(f"{self.url}/{name}"), suppress(FileExistsError):
+                retried(create, f"writing {self.url}/{name}")
             return
         with suppress(ExistingFileError), atomic_write(Path(self._path(name)), new=True) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
