@@ -3,7 +3,9 @@
 import pytest
 from gcs_server import GcsFault
 
+from lumina_jax import storage
 from lumina_jax.errors import InputError, MissingFileError, StorageError
+from lumina_jax.faults import is_transient
 from lumina_jax.storage import StorageFolder, atomic_write, atomic_write_text
 
 pytestmark = pytest.mark.smoke
@@ -78,5 +80,16 @@ def test_a_file_that_is_there_stays_and_a_reply_that_was_lost_does_no_harm(gcs):
 def test_a_store_that_refuses_is_not_taken_for_an_empty_one(gcs):
     gcs.faults.append(GcsFault("GET", status=403, times=-1))
     for ask in (lambda folder: folder.exists("a"), lambda folder: folder.file_names()):
-        with pytest.raises(StorageError, match=r"gs://bucket/folder: .*check its permissions"):
+        with pytest.raises(StorageError, match=r"gs://bucket/folder: Forbidden: .*check its permissions"):
             ask(StorageFolder("gs://bucket/folder"))
+
+
+def test_an_answer_that_never_comes_is_asked_for_again(gcs, monkeypatch):
+    monkeypatch.setattr(storage, "SECONDS", 0.3)
+    folder = StorageFolder("gs://bucket/folder")
+    folder.write_text("a", "content")
+    gcs.faults.append(GcsFault("GET", seconds=600))
+    with pytest.raises(StorageError, match=r"gs://bucket/folder/a: .*check") as error:
+        folder.read_ranges([("a", 0, 3)], 1)
+    assert is_transient(error.value)
+    assert folder.read_ranges([("a", 0, 3)], 1) == [b"con"]
