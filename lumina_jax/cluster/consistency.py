@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 
+from lumina_jax.cluster.agreement import text_from_first
 from lumina_jax.cluster.processes import Group
 from lumina_jax.config import Experiment, to_dict
 from lumina_jax.storage import storage_errors
@@ -46,18 +47,23 @@ def check_shared_folder(folder: Path, group: Group, timeout: float) -> None:
 
     Raises StorageError when process 0 cannot write to ``folder``.
     """
-    first = jax.process_index() == 0
-    if first:
-        with storage_errors(f"out={folder}"):
-            folder.mkdir(parents=True, exist_ok=True)
-            _remove_markers(folder)
-            # A new name each time: a mounted bucket may serve an old listing, or old content, of a known name for a while.
-            (folder / f"{MARKER}{secrets.token_hex(4)}").touch()
-    group.barrier(f"writing to {folder}", timeout)
-    markers = " ".join(sorted(path.name for path in folder.glob(f"{MARKER}*"))) or "empty"
-    group.barrier(f"looking into {folder}", timeout, {f"out={folder}, which all hosts must share,": markers})
-    if first:
+    marker = folder / text_from_first(lambda: _new_marker(folder))
+    # By its name: no host but the first lists the folder.
+    there = marker.name if marker.exists() else "without that file"
+    group.barrier(f"looking into {folder}", timeout, {f"out={folder}, which all hosts must share,": there})
+    if jax.process_index() == 0:
         _remove_markers(folder)
+
+
+def _new_marker(folder: Path) -> str:
+    """The name of a new file in ``folder``, which is made."""
+    with storage_errors(f"out={folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_markers(folder)
+        # A new name each time: a mounted bucket may serve an old listing, or old content, of a known name for a while.
+        name = f"{MARKER}{secrets.token_hex(4)}"
+        (folder / name).touch()
+    return name
 
 
 def _remove_markers(folder: Path) -> None:
