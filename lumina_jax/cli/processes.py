@@ -39,10 +39,10 @@ def join(options: Namespace, limits, run: str, slice_counts=()):
     from lumina_jax.progress import waiting
 
     with waiting("loading JAX"):
-        from lumina_jax.cluster import processes
+        from lumina_jax.cluster import joining, processes
     if not options.distributed:
         return nullcontext(processes.SingleProcess())
-    return processes.join(limits, *address, run, slice_counts)
+    return joining.join(limits, *address, run, slice_counts)
 
 
 def worker(text: str) -> tuple[int, int]:

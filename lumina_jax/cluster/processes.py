@@ -10,8 +10,6 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
-import jax
-
 from lumina_jax.cluster.connection import Connection, patient, proof, run_token
 from lumina_jax.cluster.coordinator import Coordinator, heartbeat_seconds
 from lumina_jax.cluster.membership import GRACE_SECONDS, Message
@@ -19,7 +17,7 @@ from lumina_jax.cluster.pace import Pace, slowest
 from lumina_jax.cluster.slices import check_slices
 from lumina_jax.config import PodConfig
 from lumina_jax.errors import InputError
-from lumina_jax.faults import EXIT_ERROR, EXIT_RESTART, exit_code, note_progress
+from lumina_jax.faults import EXIT_ERROR, EXIT_RESTART, exit_code, is_device_failure, note_progress
 
 JOINS_PER_SECOND = 1000
 """Processes wait before they connect, so that no more come in a second."""
@@ -27,8 +25,6 @@ CURES = {
     EXIT_RESTART: "; start all again to go on from the newest checkpoint",
     EXIT_ERROR: "; mend that, then start again",
 }
-SLICE_VARIABLES = ("MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", "MEGASCALE_COORDINATOR_ADDRESS")
-"""Where libtpu reads the number of slices, its own and the host of the first process."""
 
 
 class SingleProcess:
@@ -183,7 +179,7 @@ class ProcessGroup:
             raise
         except (Exception, KeyboardInterrupt) as error:
             if self._error is None:
-                if isinstance(error, jax.errors.JaxRuntimeError):
+                if is_device_failure(error):
                     # A collective fails when another process dies: the coordinator is about to name that process.
                     self._all_left.wait(GRACE_SECONDS)
                 self._error = error
@@ -265,11 +261,16 @@ class ProcessGroup:
     def _handle(self, message: Message) -> None:
         if message["kind"] == "begin":
             self._slices = tuple(message["slices"])
+            missing = ", ".join(str(number) for number in range(self._limits.slices) if number not in self._slices)
+            if missing and self._coordinator:
+                self._print(
+                    f"the run begins without slice {missing}; a slice that is complete is taken in after a save"
+                )
             self._begun.set()
         elif message["kind"] == "wait":
             present = ", ".join(map(str, message["slices"]))
             self._print(f"the run goes on with slice {present}; this process is taken in after the next save")
-            note_progress(f"waited until {time.time():.0f}")
+            note_progress(f"waited as {os.getpid()}")
         elif message["kind"] == "release":
             self._returned[message["barrier"]] = tuple(message["returned"])
             self._barriers[message["barrier"]].set()
@@ -296,33 +297,3 @@ class ProcessGroup:
 
 
 Group = SingleProcess | ProcessGroup
-
-
-@contextmanager
-def join(
-    limits: PodConfig,
-    coordinator: str | None = None,
-    processes: int | None = None,
-    index: int | None = None,
-    run: str = "",
-    slice_counts: Collection[int] = (),
-) -> Iterator[ProcessGroup]:
-    """Joins the other processes of the run, and initializes jax.distributed.
-
-    The first arguments as in :func:`find_address`, the others as in :class:`ProcessGroup`.
-    """
-    address = find_address(coordinator, processes, index, limits.join_timeout)
-    group = ProcessGroup(address, limits, run, slice_counts)
-    try:
-        with group.guard():
-            there = group.jax_address()
-            if group.present < limits.slices and SLICE_VARIABLES[0] in os.environ:
-                slice_index = there.index // (there.processes // group.present)
-                numbers = (str(group.present), str(slice_index), there.coordinator.rpartition(":")[0])
-                os.environ.update(zip(SLICE_VARIABLES, numbers, strict=True))
-            # JAX's own limits are longer than ours, which name the missing process where JAX aborts with a stack trace.
-            start, heartbeat = int(limits.join_timeout) + 1, 2 * int(limits.heartbeat_timeout) + 1
-            jax.distributed.initialize(*there, initialization_timeout=start, heartbeat_timeout_seconds=heartbeat)
-            yield group
-    finally:
-        group.close()

@@ -97,12 +97,6 @@ def wait_seconds(folder: Path, step: float, steps: int, threads: int) -> list[fl
     mesh = make_mesh(MeshConfig())
     rows = islice(batches(folder / "tokens", cfg, VOCAB, 0), steps + 1)
     feed = GlobalBatches(rows, mesh, 0, SingleProcess(), StepTimes.of(PodConfig()))
-        islice(batches(folder / "tokens", cfg, VOCAB, 0), steps + 1),
-        mesh,
-        0,
-        SingleProcess(),
-        StepTimes.of(PodConfig()),
-    )
     waits = []
     for _ in feed:
         waits.append(feed.wait_seconds)

@@ -148,7 +148,7 @@ def test_when_all_processes_leave_with_an_error_none_is_ended_by_force():
     membership = membership_of(2)
     assert not send(membership, 1, 10, "leave", error="FloatingPointError: nan", exit_code=EXIT_ERROR)
     assert send(membership, 0, 11, "leave", error="FloatingPointError: nan", exit_code=EXIT_ERROR) == [
-        {"kind": "all_left"}
+        {"kind": "all_left", "to": [0, 1]}
     ]
     assert membership.ended
 

@@ -41,7 +41,7 @@ def test_own_work_is_what_the_devices_are_not_waited_for():
     times = StepTimes(0, 1800)
     times.add(10.0, 0.0, 0.0)
     times.add(12.0, 0.5, 1.25)
-    assert times.pace == Pace(2.0, 0.5, 0.75)
+    assert times.pace == pytest.approx(Pace(2.0, 0.5, 0.75))
 
 
 def test_the_process_that_makes_the_others_wait_is_named():
