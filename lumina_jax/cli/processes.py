@@ -41,7 +41,7 @@ def join(options: Namespace, limits, run: str, slice_counts=()):
     with waiting("loading JAX"):
         from lumina_jax.cluster import joining, processes
     if not options.distributed:
-        return nullcontext(processes.SingleProcess())
+        return nullcontext(processes.SingleProcess(limits))
     return joining.join(limits, *address, run, slice_counts)
 
 

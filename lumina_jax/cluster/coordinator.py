@@ -23,6 +23,7 @@ import selectors
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Collection
 
 from lumina_jax.cluster.connection import Connection, allow_connections, encoded, patient, proof
@@ -84,6 +85,16 @@ class Coordinator:
         return self._membership.paces()
 
     def _serve(self) -> None:
+        try:
+            self._serve_until_it_fails()
+        except Exception as error:
+            # Without a word the others would wait for this thread until their heartbeats time out.
+            traceback.print_exception(error)
+            self._membership.ended = True
+            reason = f"the coordinator failed with {type(error).__name__}: {error}; its traceback stands in the log of process 0"
+            self._send([{"kind": "end", "reason": reason, "exit_code": EXIT_RESTART}])
+
+    def _serve_until_it_fails(self) -> None:
         last_heartbeat = last_tick = 0.0
         while True:
             for key, _ in self._selector.select(HEARTBEAT_SECONDS):

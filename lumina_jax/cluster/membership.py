@@ -87,7 +87,8 @@ class Membership:
         if index in self._waiting:
             self._waiting[index].last_heard = now
             return []
-        member = self._members[index]
+        if (member := self._members.get(index)) is None:  # one that waited in silence for too long
+            return []
         member.last_heard = now
         if message["doing"] != member.doing:
             member.doing, member.doing_since = str(message["doing"]), now
@@ -102,7 +103,7 @@ class Membership:
 
     def disconnected(self, index: int) -> list[Message]:
         """The connection of process ``index`` closed."""
-        if self._waiting.pop(index, None) or self._members[index].left:
+        if self._waiting.pop(index, None) or index not in self._members or self._members[index].left:
             return []
         if not self.begun and self._limits.elastic:
             del self._members[index]
@@ -120,6 +121,10 @@ class Membership:
                 return self._end(f"{silent}; it was last at {member.doing}", EXIT_RESTART)
         if not self.begun:
             return self._begin_without_missing(now)
+        heard = {index: now - member.last_heard for index, member in self._waiting.items()}
+        self._waiting = {
+            index: self._waiting[index] for index in heard if heard[index] <= self._limits.heartbeat_timeout
+        }
         for name, barrier in self._barriers.items():
             if now - barrier.start > barrier.timeout:
                 missing = [index for index in self._members if index not in barrier.values]

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from lumina_jax.cluster.connection import Connection, patient, proof, run_token
-from lumina_jax.cluster.coordinator import Coordinator, heartbeat_seconds
-from lumina_jax.cluster.membership import GRACE_SECONDS, Message
+from lumina_jax.cluster.coordinator import HEARTBEAT_SECONDS, Coordinator, heartbeat_seconds
+from lumina_jax.cluster.membership import GRACE_SECONDS, Membership, Message
 from lumina_jax.cluster.pace import Pace, slowest
 from lumina_jax.cluster.slices import check_slices
 from lumina_jax.config import PodConfig
@@ -33,8 +33,18 @@ class SingleProcess:
     present = 0
     """It stands in no slice that could be lost."""
 
+    def __init__(self, limits: PodConfig | None = None):
+        self._limits, self._activity, self._limit = limits, "its start", 0.0
+        self._watcher: threading.Thread | None = None
+        self._over = threading.Event()
+
     def doing(self, activity: str, limit: float = 0.0) -> None:
-        """Does nothing."""
+        """Says what this process does from now on. From the first ``limit`` on, with ``limits``, a thread ends the process with the
+        exit code 75 when something takes longer than it may."""
+        self._activity, self._limit = activity, limit
+        if limit and self._limits is not None and self._watcher is None:
+            self._watcher = threading.Thread(target=self._watch, args=(self._limits,), name="watch", daemon=True)
+            self._watcher.start()
 
     def pace(self, pace: Pace | None) -> None:
         """Does nothing."""
@@ -49,8 +59,26 @@ class SingleProcess:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Does nothing."""
-        yield
+        """A with-block after which nothing is watched any more."""
+        try:
+            yield
+        finally:
+            self._over.set()
+
+    def _watch(self, limits: PodConfig) -> None:
+        membership, last = None, 0.0
+        while not self._over.wait(HEARTBEAT_SECONDS):
+            now = time.monotonic()
+            if membership is None or now - last > GRACE_SECONDS:  # the process was stopped meanwhile
+                membership = Membership(1, limits, now)
+                membership.receive(0, {"kind": "hello", "host": socket.gethostname()}, now)
+            last, doing = now, {"kind": "heartbeat", "doing": self._activity, "limit": self._limit}
+            for message in [*membership.receive(0, doing, now), *membership.tick(now)]:
+                if message["kind"] == "notice":
+                    _write(str(message["text"]))
+                elif message["kind"] == "end":
+                    _write(f"the run ends: {message['reason']}{CURES[EXIT_RESTART]}")
+                    os._exit(EXIT_RESTART)
 
 
 class Address(NamedTuple):
@@ -291,9 +319,13 @@ class ProcessGroup:
         os._exit(code)
 
     def _print(self, text: str) -> None:
-        # Not through sys.stderr: the main thread may hang while it holds the lock of that stream. Who reads it may be gone.
-        with suppress(OSError):
-            os.write(2, f"process {self._address.index} of {self._address.processes}: {text}\n".encode())
+        _write(f"process {self._address.index} of {self._address.processes}: {text}")
+
+
+def _write(line: str) -> None:
+    # Not through sys.stderr: the main thread may hang while it holds the lock of that stream. Who reads it may be gone.
+    with suppress(OSError):
+        os.write(2, f"{line}\n".encode())
 
 
 Group = SingleProcess | ProcessGroup

@@ -8,10 +8,10 @@ import json
 import os
 import sys
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 from lumina_jax.cli.ending import tell_error
-from lumina_jax.cluster.processes import Address, ProcessGroup
+from lumina_jax.cluster.processes import Address, ProcessGroup, SingleProcess
 from lumina_jax.config import PodConfig
 
 
@@ -26,8 +26,12 @@ def main(
     limits: dict[str, float] | None = None,
 ) -> int:
     try:
-        group = ProcessGroup(Address(coordinator, processes, index), PodConfig(**(limits or {})), "faults")
-        with closing(group), group.guard():
+        with ExitStack() as stack:
+            config, address = PodConfig(**(limits or {})), Address(coordinator, processes, index)
+            group = SingleProcess(config)
+            if processes > 1:
+                group = stack.enter_context(closing(ProcessGroup(address, config, "faults")))
+            stack.enter_context(group.guard())
             for step in range(1, steps + 1):
                 group.doing(f"step {step}", 1.0 * bool(hang_at))
                 print(step, flush=True)

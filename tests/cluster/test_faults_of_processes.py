@@ -125,6 +125,12 @@ def test_a_step_that_hangs_is_ended_by_the_limit_of_a_step(run):
             )
 
 
+def test_a_single_process_that_hangs_in_a_step_ends_too():
+    with ExitStack() as stack:
+        code, line = ends(start(stack, 0, 1, processes=1, hang_at=4))
+    assert code == EXIT_RESTART and line.startswith("the run ends: nothing new for ") and "at step 4; start all" in line
+
+
 NETWORK = """
 set -e
 mount -t tmpfs none /run && mkdir -p /run/netns
