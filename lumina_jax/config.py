@@ -13,7 +13,7 @@ from functools import partial
 from lumina_jax.errors import InputError, prefixed_errors
 from lumina_jax.errors import require as _require
 from lumina_jax.numbers import LARGEST, real_number, whole_number
-from lumina_jax.run_config import GuardConfig, ResumeConfig
+from lumina_jax.run_config import GuardConfig, ResumeConfig, WatchConfig
 
 
 @dataclass(frozen=True)
@@ -416,6 +416,7 @@ class Experiment:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self):
