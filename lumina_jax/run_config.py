@@ -7,14 +7,25 @@ from lumina_jax.errors import require
 
 @dataclass(frozen=True)
 class ResumeConfig:
-    """How a run goes on from a checkpoint.
+    """From which checkpoint a run goes on, and how. ``resume=VALUE`` is short for ``resume.point=VALUE``.
+
+    ``point`` "newest" is the newest whole checkpoint: newer ones that are damaged are renamed, with a line for each. With
+    "strict" a damaged one ends the run. A number is the step of the checkpoint to go back to: newer ones are renamed, and a later
+    start with the same number goes on from what the run saved since.
 
     ``allow`` names the fields, with commas, that may have another value than the run was saved with: ``optim.steps,optim.lr``, or
     a whole group, ``optim`` or ``data``. The run then goes on with the new values from that step on, and its history
     (history.jsonl) keeps who changed what.
     """
 
+    point: str = "newest"
     allow: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        require(
+            self.point in ("newest", "strict") or (self.point.isascii() and self.point.isdigit()),
+            f"resume={self.point!r}; choose 'newest', 'strict' or the step of a checkpoint, such as 2000",
+        )
 
 
 @dataclass(frozen=True)

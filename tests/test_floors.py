@@ -20,6 +20,7 @@ FLOORS = (
         "released",
         "vocab",
         "batch",
+        "places",
         "storage",
         "progress",
         "faults",

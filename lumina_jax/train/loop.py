@@ -1,19 +1,13 @@
 """A training run: from its first step, or from its newest checkpoint, to its last step."""
 
 import gc
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from itertools import islice
-from pathlib import Path
-from types import FrameType
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from lumina_jax.batch import Batch
 from lumina_jax.cluster.processes import Group, SingleProcess
@@ -21,23 +15,22 @@ from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError, NotFiniteError
 from lumina_jax.history import BatchSpan, Change, Folders, batch_span, changed_now
 from lumina_jax.progress import print_line, waiting
-from lumina_jax.sharding import AXES, check_rows, global_batch, make_mesh
-from lumina_jax.storage import held
+from lumina_jax.sharding import check_rows, make_mesh
 from lumina_jax.train.bad_batches import BadBatches
 from lumina_jax.train.checkpoint import Saver, load_weights, newest
 from lumina_jax.train.compiled_steps import CompiledSteps
 from lumina_jax.train.continuing import in_words
+from lumina_jax.train.global_batches import GlobalBatches
 from lumina_jax.train.goodput import Goodput, read_goodput
 from lumina_jax.train.guards import GoBackError
+from lumina_jax.train.lease import sole_run
 from lumina_jax.train.metrics import MetricsLog
+from lumina_jax.train.preemption import Preemption
 from lumina_jax.train.profile import ProfiledSteps
 from lumina_jax.train.run_log import RunLog
+from lumina_jax.train.save_clock import SaveClock
 from lumina_jax.train.step import TrainState, init_state, make_step, state_shapes, steps
-from lumina_jax.train.watch import Watcher
-
-RECENT_STEPS = 3
-"""Steps whose rows are kept on the host."""
-
+from lumina_jax.train.watch import HELD_OUT, Watcher
 
 Batches = Callable[[BatchSpan], Iterator[Batch]]
 """Yields the rows of this process (see data_share) of each global batch of a span."""
@@ -68,8 +61,13 @@ def train(
     mesh = make_mesh(cfg.mesh)
     for length in cfg.data.buckets:
         check_rows(cfg.data.rows(length) // cfg.optim.accumulate, mesh)
-    alone = held(Path(cfg.out), "training") if jax.process_index() == 0 else nullcontext()
-    with closing(Saver(cfg, folders)) as saver, group.guard(), alone:
+    first = jax.process_index() == 0
+    alone = sole_run(cfg.out, cfg.pod.lease_timeout, show) if first else nullcontext()
+    with (
+        alone as lease,
+        closing(Saver(cfg, lease.check if lease else lambda: None, folders)) as saver,
+        group.guard(),
+    ):
         run = Run(cfg, mesh, saver, batches, group, show, record_names, watchers)
         state = run.to_the_end()
         group.doing("its end")
@@ -80,7 +78,7 @@ def train(
 
 
 class Run:
-    """The steps of one run, from a checkpoint to the last one, over and over where the guards send it back; arguments as in train."""
+    """The steps of one run from its checkpoint to the last one, again where its guards send it back; arguments as in train."""
 
     def __init__(
         self,
@@ -93,15 +91,8 @@ class Run:
         record_names: RecordNames | None,
         watchers: Sequence[Watcher],
     ):
-        self._cfg, self._mesh, self._saver, self._batches, self._group, self._show = (
-            cfg,
-            mesh,
-            saver,
-            batches,
-            group,
-            show,
-        )
-        self._watchers = watchers
+        self._cfg, self._mesh, self._saver, self._batches = cfg, mesh, saver, batches
+        self._group, self._show, self._watchers = group, show, watchers
         self._bad_batches = BadBatches(cfg, saver, record_names)
         self._events = RunLog(cfg.out)
         self._compiled = CompiledSteps(cfg, mesh, make_step(cfg, mesh), print_line)
@@ -138,6 +129,7 @@ class Run:
         """(steps done, state) of the newest checkpoint, or of the beginning."""
         cfg, begun = self._cfg, time.time()
         self._group.doing("loading")
+        self._saver.check(wait=True)
         with waiting("making the state", show=self._show):
             start, state = self._saver.restore(state_shapes(cfg, self._mesh)) or (0, initial_state(cfg, self._mesh))
         history = self._saver.history
@@ -172,8 +164,9 @@ class Run:
         log, done = MetricsLog(cfg, start, self._show), start
         self._compiled.print_to(log.print_line)
         profiled = ProfiledSteps(cfg, self._compiled, start)
+        clock = SaveClock(cfg.save_minutes, self._mesh)
         span = batch_span(start, last, cfg.data, self._saver.folders, self._saver.history)
-        with closing(log), closing(_Preemption(self._mesh)) as preemption, closing(profiled):
+        with closing(log), closing(Preemption(self._mesh)) as preemption, closing(profiled):
             if cfg.compile_ahead:
                 group.doing("compiling ahead")
                 self._compiled.compile_all()
@@ -185,11 +178,13 @@ class Run:
                             group.barrier("compiling the first step", cfg.pod.stall_timeout)
                     goodput.add("waiting for data", rows.wait_seconds)
                     log.write(done, metrics, rows.wait_seconds)
-                    stopping = preemption.requested()
+                    self._saver.check()
+                    stopping, due = preemption.requested(), clock.due()
                     measured = self._measure(done, state, log)
-                    if stopping or done % cfg.save_every == 0 or done == last:
+                    if stopping or due or done % cfg.save_every == 0 or done == last:
                         log.sync()
                         self._save(done, state, measured)
+                        clock.saved()
                     if stopping:
                         raise SystemExit(143)
         if done < last:
@@ -214,40 +209,12 @@ class Run:
         """Saves the state after step ``done``, and where the time went until then."""
         with self._goodput.measure("saving"):
             self._group.barrier(f"saving step {done}", self._cfg.pod.join_timeout)
-            self._saver.save(done, state)
+            self._saver.save(done, state, measured.get(HELD_OUT))
         self._goodput.add("compiling", self._compiled.seconds)
         self._compiled.seconds = 0.0
         if jax.process_index() == 0:
             self._goodput.mark(done)
             self._goodput.write(self._cfg.out)
-
-
-class GlobalBatches:
-    """Iterator over global batches on the devices, made from the rows of this process; tells ``group`` the current step.
-
-    A batch is taken from ``host_batches``, which read ahead, and sent to the devices while they still run the step before.
-    ``wait_seconds`` is how long the newest batch was waited for: near 0 unless reading is slower than training. ``recent`` are the
-    rows of the last steps by step: the numbers of a step are read when later ones have begun.
-    """
-
-    def __init__(self, host_batches: Iterator[Batch], mesh: Mesh, start: int, group: Group):
-        self._host_batches, self._mesh, self._step, self._group = host_batches, mesh, start, group
-        self.wait_seconds = 0.0
-        self.recent: dict[int, Batch] = {}
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        self._step += 1
-        self._group.doing(f"reading batch {self._step}")
-        start = time.monotonic()
-        rows = next(self._host_batches)
-        self.wait_seconds = time.monotonic() - start
-        self._group.doing(f"step {self._step}")
-        self.recent = {step: batch for step, batch in self.recent.items() if step > self._step - RECENT_STEPS}
-        self.recent[self._step] = rows
-        return global_batch(rows, self._mesh)
 
 
 def initial_state(cfg: Experiment, mesh: Mesh) -> TrainState:
@@ -256,33 +223,4 @@ def initial_state(cfg: Experiment, mesh: Mesh) -> TrainState:
     if not cfg.start:
         return state
     shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding), state.model)
-    return state._replace(model=load_weights(newest(Path(cfg.start)), shapes))
-
-
-class _Preemption:
-    """Whether this run must stop: SIGTERM arrived here or in any other process.
-
-    Each call starts a reduction over all processes and returns the result of the call before, so that all processes stop after
-    the same step and none waits. JAX's preemption service cannot be used: Orbax asks it about old steps from a thread, after which
-    processes disagree.
-    """
-
-    def __init__(self, mesh: Mesh):
-        self._signaled, self._pending = False, None
-        self._split = NamedSharding(mesh, P(AXES))
-        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
-        self._old_handler = signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signaled = True
-
-    def requested(self) -> bool:
-        if jax.process_count() == 1:
-            return self._signaled
-        flags = np.full(jax.local_device_count(), self._signaled)
-        previous, self._pending = self._pending, self._any(jax.make_array_from_process_local_data(self._split, flags))
-        return previous is not None and bool(previous)
-
-    def close(self) -> None:
-        # The old handler is None when it was not set from Python; such a handler cannot be set again.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._old_handler is None else self._old_handler)
+    return state._replace(model=load_weights(newest(cfg.start), shapes))

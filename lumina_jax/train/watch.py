@@ -15,6 +15,9 @@ from lumina_jax.sharding import STORE, constrain_weights
 from lumina_jax.train.loss import LossSums, step_loss
 from lumina_jax.train.step import TrainState
 
+HELD_OUT = "held_out"
+"""The name of the held-out loss in metrics.jsonl; the best checkpoints are kept by it."""
+
 
 class Watcher(Protocol):
     """Measures the state of a run every ``every`` steps and at the end; ``name`` says what it does, for people who wait."""
