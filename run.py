@@ -9,6 +9,7 @@ try:
 
     from lumina_jax import __version__
     from lumina_jax.cli import ending
+    from lumina_jax.cli.checks import check_options
     from lumina_jax.cli.convert import add_convert
     from lumina_jax.cli.data import add_data
     from lumina_jax.cli.evaluate import add_evaluate, add_refine
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     keeps, raised = vars(options).get("keeps", "").format_map(vars(options)), []
     try:
         with ending.signals(program, keeps) as raised:
+            check_options(options)
             code = options.run(options) or 0
             print(end="", flush=True)
             return code

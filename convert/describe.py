@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from convert.target_sizes import names_of, target_size_of
 from convert.tokenizer_files import TokenizerFiles
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import MissingFileError, UserError
+from lumina_jax.places import Place, place
 from lumina_jax.released import released_as
 from lumina_jax.train.checkpoint import FOLDER
 from lumina_jax.train.integrity import COMMITTED, damage
@@ -55,7 +55,7 @@ class Finding(NamedTuple):
 class FolderReport:
     """What was found at ``path``, and the command to run next."""
 
-    path: Path
+    path: Place
     findings: tuple[Finding, ...]
     next_command: str
 
@@ -82,9 +82,9 @@ class FolderReport:
         return "\n".join([*lines, f"next: {self.next_command}"])
 
 
-def describe(path: str | Path) -> FolderReport:
+def describe(path: str | Place) -> FolderReport:
     """Reads headers, configs and the small files beside them. What a user can mend is in the report, never raised."""
-    path = Path(path)
+    path = place(path)
     with read_errors(path):
         folder = path.parent if path.is_file() else path
     opened: list[Checkpoint] = []
@@ -126,12 +126,12 @@ def _with_problems(survey: Iterator[Finding]) -> Iterator[Finding]:
         yield Finding("problem", str(error))
 
 
-def _open(folder: Path, opened: list[Checkpoint]) -> Iterator[Finding]:
+def _open(folder: Place, opened: list[Checkpoint]) -> Iterator[Finding]:
     opened.append(open_source(folder))
     yield Finding("layout", LAYOUTS[opened[0].layout])
 
 
-def _folder(folder: Path, opened: bool) -> Iterator[Finding]:
+def _folder(folder: Place, opened: bool) -> Iterator[Finding]:
     """What the names and sizes of the files tell, without opening any."""
     layouts = [kind for kind, names in LAYOUT_FILES.items() if any(any(folder.glob(name)) for name in names)]
     if layouts and not opened:

@@ -19,7 +19,8 @@ from lumina_jax.errors import InputError
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import STORE, spec
 from lumina_jax.train.checkpoint import EXPERIMENT, WEIGHTS, newest, read_experiment
-from lumina_jax.train.integrity import STATE, check_folder, open_array
+from lumina_jax.train.chunks import cut_axes, saving_context
+from lumina_jax.train.integrity import STATE, check_folder, checksums, open_array, sealed
 
 IMPORTED = "checkpoints/0"
 """Where an imported checkpoint is in its folder: where a run's checkpoint after 0 steps would be."""
@@ -124,8 +125,16 @@ def local_bytes(source: Checkpoint, row: WeightRow, dtype: np.dtype, mesh: Mesh)
 
 
 def _sharding(row: WeightRow, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    letters = "".join(axis[0] if len(axis) == 1 else "K" for axis in axis_groups(row.axes))
-    return NamedSharding(mesh, spec(letters, shape, {} if row.path.startswith(VQ_PATH) else STORE, mesh))
+    return NamedSharding(mesh, spec(_letters(row), shape, {} if row.path.startswith(VQ_PATH) else STORE, mesh))
+
+
+def _letters(row: WeightRow) -> str:
+    return "".join(axis[0] if len(axis) == 1 else "K" for axis in axis_groups(row.axes))
+
+
+def _cut_axes(row: WeightRow, source: Checkpoint) -> tuple[int, ...]:
+    """The axes along which a weight is cut into chunks; the VQ encoder's, which nobody reads in parts, are left whole."""
+    return () if row.path.startswith(VQ_PATH) else cut_axes(_letters(row), len(_stacked_shape(row, source)))
 
 
 def write_orbax(
@@ -145,22 +154,22 @@ def write_orbax(
     checkpoint = folder.absolute() / IMPORTED
     check_folder(checkpoint)
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    context = ocp.Context()
-    context.array.saving.use_compression = False  # so that parts of an array can be read back
+    context = saving_context({_name(row): _cut_axes(row, source) for row in source.rows})
     context.array.saving.ocdbt_target_data_file_size = 0  # else arrays of over 2 GB are copied before they are written
     batches = _batches(source, dtypes)
     largest = max(sum(local_bytes(source, row, dtypes[row.path], mesh) for row in rows) for rows in batches)
-    saving, scratches = None, (Scratch(largest), Scratch(largest))
+    saving, scratches, sums = None, (Scratch(largest), Scratch(largest)), {}
     try:
         for number, rows in enumerate(batches):
             scratch = scratches[number % 2]
             scratch.reset()
             arrays = {_name(row): stack(source, row, read, dtypes[row.path], mesh, scratch) for row in rows}
-            jax.block_until_ready(arrays)
+            sums |= checksums(arrays)
+            told = sealed(metadata, sums) if rows is batches[-1] else metadata
             with write_errors(folder, ValueError, RuntimeError), context:
                 if saving:
                     saving.result()
-                saving = ocp.partial.save_async(checkpoint, arrays, custom_metadata=metadata)
+                saving = ocp.partial.save_async(checkpoint, arrays, custom_metadata=told)
             progress.advance(sum(array.nbytes for array in arrays.values()))
         with write_errors(folder, ValueError, RuntimeError):
             saving.result()

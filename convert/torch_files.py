@@ -1,7 +1,6 @@
 """Checkpoints written for PyTorch: first a plan of which file holds which part of which weight, then the files in that order."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +9,12 @@ from convert.buffers import Scratch, copy_into
 from convert.errors import write_errors
 from convert.sources import Checkpoint, Read, check_shardable, layers_of
 from convert.table import ROWS, Index, WeightRow, cut_sizes, is_qk_norm, rearrange, shape_of, sizes_of
-from convert.tensor_files import WEIGHT_FILES, need_torch
+from convert.tensor_files import WEIGHT_FILES
+from convert.tensor_formats import need_torch
 from convert.tensor_writers import SafetensorsWriter, TensorSpec, TorchWriter
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import InputError
+from lumina_jax.places import Place
 from lumina_jax.progress import ProgressDisplay
 
 FILE_BYTES = 5_000_000_000
@@ -94,7 +95,7 @@ def plan_meta(source: Checkpoint, dtypes: Mapping[str, np.dtype], shards: int | 
 
 
 def write_files(
-    folder: Path, files: list[PlannedFile], cfg: ModelConfig, read: Read, progress: ProgressDisplay
+    folder: Place, files: list[PlannedFile], cfg: ModelConfig, read: Read, progress: ProgressDisplay
 ) -> None:
     """Writes ``files`` into ``folder``. Raises StorageError naming the file that cannot be written.
 

@@ -4,6 +4,16 @@ from dataclasses import dataclass
 
 from lumina_jax.errors import require
 
+MINIMA = {
+    "join_timeout": 1,
+    "stall_timeout": 1,
+    "step_timeout": 0,
+    "heartbeat_timeout": 5,
+    "lease_timeout": 1,
+    "elastic_wait": 1,
+}
+"""The least seconds of each limit."""
+
 
 @dataclass(frozen=True)
 class PodConfig:
@@ -13,6 +23,7 @@ class PodConfig:
     ``stall_timeout``: to load, to compile, to save, and for the last save. ``step_timeout``: for a step that compiles nothing and
     for the reading of its batch; 0 is 20 times the median of the steps so far, at least 120 and at most ``stall_timeout``.
     ``heartbeat_timeout``: without a sign of life (the death of a process is noticed at once, that of its machine after so long).
+    ``lease_timeout``: after so long without a sign of the run that holds ``out``, another takes the folder over.
 
     ``slices`` is the number of slices of equal size that the processes stand in, one slice after another. With ``elastic`` a run
     that lost a slice goes on without it: when all start again and a slice is not complete ``elastic_wait`` seconds later, the
@@ -23,13 +34,13 @@ class PodConfig:
     stall_timeout: float = 1800
     step_timeout: float = 0
     heartbeat_timeout: float = 60
+    lease_timeout: float = 60
     slices: int = 1
     elastic: bool = False
     elastic_wait: float = 120
 
     def __post_init__(self):
-        minima = {"join_timeout": 1, "stall_timeout": 1, "step_timeout": 0, "heartbeat_timeout": 5, "elastic_wait": 1}
-        for name, minimum in minima.items():
+        for name, minimum in MINIMA.items():
             seconds = getattr(self, name)
             require(seconds >= minimum, f"pod.{name}={seconds}; it must be at least {minimum} seconds")
         require(self.slices >= 1, f"pod.slices={self.slices}; it must be at least 1")

@@ -7,14 +7,25 @@ from lumina_jax.errors import require
 
 @dataclass(frozen=True)
 class ResumeConfig:
-    """How a run goes on from a checkpoint.
+    """From which checkpoint a run goes on, and how. ``resume=VALUE`` is short for ``resume.point=VALUE``.
+
+    ``point`` "newest" is the newest whole checkpoint: newer ones that are damaged are renamed, with a line for each. With
+    "strict" a damaged one ends the run. A number is the step of the checkpoint to go back to: newer ones are renamed, and a later
+    start with the same number goes on from what the run saved since.
 
     ``allow`` names the fields, with commas, that may have another value than the run was saved with: ``optim.steps,optim.lr``, or
     a whole group, ``optim`` or ``data``. The run then goes on with the new values from that step on, and its history
     (history.jsonl) keeps who changed what.
     """
 
+    point: str = "newest"
     allow: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        require(
+            self.point in ("newest", "strict") or (self.point.isascii() and self.point.isdigit()),
+            f"resume={self.point!r}; choose 'newest', 'strict' or the step of a checkpoint, such as 2000",
+        )
 
 
 @dataclass(frozen=True)
@@ -56,3 +67,27 @@ class GuardConfig:
         for name, least in limits.items():
             value = getattr(self, name)
             require(value >= least, f"guard.{name}={value}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """What is measured of a model while it trains.
+
+    ``norms`` is into how many groups of neighbouring layers the norms of gradients and weights are divided, for each kind of
+    weights (0: none are computed); metrics.jsonl gets them. Every ``held_out_every`` steps (0: never), and at the end, the mean
+    cross-entropy over ``held_out_batches`` batches (0: all, once) of the token folder ``held_out`` is measured; metrics.jsonl gets
+    it as "held_out".
+    """
+
+    norms: int = 0
+    held_out: str = ""
+    held_out_every: int = 0
+    held_out_batches: int = 16
+
+    def __post_init__(self):
+        for name in ("norms", "held_out_every", "held_out_batches"):
+            require(getattr(self, name) >= 0, f"watch.{name}={getattr(self, name)}; it must not be negative")
+        require(
+            not self.held_out_every or bool(self.held_out),
+            f"watch.held_out_every={self.held_out_every} needs a token folder, watch.held_out; give it, or 0",
+        )

@@ -25,6 +25,7 @@ from lumina_jax.errors import (
     StorageError,
     UserError,
 )
+from lumina_jax.places import Place, store_errors
 
 TEMPORARY = ".tmp"
 """Suffix of files that are still being written."""
@@ -35,24 +36,30 @@ CLAIMS = ".written.json"
 
 
 @contextmanager
-def storage_errors(path: Path | str) -> Iterator[None]:
+def storage_errors(path: Place | str) -> Iterator[None]:
     """Turns the refusal of a disk or store into an error naming ``path`` and the cure; a FileNotFoundError passes unchanged."""
     try:
         yield
     except (UserError, FileNotFoundError):
         raise
-    except OSError as error:
+    except store_errors() as error:
         raise StorageError(f"{path}: {error}; check its permissions, the free space and the connection") from error
 
 
 @contextmanager
-def atomic_write(path: Path, new: bool = False) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``; the file written there is renamed to ``path`` at the end of the with-block.
+def atomic_write(path: Place, new: bool = False) -> Iterator[Path]:
+    """Yields a temporary local path; the file written there becomes ``path`` at the end of the with-block: it is renamed, or
+    uploaded where ``path`` is the place of a URL.
 
     Makes the folder of ``path``. After an error in the block ``path`` is as before and the temporary file is removed. Raises
-    StorageError when the disk refuses, MissingFileError when the temporary file is gone. With ``new`` a file that came to be at
-    ``path`` meanwhile stays, and ExistingFileError is raised.
+    StorageError when the disk or store refuses, MissingFileError when the temporary file is gone. With ``new`` a file that came to
+    be at ``path`` meanwhile stays, and ExistingFileError is raised.
     """
+    if not isinstance(path, Path):
+        with storage_errors(path), tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch, path.name)
+            _upload(Path(scratch, path.name), path, new)
+        return
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +82,14 @@ def atomic_write(path: Path, new: bool = False) -> Iterator[Path]:
                 raise MissingFileError(f"{temporary} was removed before it became {path}; write it again") from error
 
 
+def _upload(file: Path, path: Place, new: bool) -> None:
+    """Uploads a local file; with ``new`` ExistingFileError when there is one at ``path``."""
+    try:
+        path.fs.put_file(str(file), path.path, mode="create" if new else "overwrite")
+    except FileExistsError as error:
+        raise ExistingFileError(f"{path} exists already; another process wrote it meanwhile") from error
+
+
 def _rename_new(temporary: Path, path: Path) -> None:
     """Renames a file; FileExistsError when there is one at ``path``."""
     try:
@@ -89,13 +104,13 @@ def _rename_new(temporary: Path, path: Path) -> None:
         temporary.unlink()
 
 
-def atomic_write_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Place, text: str) -> None:
     """:func:`atomic_write` of a text, in UTF-8 with its line ends as they are."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def claim(folder: Path, names: Iterable[str], command: str) -> None:
+def claim(folder: Place, names: Iterable[str], command: str) -> None:
     """Records that ``command`` is about to write the files ``names`` into ``folder``: what it wrote itself it may replace.
 
     Raises ExistingFileError naming a file that is there already and that this command did not write. Makes the folder. A command
@@ -116,12 +131,15 @@ def claim(folder: Path, names: Iterable[str], command: str) -> None:
 
 
 @contextmanager
-def held(folder: Path, doing: str) -> Iterator[None]:
+def held(folder: Place, doing: str) -> Iterator[None]:
     """Makes ``folder`` and holds it for this process alone; its lock ends with the process, however that ends.
 
     Raises ExistingFileError, which calls the work ``doing``, while another process of this machine holds it. Where the disk knows
-    no locks, as some mounts, nothing is held.
+    no locks, as some mounts and all stores, nothing is held.
     """
+    if not isinstance(folder, Path):
+        yield
+        return
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)

@@ -86,3 +86,24 @@ def compiled_anew():
     yield
     jax.config.update("jax_enable_compilation_cache", True)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def gcs_server():
+    """A GcsServer that this process and those it starts take for Google's as long as they use ``gcs``."""
+    pytest.importorskip("gcsfs", reason="pip install -r lumina_jax/data/requirements-cloud.txt")
+    from gcs_server import GcsServer
+
+    with GcsServer() as server:
+        yield server
+
+
+@pytest.fixture
+def gcs(gcs_server, monkeypatch):
+    """``gcs_server`` with an empty bucket "bucket", without faults, in the environment of this process."""
+    gcs_server.clear()
+    gcs_server.buckets.make("bucket")
+    gcs_server.buckets.objects("bucket").clear()
+    for name, value in gcs_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return gcs_server

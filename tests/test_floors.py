@@ -21,6 +21,7 @@ FLOORS = (
         "released",
         "vocab",
         "batch",
+        "places",
         "storage",
         "progress",
         "faults",

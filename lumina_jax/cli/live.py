@@ -1,9 +1,9 @@
 """run.py sample --live: an answer shown while it grows."""
 
 import sys
-from pathlib import Path
 
 from lumina_jax.errors import InputError, printable
+from lumina_jax.places import Place
 
 LACKING = 1
 """The exit code where all answers have ended, but a prompt was rejected or a picture is lacking."""
@@ -11,7 +11,7 @@ COMPILING = 20
 """About how many seconds a program takes to compile."""
 
 
-def show_live(model, builder, job, out: Path) -> int:
+def show_live(model, builder, job, out: Place) -> int:
     """Shows one answer while it grows: text on stdout, each picture in live.png until it is complete."""
     if len(job.items) != 1:
         raise InputError(f"--live shows one answer, not {len(job.items)}; give one prompt")
@@ -28,7 +28,7 @@ def show_live(model, builder, job, out: Path) -> int:
     return 0
 
 
-def follow(events, out: Path, stem: str) -> list[Path]:
+def follow(events, out: Place, stem: str) -> list[Place]:
     """Prints the text, and keeps the newest preview of each picture in live.png, the complete picture in STEM-K.png.
 
     Returns the files of the complete pictures, in order.
@@ -55,7 +55,7 @@ def follow(events, out: Path, stem: str) -> list[Path]:
     return files
 
 
-def save(picture, file: Path, new: bool = False) -> None:
+def save(picture, file: Place, new: bool = False) -> None:
     """Writes a picture as PNG; with ``new`` a file that is there stays, and ExistingFileError is raised."""
     from lumina_jax.storage import atomic_write
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from shlex import quote
 
 from lumina_jax.cli.arguments import at_least, output_path
+from lumina_jax.cli.checks import check_run
 from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import config_arguments, load_experiment
@@ -65,29 +66,47 @@ def _train_in(group, cfg, config: str) -> None:
 
         from lumina_jax.cluster.consistency import check_consistency
         from lumina_jax.config import to_dict
-        from lumina_jax.data.pipeline import batches
+        from lumina_jax.data.pipeline import batches, fingerprints_of, record_names
         from lumina_jax.data.shards import Shards
+        from lumina_jax.data.verify import TokenCheck
+        from lumina_jax.evaluate.while_training import watchers
         from lumina_jax.sharding import data_share, make_mesh
         from lumina_jax.train.loop import train
         from lumina_jax.vocab import Vocab
 
     say_compiler_options()
+    if jax.process_index() == 0:
+        check_run(cfg)
     if cfg.compile_cache:
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
     with waiting(f"loading {cfg.data.path}"):
         vocab = Vocab.load(cfg.data.tokenizer)
         vocab.check_fits(cfg.model.vocab)
-        manifests = {path: Shards(path).manifest for path in cfg.data.paths}
+        folders = {path: Shards(path) for path in cfg.data.paths}
+        manifests = {path: folder.manifest for path, folder in folders.items()}
         _check_vq(cfg, vocab, manifests)
     contents = {"tokenizer": vocab.fingerprint, "manifests": [to_dict(manifest) for manifest in manifests.values()]}
     check_consistency(cfg, group, contents)
 
-    host, hosts = data_share(make_mesh(cfg.mesh), jax.process_index())
+    mesh = make_mesh(cfg.mesh)
+    host, hosts = data_share(mesh, jax.process_index())
+    group.doing("verifying the tokens")
+    check = TokenCheck([*folders.values()], cfg.data.verify_mb, jax.process_index(), jax.process_count())
+    with waiting("verifying the tokens"):
+        check.before()
 
-    def host_batches(start: int):
-        return batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps, host, hosts)
+    def host_batches(span):
+        limits = (span.start, span.stop, host, hosts, span.stages)
+        return check.during(batches(cfg.data.path, cfg.data, vocab, cfg.seed, *limits))
 
-    train(cfg, host_batches, group=group)
+    train(
+        cfg,
+        host_batches,
+        group=group,
+        folders=fingerprints_of([*folders.values()]),
+        record_names=lambda span: record_names(cfg.data, cfg.seed, span),
+        watchers=watchers(cfg, vocab, mesh),
+    )
     if jax.process_index() == 0:
         say(f"{cfg.name}: {cfg.optim.steps} steps done; weights and metrics in {cfg.out}")
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-TEXT_BYTES = 256
+TEXT_BYTES = 512
 """The most of a text that is sent."""
 
 

@@ -21,17 +21,18 @@ MARKER = ".shared-"
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 COMPILER_VARIABLES = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
 """Environment variables that change what is compiled."""
-HOST_FIELDS = ("data.path", "data.tokenizer", "vq.path", "compile_cache")
+HOST_FIELDS = ("data.path", "data.tokenizer", "vq.path", "watch.held_out", "compile_cache")
 """Config fields that may differ between hosts: paths of files that are compared by content, or that change no result."""
 
 
 def check_consistency(cfg: Experiment, group: Group, values: Mapping[str, object]) -> None:
     """Ends the run when processes differ in ``values`` or :func:`run_values`, naming process, field and both values.
 
-    Then checks that ``cfg.out`` is one folder for all of them.
+    Then checks that ``cfg.out`` is one folder for all of them, which a URL is by itself.
     """
     group.barrier("comparing the processes", cfg.pod.join_timeout, run_values(cfg) | _flatten(values))
-    check_shared_folder(Path(cfg.out), group, cfg.pod.join_timeout)
+    if "://" not in cfg.out:
+        check_shared_folder(Path(cfg.out), group, cfg.pod.join_timeout)
 
 
 def run_values(cfg: Experiment) -> dict[str, str]:

@@ -211,7 +211,7 @@ def _reject_lines(folder: Shards) -> Iterator[RejectLine]:
     path = folder.path / REJECTS
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; copy the folder whole or pretokenize it again")
-    with open(path, encoding="utf-8") as lines:
+    with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             with prefixed_errors(
                 f"{path}, line {number} is damaged; copy the folder again", ValueError, KeyError, TypeError

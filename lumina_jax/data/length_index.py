@@ -45,6 +45,7 @@ class LengthIndex:
     """
 
     def __init__(self, tokens: Sequence[np.ndarray], limit: int):
+        self.limit = limit
         self._folders = Ranges.of([len(folder) for folder in tokens])
         if self._folders.total == 0:
             raise InputError("there are no records to make batches of")

@@ -11,11 +11,12 @@ import numpy as np
 from lumina_jax.batch import DTYPES, Batch
 from lumina_jax.config import DataConfig
 from lumina_jax.conversation import drop_context
-from lumina_jax.data.batch_plan import BatchPlan
+from lumina_jax.data.order import DataOrder
 from lumina_jax.data.permutation import key_of
 from lumina_jax.data.shards import Shards, check_made_with
 from lumina_jax.errors import InputError
 from lumina_jax.faults import retried
+from lumina_jax.history import BatchSpan, DataStage, Folders
 from lumina_jax.vocab import Vocab
 
 DROP_STREAM = 1
@@ -31,12 +32,13 @@ def batches(
     stop: int | None = None,
     host: int = 0,
     hosts: int = 1,
+    stages: Sequence[DataStage] = (),
 ) -> Iterator[Batch]:
     """The batches of the steps from ``start`` to ``stop`` (None: without end), one host's rows of each, as numpy arrays.
 
     The global batch of a step is a pure function of (seed, step) and the folders of ``path`` (one, or several with commas
     between): stopping and resuming at any step, on any number of hosts, continues the same order. Host h of H has rows h*B/H
-    to (h+1)*B/H of a batch of B = cfg.rows(length).
+    to (h+1)*B/H of a batch of B = cfg.rows(length). A run whose settings of data changed has ``stages``, the last one ``cfg``.
 
     Raises InputError when some B is not a multiple of ``hosts``, when the folders were made with other tokenizers than
     ``vocab`` or with several VQ models, or when a sample is longer than the largest bucket; MissingFileError when a folder was
@@ -45,9 +47,43 @@ def batches(
     cfg = replace(cfg, path=str(path))
     _check_hosts(cfg, host, hosts)
     shards = open_shards(cfg, vocab)
-    plan = BatchPlan([folder.lengths for folder in shards], cfg, seed)
-    steps = grain.MapDataset.source(_BatchSource(shards, plan, vocab, host, hosts))[start:stop]
+    source = _BatchSource(shards, data_order(cfg, shards, seed, stages), vocab, host, hosts)
+    steps = grain.MapDataset.source(source)[start:stop]
     return iter(steps.to_iter_dataset(grain.ReadOptions(cfg.threads, 2 * cfg.threads)))
+
+
+def data_order(cfg: DataConfig, shards: Sequence[Shards], seed: int, stages: Sequence[DataStage] = ()) -> DataOrder:
+    """The order of the records of ``shards``, the folders of ``cfg``, in a run of ``stages``.
+
+    Folders that only earlier stages had are opened for their lengths; MissingFileError where they are gone.
+    """
+    fingerprints = fingerprints_of(shards)
+    *earlier, now = stages or (DataStage(0, cfg, fingerprints),)
+    by_fingerprint = dict(zip(fingerprints, shards, strict=True))
+
+    def lengths_of(stage: DataStage) -> list[np.ndarray]:
+        if len(stage.folders) != len(stage.cfg.paths):
+            return [folder.lengths for folder in shards]
+        pairs = zip(stage.folders, stage.cfg.paths, strict=True)
+        return [(by_fingerprint[name] if name in by_fingerprint else Shards(path)).lengths for name, path in pairs]
+
+    return DataOrder([*earlier, now._replace(cfg=cfg)], lengths_of, seed)
+
+
+def fingerprints_of(shards: Sequence[Shards]) -> Folders:
+    """The fingerprint of each folder's content: another for other records or another order of them, wherever the folder lies."""
+    return tuple(folder.manifest.fingerprint for folder in shards)
+
+
+def record_names(cfg: DataConfig, seed: int, span: BatchSpan) -> list[str]:
+    """The records of the batches of ``span``, as FOLDER:NUMBER, each once, in the order of their rows."""
+    shards = [Shards(path) for path in cfg.paths]
+    order, names = data_order(cfg, shards, seed, span.stages), []
+    for number in range(span.start, span.stop):
+        batch = order(number)
+        folders = (cfg.paths[folder] for folder in batch.folder.tolist())
+        names += [f"{path}:{record}" for path, record in zip(folders, batch.record.tolist(), strict=True)]
+    return list(dict.fromkeys(names))
 
 
 def open_shards(cfg: DataConfig, vocab: Vocab) -> list[Shards]:
@@ -79,7 +115,7 @@ class _BatchSource:
     """Step -> Batch, the rows of ``host`` of ``hosts``, as grain's RandomAccessDataSource."""
 
     shards: list[Shards]
-    plan: BatchPlan
+    plan: DataOrder
     vocab: Vocab
     host: int
     hosts: int

@@ -6,6 +6,7 @@
     00003-of-00010.json     of one range of the source: lengths, counts and rejects
     00003-of-00010.tokens   the kept records of that range, one after another, written last: then the shard is complete
     lengths.npy             i32[N]: the number of tokens of each record of all shards, in order
+    checksums.npy           u32[N]: the CRC-32 of each record's bytes, compared whenever it is read
     rejects.jsonl           {"index", "reason", "cause"} of each source record that was not kept
     manifest.json           the counts, written last: then the folder is complete
 
@@ -13,11 +14,13 @@ A record of n tokens is n little-endian int32: a token that is learned as it is,
 which is negative. A record's offset follows from the lengths, so readers hold nothing per record but one memory-mapped array.
 """
 
+import hashlib
 import json
 import os
 import re
 import resource
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -34,10 +37,11 @@ from lumina_jax.vocab import Vocab
 SETTINGS = "settings.json"
 MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"
+CHECKSUMS = "checksums.npy"
 REJECTS = "rejects.jsonl"
 REPORT = "json"
 TOKENS = "tokens"
-OURS = re.compile(rf"{MANIFEST}|{LENGTHS}|{REJECTS}|\d{{5,}}-of-\d{{5,}}\.({REPORT}|{TOKENS})")
+OURS = re.compile(rf"{MANIFEST}|{LENGTHS}|{CHECKSUMS}|{REJECTS}|\d{{5,}}-of-\d{{5,}}\.({REPORT}|{TOKENS})")
 """The names of all files but the settings."""
 TOKEN_BYTES = 4
 MAX_CAUSES = 50
@@ -106,7 +110,8 @@ class Manifest:
 
     ``histogram[i]`` counts the records with edges[i] <= tokens < edges[i + 1], ``kinds`` the records by shard_maker.kind_of,
     ``crops`` the images of each size ("WxH"), ``shard_kept`` the records kept of each shard, ``causes`` the rejected ones (see
-    sum_causes; empty in a folder of an older version).
+    sum_causes; empty in a folder of an older version). ``shard_crc32`` are the CRC-32 of the file of tokens of each shard,
+    ``index_crc32`` those of the lengths and of the checksums (both empty in a folder of an older version).
     """
 
     settings: Settings
@@ -120,6 +125,18 @@ class Manifest:
     crops: dict[str, int]
     shard_kept: tuple[int, ...]
     causes: tuple[RejectCause, ...] = ()
+    shard_crc32: tuple[int, ...] = ()
+    index_crc32: tuple[int, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of what the records are and how many there are; the same in every copy of the folder."""
+        made, names = (
+            self.settings,
+            ("records", "source", "tokenizer", "vq", "seed", "crops", "shard_records", "max_tokens"),
+        )
+        content = ([getattr(made, name) for name in names], self.kept, self.tokens, self.learned, self.shard_kept)
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 RejectLine = dict[str, int | str]
@@ -207,7 +224,8 @@ def to_json(value: object, indent: int | None = 1) -> str:
 class Shards:
     """A folder written by pretokenize, on a local or mounted disk, as one list of samples.
 
-    ``lengths`` i32[N] are their numbers of tokens, memory-mapped. Safe to read from several threads; pickled it is only its
+    ``lengths`` i32[N] are their numbers of tokens, ``checksums`` u32[N] the CRC-32 of each (None in a folder of an older version),
+    memory-mapped. Safe to read from several threads; pickled it is only its
     path, and another process opens it again. Raises MissingFileError when the folder was not written, or not finished, by
     pretokenize, InputError when it holds no records, unless it ``may_be_empty``, or its files do not belong together.
     """
@@ -231,13 +249,12 @@ class Shards:
         self._starts = np.cumsum([0, *self.manifest.shard_kept])
         self._handles: dict[int, int] = {}
         self._opening = threading.Lock()
-        missing = [file.name for file in [*self._files, self.path / LENGTHS] if not file.is_file()]
+        indices = [self.path / name for name in (LENGTHS, CHECKSUMS)[: len(self.manifest.index_crc32) or 1]]
+        missing = [file.name for file in [*self._files, *indices] if not file.is_file()]
         if missing:
             raise MissingFileError(f"{path} lacks {', '.join(missing[:3])}; copy it whole or pretokenize it again")
-        try:
-            self.lengths = np.asarray(np.load(self.path / LENGTHS, mmap_mode="r"))
-        except (ValueError, EOFError) as error:
-            raise InputError(f"{self.path / LENGTHS} is damaged: {error}; copy it again") from error
+        self.lengths, *checksums = (self._index(file) for file in indices)
+        self.checksums = checksums[0] if checksums else None
         self._check_sizes()
         _allow_open_files(len(self._files))
 
@@ -254,6 +271,11 @@ class Shards:
         record = os.pread(self._handle(shard), count, TOKEN_BYTES * before)
         if len(record) != count:
             raise StorageError(f"{self._files[shard]} ended in record {index}; it was truncated after it was opened")
+        if self.checksums is not None and zlib.crc32(record) != self.checksums[index]:
+            raise InputError(
+                f"{self._files[shard]} is damaged: record {index} is not as it was written; copy the file again from where it is "
+                "whole, or delete it and give the command of pretokenize again"
+            )
         return unpack(record)
 
     def __reduce__(self):
@@ -272,6 +294,18 @@ class Shards:
                 if (handle := self._handles.get(shard)) is None:
                     handle = self._handles[shard] = os.open(self._files[shard], os.O_RDONLY)
         return handle
+
+    def _index(self, file: Path) -> np.ndarray:
+        """A number for each record, memory-mapped, compared to its checksum. Raises InputError."""
+        damaged = InputError(f"{file} is damaged; copy it again from where it is whole, or pretokenize again")
+        try:
+            numbers = np.asarray(np.load(file, mmap_mode="r"))
+        except (ValueError, EOFError) as error:
+            raise damaged from error
+        expected = dict(zip((LENGTHS, CHECKSUMS), self.manifest.index_crc32, strict=False))
+        if expected and zlib.crc32(np.ascontiguousarray(numbers).data) != expected[file.name]:
+            raise damaged
+        return numbers
 
     def _check_sizes(self) -> None:
         kept, tokens = self.manifest.kept, self.manifest.tokens

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lumina_jax.config import Experiment
+from lumina_jax.faults import EXIT_RESTART
 from lumina_jax.progress import print_line
 from lumina_jax.sharding import AXES
 
@@ -32,6 +33,11 @@ class Stopped(SystemExit):
         """After ``done`` steps, because of the signal ``number``: the exit code is 128 and that number."""
         line = f"{cfg.name}: stopped by {NAMES[number]}; step {done} is saved in {cfg.out}, the same command goes on from there"
         return cls(128 + number, line)
+
+    @classmethod
+    def for_slice(cls, number: int, cfg: Experiment, done: int) -> "Stopped":
+        """After ``done`` steps, to be started again with slice ``number``, which is complete again."""
+        return cls(EXIT_RESTART, f"{cfg.name}: slice {number} is back; step {done} is saved, start all again")
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from lumina_jax.data.shard_writer import write_shard, write_totals
 from lumina_jax.data.shards import Settings
 from lumina_jax.sharding import make_mesh
 from lumina_jax.storage import StorageFolder
-from lumina_jax.train.loop import GlobalBatches
+from lumina_jax.train.global_batches import GlobalBatches
 
 TOKENS, RECORDS, SHARD = 2000, 4096, 1024
 ROWS, LENGTH = 32, 4096

@@ -179,7 +179,7 @@ def test_weights_that_changed_on_disk_are_refused(run):
 
 
 def test_checkpoints_without_checksums_are_read_as_before(run, monkeypatch):
-    monkeypatch.setattr("lumina_jax.train.checkpoint.sealed", lambda metadata, arrays: metadata)
+    monkeypatch.setattr("lumina_jax.train.checkpoint.sealed", lambda metadata, sums: metadata)
     state, cfg = state_of(7), replace(experiment(MESH), out=str(run))
     saver = Saver(cfg)
     saver.save(7, jax.device_put(state, shardings(state, one_device())))

@@ -114,7 +114,7 @@ def test_a_run_continues_on_another_mesh(reference, cfg):
 def test_a_finished_run_is_restored_without_reading_data(reference):
     cfg, state = reference
 
-    def no_batches(start):
+    def no_batches(span):
         raise AssertionError("a finished run needs no data")
 
     assert_equal(train(cfg, no_batches, show=False), state)
@@ -197,8 +197,8 @@ def test_nan_is_reported_with_its_step_and_never_saved(cfg, monkeypatch, poisone
 
 
 def test_batches_that_end_early_are_an_error(cfg):
-    def three_batches(start):
-        for _, rows in zip(range(3), batches(cfg)(start), strict=False):
+    def three_batches(span):
+        for _, rows in zip(range(3), batches(cfg)(span), strict=False):
             yield rows
 
     with pytest.raises(ValueError, match=r"ended after step 3, but optim\.steps is 7"):
