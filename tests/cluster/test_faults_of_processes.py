@@ -100,7 +100,7 @@ def test_a_second_start_and_a_stranger_are_turned_away_and_the_run_goes_on(run):
             code, line = ends(second)
             assert code == EXIT_RESTART and "goes on already with process 1 on " in line and "wait for its end" in line
             code, line = ends(first)
-            assert code == EXIT_ERROR and "end the process of an earlier run that still holds it" in line
+            assert code == EXIT_RESTART and "end the process of an earlier run that still holds it" in line
 
         assert run(start_again, steps=60, seconds=0.1) == [(0, ""), (0, "")]
 
