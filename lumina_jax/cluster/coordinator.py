@@ -4,7 +4,8 @@ JAX has a coordination service too, which every run starts beside this one. It w
 ``python tests/bench/coordination.py``) whether it could do this work:
 
 - Its barriers have time limits and name the missing by number; a key-value store could hold what each process does. But nobody
-  can ask it anything before all processes have joined, so it cannot say who is missing at the start, or begin without a slice.
+  can ask it anything before all processes have joined (a key that is set earlier aborts the process), so it cannot say who is
+  missing at the start, or begin without a slice.
 - It learns of a death by missed heartbeats alone: after 10.6 s with a limit of 10 s, where a connection that closes tells all
   others in 0.25 s. So short a limit would end runs for every process that pauses.
 - It then aborts the others (exit code 134, a stack trace). The callback that would replace this takes no Python function:

@@ -108,10 +108,10 @@ def test_a_run_goes_on_without_a_lost_slice_and_takes_it_in_after_a_save(referen
         stack.callback(returned.kill)
         assert line_with(returned, "the run goes on with slice 1; this process is taken in after the next save")
         Path(waits["wait_for"]).touch()
-        assert line_with(alone, "tiny: slice 0 is back; step 4 is saved, start all again")
+        step = line_with(alone, "tiny: slice 0 is back; step ").split()[6]
         assert line_with(returned, "the run ends: the other slices left")
         assert (alone.wait(60), returned.wait(60)) == (EXIT_RESTART, EXIT_RESTART)
-    assert newest(tmp_path).name == "4"
+    assert newest(tmp_path).name == step in ("2", "4")
     assert run_processes((2, 1, 1), [{}, {}], **shared, changes=[*changes, "pod.elastic_wait=60"]) == ([0, 0], [])
     assert_same_metrics(reference, tmp_path)
 
