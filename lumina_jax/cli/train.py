@@ -62,6 +62,7 @@ def _train_in(group, cfg, config: str) -> None:
     with waiting("loading the trainer"):
         import jax
 
+        from convert import load_image_tokenizer
         from lumina_jax.cluster.consistency import check_consistency
         from lumina_jax.config import to_dict
         from lumina_jax.data.pipeline import batches, fingerprints_of, record_names
@@ -103,7 +104,7 @@ def _train_in(group, cfg, config: str) -> None:
         group=group,
         folders=fingerprints_of([*folders.values()]),
         record_names=lambda span: record_names(cfg.data, cfg.seed, span),
-        watchers=watchers(cfg, vocab, mesh),
+        watchers=watchers(cfg, vocab, mesh, load_image_tokenizer),
     )
     if jax.process_index() == 0:
         say(f"{cfg.name}: {cfg.optim.steps} steps done; weights and metrics in {cfg.out}")

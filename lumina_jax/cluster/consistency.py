@@ -20,7 +20,7 @@ MARKER = ".shared-"
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 COMPILER_VARIABLES = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
 """Environment variables that change what is compiled."""
-HOST_FIELDS = ("data.path", "data.tokenizer", "vq.path", "watch.held_out", "compile_cache")
+HOST_FIELDS = ("data.path", "data.tokenizer", "vq.path", "watch.held_out", "watch.prompts", "compile_cache")
 """Config fields that may differ between hosts: paths of files that are compared by content, or that change no result."""
 
 
