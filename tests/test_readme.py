@@ -23,6 +23,7 @@ from project_sources import REPO, project_sources
 from test_names import missing_imports
 
 import run
+from lumina_jax.errors import UserError
 from lumina_jax.pods import topology
 from lumina_jax.vocab import Vocab
 
@@ -272,7 +273,7 @@ def test_every_file_that_a_guide_names_is_there(guide):
     ],
 )
 def test_a_planted_command_that_is_wrong_is_refused(planted, at_home, capsys):
-    with pytest.raises((AssertionError, run.UserError)):
+    with pytest.raises((AssertionError, UserError)):
         check(planted, capsys, whole=True)
 
 

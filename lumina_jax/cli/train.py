@@ -46,10 +46,12 @@ def add_compile(verbs: _SubParsersAction) -> None:
 
 
 def _train(options: Namespace) -> None:
+    from lumina_jax.cluster.slices import on_slices, slice_counts
+
     cfg = load_experiment(options.config, options.changes)
     keeps = f"finished checkpoints in {cfg.out} are kept; the same command goes on from the newest"
-    with interrupted(keeps), join(options, cfg.pod) as group:
-        _train_in(group, cfg, options.config)
+    with interrupted(keeps), join(options, cfg.pod, cfg.name, slice_counts(cfg)) as group:
+        _train_in(group, on_slices(cfg, group.present or cfg.pod.slices), options.config)
 
 
 def _train_in(group, cfg, config: str) -> None:

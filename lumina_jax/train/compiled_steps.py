@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lumina_jax.batch import DTYPES, Batch
+from lumina_jax.cluster.processes import Group, SingleProcess
 from lumina_jax.config import Experiment
 from lumina_jax.progress import waiting
 from lumina_jax.sharding import ROWS
@@ -20,11 +21,20 @@ BatchShape = tuple[int, int]
 class CompiledSteps:
     """A :data:`Step` that runs ``step``, which compiles for each new shape, or the programs of :meth:`compile_all`.
 
-    ``print_line`` gets a line for each compilation; ``seconds`` is how long all of them took.
+    ``print_line`` gets a line for each compilation, and ``group`` is told of it: no step may take as long. ``seconds`` is how long
+    all of them took.
     """
 
-    def __init__(self, cfg: Experiment, mesh: Mesh, step: Step, print_line: Callable[[str], None]):
+    def __init__(
+        self,
+        cfg: Experiment,
+        mesh: Mesh,
+        step: Step,
+        print_line: Callable[[str], None],
+        group: Group | None = None,
+    ):
         self._cfg, self._mesh, self._step, self._print_line = cfg, mesh, step, print_line
+        self._group = group or SingleProcess()
         self._by_shape: dict[BatchShape, Step] = {}
         self.seconds = 0.0
 
@@ -55,8 +65,9 @@ class CompiledSteps:
         if shape in self._by_shape:
             with jax.set_mesh(self._mesh):
                 return self._by_shape[shape](state, batch)
-        start = time.monotonic()
-        with waiting(f"compiling the step for {shape[0]:,} rows of {shape[1]:,} tokens, once"):
+        start, activity = time.monotonic(), f"compiling the step for {shape[0]:,} rows of {shape[1]:,} tokens"
+        self._group.doing(activity)
+        with waiting(f"{activity}, once"):
             result = self._step(state, batch)
         self._by_shape[shape] = self._step
         self._print_time(shape, start, f"program {len(self._by_shape)} of at most {len(self._cfg.data.buckets)}")

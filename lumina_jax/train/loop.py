@@ -7,12 +7,16 @@ from contextlib import closing, nullcontext
 from itertools import islice
 
 import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from lumina_jax.batch import Batch
+from lumina_jax.cluster.agreement import text_from_first
+from lumina_jax.cluster.pace import StepTimes
 from lumina_jax.cluster.processes import Group, SingleProcess
 from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError, NotFiniteError
+from lumina_jax.faults import note_progress
 from lumina_jax.history import BatchSpan, Change, Folders, batch_span, changed_now
 from lumina_jax.progress import print_line, waiting
 from lumina_jax.sharding import check_rows, make_mesh
@@ -25,11 +29,11 @@ from lumina_jax.train.goodput import Goodput, read_goodput
 from lumina_jax.train.guards import GoBackError
 from lumina_jax.train.lease import sole_run
 from lumina_jax.train.metrics import MetricsLog
-from lumina_jax.train.preemption import Preemption
 from lumina_jax.train.profile import ProfiledSteps
 from lumina_jax.train.run_log import RunLog
 from lumina_jax.train.save_clock import SaveClock
 from lumina_jax.train.step import TrainState, init_state, make_step, state_shapes, steps
+from lumina_jax.train.stopping import Stopped, Stopping, announced
 from lumina_jax.train.watch import HELD_OUT, Watcher
 
 Batches = Callable[[BatchSpan], Iterator[Batch]]
@@ -49,10 +53,11 @@ def train(
 ) -> TrainState:
     """Trains ``cfg`` to ``cfg.optim.steps`` and returns the state.
 
-    Starts from the newest checkpoint in ``cfg.out``; else from the weights of ``cfg.start``; else from random weights. On SIGTERM
-    saves the state and raises SystemExit(143). ``group`` are the processes of the run (default: this one alone); an error in one of
-    them, or its death, ends all. ``folders`` are the fingerprints of the token folders, ``record_names`` names what a batch that
-    ends the run holds, ``watchers`` measure the model on the way.
+    Starts from the newest checkpoint in ``cfg.out``; else from the weights of ``cfg.start``; else from random weights. On Ctrl-C
+    and SIGTERM saves the state and raises SystemExit(130 or 143). ``group`` are the processes of the run (default: this one
+    alone); an error in one of them, or its death, ends all. When a slice came back (``pod.elastic``), the run ends after a save
+    with SystemExit(75), to be started again with it. ``folders`` are the fingerprints of the token folders, ``record_names``
+    names what a batch that ends the run holds, ``watchers`` measure the model on the way.
 
     Raises InputError when ``batches`` end before ``cfg.optim.steps``, NotFiniteError when ``cfg.guard`` lets a loss that is NaN or
     infinite, or too many spikes, end the run.
@@ -64,6 +69,7 @@ def train(
     first = jax.process_index() == 0
     alone = sole_run(cfg.out, cfg.pod.lease_timeout, show) if first else nullcontext()
     with (
+        announced(),
         alone as lease,
         closing(Saver(cfg, lease.check if lease else lambda: None, folders)) as saver,
         group.guard(),
@@ -95,9 +101,10 @@ class Run:
         self._group, self._show, self._watchers = group, show, watchers
         self._bad_batches = BadBatches(cfg, saver, record_names)
         self._events = RunLog(cfg.out)
-        self._compiled = CompiledSteps(cfg, mesh, make_step(cfg, mesh), print_line)
+        self._compiled = CompiledSteps(cfg, mesh, make_step(cfg, mesh), print_line, group)
         self._goodput = Goodput(read_goodput(cfg.out) if jax.process_index() == 0 else [], 0)
         self._backs: list[Change] = []
+        self._trained = False
 
     def to_the_end(self) -> TrainState:
         """Trains to the last step and returns the state."""
@@ -109,6 +116,7 @@ class Run:
             if start >= self._cfg.optim.steps:
                 return state
             self._group.barrier("loading the state", self._cfg.pod.stall_timeout)
+            self._trained = True
             try:
                 return self._steps(start, state)
             except GoBackError as error:
@@ -117,13 +125,12 @@ class Run:
             gc.collect()  # what the error still held: the next restore needs the memory
 
     def finish(self, seconds_saving: float) -> None:
-        """Writes and prints where the time went; ``seconds_saving`` were spent on the last save."""
-        if jax.process_index() == 0:
+        """Writes and prints where the time went, unless there was nothing to do; the last save took ``seconds_saving`` at the end."""
+        if jax.process_index() == 0 and self._trained:
             self._goodput.add("saving", seconds_saving)
-            self._goodput.mark(self._cfg.optim.steps)
+            self._goodput.mark(self._cfg.optim.steps, ended=True)
             self._goodput.write(self._cfg.out)
-            if self._show:
-                print_line(f"{self._cfg.name}: {self._goodput.in_words()}", stderr=False)
+            self._say(self._goodput.in_words())
 
     def _restore(self) -> tuple[int, TrainState]:
         """(steps done, state) of the newest checkpoint, or of the beginning."""
@@ -137,8 +144,7 @@ class Run:
         self._goodput = Goodput(read_goodput(cfg.out) if jax.process_index() == 0 else [], start, time.time() - begun)
         if change := self._saver.change:
             self._events.add("changed", start, before=change.before, after=change.after)
-            if self._show and jax.process_index() == 0:
-                print_line(f"{cfg.name}: from step {start} on {in_words(change)}", stderr=False)
+            self._say(f"from step {start} on {in_words(change)}")
         self._events.add("started", start, steps=cfg.optim.steps, processes=jax.process_count())
         return start, state
 
@@ -155,8 +161,7 @@ class Run:
         self._backs.append(change)
         self._saver.history += (change,)
         self._events.add("went back", start, why=change.why, skipped=skipped)
-        if self._show and jax.process_index() == 0:
-            print_line(f"{cfg.name}: {change.why}; back to step {start}, without {skipped} batches", stderr=False)
+        self._say(f"{change.why}; back to step {start}, without {skipped} batches")
 
     def _steps(self, start: int, state: TrainState) -> TrainState:
         """Runs the steps after ``start``; logs, measures and saves; returns the last state."""
@@ -166,32 +171,39 @@ class Run:
         profiled = ProfiledSteps(cfg, self._compiled, start)
         clock = SaveClock(cfg.save_minutes, self._mesh)
         span = batch_span(start, last, cfg.data, self._saver.folders, self._saver.history)
-        with closing(log), closing(Preemption(self._mesh)) as preemption, closing(profiled):
+        with closing(log), closing(Stopping(self._mesh)) as stopping, closing(profiled):
             if cfg.compile_ahead:
                 group.doing("compiling ahead")
                 self._compiled.compile_all()
-            rows = GlobalBatches(islice(self._batches(span), last - start), self._mesh, start, group)
+            rows = islice(self._batches(span), last - start)
+            rows = GlobalBatches(rows, self._mesh, start, group, StepTimes.of(cfg.pod))
             with self._bad_batches.saved(rows):
                 for done, state, metrics in steps(state, rows, profiled, start):  # noqa: B020, replaced each step
                     if done == start + 1:
                         with goodput.measure("compiling"):
                             group.barrier("compiling the first step", cfg.pod.stall_timeout)
                     goodput.add("waiting for data", rows.wait_seconds)
-                    log.write(done, metrics, rows.wait_seconds)
+                    with rows.waiting_for_devices():
+                        log.write(done, metrics, rows.wait_seconds)
+                    rows.name_slowest(log.print_line)
                     self._saver.check()
-                    stopping, due = preemption.requested(), clock.due()
+                    number, due = stopping.requested(), clock.due()
                     measured = self._measure(done, state, log)
-                    if stopping or due or done % cfg.save_every == 0 or done == last:
+                    if number or due or done % cfg.save_every == 0 or done == last:
                         log.sync()
                         self._save(done, state, measured)
                         clock.saved()
-                    if stopping:
-                        raise SystemExit(143)
+                    if number:
+                        raise Stopped.by_signal(number, cfg, done)
         if done < last:
             raise InputError(
                 f"the batches ended after step {done}, but optim.steps is {last}; give a batch for each step"
             )
         return state
+
+    def _say(self, line: str) -> None:
+        if self._show and jax.process_index() == 0:
+            print_line(f"{self._cfg.name}: {line}", stderr=False)
 
     def _measure(self, done: int, state: TrainState, log: MetricsLog) -> dict[str, float]:
         """What the watchers whose turn it is measure after step ``done``; into the log."""
@@ -206,15 +218,19 @@ class Run:
         return values
 
     def _save(self, done: int, state: TrainState, measured: dict[str, float]) -> None:
-        """Saves the state after step ``done``, and where the time went until then."""
+        """Saves the state after step ``done``, and where the time went until then. Raises Stopped when a slice is back."""
         with self._goodput.measure("saving"):
-            self._group.barrier(f"saving step {done}", self._cfg.pod.join_timeout)
+            returned = self._group.barrier(f"saving step {done}", self._cfg.pod.join_timeout)
+            self._group.doing(f"saving step {done}")
             self._saver.save(done, state, measured.get(HELD_OUT))
+            note_progress(str(done))
         self._goodput.add("compiling", self._compiled.seconds)
         self._compiled.seconds = 0.0
         if jax.process_index() == 0:
             self._goodput.mark(done)
             self._goodput.write(self._cfg.out)
+        if returned and done < self._cfg.optim.steps:
+            raise Stopped.for_slice(returned[0], self._cfg, done)
 
 
 def initial_state(cfg: Experiment, mesh: Mesh) -> TrainState:
@@ -223,4 +239,5 @@ def initial_state(cfg: Experiment, mesh: Mesh) -> TrainState:
     if not cfg.start:
         return state
     shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding), state.model)
-    return state._replace(model=load_weights(newest(cfg.start), shapes))
+    # One process looks for it: from all of them that would be a listing each.
+    return state._replace(model=load_weights(epath.Path(text_from_first(lambda: str(newest(cfg.start)))), shapes))
