@@ -65,10 +65,7 @@ def check_shared_folder(folder: Place, group: Group, timeout: float) -> None:
         _remove_markers(folder)
 
 
-<<<<<<< HEAD
-def _remove_markers(folder: Place) -> None:
-=======
-def _new_marker(folder: Path) -> str:
+def _new_marker(folder: Place) -> str:
     """The name of a new file in ``folder``, which is made."""
     with storage_errors(f"out={folder}"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,8 +76,7 @@ def _new_marker(folder: Path) -> str:
     return name
 
 
-def _remove_markers(folder: Path) -> None:
->>>>>>> cluster18
+def _remove_markers(folder: Place) -> None:
     for path in folder.glob(f"{MARKER}*"):
         path.unlink()
 

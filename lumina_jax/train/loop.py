@@ -125,7 +125,7 @@ class Run:
             gc.collect()  # what the error still held: the next restore needs the memory
 
     def finish(self, seconds_saving: float) -> None:
-        """Writes and prints where the time went, unless there was nothing to do; the last save took ``seconds_saving`` at the end."""
+        """Writes and prints where the time went, unless nothing was to be done; the last save took ``seconds_saving``."""
         if jax.process_index() == 0 and self._trained:
             self._goodput.add("saving", seconds_saving)
             self._goodput.mark(self._cfg.optim.steps, ended=True)
