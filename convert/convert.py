@@ -18,6 +18,7 @@ from upath import UPath
 
 from convert import tokenizer_files
 from convert.errors import read_errors, write_errors
+from convert.file_sums import SUMS, check_files, join_shares, write_share
 from convert.metadata import Target, experiment_of, orbax_metadata, write_settings
 from convert.orbax_folder import OrbaxSource, write_orbax
 from convert.pictures import image_layout_of
@@ -54,6 +55,7 @@ CHECKPOINT_FILES = (
     "consolidate_params.json",
     "params.json",
     "config.json",
+    SUMS,
 )
 """The files of a PyTorch checkpoint, of any layout."""
 
@@ -96,6 +98,8 @@ def convert(
     source, destination = open_source(path), place(destination)
     files = tokenizer_files.find(source.folder, experiment_of(source), target.tokenizer, target.vq)
     tokenizer_files.check(files, source.cfg)
+    with read_errors(source.folder):
+        check_files(source.folder, jax.process_index(), jax.process_count())
     found = image_layout_of(source, target.image_layout, target.target_size)
     pictures = target_size_of(source, target.target_size)
     if found.image_layout and (experiment_of(source) is None or target.layout == "meta"):
@@ -159,7 +163,15 @@ def write(
     multihost_utils.sync_global_devices(f"settings written to {folder}")
     share = planned[process::processes]
     with ProgressDisplay(f"to {target.layout}", sum(file.nbytes for file in share), **display) as progress:
-        write_files(folder, share, source.cfg, read, progress)
+        sums = write_files(folder, share, source.cfg, read, progress)
+    if target.layout == "meta" or target.binary:
+        return
+    with write_errors(folder):
+        write_share(folder, sums, process)
+    multihost_utils.sync_global_devices(f"checksums of {folder} written")
+    if process == 0:
+        with write_errors(folder):
+            join_shares(folder, processes)
 
 
 def plan(source: Checkpoint, dtypes: Mapping[str, np.dtype], target: Target) -> list[PlannedFile]:

@@ -4,6 +4,7 @@ import json
 import math
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from convert.buffers import ALIGNMENT
 from convert.errors import write_errors
+from convert.file_sums import FileSum
 from convert.tensor_formats import DTYPES, need_torch
 from lumina_jax.places import NewFile, Place
 
@@ -34,6 +36,7 @@ class SafetensorsWriter:
 
     def __init__(self, path: Place, specs: Sequence[TensorSpec]):
         self._file, self._remaining = NewFile(path), list(specs)
+        self._size = self._crc32 = 0
         names = {dtype: name for name, dtype in DTYPES.items()}
         header, start = {"__metadata__": {"format": "pt"}}, 0
         for spec in specs:
@@ -42,12 +45,21 @@ class SafetensorsWriter:
             start = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._write(len(text).to_bytes(8, "little") + text)
 
     def append(self, array: np.ndarray) -> None:
         """Writes the next tensor; ValueError unless it has the next spec's shape and dtype."""
         _check_next(self._remaining, array)
-        self._file.write(_bytes(array))
+        self._write(_bytes(array))
+
+    @property
+    def sum(self) -> FileSum:
+        """Size and CRC-32 of what was written."""
+        return FileSum(self._size, f"{self._crc32:08x}")
+
+    def _write(self, content: bytes | memoryview) -> None:
+        self._size, self._crc32 = self._size + len(content), zlib.crc32(content, self._crc32)
+        self._file.write(content)
 
     def close(self) -> None:
         """Finishes the file; ValueError when tensors are still to be written."""

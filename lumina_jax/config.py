@@ -110,6 +110,10 @@ class DataConfig:
     ``fetchers`` threads fetch the pictures of records from web servers: as many requests at once, also to a single server. A
     picture that has not come within ``fetch_seconds``, or has more than ``fetch_mb`` MiB, is rejected. Pretokenizing ends when
     ``max_consecutive_rejects`` records in a row cannot be read for one cause (0: never).
+
+    Of a folder in a store (gs://, s3://) each host fetches the lengths once, into the folder ``cache`` of its own disk (empty:
+    lumina_jax in the user's caches), then the tokens of a batch by up to ``fetchers`` requests at a time. With ``cache_gb`` tokens
+    stay in that folder, up to so many GB (1e9 bytes), for later epochs and starts.
     """
 
     path: str = ""
@@ -130,6 +134,8 @@ class DataConfig:
     fetchers: int = 128
     fetch_seconds: float = 15.0
     fetch_mb: int = 32
+    cache: str = ""
+    cache_gb: float = 0.0
 
     def __post_init__(self):
         if len(self.paths) == 1:
@@ -166,6 +172,8 @@ class DataConfig:
             f"data.fetch_seconds={self.fetch_seconds}; give the seconds that one picture may take",
         )
         _require(1 <= self.fetch_mb <= 4096, f"data.fetch_mb={self.fetch_mb}; give from 1 to 4096 MiB")
+        _require("://" not in self.cache, f"data.cache={self.cache!r}; give a folder on the disk of each host")
+        _require(self.cache_gb >= 0, f"data.cache_gb={self.cache_gb}; it must not be negative (0: tokens are not kept)")
 
     @property
     def paths(self) -> tuple[str, ...]:

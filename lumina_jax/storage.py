@@ -9,8 +9,9 @@ import json
 import os
 import re
 import secrets
+import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,7 +26,8 @@ from lumina_jax.errors import (
     StorageError,
     UserError,
 )
-from lumina_jax.places import Place, store_errors
+from lumina_jax.faults import retried
+from lumina_jax.places import EXTRA, Place, store_errors
 
 TEMPORARY = ".tmp"
 """Suffix of files that are still being written."""
@@ -160,16 +162,21 @@ def held(folder: Place, doing: str) -> Iterator[None]:
 class StorageFolder:
     """The folder at a path or URL, which need not exist before the first write.
 
-    Raises MissingPackageError naming the package that a store needs, InputError for a URL of an unknown kind, StorageError when
-    the disk or store refuses.
+    What a disk, a store or a network may do right in a moment is tried again (:func:`lumina_jax.faults.retried`). Raises
+    MissingPackageError naming what a store needs, InputError for a URL of an unknown kind, StorageError when the disk or store
+    refuses.
     """
 
     def __init__(self, url: str | Path):
         self.url = str(url)
         try:
-            self._system, self._root = fsspec.core.url_to_fs(self.url)
+            # fsspec would take :: in a local path for a chain of stores.
+            local = "://" not in self.url
+            self._system, self._root = (
+                (LocalFileSystem(), os.path.abspath(self.url)) if local else fsspec.core.url_to_fs(self.url)
+            )
         except ImportError as error:
-            raise MissingPackageError(f"{self.url}: {error}") from error
+            raise MissingPackageError(f"{self.url}: {error}; pip install -r {EXTRA}") from error
         except ValueError as error:
             raise InputError(f"{self.url}: {error}; give a local path, or a URL such as gs://BUCKET/FOLDER") from error
         self._local = isinstance(self._system, LocalFileSystem)
@@ -177,27 +184,69 @@ class StorageFolder:
     def __str__(self) -> str:
         return self.url
 
+    @property
+    def local(self) -> Path | None:
+        """The folder's path where it is one of this machine; None in a store."""
+        return Path(self._root) if self._local else None
+
     def file_names(self) -> set[str]:
-        """The names of all files, by one request; empty where there is no folder."""
-        with storage_errors(self.url):
+        """The names of all files and folders, by one listing; empty where there is no folder."""
+        return set(self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """The bytes of each file, and 0 of each folder, by one listing; empty where there is no folder."""
+
+        def listing() -> dict[str, int]:
             self._system.invalidate_cache(self._root)
-            if not self._system.exists(self._root):
-                return set()
-            return {path.rpartition("/")[2] for path in self._system.ls(self._root, detail=False)}
+            try:
+                entries = self._system.ls(self._root, detail=True)
+            except FileNotFoundError:
+                return {}
+            names = ((entry["name"].rstrip("/").rpartition("/")[2], entry) for entry in entries)
+            return {name: 0 if entry["type"] == "directory" else int(entry["size"] or 0) for name, entry in names}
+
+        with storage_errors(self.url):
+            return retried(listing, f"listing {self.url}")
 
     def exists(self, name: str) -> bool:
         """Whether the file ``name`` is there."""
-        with storage_errors(self.url):
+
+        def there() -> bool:
             self._system.invalidate_cache(self._root)
             return self._system.exists(self._path(name))
 
+        with storage_errors(self.url):
+            return retried(there, f"looking for {self.url}/{name}")
+
     def read_bytes(self, name: str) -> bytes:
         """The content of a file; MissingFileError when it is not there."""
-        with storage_errors(f"{self.url}/{name}"):
-            try:
-                return self._system.cat_file(self._path(name))
-            except FileNotFoundError as error:
-                raise MissingFileError(f"{self.url} has no file {name}; copy all of it, or write it again") from error
+        with self._reading(name):
+            return retried(lambda: self._system.cat_file(self._path(name)), f"reading {self.url}/{name}")
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copies a file to the local ``path``, which holds all of it or nothing new; MissingFileError when it is not there."""
+        content = self.read_bytes(name)  # one request; get_file of gcsfs would list the folder as well
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(content)
+
+    def read_ranges(self, spans: Sequence[tuple[str, int, int]], at_once: int) -> list[bytes]:
+        """The content of each (name, start, stop), bytes ``start`` to ``stop`` of a file, by up to ``at_once`` requests at a time.
+
+        Does not try again by itself. Raises StorageError when less comes back, MissingFileError naming a file that is not there.
+        """
+        if not spans:
+            return []
+        names, starts, stops = zip(*spans, strict=True)
+        options = {"batch_size": at_once} if getattr(self._system, "async_impl", False) else {}
+        with self._reading(names[0]):
+            parts = self._system.cat_ranges(
+                [self._path(name) for name in names], list(starts), list(stops), on_error="raise", **options
+            )
+            for (name, start, stop), part in zip(spans, parts, strict=True):
+                if len(part) != stop - start:
+                    short = f"{len(part)} of the {stop - start} bytes from {start:,} on came back"
+                    raise ConnectionError(f"{short} of {self.url}/{name}; it may have been cut short")
+        return parts
 
     def write(self, name: str, write: Callable[[Path], object]) -> None:
         """Calls ``write`` with a temporary local path; its file appears here as ``name`` once it is complete."""
@@ -206,9 +255,23 @@ class StorageFolder:
                 write(temporary)
             return
         with storage_errors(f"{self.url}/{name}"), tempfile.TemporaryDirectory() as scratch:
-            write(Path(scratch, name))
-            self._system.makedirs(self._root, exist_ok=True)
-            self._system.put_file(str(Path(scratch, name)), self._path(name))
+            local = Path(scratch, Path(name).name)
+            write(local)
+            self.put(local, name)
+
+    def put(self, path: Path, name: str) -> None:
+        """Uploads, or copies, a complete local file as ``name``, which may have folders before it."""
+        if self._local:
+            with atomic_write(Path(self._path(name))) as temporary:
+                shutil.copyfile(path, temporary)
+            return
+
+        def upload() -> None:
+            self._system.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            self._system.put_file(str(path), self._path(name))
+
+        with storage_errors(f"{self.url}/{name}"):
+            retried(upload, f"writing {self.url}/{name}")
 
     def write_text(self, name: str, text: str) -> None:
         """:meth:`write` of a text in UTF-8."""
@@ -228,6 +291,15 @@ class StorageFolder:
         for name in self.file_names() if self._local else ():
             if TEMPORARY_NAME.search(name):
                 Path(self._path(name)).unlink(missing_ok=True)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Names what cannot be read, and says so when it is not there."""
+        with storage_errors(f"{self.url}/{name}"):
+            try:
+                yield
+            except FileNotFoundError as error:
+                raise MissingFileError(f"{self.url} has no file {name}; copy all of it, or write it again") from error
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

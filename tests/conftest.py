@@ -9,6 +9,9 @@ import tempfile
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = (
+    "false"  # read by gcsfs once; else it asks Google what kind a bucket is
+)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Most laws hold of programs that LLVM left as they were, which takes half the time, and so does XLA's older way of writing fusions.

@@ -56,18 +56,22 @@ def _train(options: Namespace) -> None:
 
 def _train_in(group, cfg, config: str) -> None:
     """Trains as one process of the Group ``group``."""
+    from lumina_jax.places import is_url
+
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
-        if not value or not Path(value).exists():
+        if not value or not (is_url(value) or Path(value).exists()):  # what a store lacks is named where it is read
             raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {quote(config)}")
     from lumina_jax.progress import waiting
 
     with waiting("loading the trainer"):
         import jax
 
+        from convert import load_image_tokenizer
         from lumina_jax.cluster.consistency import check_consistency
         from lumina_jax.config import to_dict
         from lumina_jax.data.pipeline import batches, fingerprints_of, record_names
         from lumina_jax.data.shards import Shards
+        from lumina_jax.data.token_files import StoreReading
         from lumina_jax.data.verify import TokenCheck
         from lumina_jax.evaluate.while_training import watchers
         from lumina_jax.sharding import data_share, make_mesh
@@ -82,7 +86,8 @@ def _train_in(group, cfg, config: str) -> None:
     with waiting(f"loading {cfg.data.path}"):
         vocab = Vocab.load(cfg.data.tokenizer)
         vocab.check_fits(cfg.model.vocab)
-        folders = {path: Shards(path) for path in cfg.data.paths}
+        first, reading = jax.process_index() == 0, StoreReading.of(cfg.data)
+        folders = {path: Shards(path, reading=reading, check=first) for path in cfg.data.paths}
         manifests = {path: folder.manifest for path, folder in folders.items()}
         _check_vq(cfg, vocab, manifests)
     contents = {"tokenizer": vocab.fingerprint, "manifests": [to_dict(manifest) for manifest in manifests.values()]}
@@ -105,7 +110,7 @@ def _train_in(group, cfg, config: str) -> None:
         group=group,
         folders=fingerprints_of([*folders.values()]),
         record_names=lambda span: record_names(cfg.data, cfg.seed, span),
-        watchers=watchers(cfg, vocab, mesh),
+        watchers=watchers(cfg, vocab, mesh, load_image_tokenizer),
     )
     if jax.process_index() == 0:
         say(f"{cfg.name}: {cfg.optim.steps} steps done; weights and metrics in {cfg.out}")
@@ -115,7 +120,9 @@ def _check_vq(cfg, vocab, manifests) -> None:
     """Raises InputError when the image tokens were made by another VQ model than that of vq.path."""
     if not cfg.vq.path or not any(manifest.crops for manifest in manifests.values()):
         return
-    if not Path(cfg.vq.path).exists():
+    from lumina_jax.places import place
+
+    if not place(cfg.vq.path).exists():
         say(f"vq.path={cfg.vq.path} is not there, so it is not checked that it made the image tokens")
         return
     from convert import load_image_tokenizer

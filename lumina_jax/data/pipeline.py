@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import grain
@@ -14,6 +15,7 @@ from lumina_jax.conversation import drop_context
 from lumina_jax.data.order import DataOrder
 from lumina_jax.data.permutation import key_of
 from lumina_jax.data.shards import Shards, check_made_with
+from lumina_jax.data.token_files import StoreReading
 from lumina_jax.errors import InputError
 from lumina_jax.faults import retried
 from lumina_jax.history import BatchSpan, DataStage, Folders
@@ -61,11 +63,13 @@ def data_order(cfg: DataConfig, shards: Sequence[Shards], seed: int, stages: Seq
     *earlier, now = stages or (DataStage(0, cfg, fingerprints),)
     by_fingerprint = dict(zip(fingerprints, shards, strict=True))
 
+    opened = partial(Shards, reading=StoreReading.of(cfg), check=False)
+
     def lengths_of(stage: DataStage) -> list[np.ndarray]:
         if len(stage.folders) != len(stage.cfg.paths):
             return [folder.lengths for folder in shards]
         pairs = zip(stage.folders, stage.cfg.paths, strict=True)
-        return [(by_fingerprint[name] if name in by_fingerprint else Shards(path)).lengths for name, path in pairs]
+        return [(by_fingerprint[name] if name in by_fingerprint else opened(path)).lengths for name, path in pairs]
 
     return DataOrder([*earlier, now._replace(cfg=cfg)], lengths_of, seed)
 
@@ -77,7 +81,7 @@ def fingerprints_of(shards: Sequence[Shards]) -> Folders:
 
 def record_names(cfg: DataConfig, seed: int, span: BatchSpan) -> list[str]:
     """The records of the batches of ``span``, as FOLDER:NUMBER, each once, in the order of their rows."""
-    shards = [Shards(path) for path in cfg.paths]
+    shards = [Shards(path, reading=StoreReading.of(cfg), check=False) for path in cfg.paths]
     order, names = data_order(cfg, shards, seed, span.stages), []
     for number in range(span.start, span.stop):
         batch = order(number)
@@ -86,9 +90,13 @@ def record_names(cfg: DataConfig, seed: int, span: BatchSpan) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def open_shards(cfg: DataConfig, vocab: Vocab) -> list[Shards]:
-    """The folders of ``cfg``, checked to be made with ``vocab`` and, where they hold images, with one VQ model."""
-    shards, first_path = [Shards(path) for path in cfg.paths], {}
+def open_shards(cfg: DataConfig, vocab: Vocab, check: bool = False) -> list[Shards]:
+    """The folders of ``cfg``, checked to be made with ``vocab`` and, where they hold images, with one VQ model.
+
+    With ``check`` it is also seen that all files are in their store, which need not be done on every host.
+    """
+    reading = StoreReading.of(cfg)
+    shards, first_path = [Shards(path, reading=reading, check=check) for path in cfg.paths], {}
     for path, folder in zip(cfg.paths, shards, strict=True):
         check_made_with(folder.manifest, vocab, where=path)
         if folder.manifest.crops:
@@ -126,16 +134,22 @@ class _BatchSource:
     def __getitem__(self, step: int) -> Batch:
         records = self.plan(step, self.host, self.hosts)
         draws = drop_draws(self.plan.seed, step, records.row + self.host * records.rows)
-        numbers = zip(records.folder.tolist(), records.record.tolist(), strict=True)
         samples = [
             drop_context(*sample, self.vocab) if draw < self.plan.cfg.drop_context else sample
-            for sample, draw in zip((self._sample(folder, record) for folder, record in numbers), draws, strict=True)
+            for sample, draw in zip(self._samples(records.folder, records.record), draws, strict=True)
         ]
         return collate(samples, records.row, (records.rows, records.length))
 
-    def _sample(self, folder: int, record: int) -> tuple[np.ndarray, np.ndarray]:
-        shards = self.shards[folder]
-        return retried(lambda: shards[record], f"reading record {record} of {shards.path}")
+    def _samples(self, folder: np.ndarray, record: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The samples of the records ``record`` i64[n] of the folders ``folder`` i64[n]; those of a folder are read together."""
+        samples = {}
+        for number in np.unique(folder).tolist():
+            shards, places = self.shards[number], np.flatnonzero(folder == number).tolist()
+            chosen = record[places].tolist()
+            read = partial(shards.read, chosen)
+            what = f"reading {len(chosen)} records of {shards.path}, such as {chosen[0]}"
+            samples |= zip(places, retried(read, what), strict=True)
+        return [samples[place] for place in range(len(folder))]
 
 
 def drop_draws(seed: int, step: int, row: np.ndarray) -> np.ndarray:

@@ -16,8 +16,6 @@ from typing import TypeVar
 from lumina_jax.data.shards import TOKEN_BYTES, TOKENS, Shards
 from lumina_jax.errors import InputError
 
-BLOCK = 1 << 20
-"""Bytes read at once."""
 READERS = 8
 """Files read at once."""
 PAUSE = 0.016
@@ -34,19 +32,24 @@ def damaged_shards(folder: Shards, advance: Callable[[int], object] = lambda cou
     Calls ``advance`` with the bytes of each block read. A folder of an older version has no checksums and nothing is found.
     """
     shards = [(folder, number) for number in range(len(folder.manifest.shard_crc32))]
+    lock = threading.Lock()
+
+    def count(size: int) -> None:
+        with lock:
+            advance(size)
+
     with ThreadPoolExecutor(READERS) as pool:
-        return [reason for reason in pool.map(lambda shard: damage_of(shard, advance), shards) if reason]
+        return [reason for reason in pool.map(lambda shard: damage_of(shard, count), shards) if reason]
 
 
 def damage_of(shard: Shard, advance: Callable[[int], object] = lambda count: None) -> str:
     """What is wrong with the file of tokens of a shard, in words; empty when its bytes are those that were written."""
     folder, number = shard
-    file = folder.path / folder.manifest.settings.file(number, TOKENS)
+    file = f"{folder.path}/{folder.manifest.settings.file(number, TOKENS)}"
     crc = 0
-    with Path(file).open("rb") as stream:
-        while block := stream.read(BLOCK):
-            crc = zlib.crc32(block, crc)
-            advance(len(block))
+    for block in folder.blocks(number):
+        crc = zlib.crc32(block, crc)
+        advance(len(block))
     if crc == folder.manifest.shard_crc32[number]:
         return ""
     return f"{file} is damaged: its bytes are not those that were written; copy it again from where it is whole"
@@ -57,11 +60,12 @@ class TokenCheck:
 
     :meth:`before` reads as many bytes as ``limit_mb`` MiB say before the first step: all shards where they are so few, else some
     drawn at random, on every host others. :meth:`during` reads this host's share of the rest in the background while batches
-    are taken. With a limit of 0 neither reads anything.
+    are taken. With a limit of 0 neither reads anything. Folders in a store are the same for all hosts and are left out.
     """
 
     def __init__(self, folders: Sequence[Shards], limit_mb: int, host: int, hosts: int):
         self._limit, self._share = limit_mb << 20, (host, hosts)
+        folders = [folder for folder in folders if isinstance(folder.path, Path)]
         self._shards = [(folder, number) for folder in folders for number in range(len(folder.manifest.shard_crc32))]
         random.Random(host).shuffle(self._shards)
         self._damage = ""

@@ -35,8 +35,10 @@ class Goodput:
         if self.lines:
             before = self.lines[-1]
             self.seconds |= before["seconds"]
-            self.restarts = before["restarts"] + 1
-            self.seconds["lost to restarts"] += max(self._counted_until - restoring - before["time"], 0.0)
+            self.restarts = before["restarts"]
+            if not before.get("ended"):
+                self.restarts += 1
+                self.seconds["lost to restarts"] += max(self._counted_until - restoring - before["time"], 0.0)
         self.seconds["restoring"] += restoring
 
     @contextmanager
@@ -53,13 +55,15 @@ class Goodput:
         self.seconds[kind] += seconds
         self._counted_until += seconds
 
-    def mark(self, step: int) -> None:
-        """Adds the line of ``step``; all time that was counted as nothing else was training."""
+    def mark(self, step: int, ended: bool = False) -> None:
+        """Adds the line of ``step``; all time that was counted as nothing else was training. Behind the last step of a run that
+        ``ended`` no time is lost until it is given more."""
         now = self._clock()
         self.seconds["training"] += max(now - self._counted_until, 0.0)
         self._counted_until = now
         rounded = {kind: round(seconds, 3) for kind, seconds in self.seconds.items()}
-        self.lines.append({"step": step, "time": round(now, 3), "restarts": self.restarts, "seconds": rounded})
+        line = {"step": step, "time": round(now, 3), "restarts": self.restarts, "seconds": rounded}
+        self.lines.append(line | ({"ended": True} if ended else {}))
 
     def write(self, folder: str) -> None:
         """Writes all lines to goodput.jsonl in ``folder``."""

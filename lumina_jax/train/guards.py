@@ -8,8 +8,6 @@ import math
 from collections import deque
 from collections.abc import Mapping
 
-import numpy as np
-
 from lumina_jax.config import GuardConfig
 from lumina_jax.errors import NotFiniteError
 
@@ -90,10 +88,11 @@ class Guards:
 
 
 class _Window:
-    """The last ``size`` values, and how far a new one lies above their mean."""
+    """The last ``size`` values, and how far a new one lies above their mean; sums are kept, so that a step costs nothing."""
 
     def __init__(self, size: int):
-        self._values: deque[float] = deque(maxlen=size)
+        self._values: deque[float] = deque()
+        self._size, self._added, self._sum, self._squares = size, 0, 0.0, 0.0
 
     def deviations(self, value: float) -> float:
         """How many standard deviations ``value`` lies above the mean; 0 while there are too few values."""
@@ -108,7 +107,15 @@ class _Window:
             mean, deviation = self._spread()
             value = min(value, mean + most * deviation)
         self._values.append(value)
+        self._sum, self._squares = self._sum + value, self._squares + value**2
+        if len(self._values) > self._size:
+            oldest = self._values.popleft()
+            self._sum, self._squares = self._sum - oldest, self._squares - oldest**2
+        self._added += 1
+        if self._added % self._size == 0:  # what rounding has left of values that are gone
+            self._sum, self._squares = math.fsum(self._values), math.fsum(value**2 for value in self._values)
 
     def _spread(self) -> tuple[float, float]:
-        mean = float(np.mean(self._values))
-        return mean, max(float(np.std(self._values)), LEAST_DEVIATION * abs(mean), 1e-12)
+        mean = self._sum / len(self._values)
+        variance = max(self._squares / len(self._values) - mean**2, 0.0)
+        return mean, max(math.sqrt(variance), LEAST_DEVIATION * abs(mean), 1e-12)

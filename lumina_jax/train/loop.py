@@ -104,6 +104,7 @@ class Run:
         self._compiled = CompiledSteps(cfg, mesh, make_step(cfg, mesh), print_line, group)
         self._goodput = Goodput(read_goodput(cfg.out) if jax.process_index() == 0 else [], 0)
         self._backs: list[Change] = []
+        self._trained = False
 
     def to_the_end(self) -> TrainState:
         """Trains to the last step and returns the state."""
@@ -115,6 +116,7 @@ class Run:
             if start >= self._cfg.optim.steps:
                 return state
             self._group.barrier("loading the state", self._cfg.pod.stall_timeout)
+            self._trained = True
             try:
                 return self._steps(start, state)
             except GoBackError as error:
@@ -123,13 +125,12 @@ class Run:
             gc.collect()  # what the error still held: the next restore needs the memory
 
     def finish(self, seconds_saving: float) -> None:
-        """Writes and prints where the time went; ``seconds_saving`` were spent on the last save."""
-        if jax.process_index() == 0:
+        """Writes and prints where the time went, unless nothing was to be done; the last save took ``seconds_saving``."""
+        if jax.process_index() == 0 and self._trained:
             self._goodput.add("saving", seconds_saving)
-            self._goodput.mark(self._cfg.optim.steps)
+            self._goodput.mark(self._cfg.optim.steps, ended=True)
             self._goodput.write(self._cfg.out)
-            if self._show:
-                print_line(f"{self._cfg.name}: {self._goodput.in_words()}", stderr=False)
+            self._say(self._goodput.in_words())
 
     def _restore(self) -> tuple[int, TrainState]:
         """(steps done, state) of the newest checkpoint, or of the beginning."""
@@ -143,8 +144,7 @@ class Run:
         self._goodput = Goodput(read_goodput(cfg.out) if jax.process_index() == 0 else [], start, time.time() - begun)
         if change := self._saver.change:
             self._events.add("changed", start, before=change.before, after=change.after)
-            if self._show and jax.process_index() == 0:
-                print_line(f"{cfg.name}: from step {start} on {in_words(change)}", stderr=False)
+            self._say(f"from step {start} on {in_words(change)}")
         self._events.add("started", start, steps=cfg.optim.steps, processes=jax.process_count())
         return start, state
 
@@ -161,13 +161,12 @@ class Run:
         self._backs.append(change)
         self._saver.history += (change,)
         self._events.add("went back", start, why=change.why, skipped=skipped)
-        if self._show and jax.process_index() == 0:
-            print_line(f"{cfg.name}: {change.why}; back to step {start}, without {skipped} batches", stderr=False)
+        self._say(f"{change.why}; back to step {start}, without {skipped} batches")
 
     def _steps(self, start: int, state: TrainState) -> TrainState:
         """Runs the steps after ``start``; logs, measures and saves; returns the last state."""
         cfg, group, goodput, last = self._cfg, self._group, self._goodput, self._cfg.optim.steps
-        log, done = MetricsLog(cfg, start, self._show), start
+        log, done = MetricsLog(cfg, start, self._show, self._saver.check), start
         self._compiled.print_to(log.print_line)
         profiled = ProfiledSteps(cfg, self._compiled, start)
         clock = SaveClock(cfg.save_minutes, self._mesh)
@@ -201,6 +200,10 @@ class Run:
                 f"the batches ended after step {done}, but optim.steps is {last}; give a batch for each step"
             )
         return state
+
+    def _say(self, line: str) -> None:
+        if self._show and jax.process_index() == 0:
+            print_line(f"{self._cfg.name}: {line}", stderr=False)
 
     def _measure(self, done: int, state: TrainState, log: MetricsLog) -> dict[str, float]:
         """What the watchers whose turn it is measure after step ``done``; into the log."""

@@ -1,9 +1,9 @@
 """The numbers of a run: metrics.jsonl (bit for bit reproducible), TensorBoard, and the progress on stdout."""
 
-import itertools
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from tensorboardX import SummaryWriter
 from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError
 from lumina_jax.progress import ProgressDisplay
-from lumina_jax.storage import atomic_write_text
+from lumina_jax.storage import StorageFolder, atomic_write_text
 from lumina_jax.train.guards import Guards
+from lumina_jax.train.run_files import RunFiles
 from lumina_jax.train.run_log import RunLog
 from lumina_jax.train.step import Metrics
 
@@ -41,9 +42,12 @@ class MetricsLog:
     A resumed run first removes from metrics.jsonl the lines behind ``start``, the step of the checkpoint, so that the file ends
     up equal to that of a run that was never interrupted. Without a checkpoint the file is another run's, or of one that ended
     before its first save: it is kept under another name. Speeds differ between runs and go to TensorBoard and stdout alone.
+
+    Where ``cfg.out`` is a URL the files grow on this machine and are uploaded by :meth:`sync` and :meth:`close`, if ``check``
+    raises nothing.
     """
 
-    def __init__(self, cfg: Experiment, start: int, show: bool = True):
+    def __init__(self, cfg: Experiment, start: int, show: bool = True, check: Callable[[], object] = lambda: None):
         self._cfg, self._start_time = cfg, time.monotonic()
         self._guards, self._events = Guards(cfg.guard, cfg.name), RunLog(cfg.out)
         self._measured: dict[str, float] = {}
@@ -52,18 +56,18 @@ class MetricsLog:
         self._writes, self._open = jax.process_index() == 0, ExitStack()
         if not self._writes:
             return
-        path = Path(cfg.out) / FILE
-        set_aside = _set_aside(path) if start == 0 else None
-        lines = (json.dumps(line) + "\n" for line in read_metrics(cfg.out) if line["step"] <= start)
+        self._files = RunFiles(cfg.out, check)
+        self._open.callback(self._files.close)
+        set_aside = self._files.set_aside(FILE) if start == 0 else ""
+        path = self._files.fetch(FILE)
+        lines = (json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["step"] <= start)
         atomic_write_text(path, "".join(lines))
         self._file = self._open.enter_context(path.open("a", buffering=1))
         self._board = self._open.enter_context(SummaryWriter(str(path.with_name("tensorboard")), purge_step=start + 1))
         self._progress = self._open.enter_context(TrainingProgress(cfg.name, cfg.optim.steps, show, "steps"))
         self._progress.skip(start)
         if set_aside:
-            self.print_line(
-                f"{cfg.out} has no checkpoint, but metrics of an earlier run; they are kept as {set_aside.name}"
-            )
+            self.print_line(f"{cfg.out} has no checkpoint, but metrics of an earlier run; they are kept as {set_aside}")
 
     def write(self, step: int, metrics: Metrics, wait_seconds: float = 0.0) -> None:
         """Takes the metrics of ``step`` and the seconds it waited for its batch; records those of the step before."""
@@ -82,10 +86,12 @@ class MetricsLog:
             self._record(step, _values(metrics) | measured, wait_seconds)
 
     def sync(self) -> None:
-        """:meth:`flush`, then all lines to disk: a mounted bucket keeps lines in memory until they are synced."""
+        """:meth:`flush`, then all to disk, as a mounted bucket keeps lines in memory until they are synced, or into the store."""
         self.flush()
         if self._writes:
             os.fsync(self._file.fileno())
+            self._board.flush()
+            self._files.upload()
 
     def print_line(self, line: str) -> None:
         """Prints a line above the progress, in process 0 of a run that shows any."""
@@ -122,24 +128,17 @@ def _values(metrics: Metrics) -> dict[str, float]:
     return {name: float(value) for name, value in (values | norms).items()}
 
 
-def _set_aside(path: Path) -> Path | None:
-    """Renames a file that is not empty to the first free NAME-N.SUFFIX, which is returned."""
-    if not path.is_file() or not path.stat().st_size:
-        return None
-    names = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(1))
-    return path.rename(next(name for name in names if not name.exists()))
-
-
 def read_metrics(folder: Path | str) -> list[dict[str, float]]:
     """The lines of a run's metrics.jsonl, without a last line that a kill cut short; empty where there is no such file.
 
-    Raises InputError for a file of another origin, and a damaged one.
+    ``folder`` is a path or a URL. Raises InputError for a file of another origin, and a damaged one.
     """
-    path = Path(folder) / FILE
-    return [_parsed(line, path) for line in path.read_bytes().split(b"\n")[:-1]] if path.is_file() else []
+    files = StorageFolder(folder)
+    content = files.read_bytes(FILE) if files.exists(FILE) else b""
+    return [_parsed(line, f"{folder}/{FILE}") for line in content.split(b"\n")[:-1]]
 
 
-def _parsed(line: bytes, path: Path) -> dict[str, float]:
+def _parsed(line: bytes, path: str) -> dict[str, float]:
     with suppress(ValueError):
         values = json.loads(line)
         numbers = isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())

@@ -20,7 +20,7 @@ EXPERIMENT = "experiment"
 
 def folder_at(path: epath.PathLike) -> epath.Path:
     """The folder at a path or URL, to be read and written in the same way."""
-    return epath.Path(path) if "://" in str(path) else Path(path).absolute()
+    return epath.Path(str(path)) if "://" in str(path) else Path(path).absolute()
 
 
 def step_folders(folder: epath.Path) -> list[epath.Path]:

@@ -1,6 +1,7 @@
 """The step is compiled once for each shape of batch: when its first batch comes, or all of them ahead."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from train_parts import OPTIM, assert_equal, batch, experiment
@@ -78,4 +79,4 @@ def test_the_wait_for_data_is_printed_and_not_in_metrics_jsonl(cfg, capsys):
     """metrics.jsonl is the same in every run; speeds and waits are not."""
     train(cfg, lambda span: host_batches(cfg, span.start))
     assert "waiting for data" in capsys.readouterr().out
-    assert "wait" not in (loop.Path(cfg.out) / "metrics.jsonl").read_text()
+    assert "wait" not in Path(cfg.out, "metrics.jsonl").read_text()

@@ -62,3 +62,14 @@ def test_time_since_the_checkpoint_was_lost(tmp_path):
 @pytest.mark.smoke
 def test_a_run_without_lines_of_its_checkpoint_begins_to_count():
     assert Goodput([{"step": 5, "time": 0, "restarts": 3, "seconds": {}}], 4).restarts == 0
+
+
+@pytest.mark.smoke
+def test_nothing_is_lost_between_the_end_of_a_run_and_more_steps():
+    clock = Clock(0.0)
+    first = Goodput([], 0, clock=clock)
+    clock.now = 50.0
+    first.mark(10, ended=True)
+    clock.now = 10_000.0
+    again = Goodput(first.lines, 10, clock=clock)
+    assert again.restarts == 0 and sum(again.seconds.values()) == 50
