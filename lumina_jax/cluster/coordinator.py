@@ -4,7 +4,8 @@ JAX has a coordination service too, which every run starts beside this one. It w
 ``python tests/bench/coordination.py``) whether it could do this work:
 
 - Its barriers have time limits and name the missing by number; a key-value store could hold what each process does. But nobody
-  can ask it anything before all processes have joined, so it cannot say who is missing at the start, or begin without a slice.
+  can ask it anything before all processes have joined (a key that is set earlier aborts the process), so it cannot say who is
+  missing at the start, or begin without a slice.
 - It learns of a death by missed heartbeats alone: after 10.6 s with a limit of 10 s, where a connection that closes tells all
   others in 0.25 s. So short a limit would end runs for every process that pauses.
 - It then aborts the others (exit code 134, a stack trace). The callback that would replace this takes no Python function:
@@ -49,14 +50,22 @@ def heartbeat_seconds(processes: int, limits: PodConfig) -> float:
 class Coordinator:
     """Runs the :class:`Membership` of a run in a thread of one process; every process, this one included, connects to ``port``.
 
-    ``token`` is what processes must know to be heard. Raises StorageError when the port, or as many files as there are
-    processes, cannot be opened.
+    ``token`` is what processes must know to be heard; ``own`` is the number of the process that it runs in. Raises StorageError
+    when the port, or as many files as there are processes, cannot be opened.
     """
 
-    def __init__(self, port: int, processes: int, limits: PodConfig, token: bytes, slice_counts: Collection[int] = ()):
+    def __init__(
+        self,
+        port: int,
+        processes: int,
+        limits: PodConfig,
+        token: bytes,
+        slice_counts: Collection[int] = (),
+        own: int = 0,
+    ):
         allow_connections(processes)
         self._membership = Membership(processes, limits, time.monotonic(), slice_counts)
-        self._processes, self._token = processes, token
+        self._processes, self._token, self._own = processes, token, own
         self._heartbeat_seconds = heartbeat_seconds(processes, limits)
         self._selector = selectors.DefaultSelector()
         dual = socket.has_dualstack_ipv6()
@@ -168,9 +177,10 @@ class Coordinator:
             self.others_gone.set()
 
     def _send(self, messages: list[Message]) -> None:
-        """Sends each message to the processes that it is for, or to all."""
+        """Sends each message to the processes that it is for, or to all; to its own last, which may end by it."""
         for message in messages:
             line = encoded(message)
-            chosen = map(self._clients.get, message["to"]) if "to" in message else list(self._index)
-            for client in filter(self._connections.__contains__, chosen):
+            chosen = map(self._clients.get, message["to"]) if "to" in message else self._index
+            there = filter(self._connections.__contains__, chosen)
+            for client in sorted(there, key=lambda client: self._index.get(client) == self._own):
                 self._connections[client].send_line(line)

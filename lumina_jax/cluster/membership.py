@@ -181,7 +181,7 @@ class Membership:
                 if (value := first.get(key)) != (other_value := values.get(key)):
                     difference = f"{value} in {self._name(first_index)} but {other_value} in {self._name(other)}"
                     return self._end(f"{key} is {difference}", EXIT_ERROR)
-        return [{"kind": "release", "barrier": name, "returned": self._returned()}]
+        return [{"kind": "release", "to": list(self._members), "barrier": name, "returned": self._returned()}]
 
     def _returned(self) -> list[int]:
         """The slices that a new start would take in; empty when there are none."""

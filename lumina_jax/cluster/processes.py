@@ -238,9 +238,8 @@ class ProcessGroup:
                     error = refused
             if own is not None and self._coordinator is None and waited >= own * wait:
                 port = self._candidates[own][1]
-                self._coordinator = Coordinator(
-                    port, self._address.processes, self._limits, self._token, self._slice_counts
-                )
+                places = (port, self._address.processes, self._limits, self._token, self._slice_counts)
+                self._coordinator = Coordinator(*places, self._address.index)
             elif waited > self._limits.join_timeout + (self._limits.slices - 1) * wait:
                 where = " or ".join(f"{host}, port {port}" for host, port in self._candidates)
                 cure = "see that it was started and that hosts may reach each other there"
@@ -268,6 +267,14 @@ class ProcessGroup:
         self._connection.send({**message, "doing": self._activity, "limit": self._limit, "pace": self._pace})
 
     def _listen(self) -> None:
+        try:
+            self._listen_until_all_left()
+        except Exception as error:
+            # Without its heartbeats the others would wait for this process, and it for ever.
+            traceback.print_exception(error)
+            self._end(f"the thread that listens to process 0 failed with {type(error).__name__}: {error}", EXIT_RESTART)
+
+    def _listen_until_all_left(self) -> None:
         last_received, last_sent = time.monotonic(), 0.0
         ready = select.poll()  # select itself takes no more than 1,024 open files
         ready.register(self._socket, select.POLLIN)

@@ -65,7 +65,8 @@ def test_slices_are_complete_with_all_their_processes_and_chosen_by_their_number
     ("mesh", "batch", "counts"),
     [
         (dict(replica=4, fsdp=2), 16, (1, 2, 4)),
-        (dict(replica=4, fsdp=2), 24, (1, 2, 3)),
+        (dict(replica=4, fsdp=1), 12, (1, 2, 3, 4)),
+        (dict(replica=4, fsdp=2), 24, (1, 2, 3, 4)),
         (dict(replica=2, fsdp=2), 16, (2, 4)),
         (dict(replica=-1, fsdp=2), 16, (1, 2, 4)),
     ],

@@ -79,7 +79,9 @@ def test_a_barrier_releases_all_processes_and_can_be_used_again():
     membership = membership_of(2)
     for now in (10, 20):
         assert not enter_barrier(membership, 1, now)
-        assert enter_barrier(membership, 0, now) == [{"kind": "release", "barrier": "the save", "returned": []}]
+        assert enter_barrier(membership, 0, now) == [
+            {"kind": "release", "to": [0, 1], "barrier": "the save", "returned": []}
+        ]
     assert not membership.tick(30)
 
 
