@@ -5,7 +5,6 @@ Never is a folder made that is named after a scheme.
 
 import argparse
 
-import fsspec
 import pytest
 
 import run
@@ -13,6 +12,7 @@ from lumina_jax.cli import arguments
 from lumina_jax.cli.experiments import PATHS
 from lumina_jax.cli.parser import Parser
 from lumina_jax.errors import UserError
+from lumina_jax.places import place
 
 TYPES = (arguments.input_path, arguments.input_paths, arguments.output_path, arguments.output_file)
 MODEL = ("model", "tokenizer", "vq")
@@ -125,8 +125,8 @@ def test_what_is_not_on_a_store_or_cannot_be_written_there_is_said_before_any_wo
     verb, name, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    system, action, address = fsspec.filesystem("memory"), action_of(verb, name), "memory://gone/x"
-    system.store.clear()
+    action, address = action_of(verb, name), "memory://gone/x"
+    system = place(address).fs
     is_output = action.type in (arguments.output_path, arguments.output_file)
 
     def forbidden(*_, **__):
@@ -135,7 +135,7 @@ def test_what_is_not_on_a_store_or_cannot_be_written_there_is_said_before_any_wo
     monkeypatch.setattr(system, "pipe_file", forbidden)
     line = refusal(words(verb, action, address), capsys)
     assert "memory://gone" in line and ("403 Forbidden" in line if is_output else "is missing" in line)
-    assert list(tmp_path.iterdir()) == [] and system.store == {}
+    assert list(tmp_path.iterdir()) == [] and not system.exists("/gone")
 
 
 @pytest.mark.parametrize("address", [*WRONG, "https://example.com/config.py"])

@@ -4,7 +4,7 @@ import os
 from argparse import Namespace, _SubParsersAction
 from shlex import quote
 
-from lumina_jax.cli.arguments import at, at_least, output_path
+from lumina_jax.cli.arguments import at, at_least, check_address, output_path
 from lumina_jax.cli.checks import check_run
 from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.cli.ending import say
@@ -54,7 +54,9 @@ def _train(options: Namespace) -> None:
 def _train_in(group, cfg, config: str) -> None:
     """Trains as one process of the Group ``group``."""
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
-        if not value or not at(value).exists():
+        if not value or not (
+            check_address(value) or at(value).exists()
+        ):  # what a store lacks is named where it is read
             raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {quote(config)}")
     from lumina_jax.progress import waiting
 
@@ -65,6 +67,7 @@ def _train_in(group, cfg, config: str) -> None:
         from lumina_jax.config import to_dict
         from lumina_jax.data.pipeline import batches
         from lumina_jax.data.shards import Shards
+        from lumina_jax.data.token_files import StoreReading
         from lumina_jax.data.verify import TokenCheck
         from lumina_jax.sharding import data_share, make_mesh
         from lumina_jax.train.loop import train
@@ -78,7 +81,8 @@ def _train_in(group, cfg, config: str) -> None:
     with waiting(f"loading {cfg.data.path}"):
         vocab = Vocab.load(cfg.data.tokenizer)
         vocab.check_fits(cfg.model.vocab)
-        folders = {path: Shards(path) for path in cfg.data.paths}
+        first, reading = jax.process_index() == 0, StoreReading.of(cfg.data)
+        folders = {path: Shards(path, reading=reading, check=first) for path in cfg.data.paths}
         manifests = {path: folder.manifest for path, folder in folders.items()}
         _check_vq(cfg, vocab, manifests)
     contents = {"tokenizer": vocab.fingerprint, "manifests": [to_dict(manifest) for manifest in manifests.values()]}

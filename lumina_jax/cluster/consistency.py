@@ -13,6 +13,7 @@ import jax
 
 from lumina_jax.cluster.processes import Group
 from lumina_jax.config import Experiment, to_dict
+from lumina_jax.places import Place, place
 from lumina_jax.storage import storage_errors
 
 MARKER = ".shared-"
@@ -20,7 +21,7 @@ MARKER = ".shared-"
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 COMPILER_VARIABLES = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
 """Environment variables that change what is compiled."""
-HOST_FIELDS = ("data.path", "data.tokenizer", "vq.path", "compile_cache")
+HOST_FIELDS = ("data.path", "data.cache", "data.tokenizer", "vq.path", "compile_cache")
 """Config fields that may differ between hosts: paths of files that are compared by content, or that change no result."""
 
 
@@ -30,7 +31,7 @@ def check_consistency(cfg: Experiment, group: Group, values: Mapping[str, object
     Then checks that ``cfg.out`` is one folder for all of them.
     """
     group.barrier("comparing the processes", cfg.pod.join_timeout, run_values(cfg) | _flatten(values))
-    check_shared_folder(Path(cfg.out), group, cfg.pod.join_timeout)
+    check_shared_folder(place(cfg.out), group, cfg.pod.join_timeout)
 
 
 def run_values(cfg: Experiment) -> dict[str, str]:
@@ -41,7 +42,7 @@ def run_values(cfg: Experiment) -> dict[str, str]:
     return values | {name: value for name, value in _flatten(to_dict(cfg)).items() if name not in HOST_FIELDS}
 
 
-def check_shared_folder(folder: Path, group: Group, timeout: float) -> None:
+def check_shared_folder(folder: Place, group: Group, timeout: float) -> None:
     """Ends the run when a process does not see the ``folder`` of process 0: all write their shards of a checkpoint there.
 
     Raises StorageError when process 0 cannot write to ``folder``.
@@ -60,7 +61,7 @@ def check_shared_folder(folder: Path, group: Group, timeout: float) -> None:
         _remove_markers(folder)
 
 
-def _remove_markers(folder: Path) -> None:
+def _remove_markers(folder: Place) -> None:
     for path in folder.glob(f"{MARKER}*"):
         path.unlink()
 

@@ -63,7 +63,7 @@ def _run_steps(
 ) -> TrainState:
     """Runs the steps after ``start`` on ``rows``, those of this process; logs and saves; returns the last state."""
     mesh, last, done = make_mesh(cfg.mesh), cfg.optim.steps, start
-    plain_step, log = make_step(cfg, mesh), MetricsLog(cfg, start, show)
+    plain_step, log = make_step(cfg, mesh), MetricsLog(cfg, start, show, saver.check)
     compiled = CompiledSteps(cfg, mesh, plain_step, log.print_line)
     profiled = ProfiledSteps(cfg, compiled, start)
     clock = SaveClock(cfg.save_minutes, mesh)

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -38,16 +39,19 @@ class MetricsLog:
     A resumed run first removes from metrics.jsonl the lines behind ``start``, the step of the checkpoint, so that the file ends
     up equal to that of a run that was never interrupted. Without a checkpoint the file is another run's, or of one that ended
     before its first save: it is kept under another name. Speeds differ between runs and go to TensorBoard and stdout alone.
+
+    Where ``cfg.out`` is a URL the files grow on this machine and are uploaded by :meth:`sync` and :meth:`close`, if ``check``
+    raises nothing.
     """
 
-    def __init__(self, cfg: Experiment, start: int, show: bool = True):
+    def __init__(self, cfg: Experiment, start: int, show: bool = True, check: Callable[[], object] = lambda: None):
         self._cfg, self._start_time = cfg, time.monotonic()
         self._tokens = self._wait_seconds = 0.0
         self._pending: tuple[int, Metrics, float] | None = None
         self._writes, self._open = jax.process_index() == 0, ExitStack()
         if not self._writes:
             return
-        self._files = RunFiles(cfg.out)
+        self._files = RunFiles(cfg.out, check)
         self._open.callback(self._files.close)
         set_aside = self._files.set_aside(FILE) if start == 0 else ""
         path = self._files.fetch(FILE)

@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from lumina_jax.storage import StorageFolder
@@ -12,14 +13,16 @@ class RunFiles:
     """The files below ``out``, a path or a URL, as local files that can be appended to.
 
     Where ``out`` is local they are the files themselves. A store has no files that grow: there they are written in a temporary
-    folder of this machine, and :meth:`upload` puts those that changed into ``out``, each of them whole. Raises as StorageFolder.
+    folder of this machine, and :meth:`upload` puts those that changed into ``out``, each of them whole; ``check`` is called first,
+    and raises when ``out`` is no longer this run's. Raises as StorageFolder.
     """
 
-    def __init__(self, out: str):
+    def __init__(self, out: str, check: Callable[[], object] = lambda: None):
         self._folder = StorageFolder(out)
         self._stored = self._folder.local is None
         self._local = Path(tempfile.mkdtemp(prefix="lumina_jax_")) if self._stored else Path(out)
         self._uploaded: dict[str, tuple[int, int]] = {}
+        self._check = check
 
     def path(self, name: str) -> Path:
         """The local path of a file or folder below ``out``."""
@@ -47,7 +50,10 @@ class RunFiles:
 
     def upload(self) -> None:
         """Puts what changed since the last time into a store; returns when it is there."""
-        for path in sorted(self._local.rglob("*")) if self._stored else ():
+        if not self._stored:
+            return
+        self._check()
+        for path in sorted(self._local.rglob("*")):
             name = path.relative_to(self._local).as_posix()
             if path.is_file() and self._uploaded.get(name) != (state := _state(path)):
                 self._folder.put(path, name)
@@ -56,8 +62,10 @@ class RunFiles:
     def close(self) -> None:
         """Uploads, and removes the temporary folder."""
         if self._stored and self._local.is_dir():
-            self.upload()
-            shutil.rmtree(self._local)
+            try:
+                self.upload()
+            finally:
+                shutil.rmtree(self._local)
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -6,9 +6,10 @@ from data_parts import tiny_vocab
 from gcs_server import GcsFault
 
 from lumina_jax.config import DataConfig
+from lumina_jax.data import token_cache
 from lumina_jax.data.pipeline import batches
 from lumina_jax.data.shard_writer import write_shard, write_totals
-from lumina_jax.data.shards import Settings, Shards
+from lumina_jax.data.shards import SETTINGS, Settings, Shards, write_json
 from lumina_jax.data.token_files import StoreReading
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.storage import StorageFolder
@@ -20,6 +21,7 @@ URL = "gs://bucket/run/tokens"
 def write(url) -> None:
     rng = np.random.default_rng(0)
     settings, folder = Settings(RECORDS, "random", VOCAB.fingerprint, "none", 0, (), SHARD), StorageFolder(url)
+    write_json(folder, SETTINGS, settings)
     for shard in range(settings.shards):
         sizes = rng.integers(5, 30, len(settings.span(shard)))
         samples = [(rng.integers(0, 200, size, np.int32), np.arange(size) >= 3) for size in sizes]
@@ -89,7 +91,8 @@ def test_a_kept_record_that_changed_on_the_disk_is_asked_for_again(stored, tmp_p
     assert token_requests(stored) == 1
 
 
-def test_no_more_is_kept_than_the_limit(stored, tmp_path):
+def test_no_more_is_kept_than_the_limit(stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_cache, "LOOK_EVERY", 1)
     reading = StoreReading(str(tmp_path / "kept"), 1e-9)
     first = read_all(Shards(URL, reading=reading))
     stored.requests.clear()
