@@ -1,6 +1,7 @@
 """The whole road with nothing but gs:// addresses: every verb writes there the bytes that it writes on a disk."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def contents(address: str) -> dict[str, bytes]:
 
 @pytest.fixture
 def both(gcs, tmp_path, capsys, monkeypatch):
-    """``both("sample --model ROOT/toy")`` -> (stdout, stderr) of the command with a disk and a bucket for ROOT, which both hold
+    """``both("sample --model ROOT/toy")`` -> stdout of the command, without its spaces, with a disk and a bucket for ROOT, which both hold
     the model of the embedded world and two pictures; they are the same but for ROOT."""
     monkeypatch.chdir(tmp_path)
     roots = (tmp_path / "disk").as_posix(), STORE
@@ -50,7 +51,8 @@ def both(gcs, tmp_path, capsys, monkeypatch):
         said = []
         for root in roots:
             assert run.main(words.replace("ROOT", root).split()) == 0, capsys.readouterr().err
-            said.append(capsys.readouterr().out.replace(root, "ROOT"))
+            # Columns are as wide as the addresses in them.
+            said.append(re.sub(r"[\s─]+", " ", capsys.readouterr().out.replace(root, "ROOT")))
         assert said[0] == said[1]
         assert [path.name for path in tmp_path.iterdir() if ":" in path.name] == []
         return said[0]
