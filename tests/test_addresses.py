@@ -46,7 +46,7 @@ WORDS = {
     "convert verify": ["a", "b"],
     "data inspect": ["tokens"],
     "data prepare": ["--source", "x.jsonl", "--name", "x", "--out", "prepared"],
-    "data export": ["--out", "exported"],
+    "data export": ["--tokens", "tokens", "--out", "exported"],
     "pretokenize": ["configs/toy_stage1.py", "--source", "toy:8"],
     "compile": ["configs/toy_stage1.py", "--topology", "v5e:4x4"],
     "grow": ["configs/toy_stage1.py"],

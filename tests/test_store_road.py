@@ -35,8 +35,8 @@ def contents(address: str) -> dict[str, bytes]:
 
 @pytest.fixture
 def both(gcs, tmp_path, capsys, monkeypatch):
-    """``both("sample --model ROOT/toy")`` -> stdout of the command, without its spaces, with a disk and a bucket for ROOT, which both hold
-    the model of the embedded world and two pictures; they are the same but for ROOT."""
+    """``both("sample --model ROOT/toy")`` -> stdout of the command, less its spaces, with a disk and a bucket for ROOT: both hold
+    the model of the embedded world and two pictures, and what they say is the same but for ROOT."""
     monkeypatch.chdir(tmp_path)
     roots = (tmp_path / "disk").as_posix(), STORE
     for root in roots:
