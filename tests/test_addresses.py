@@ -4,11 +4,13 @@ Never is a folder made that is named after a scheme.
 """
 
 import argparse
+import shutil
 
 import pytest
 
 import run
-from lumina_jax.cli import arguments
+from lumina_jax import places
+from lumina_jax.cli import arguments, checks
 from lumina_jax.cli.experiments import PATHS
 from lumina_jax.cli.parser import Parser
 from lumina_jax.errors import UserError
@@ -166,3 +168,19 @@ def test_verbs_that_need_a_disk_say_so(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     line = refusal([*command, "--out", "memory://bucket/x"], capsys)
     assert "memory://bucket/x" in line and "local folder" in line and list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_room_for_a_checkpoint_says_so_before_it_loads_anything(tmp_path, monkeypatch):
+    cfg = run.load_experiment("configs/toy_stage1.py", [f"out={tmp_path}/run"])
+    checks.check_run(cfg)
+    monkeypatch.setattr(places.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    with pytest.raises(
+        UserError, match=rf"out: {tmp_path}/run has 1\.0 MB free, but [\d.]+ MB will be written; free space"
+    ):
+        checks.check_run(cfg)
+    with pytest.raises(UserError, match=rf"{tmp_path}/samples has 1\.0 MB free, but 16\.8 MB will be written"):
+        checks.check_options(run.parse(["sample", "--prompt", "x", "--out", f"{tmp_path}/samples"]))
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match=rf"{tmp_path}/run cannot be a folder"):
+        checks.check_run(cfg)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -140,7 +140,7 @@ def test_addresses_are_tried_and_named_as_given(memory, tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"memory://bucket/new.*403 Forbidden; check its permissions"):
         check_writable("memory://bucket/new")
     check_space(str(tmp_path / "not/yet"), 1)
-    with pytest.raises(StorageError, match=r"not/yet has .* GB free, but 1000000000000\.0 GB will be written"):
+    with pytest.raises(StorageError, match=r"not/yet has .* GB free, but 1,000,000,000,000\.0 GB will be written"):
         check_space(str(tmp_path / "not/yet"), 10**21)
 
 
