@@ -176,6 +176,8 @@ def write_orbax(
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
     context = saving_context({_name(row): _cut_axes(row, source) for row in source.rows})
     context.array.saving.ocdbt_target_data_file_size = 0  # else arrays of over 2 GB are copied before they are written
+    if not isinstance(folder, Path):  # Orbax saves in parts only what it renames in the end, a store's own copies
+        context.atomicity.mode = ocp.options.AtomicityMode.ATOMIC_RENAME
     batches = _batches(source, dtypes)
     largest = max(sum(local_bytes(source, row, dtypes[row.path], mesh) for row in rows) for rows in batches)
     saving, scratches, sums = None, (Scratch(largest), Scratch(largest)), {}
