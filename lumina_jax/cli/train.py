@@ -2,9 +2,10 @@
 
 import os
 from argparse import Namespace, _SubParsersAction
+from pathlib import Path
 from shlex import quote
 
-from lumina_jax.cli.arguments import at, at_least, check_address, output_path
+from lumina_jax.cli.arguments import at, at_least, output_path
 from lumina_jax.cli.checks import check_run
 from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.cli.ending import say
@@ -54,9 +55,8 @@ def _train(options: Namespace) -> None:
 def _train_in(group, cfg, config: str) -> None:
     """Trains as one process of the Group ``group``."""
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
-        if not value or not (
-            check_address(value) or at(value).exists()
-        ):  # what a store lacks is named where it is read
+        # What a store lacks is named where it is read, and nothing is asked of it by every host.
+        if not value or (isinstance(at(value), Path) and not Path(value).exists()):
             raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {quote(config)}")
     from lumina_jax.progress import waiting
 
