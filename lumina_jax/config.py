@@ -13,7 +13,8 @@ from functools import partial
 from lumina_jax.errors import InputError, prefixed_errors
 from lumina_jax.errors import require as _require
 from lumina_jax.numbers import LARGEST, real_number, whole_number
-from lumina_jax.run_config import GuardConfig, ResumeConfig
+from lumina_jax.pod_config import PodConfig
+from lumina_jax.run_config import GuardConfig, ResumeConfig, WatchConfig
 
 
 @dataclass(frozen=True)
@@ -292,32 +293,6 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
-class PodConfig:
-    """How many seconds the processes of one run wait for each other; then the run ends and names the missing ones.
-
-    ``join_timeout``: to join, to be compared, to come to a save; without progress for so long, what each process does is printed.
-    ``stall_timeout``: to load, to compile the first step, for the last save, and without progress. ``heartbeat_timeout``: without
-    a sign of life (the death of a process is noticed at once, that of its machine after so long). ``lease_timeout``: after so long
-    without a sign of the run that holds ``out``, another takes the folder over.
-    """
-
-    join_timeout: float = 300
-    stall_timeout: float = 1800
-    heartbeat_timeout: float = 60
-    lease_timeout: float = 60
-
-    def __post_init__(self):
-        for name, minimum in (
-            ("join_timeout", 1),
-            ("stall_timeout", 1),
-            ("heartbeat_timeout", 5),
-            ("lease_timeout", 1),
-        ):
-            seconds = getattr(self, name)
-            _require(seconds >= minimum, f"pod.{name}={seconds}; it must be at least {minimum} seconds")
-
-
-@dataclass(frozen=True)
 class ProfileConfig:
     """Which steps are traced, into ``out``/profile, by process 0 or by ``all`` processes.
 
@@ -440,6 +415,7 @@ class Experiment:
     profile: ProfileConfig = field(default_factory=ProfileConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self):

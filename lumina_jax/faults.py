@@ -1,9 +1,11 @@
 """Which errors pass by themselves, how often to try again, and with what code a process ends by those that stay."""
 
 import errno
+import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 from lumina_jax.errors import UserError
@@ -20,7 +22,7 @@ TRANSIENT_NUMBERS = frozenset(
     getattr(errno, name)
     for name in (
         *("EIO", "EREMOTEIO", "ESTALE", "EAGAIN", "EBUSY", "EINTR"),
-        *("ETIMEDOUT", "ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "ENOTCONN", "ESHUTDOWN"),
+        *("ETIMEDOUT", "EADDRINUSE", "ECONNRESET", "ECONNREFUSED", "ECONNABORTED", "ENOTCONN", "ESHUTDOWN"),
         *("EHOSTDOWN", "EHOSTUNREACH", "ENETDOWN", "ENETUNREACH", "ENETRESET"),
     )
 )
@@ -29,6 +31,8 @@ TRANSIENT_STATUS = frozenset((408, 425, 429, *range(500, 600)))
 """HTTP: too slow, too early, too many requests, and whatever the server says of itself."""
 TRANSIENT_WORDS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
 """How the messages of TensorStore and gRPC begin that say the same."""
+PROGRESS_VARIABLE = "LUMINA_PROGRESS_FILE"
+"""The environment variable of a local file by which the restart loop knows whether a start got any further."""
 DEVICE_ERRORS = ("JaxRuntimeError", "XlaRuntimeError")
 LASTING_WORDS = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 """How the messages of device errors begin that come again at each start: out of memory, and programs that cannot run."""
@@ -72,6 +76,16 @@ def restart_advice(error: BaseException) -> str:
     """One line on why a process that ``error`` ends may be started again."""
     kind = "a device failed" if is_device_failure(error) else "a disk, a store or the network failed"
     return f"{kind}; start again to go on from the newest checkpoint (exit code {EXIT_RESTART})"
+
+
+def note_progress(text: str) -> None:
+    """Writes how far this process came into the file that PROGRESS_VARIABLE names, if it does (pods/restart.sh).
+
+    The file is the restart loop's: one that cannot be written is no reason to end a run.
+    """
+    if path := os.environ.get(PROGRESS_VARIABLE):
+        with suppress(OSError), open(path, "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

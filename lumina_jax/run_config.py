@@ -67,3 +67,34 @@ class GuardConfig:
         for name, least in limits.items():
             value = getattr(self, name)
             require(value >= least, f"guard.{name}={value}; it must be at least {least}")
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """What is measured of a model while it trains.
+
+    ``norms`` is into how many groups of neighbouring layers the norms of gradients and weights are divided, for each kind of
+    weights (0: none are computed); metrics.jsonl gets them. Every ``held_out_every`` steps (0: never), and at the end, the mean
+    cross-entropy over ``held_out_batches`` batches (0: all, once) of the token folder ``held_out`` is measured; metrics.jsonl gets
+    it as "held_out". Every ``sheet_every`` steps (0: never), and at the end, the first ``sheet_prompts`` lines of the text file
+    ``prompts`` are painted, with the same draws each time, and written as a sheet into ``out``/sheets; the first device needs
+    room for a whole copy of the weights in ``mesh.compute``.
+    """
+
+    norms: int = 0
+    held_out: str = ""
+    held_out_every: int = 0
+    held_out_batches: int = 16
+    prompts: str = ""
+    sheet_every: int = 0
+    sheet_prompts: int = 8
+
+    def __post_init__(self):
+        for name in ("norms", "held_out_every", "held_out_batches", "sheet_every"):
+            require(getattr(self, name) >= 0, f"watch.{name}={getattr(self, name)}; it must not be negative")
+        require(1 <= self.sheet_prompts <= 64, f"watch.sheet_prompts={self.sheet_prompts} is not from 1 to 64")
+        for every, source in (("held_out_every", "held_out"), ("sheet_every", "prompts")):
+            require(
+                not getattr(self, every) or bool(getattr(self, source)),
+                f"watch.{every}={getattr(self, every)} needs watch.{source}; give it, or 0",
+            )

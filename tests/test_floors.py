@@ -15,6 +15,7 @@ FLOORS = (
         "numbers",
         "text",
         "run_config",
+        "pod_config",
         "config",
         "history",
         "released",

@@ -83,7 +83,7 @@ def _convert(options: Namespace) -> None:
     o = options
     from lumina_jax.progress import waiting
 
-    with join(options, PodConfig()):
+    with join(options, PodConfig(), "convert"):
         with waiting("loading the converter"):
             import jax
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from lumina_jax.cli.arguments import REPOSITORY, check_address, expand_home, input_path
 from lumina_jax.errors import InputError, MissingFileError, UserError, prefixed_errors
 
-INPUTS = ("start", "data.tokenizer", "vq.path")
+INPUTS = ("start", "data.tokenizer", "vq.path", "watch.held_out", "watch.prompts")
 """The fields of an experiment that name a file or folder to read, which may lie in the repository."""
 PATHS = (*INPUTS, "out", "compile_cache", "data.path")
 """All fields that name a file or folder."""

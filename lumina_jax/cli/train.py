@@ -46,10 +46,12 @@ def add_compile(verbs: _SubParsersAction) -> None:
 
 
 def _train(options: Namespace) -> None:
+    from lumina_jax.cluster.slices import on_slices, slice_counts
+
     cfg = load_experiment(options.config, options.changes)
     keeps = f"finished checkpoints in {cfg.out} are kept; the same command goes on from the newest"
-    with interrupted(keeps), join(options, cfg.pod) as group:
-        _train_in(group, cfg, options.config)
+    with interrupted(keeps), join(options, cfg.pod, cfg.name, slice_counts(cfg)) as group:
+        _train_in(group, on_slices(cfg, group.present or cfg.pod.slices), options.config)
 
 
 def _train_in(group, cfg, config: str) -> None:
@@ -63,12 +65,14 @@ def _train_in(group, cfg, config: str) -> None:
     with waiting("loading the trainer"):
         import jax
 
+        from convert import load_image_tokenizer
         from lumina_jax.cluster.consistency import check_consistency
         from lumina_jax.config import to_dict
-        from lumina_jax.data.pipeline import batches
+        from lumina_jax.data.pipeline import batches, fingerprints_of, record_names
         from lumina_jax.data.shards import Shards
         from lumina_jax.data.token_files import StoreReading
         from lumina_jax.data.verify import TokenCheck
+        from lumina_jax.evaluate.while_training import watchers
         from lumina_jax.sharding import data_share, make_mesh
         from lumina_jax.train.loop import train
         from lumina_jax.vocab import Vocab
@@ -88,16 +92,25 @@ def _train_in(group, cfg, config: str) -> None:
     contents = {"tokenizer": vocab.fingerprint, "manifests": [to_dict(manifest) for manifest in manifests.values()]}
     check_consistency(cfg, group, contents)
 
-    host, hosts = data_share(make_mesh(cfg.mesh), jax.process_index())
+    mesh = make_mesh(cfg.mesh)
+    host, hosts = data_share(mesh, jax.process_index())
     group.doing("verifying the tokens")
     check = TokenCheck([*folders.values()], cfg.data.verify_mb, jax.process_index(), jax.process_count())
     with waiting("verifying the tokens"):
         check.before()
 
-    def host_batches(start: int):
-        return check.during(batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps, host, hosts))
+    def host_batches(span):
+        limits = (span.start, span.stop, host, hosts, span.stages)
+        return check.during(batches(cfg.data.path, cfg.data, vocab, cfg.seed, *limits))
 
-    train(cfg, host_batches, group=group)
+    train(
+        cfg,
+        host_batches,
+        group=group,
+        folders=fingerprints_of([*folders.values()]),
+        record_names=lambda span: record_names(cfg.data, cfg.seed, span),
+        watchers=watchers(cfg, vocab, mesh, load_image_tokenizer),
+    )
     if jax.process_index() == 0:
         say(f"{cfg.name}: {cfg.optim.steps} steps done; weights and metrics in {cfg.out}")
 

@@ -19,9 +19,12 @@ from orbax.checkpoint import v1 as ocp
 from lumina_jax.cluster.agreement import first_text, from_first
 from lumina_jax.config import Experiment, MeshConfig, ModelConfig, to_dict
 from lumina_jax.errors import InputError, MissingFileError, StorageError
+from lumina_jax.history import Folders, from_json, to_json
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import make_mesh, shardings
+from lumina_jax.train.carry import carried, stored_shapes
 from lumina_jax.train.chunks import axes_of, saving_context
+from lumina_jax.train.continuing import continuation
 from lumina_jax.train.integrity import (
     STATE,
     UNFINISHED,
@@ -34,7 +37,6 @@ from lumina_jax.train.integrity import (
     sealed,
 )
 from lumina_jax.train.keeping import HELDOUT, preservation
-from lumina_jax.train.optim import first_other_rate
 from lumina_jax.train.run_folder import (
     EXPERIMENT,
     FOLDER,
@@ -49,6 +51,8 @@ from lumina_jax.train.run_folder import (
 from lumina_jax.train.step import TrainState, with_shardings
 
 WEIGHTS = "model/"
+HISTORY, FOLDERS = "history", "data_folders"
+"""Keys in a checkpoint's metadata: of the changes of its run, and of the fingerprints of its token folders."""
 
 
 def flatten(tree) -> dict[str, jax.Array]:
@@ -71,10 +75,14 @@ class Saver:
     Interrupted writes never count: Orbax renames or marks a checkpoint when it is complete. A numbered folder that is not whole (a
     copy that was cut, a file that is gone, a number that changed on disk) is passed over; :meth:`restore` renames it and says so.
     ``may_write`` is called before each write, and raises where the folder is no longer this run's.
+
+    Each checkpoint carries the ``history`` of its run and the fingerprints ``folders`` of its token folders; :meth:`restore` sets
+    ``history``, and ``change`` to what changes with this start (None: nothing).
     """
 
-    def __init__(self, cfg: Experiment, may_write: Callable[[], None] = lambda: None):
+    def __init__(self, cfg: Experiment, may_write: Callable[[], None] = lambda: None, folders: Folders = ()):
         self._cfg, self._may_write = cfg, may_write
+        self.folders, self.history, self.change = folders, (), None
         self._folder = folder_at(cfg.out) / FOLDER
         self._saving: tuple[int, Future[bool]] | None = None
         self._failed = False
@@ -95,7 +103,8 @@ class Saver:
         self.check(wait=True)
         self._may_write()
         arrays = flatten(state)
-        metadata = sealed({EXPERIMENT: to_dict(self._cfg)}, checksums(arrays))
+        metadata = {EXPERIMENT: to_dict(self._cfg), HISTORY: to_json(self.history), FOLDERS: list(self.folders)}
+        metadata = sealed(metadata, checksums(arrays))
         metrics = None if heldout is None else {HELDOUT: heldout}
         with self._failures(step), saving_context(axes_of(state)):
             response = self._checkpointer.save_checkpointables_async(
@@ -124,12 +133,13 @@ class Saver:
         experiment, naming the fields that differ, when none of several is whole, and where ``cfg.resume`` is strict for any damage.
         """
         passed_over, point = {}, self._cfg.resume.point
+        self.history, self.change = (), None
         for step in self._agreed_steps():
             checkpoint = self._folder / str(step)
-            reason, arrays = self._load(checkpoint, flatten(shapes))
+            reason, state = self._load(checkpoint, shapes)
             if not reason:
                 self._set_aside(passed_over, step)
-                return step, unflatten(shapes, arrays)
+                return step, state
             if point == "strict" and reason != UNFINISHED:
                 raise InputError(
                     f"{checkpoint} is not whole: {reason}; copy it again from where it is whole, or give resume=newest, "
@@ -179,26 +189,37 @@ class Saver:
             raise InputError(refusal)
         return from_first(steps)
 
-    def _load(self, checkpoint: epath.Path, shapes: dict[str, jax.Array]) -> tuple[str, dict[str, jax.Array]]:
-        """("", arrays by name), or (what is wrong with the checkpoint in the first process that finds something, {})."""
+    def _load(self, checkpoint: epath.Path, shapes: TrainState) -> tuple[str, TrainState | None]:
+        """("", the state), or (what is wrong with the checkpoint in the first process that finds something, None)."""
         # Each process reads for itself: Orbax would wait forever for one that fails.
         context = ocp.Context()
         context.multiprocessing.primary_host = jax.process_index()
         context.multiprocessing.active_processes = {jax.process_index()}
         with context:
             if reason := first_text(damage(checkpoint) if jax.process_index() == 0 else ""):
-                return reason, {}
+                return reason, None
             if unseen := first_text(self._unseen(checkpoint)):
                 raise InputError(unseen)
-            self._check_same(read_experiment(checkpoint), int(checkpoint.name))
-            arrays = {}
+            saved = self._continue(checkpoint)
+            shapes, arrays = stored_shapes(saved.optim, self._cfg, shapes), {}
             try:
-                arrays = ocp.load_checkpointables(checkpoint, {STATE: shapes})[STATE]
+                arrays = ocp.load_checkpointables(checkpoint, {STATE: flatten(shapes)})[STATE]
             except Exception as error:  # damaged files make Orbax raise errors of any kind
                 if not (reason := read_error(error)):
                     raise
-            reason = first_text(reason) or changed(checkpoint, arrays)
-            return reason, {} if reason else arrays
+            if reason := first_text(reason) or changed(checkpoint, arrays):
+                return reason, None
+            return "", carried(saved.optim, self._cfg, unflatten(shapes, arrays))
+
+    def _continue(self, checkpoint: epath.Path) -> Experiment:
+        """The experiment that wrote ``checkpoint``; sets the history. Raises InputError where this run may not go on from it."""
+        metadata = ocp.checkpointables_metadata(checkpoint).custom_metadata or {}
+        saved, done, folders = read_experiment(checkpoint), int(checkpoint.name), tuple(metadata.get(FOLDERS, ()))
+        self.history = from_json(metadata.get(HISTORY, ()))
+        self.change = continuation(saved, self._cfg, done, folders, self.folders, self._folder)
+        if self.change:
+            self.history += (self.change,)
+        return saved
 
     def _unseen(self, checkpoint: epath.Path) -> str:
         """That this process does not see a whole ``checkpoint`` that process 0 sees, in words."""
@@ -216,27 +237,6 @@ class Saver:
             if self._cfg.resume.point.isdigit():
                 set_aside({path: "" for path in step_folders(self._folder) if int(path.name) > step}, "unused", outcome)
         multihost_utils.sync_global_devices(f"checkpoints in {self._folder} that are not whole renamed")
-
-    def _check_same(self, saved: Experiment, done: int) -> None:
-        """On resuming, paths and placement may differ; what changes the numbers of this run, or of its ``done`` steps, may not."""
-        old, new = _result_fields(saved), _result_fields(self._cfg)
-        others = ", ".join(f"{name} ({old[name]} there, {new[name]} here)" for name in new if old[name] != new[name])
-        cure = "give this run its own out=FOLDER, or delete that folder to start again"
-        if others:
-            raise InputError(
-                f"{self._folder} holds a run with another {others}; give the values there to go on with it, or {cure}"
-            )
-        before, now = saved.optim, self._cfg.optim
-        if done > now.steps:
-            raise InputError(
-                f"{self._folder} holds a run of {done} steps, more than optim.steps={now.steps}; raise it, or {cure}"
-            )
-        if (step := first_other_rate(before, now, done)) is not None:
-            raise InputError(
-                f"{self._folder} holds {done} steps of a run of optim.steps={before.steps}; in one of {now.steps} the learning "
-                f"rate of step {step} is another. Only a constant rate (optim.min_lr equal to optim.lr), or one on its plateau "
-                f"(optim.hold), can go on to another number of steps; {cure}"
-            )
 
 
 def newest(folder: epath.PathLike) -> epath.Path:
@@ -308,24 +308,3 @@ def _in_background(wait: Callable[[], bool]) -> "Future[bool]":
 
     threading.Thread(target=run, name="waiting for a save", daemon=True).start()
     return outcome
-
-
-def _result_fields(cfg: Experiment) -> dict[str, object]:
-    """The fields that change the numbers a run computes, by dotted name."""
-    rounding = ("compute", "dropout_rng", "quant", "quant_skip")
-    fields = {"seed": cfg.seed} | {f"mesh.{name}": getattr(cfg.mesh, name) for name in rounding}
-    for group in ("model", "optim", "data"):
-        fields |= {f"{group}.{name}": value for name, value in vars(getattr(cfg, group)).items()}
-    reading = (
-        "threads",
-        "verify_mb",
-        "cache",
-        "cache_gb",
-        "fetchers",
-        "fetch_seconds",
-        "fetch_mb",
-        "max_consecutive_rejects",
-    )
-    for name in ("optim.steps", "data.path", "data.tokenizer", *(f"data.{name}" for name in reading)):
-        del fields[name]
-    return fields

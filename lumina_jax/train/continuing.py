@@ -9,7 +9,16 @@ from lumina_jax.train.optim import first_other_rate
 
 ROUNDING = ("compute", "dropout_rng", "quant", "quant_skip")
 """The fields of ``mesh`` that change what a step computes."""
-READING = ("path", "tokenizer", "threads", "fetchers", "fetch_seconds", "fetch_mb", "max_consecutive_rejects")
+READING = (
+    "path",
+    "tokenizer",
+    "threads",
+    "verify_mb",
+    "fetchers",
+    "fetch_seconds",
+    "fetch_mb",
+    "max_consecutive_rejects",
+)
 """The fields of ``data`` that change no batch; the content of ``data.path`` is compared by fingerprints."""
 RATE = ("lr", "min_lr", "warmup", "hold", "decay")
 """The fields of ``optim`` that, with its steps, make the learning rate."""

@@ -12,10 +12,12 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from lumina_jax.config import Experiment
-from lumina_jax.errors import InputError, NotFiniteError
+from lumina_jax.errors import InputError
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.storage import StorageFolder, atomic_write_text
+from lumina_jax.train.guards import Guards
 from lumina_jax.train.run_files import RunFiles
+from lumina_jax.train.run_log import RunLog
 from lumina_jax.train.step import Metrics
 
 FILE = "metrics.jsonl"
@@ -34,7 +36,8 @@ class TrainingProgress(ProgressDisplay):
 class MetricsLog:
     """Records the metrics of each step one step late, so that reading them never makes the device wait.
 
-    All processes check the numbers; process 0 alone writes and, with ``show``, prints.
+    All processes judge the numbers (:class:`Guards`); process 0 alone writes and, with ``show``, prints. A step that was skipped
+    has "skipped": 1 in its line and lacks the numbers that are not finite.
 
     A resumed run first removes from metrics.jsonl the lines behind ``start``, the step of the checkpoint, so that the file ends
     up equal to that of a run that was never interrupted. Without a checkpoint the file is another run's, or of one that ended
@@ -46,6 +49,8 @@ class MetricsLog:
 
     def __init__(self, cfg: Experiment, start: int, show: bool = True, check: Callable[[], object] = lambda: None):
         self._cfg, self._start_time = cfg, time.monotonic()
+        self._guards, self._events = Guards(cfg.guard, cfg.name), RunLog(cfg.out)
+        self._measured: dict[str, float] = {}
         self._tokens = self._wait_seconds = 0.0
         self._pending: tuple[int, Metrics, float] | None = None
         self._writes, self._open = jax.process_index() == 0, ExitStack()
@@ -69,11 +74,16 @@ class MetricsLog:
         self.flush()
         self._pending = (step, metrics, wait_seconds)
 
+    def add(self, values: dict[str, float]) -> None:
+        """Adds ``values``, measured after the newest step, to its line."""
+        self._measured = values
+
     def flush(self) -> None:
-        """Records the pending metrics. Raises NotFiniteError when their loss or gradient norm is NaN or infinite."""
+        """Records the pending metrics. Raises what :meth:`Guards.judge` raises."""
         if self._pending is not None:
-            pending, self._pending = self._pending, None
-            self._record(*pending)
+            (step, metrics, wait_seconds), self._pending = self._pending, None
+            measured, self._measured = self._measured, {}
+            self._record(step, _values(metrics) | measured, wait_seconds)
 
     def sync(self) -> None:
         """:meth:`flush`, then all to disk, as a mounted bucket keeps lines in memory until they are synced, or into the store."""
@@ -88,28 +98,34 @@ class MetricsLog:
         if self._writes:
             self._progress.print_line(f"{self._cfg.name}: {line}")
 
-    def _record(self, step: int, metrics: Metrics, wait_seconds: float) -> None:
-        values = {name: float(value) for name, value in jax.device_get(metrics)._asdict().items()}
-        if not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"])):
-            raise NotFiniteError(
-                f"{self._cfg.name}: the loss of step {step} is {values['loss']} (gradient norm {values['grad_norm']}); "
-                "lower optim.lr, raise optim.z_loss or optim.warmup, then start again from the last checkpoint"
-            )
-        self._tokens += values["tokens"]
+    def _record(self, step: int, values: dict[str, float], wait_seconds: float) -> None:
+        skipped = not (np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"]))
+        if remark := self._guards.judge(step, values):
+            self._events.add("skipped" if skipped else "spike", step, why=remark)
+            self.print_line(f"step {step}: {remark}")
+        self._tokens += values["tokens"] * (not skipped)
         self._wait_seconds += wait_seconds
-        if not self._writes or (step % self._cfg.log_every and step != self._cfg.optim.steps):
+        if not self._writes or (step % self._cfg.log_every and step != self._cfg.optim.steps and not skipped):
             return
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        finite = {name: value for name, value in values.items() if np.isfinite(value)}
+        self._file.write(json.dumps({"step": step, **finite, **({"skipped": 1} if skipped else {})}) + "\n")
         elapsed = max(time.monotonic() - self._start_time, 1e-9)
         speed, wait_share = self._tokens / elapsed, self._wait_seconds / elapsed
         if step % STEPS_BETWEEN_POINTS == 0:
-            for name, value in (values | {"learned_tokens_per_second": speed, "wait": wait_seconds}).items():
+            for name, value in (finite | {"learned_tokens_per_second": speed, "wait": wait_seconds}).items():
                 self._board.add_scalar(name, value, step)
         text = f"loss {values['loss']:.3f}  {speed:,.0f} learned tok/s  {wait_share:.1%} waiting for data"
         self._progress.advance(step - self._progress.done, text)
 
     def close(self) -> None:
         self._open.close()
+
+
+def _values(metrics: Metrics) -> dict[str, float]:
+    """The numbers of a step by name, those of ``norms`` among the others."""
+    values = jax.device_get(metrics)._asdict()
+    norms = values.pop("norms") or {}
+    return {name: float(value) for name, value in (values | norms).items()}
 
 
 def read_metrics(folder: Path | str) -> list[dict[str, float]]:
@@ -126,7 +142,7 @@ def _parsed(line: bytes, path: str) -> dict[str, float]:
     with suppress(ValueError):
         values = json.loads(line)
         numbers = isinstance(values, dict) and all(isinstance(value, int | float) for value in values.values())
-        if numbers and {"step", "loss"} <= set(values):
+        if numbers and "step" in values and {"loss", "skipped"} & set(values):
             return values
     raise InputError(
         f"{path} has a line that run.py train did not write: {line[:80].decode(errors='replace')!r}; give another out=FOLDER, or "
