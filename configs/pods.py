@@ -37,10 +37,10 @@ TABLE = (
     (lumina_7b_768,   "v5p_128", 128,  4, 16, 1, "matmuls", 640),
     (lumina_7b_1024,  "v5p_128", 256,  4, 16, 1, "matmuls", 256),
     (lumina_7b_omni,  "v5p_128", 256,  4, 16, 1, "matmuls", 256),
-    (lumina_7b_512,   "v5e_256", 256, 16, 16, 1, "qkv_out", 640),
-    (lumina_7b_768,   "v5e_256", 256, 16, 16, 1, "qkv_out", 640),
-    (lumina_7b_1024,  "v5e_256", 256, 16, 16, 1, "qkv_out", 640),
-    (lumina_7b_omni,  "v5e_256", 256, 16, 16, 1, "qkv_out", 640),
+    (lumina_7b_512,   "v5e_256", 256,  4, 64, 1, "qkv_out_gate", 640),
+    (lumina_7b_768,   "v5e_256", 256,  4, 64, 1, "qkv_out_gate", 640),
+    (lumina_7b_1024,  "v5e_256", 256,  4, 64, 1, "qkv_out_gate", 640),
+    (lumina_7b_omni,  "v5e_256", 256,  4, 64, 1, "qkv_out_gate", 640),
     (lumina_7b_512,   "v4_128",   64,  4, 16, 1, "qkv",     640),
     (lumina_7b_768,   "v4_128",  128,  4, 16, 1, "qkv",     256),
     (lumina_7b_1024,  "v4_128",  192,  4, 16, 1, "qkv",     256),
@@ -89,7 +89,8 @@ MeshConfig. The mesh is one of devices: a chip each, but two a chip on tpu7x, wh
 Slices of 64 chips have the published batch, about 256 samples a step, or as near as fits. Every device must have a row, so those
 of 256 devices have four times that at 512 px and twice at 768 px, and larger ones more: an epoch has fewer steps, and
 ``optim.steps`` and ``optim.warmup`` want to be set by it. On tpu7x the 16 devices of mesh.fsdp, which gather weights layer by
-layer, are one of each chip of a 4 x 4 plane of the torus, or both of each chip of a ring of 8.
+layer, are one of each chip of a 4 x 4 plane of the torus, or both of each chip of a ring of 8. On v5e they are 64, along both axes
+of the torus: gradients in 64 parts leave room to keep what 16 would compute again, and gathers use all links.
 """
 
 

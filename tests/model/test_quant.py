@@ -93,15 +93,14 @@ def test_int8_products_and_gradients_err_by_no_more_than_rounding_can(text):
     """Half a step for each number of both operands, all of them at their worst."""
     case = random_product(text)
     inputs, weights, outputs = case.letters
-    (x_codes, x_scale), (w_codes, w_scale) = (
-        codes(a, s, case.summed) for a, s in zip(case[1:3], case.letters[:2], strict=True)
-    )
+    x_scale = codes(case.x, inputs, case.summed)[1]
+    w_codes, w_scale = codes(case.w, weights, case.summed)
     y, dx, dw = gradients(text, "int8", case)
     size = np.einsum(text, np.abs(case.x), np.broadcast_to(w_scale / 2, case.w.shape))
     size += np.einsum(text, np.broadcast_to(x_scale / 2, case.x.shape), np.abs(w_codes * w_scale))
     assert (np.abs(y - np.einsum(text, case.x, case.w)) <= size + 1e-5).all()
 
-    pull, tokens, channels = f"{outputs},{weights}->{inputs}", common(inputs, outputs), common(weights, outputs)
+    pull, channels = f"{outputs},{weights}->{inputs}", common(weights, outputs)
     scale = squeeze(w_scale, weights, case.summed)
     spread = np.einsum(f"{outputs},{channels}->{outputs}", case.change, scale)
     _, step = codes(spread, outputs, channels)
@@ -109,12 +108,8 @@ def test_int8_products_and_gradients_err_by_no_more_than_rounding_can(text):
     size += np.einsum(pull, np.abs(case.change), np.broadcast_to(w_scale / 2, case.w.shape))
     assert (np.abs(dx - np.einsum(pull, case.change, case.w)) <= size + 1e-5).all()
 
-    pull, scale = f"{inputs},{outputs}->{weights}", squeeze(x_scale, inputs, case.summed)
-    spread = np.einsum(f"{outputs},{tokens}->{outputs}", case.change, scale)
-    _, step = codes(spread, outputs, tokens)
-    size = np.einsum(pull, np.abs(x_codes), np.broadcast_to(step / 2, spread.shape))
-    size += np.einsum(pull, np.broadcast_to(x_scale / 2, case.x.shape), np.abs(case.change))
-    assert (np.abs(dw - np.einsum(pull, case.x, case.change)) <= size + 1e-5).all()
+    exact = np.einsum(f"{inputs},{outputs}->{weights}", case.x, case.change)
+    np.testing.assert_allclose(dw, exact, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("text", PRODUCTS)
@@ -122,52 +117,28 @@ def test_a_rounded_gradient_points_where_the_exact_one_does(text):
     """Rounding adds noise of a variance of step² / 12 for each operand: the cosine is 1 / sqrt(1 + the shares of both)."""
     case = random_product(text, rows=32)
     inputs, weights, outputs = case.letters
-    _, dx, dw = gradients(text, "int8", case)
-    exact = (
-        np.einsum(f"{outputs},{weights}->{inputs}", case.change, case.w),
-        np.einsum(f"{inputs},{outputs}->{weights}", case.x, case.change),
-    )
-    tokens, channels = common(inputs, outputs), common(weights, outputs)
-    operands = (
-        ((case.w, weights, case.summed), (case.change, outputs, channels)),
-        ((case.x, inputs, case.summed), (case.change, outputs, tokens)),
-    )
-    for gradient, right, sides in zip((dx, dw), exact, operands, strict=True):
-        shares = [np.mean(codes(*side)[1] ** 2) / 12 / np.mean(side[0] ** 2) for side in sides]
-        cosine = np.vdot(gradient, right) / np.linalg.norm(gradient) / np.linalg.norm(right)
-        # Normal operands, of which a scale takes the largest: the other operand's scales widen the steps by a fifth at most.
-        assert 1 - cosine <= 1.5 * sum(shares) / 2
-        assert 1 - cosine >= 0.5 * sum(shares) / 2
+    _, dx, _ = gradients(text, "int8", case)
+    exact = np.einsum(f"{outputs},{weights}->{inputs}", case.change, case.w)
+    sides = (case.w, weights, case.summed), (case.change, outputs, common(weights, outputs))
+    shares = [np.mean(codes(*side)[1] ** 2) / 12 / np.mean(side[0] ** 2) for side in sides]
+    cosine = np.vdot(dx, exact) / np.linalg.norm(dx) / np.linalg.norm(exact)
+    # Normal operands, of which a scale takes the largest: the other operand's scales widen the steps by a fifth at most.
+    assert 1 - cosine <= 1.5 * sum(shares) / 2
+    assert 1 - cosine >= 0.5 * sum(shares) / 2
 
 
-@functools.cache
-def rounded_many_times(draws: int) -> tuple[Product, np.ndarray, np.ndarray]:
-    """A product, and its (dx, dw) for each of so many keys."""
-    text = PRODUCTS[2]
+def test_stochastic_rounding_is_right_in_the_mean_with_the_variance_of_independent_rounding():
+    draws, text = 2000, PRODUCTS[2]
     case = random_product(text)
-    run = jax.jit(jax.vmap(lambda key: gradients(text, "int8", case, key)[1:]))
-    return case, *map(np.float64, run(jax.random.split(jax.random.key(0), draws)))
-
-
-@pytest.mark.parametrize("which", ["dx", "dw"])
-def test_stochastic_rounding_is_right_in_the_mean_with_the_variance_of_independent_rounding(which):
-    draws = 2000
-    case, *drawn = rounded_many_times(draws)
     inputs, weights, outputs = case.letters
-    (x_codes, x_scale), (w_codes, w_scale) = (
-        codes(a, s, case.summed) for a, s in zip(case[1:3], case.letters[:2], strict=True)
-    )
-    if which == "dx":
-        other, pull, axes = w_codes, f"{outputs},{weights}->{inputs}", "F"
-        exact = case.change * squeeze(w_scale, weights, case.summed)
-    else:
-        other, pull, axes = x_codes, f"{outputs},{inputs}->{weights}", "BT"
-        exact = case.change * squeeze(x_scale, inputs, case.summed)[..., None]
-    _, step = codes(exact, outputs, axes)
+    run = jax.jit(jax.vmap(lambda key: gradients(text, "int8", case, key)[1]))
+    samples = np.float64(run(jax.random.split(jax.random.key(0), draws)))
+    w_codes, w_scale = codes(case.w, weights, case.summed)
+    exact, pull = case.change * squeeze(w_scale, weights, case.summed), f"{outputs},{weights}->{inputs}"
+    _, step = codes(exact, outputs, "F")
     share = exact / step - np.floor(exact / step)
-    variance = np.einsum(pull, share * (1 - share) * step**2, other**2)
-    samples = drawn[which == "dw"]
-    deviations = (samples.mean(0) - np.einsum(pull, exact, other)) / np.sqrt(variance / draws)
+    variance = np.einsum(pull, share * (1 - share) * step**2, w_codes**2)
+    deviations = (samples.mean(0) - np.einsum(pull, exact, w_codes)) / np.sqrt(variance / draws)
     # Standard normal: none of some thousand beyond 5, and their squares have a mean of 1, with a deviation of sqrt(2 / number)
     # times what entries share: those of a token or channel have one rounding in common, at most the size of that axis.
     assert np.abs(deviations).max() < 5.5
@@ -216,7 +187,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("mesh", [(2, 2, 2)])
 def test_eight_devices_round_like_one(mesh):
-    """Codes and noise are those of one device. The scales of weight gradients are those of a device's own tokens, finer ones."""
+    """Codes and noise are those of one device."""
     value, grads = gradient_on(mesh, "int8")
     one, on_one = gradient_on((1, 1, 1), "int8")
     exact = gradient_on((1, 1, 1), "none")[1]
@@ -228,14 +199,14 @@ def test_eight_devices_round_like_one(mesh):
 @pytest.mark.parametrize("mesh", [(1, 8, 1), (2, 2, 2)])
 @pytest.mark.parametrize("text", [PRODUCTS[0], PRODUCTS[3]])
 def test_products_and_gradients_of_activations_are_the_same_on_every_mesh(mesh, text):
-    """All but weight gradients: sums of codes are exact, and scales are common to the devices that split a sum."""
+    """Sums of codes are exact, and scales are common to the devices that split a sum."""
     case, key = random_product(text, rows=8), jax.random.key(5)
     y, dx, dw = gradients(text, "int8", case, key)
     with jax.set_mesh(make_mesh(MeshConfig(*mesh))):
         y8, dx8, dw8 = jax.jit(lambda: gradients(text, "int8", case, key))()
     np.testing.assert_allclose(y8, y, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(dx8, dx, rtol=1e-5, atol=1e-5)
-    assert distance(dw8, dw) < 0.02
+    np.testing.assert_allclose(dw8, dw, rtol=1e-4, atol=1e-5)
 
 
 def test_recomputation_rounds_the_same_way_again():
@@ -254,7 +225,7 @@ def equations(jaxpr: Jaxpr) -> Iterator:
 
 @pytest.mark.parametrize(("kind", "skip", "spans"), [("int8", (), [(4, 1)]), ("fp8", (1, 2), [(1, 0), (1, 1), (2, 0)])])
 def test_every_product_of_a_matrix_is_over_codes_but_in_the_layers_that_are_skipped(kind, skip, spans):
-    """``spans``: layers that are computed alike, and whether over codes. Seven matrices: a product forward, two backward."""
+    """``spans``: layers that are computed alike, and whether over codes. Seven matrices: a product forward, one backward."""
     model = jax.eval_shape(lambda: Chameleon(replace(CFG, layers=4), nnx.Rngs(0)))
     grad = jax.grad(lambda model: loss(model, kind, jax.random.key(0), skip))
     found = []
@@ -262,7 +233,7 @@ def test_every_product_of_a_matrix_is_over_codes_but_in_the_layers_that_are_skip
         products = [eqn for eqn in equations(scan.params["jaxpr"].jaxpr) if eqn.primitive.name == "dot_general"]
         coded = sum(all(x.aval.dtype == CODES[kind][0] for x in eqn.invars) for eqn in products)
         found += [(scan.params["length"], coded)] if products else []
-    assert found == [(n, 7 * coded) for n, coded in spans] + [(n, 14 * coded) for n, coded in reversed(spans)]
+    assert found == [(n, 7 * coded) for n, coded in spans] + [(n, 7 * coded) for n, coded in reversed(spans)]
 
 
 @pytest.mark.parametrize(
