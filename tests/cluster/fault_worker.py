@@ -11,7 +11,8 @@ import time
 from contextlib import ExitStack, closing
 
 from lumina_jax.cli.ending import tell_error
-from lumina_jax.cluster.processes import Address, ProcessGroup, SingleProcess
+from lumina_jax.cluster.address import Address
+from lumina_jax.cluster.processes import ProcessGroup, SingleProcess
 from lumina_jax.config import PodConfig
 
 
