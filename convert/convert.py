@@ -20,7 +20,7 @@ from convert import tokenizer_files
 from convert.errors import read_errors, write_errors
 from convert.file_sums import SUMS, check_files, join_shares, write_share
 from convert.metadata import Target, experiment_of, orbax_metadata, write_settings
-from convert.orbax_folder import OrbaxSource, write_orbax
+from convert.orbax_folder import OrbaxSource, orbax_address, write_orbax
 from convert.pictures import image_layout_of
 from convert.sources import VQ_PATH, Checkpoint, HuggingFaceSource, MetaSource, Read, SourceWithEncoder, layers_of
 from convert.table import Index, WeightRow
@@ -78,7 +78,7 @@ def open_source(path: str | Place) -> Checkpoint:
         if models:
             return MetaSource(models[0])
         try:
-            newest(folder)
+            newest(orbax_address(folder))
         except MissingFileError:
             raise MissingFileError(
                 f"{folder} is no checkpoint: it holds neither config.json (Hugging Face), nor params.json or "
@@ -96,6 +96,8 @@ def convert(
     dtypes, tokenizer files and free space have been checked; after an error there is no ``destination``. Raises UserErrors.
     """
     source, destination = open_source(path), place(destination)
+    if target.layout == "ours":
+        orbax_address(destination)
     files = tokenizer_files.find(source.folder, experiment_of(source), target.tokenizer, target.vq)
     tokenizer_files.check(files, source.cfg)
     with read_errors(source.folder):

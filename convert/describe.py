@@ -3,14 +3,17 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
+
+from etils import epath
 
 from convert import tokenizer_files
 from convert.convert import LAYOUTS, open_source, target_dtypes
 from convert.errors import read_errors
 from convert.metadata import experiment_of
-from convert.orbax_folder import OrbaxSource
+from convert.orbax_folder import OrbaxSource, orbax_address
 from convert.pictures import image_layout_of
 from convert.sources import VQ_PATH, Checkpoint
 from convert.table import ROWS, sizes_of
@@ -147,7 +150,7 @@ def _folder(folder: Place, opened: bool) -> Iterator[Finding]:
     if {".safetensors", ".bin"} <= {file.suffix for file in files}:
         yield Finding("note", "weights as safetensors and as pytorch_model*.bin: the safetensors are read")
     for step in sorted(folder.glob(f"{FOLDER}/*")):
-        if step.name.isdigit() and (reason := damage(step)):
+        if step.name.isdigit() and (reason := damage(epath.Path(orbax_address(step)))):
             yield Finding("note", f"{step} is not whole: {reason}; it is ignored")
 
 
@@ -204,13 +207,21 @@ def _origin(source: Checkpoint) -> Iterator[Finding]:
 def _weights(source: Checkpoint) -> Iterator[Finding]:
     yield Finding("dtype", dtype_names(source))
     if isinstance(source, OrbaxSource):
-        sizes = [file.stat().st_size for file in source.checkpoint.rglob("*") if file.is_file()]
+        sizes = list(_file_sizes(place(str(source.checkpoint))))
         yield Finding("weights", f"{source.checkpoint}: {readable(sum(sizes))} in {len(sizes)} files")
     encoder = "none"
     if CODEBOOK in source.sizes:
         encoder = f"carried, {source.sizes[CODEBOOK]['a']:,} codes, {source.dtypes[CODEBOOK].name}"
     yield Finding("VQ encoder", encoder)
     target_dtypes(source)  # raises where there are several
+
+
+def _file_sizes(folder: Place) -> Iterator[int]:
+    """Bytes of every file below ``folder``."""
+    if isinstance(folder, Path):
+        yield from (file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    else:
+        yield from (entry["size"] for entry in folder.fs.find(folder.path, detail=True).values())
 
 
 def _tokenizer_files(source: Checkpoint) -> Iterator[Finding]:

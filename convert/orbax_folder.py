@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import tensorstore
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import v1 as ocp
 
@@ -16,6 +17,7 @@ from convert.sources import VQ_PATH, Checkpoint, Read, dtype_examples, layers_of
 from convert.table import ROWS, Index, WeightRow, axis_groups, shape_of, sizes_of
 from lumina_jax.config import Experiment, ModelConfig
 from lumina_jax.errors import InputError
+from lumina_jax.places import Place, absolute
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import STORE, spec
 from lumina_jax.train.checkpoint import EXPERIMENT, WEIGHTS, newest, read_experiment
@@ -26,6 +28,7 @@ IMPORTED = "checkpoints/0"
 """Where an imported checkpoint is in its folder: where a run's checkpoint after 0 steps would be."""
 ORIGIN = "origin"
 """Key of a checkpoint's metadata under which it is recorded where the weights came from."""
+ORBAX_STORES = ("gs", "s3")
 BATCH_BYTES = 1 << 28
 """Consecutive weights are saved together up to this size."""
 
@@ -36,8 +39,8 @@ class OrbaxSource:
     layout = "ours"
     vq = None
 
-    def __init__(self, folder: Path):
-        self.checkpoint = newest(folder)
+    def __init__(self, folder: Place):
+        self.checkpoint = newest(orbax_address(folder))
         self.folder = folder
         stored, metadata = _contents(self.checkpoint)
         with field_errors(self.checkpoint):
@@ -79,7 +82,17 @@ class OrbaxSource:
             )
 
 
-def _contents(checkpoint: Path) -> tuple[dict, dict]:
+def orbax_address(folder: Place) -> str:
+    """``folder`` as Orbax is told it: an absolute path, or a URL. Raises InputError for a store that Orbax does not know."""
+    if not isinstance(folder, Path) and folder.protocol not in ORBAX_STORES:
+        known = ", ".join(f"{scheme}://" for scheme in ORBAX_STORES)
+        raise InputError(
+            f"{folder}: checkpoints are read and written by Orbax, on a disk or on {known}; give one of these"
+        )
+    return str(absolute(folder))
+
+
+def _contents(checkpoint: epath.Path) -> tuple[dict, dict]:
     """({name: shape and dtype} of the stored arrays, the checkpoint's metadata). Raises InputError if unreadable."""
     unreadable = InputError(f"{checkpoint} does not say what it holds: damaged or incomplete; copy or write it again")
     try:
@@ -138,7 +151,7 @@ def _cut_axes(row: WeightRow, source: Checkpoint) -> tuple[int, ...]:
 
 
 def write_orbax(
-    folder: Path,
+    folder: Place,
     source: Checkpoint,
     read: Read,
     dtypes: dict[str, np.dtype],
@@ -151,9 +164,10 @@ def write_orbax(
     At most one large stacked weight is being read while the one before it is being written. Raises StorageError, and InputError
     for a name of ``folder`` that Orbax cannot write to.
     """
-    checkpoint = folder.absolute() / IMPORTED
+    checkpoint = epath.Path(orbax_address(folder)) / IMPORTED
     check_folder(checkpoint)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(folder, Path):
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
     context = saving_context({_name(row): _cut_axes(row, source) for row in source.rows})
     context.array.saving.ocdbt_target_data_file_size = 0  # else arrays of over 2 GB are copied before they are written
     batches = _batches(source, dtypes)
@@ -164,7 +178,7 @@ def write_orbax(
             scratch = scratches[number % 2]
             scratch.reset()
             arrays = {_name(row): stack(source, row, read, dtypes[row.path], mesh, scratch) for row in rows}
-            sums |= checksums(arrays)
+            sums |= checksums(arrays, by_layer=True)
             told = sealed(metadata, sums) if rows is batches[-1] else metadata
             with write_errors(folder, ValueError, RuntimeError), context:
                 if saving:

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import struct
+import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +19,10 @@ BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
 """numpy's name of a dtype, which is torch's, -> the dtype."""
 LARGEST_HEADER = 100_000_000
 """Bytes, as the library safetensors allows."""
+DATA, FORMAT_VERSION = "/data/", "/.format_version"
+"""Part of the names of torch's records that hold numbers; the record by which torch trusts in how it wrote the archive."""
+LOCAL_HEADER = 30
+"""Bytes of a record's header in a zip archive before its name; the last four are the lengths of name and extra field."""
 DIRECTORY_BLOCK = 1 << 18
 """Bytes read at once of a zip archive's directory and its pickle."""
 
@@ -127,40 +133,52 @@ def remote_torch(path: UPath) -> dict[str, RemoteTensor | np.ndarray]:
         return {name: as_numpy(torch, tensor, f"{name} of {path}") for name, tensor in tensors.items()}
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with path.fs.open(path.path, "rb", block_size=DIRECTORY_BLOCK) as file, torch_errors(path), FakeTensorMode():
-        # Of fake tensors torch reads no data, but notes where in the file they are.
-        saved = torch.load(io.BufferedReader(_Raw(file), DIRECTORY_BLOCK), weights_only=True)
-    return {name: _of_fake(torch, path, name, tensor) for name, tensor in state_dict(torch, saved, path).items()}
+    with path.fs.open(path.path, "rb", block_size=DIRECTORY_BLOCK) as file, torch_errors(path):
+        with zipfile.ZipFile(file) as archive:
+            records = [info for info in archive.infolist() if DATA in info.filename]
+            sketch, names = _without_data(archive)
+        with FakeTensorMode():  # of whose tensors torch reads no data, but notes at what offset they are
+            saved = torch.load(sketch, weights_only=True)
+        starts = dict(zip((info.filename for info in records), _data_starts(path, records), strict=True))
+    ends = {info.filename: starts[info.filename] + info.file_size for info in records}
+    tensors = {}
+    for name, tensor in state_dict(torch, saved, path).items():
+        record = names.get(getattr(tensor.untyped_storage(), "_checkpoint_offset", None))
+        dtype = BY_NAME.get(str(tensor.dtype).removeprefix("torch."))
+        if dtype is None or record is None:
+            raise InputError(f"{name} of {path} cannot be read as numbers: {tensor.dtype}")
+        strides = () if tensor.is_contiguous() else tuple(tensor.stride())
+        start = starts[record] + tensor.storage_offset() * dtype.itemsize
+        tensors[name] = RemoteTensor(path, start, tuple(tensor.shape), dtype, strides)
+        if start + tensors[name].span * dtype.itemsize > ends[record]:
+            raise InputError(f"{path} is damaged or cut short ({record} ends before {name}); fetch or write it again")
+    return tensors
 
 
-def _of_fake(torch, path: UPath, name: str, tensor) -> RemoteTensor:
-    storage = tensor.untyped_storage()
-    dtype = BY_NAME.get(str(tensor.dtype).removeprefix("torch."))
-    if dtype is None or (start := getattr(storage, "_checkpoint_offset", None)) is None:
-        raise InputError(f"{name} of {path} cannot be read as numbers: {tensor.dtype}")
-    strides = () if tensor.is_contiguous() else tuple(tensor.stride())
-    return RemoteTensor(path, start + tensor.storage_offset() * dtype.itemsize, tuple(tensor.shape), dtype, strides)
+def _without_data(archive: zipfile.ZipFile) -> tuple[io.BytesIO, dict[int, str]]:
+    """(the archive without the numbers of its tensors, {offset there of what is left of a record of numbers: its name}).
+
+    The offsets in a whole archive cannot be asked for: torch takes them for those that its own writer would have chosen.
+    """
+    sketch, names = io.BytesIO(), {}
+    with zipfile.ZipFile(sketch, "w") as written:
+        for info in archive.infolist():
+            if DATA in info.filename:
+                names[sketch.tell() + LOCAL_HEADER + len(info.filename.encode())] = info.filename
+                written.writestr(zipfile.ZipInfo(info.filename), b"")
+            elif not info.filename.endswith(FORMAT_VERSION):
+                written.writestr(zipfile.ZipInfo(info.filename), archive.read(info))
+    sketch.seek(0)
+    return sketch, names
 
 
-class _Raw(io.RawIOBase):
-    """A file of a store for io.BufferedReader."""
-
-    def __init__(self, file):
-        self._file = file
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readinto(self, buffer: memoryview) -> int:
-        content = self._file.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
+def _data_starts(path: UPath, records: list[zipfile.ZipInfo]) -> list[int]:
+    """Where in a file the bytes of stored ``records`` begin, behind their headers, which are read all at once."""
+    if packed := [info.filename for info in records if info.compress_type != zipfile.ZIP_STORED]:
+        raise ValueError(f"{packed[0]} is compressed")
+    starts = [info.header_offset for info in records]
+    heads = path.fs.cat_ranges(
+        [path.path] * len(starts), starts, [at + LOCAL_HEADER for at in starts], on_error="raise"
+    )
+    lengths = (struct.unpack("<HH", head[LOCAL_HEADER - 4 : LOCAL_HEADER]) for head in heads)
+    return [start + LOCAL_HEADER + sum(both) for start, both in zip(starts, lengths, strict=True)]

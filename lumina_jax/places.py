@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ import numpy as np
 from upath import UPath
 
 from lumina_jax.errors import InputError, MissingFileError, MissingPackageError, StorageError, UserError
+from lumina_jax.faults import retried
 
 Place = Path | UPath
 """A local path, or the place of a URL."""
@@ -174,7 +176,7 @@ def _read_parts(where: UPath, spans: Sequence[tuple[int, int]], origin: int, con
     """Reads ``spans`` of a file into ``content``, whose first byte is number ``origin`` of the file."""
     for _ in range(ATTEMPTS):
         starts, stops = zip(*spans, strict=True)
-        parts = where.fs.cat_ranges([where.path] * len(spans), list(starts), list(stops), on_error="raise")
+        parts = retried(partial(_ranges, where, starts, stops), f"reading {where}")
         short = []
         for span, part in zip(spans, parts, strict=True):
             if len(part) == span[1] - span[0]:
@@ -188,6 +190,10 @@ def _read_parts(where: UPath, spans: Sequence[tuple[int, int]], origin: int, con
         f"{where}: bytes {spans[0][0]:,} to {spans[0][1]:,} come back cut short; the file is not whole, or its store is not well: "
         "copy it again"
     )
+
+
+def _ranges(where: UPath, starts: Sequence[int], stops: Sequence[int]) -> list[bytes]:
+    return where.fs.cat_ranges([where.path] * len(starts), list(starts), list(stops), on_error="raise")
 
 
 class NewFile:

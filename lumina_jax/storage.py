@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -29,6 +30,8 @@ from lumina_jax.errors import (
 from lumina_jax.faults import retried
 from lumina_jax.places import EXTRA, Place, store_errors
 
+SECONDS, WHOLE_FILE_SECONDS = 60.0, 600.0
+"""How long an answer of a store may take: to a question or for parts of files, and for a whole file."""
 TEMPORARY = ".tmp"
 """Suffix of files that are still being written."""
 TEMPORARY_NAME = re.compile(r"\.[0-9a-f]{8}\.tmp$")
@@ -45,7 +48,8 @@ def storage_errors(path: Place | str) -> Iterator[None]:
     except (UserError, FileNotFoundError):
         raise
     except store_errors() as error:
-        raise StorageError(f"{path}: {error}; check its permissions, the free space and the connection") from error
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise StorageError(f"{path}: {why}; check its permissions, the free space and the connection") from error
 
 
 @contextmanager
@@ -87,7 +91,10 @@ def atomic_write(path: Place, new: bool = False) -> Iterator[Path]:
 def _upload(file: Path, path: Place, new: bool) -> None:
     """Uploads a local file; with ``new`` ExistingFileError when there is one at ``path``."""
     try:
-        path.fs.put_file(str(file), path.path, mode="create" if new else "overwrite")
+        if new:  # tried again it would meet the file of its own first attempt
+            path.fs.put_file(str(file), path.path, mode="create")
+        else:
+            retried(lambda: path.fs.put_file(str(file), path.path), f"writing {path}")
     except FileExistsError as error:
         raise ExistingFileError(f"{path} exists already; another process wrote it meanwhile") from error
 
@@ -180,6 +187,7 @@ class StorageFolder:
         except ValueError as error:
             raise InputError(f"{self.url}: {error}; give a local path, or a URL such as gs://BUCKET/FOLDER") from error
         self._local = isinstance(self._system, LocalFileSystem)
+        self._requests_at_once = getattr(self._system, "async_impl", False)
 
     def __str__(self) -> str:
         return self.url
@@ -199,7 +207,7 @@ class StorageFolder:
         def listing() -> dict[str, int]:
             self._system.invalidate_cache(self._root)
             try:
-                entries = self._system.ls(self._root, detail=True)
+                entries = self._call("ls", self._root, detail=True)
             except FileNotFoundError:
                 return {}
             names = ((entry["name"].rstrip("/").rpartition("/")[2], entry) for entry in entries)
@@ -213,7 +221,11 @@ class StorageFolder:
 
         def there() -> bool:
             self._system.invalidate_cache(self._root)
-            return self._system.exists(self._path(name))
+            try:
+                self._call("info", self._path(name))  # fsspec's exists() takes every error for a no
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
 
         with storage_errors(self.url):
             return retried(there, f"looking for {self.url}/{name}")
@@ -221,7 +233,8 @@ class StorageFolder:
     def read_bytes(self, name: str) -> bytes:
         """The content of a file; MissingFileError when it is not there."""
         with self._reading(name):
-            return retried(lambda: self._system.cat_file(self._path(name)), f"reading {self.url}/{name}")
+            read = partial(self._call, "cat_file", self._path(name), seconds=WHOLE_FILE_SECONDS)
+            return retried(read, f"reading {self.url}/{name}")
 
     def fetch(self, name: str, path: Path) -> None:
         """Copies a file to the local ``path``, which holds all of it or nothing new; MissingFileError when it is not there."""
@@ -237,11 +250,10 @@ class StorageFolder:
         if not spans:
             return []
         names, starts, stops = zip(*spans, strict=True)
-        options = {"batch_size": at_once} if getattr(self._system, "async_impl", False) else {}
+        options = {"batch_size": at_once} if self._requests_at_once else {}
         with self._reading(names[0]):
-            parts = self._system.cat_ranges(
-                [self._path(name) for name in names], list(starts), list(stops), on_error="raise", **options
-            )
+            paths = [self._path(name) for name in names]
+            parts = self._call("cat_ranges", paths, list(starts), list(stops), on_error="raise", **options)
             for (name, start, stop), part in zip(spans, parts, strict=True):
                 if len(part) != stop - start:
                     short = f"{len(part)} of the {stop - start} bytes from {start:,} on came back"
@@ -267,11 +279,15 @@ class StorageFolder:
             return
 
         def upload() -> None:
-            self._system.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
-            self._system.put_file(str(path), self._path(name))
+            if not self._requests_at_once:  # such stores have no folders, and would make a bucket of a misspelt name
+                self._system.makedirs(self._path(name).rpartition("/")[0], exist_ok=True)
+            self._call("put_file", str(path), self._path(name), seconds=WHOLE_FILE_SECONDS)
 
         with storage_errors(f"{self.url}/{name}"):
-            retried(upload, f"writing {self.url}/{name}")
+            try:
+                retried(upload, f"writing {self.url}/{name}")
+            except FileNotFoundError as error:
+                raise MissingFileError(f"{self.url}/{name} cannot be written: its bucket is not there") from error
 
     def write_text(self, name: str, text: str) -> None:
         """:meth:`write` of a text in UTF-8."""
@@ -280,8 +296,9 @@ class StorageFolder:
     def write_new_text(self, name: str, text: str) -> None:
         """:meth:`write_text` of a file that is not there yet; one that is there stays, whoever wrote it."""
         if not self._local:
-            if not self.exists(name):
-                self.write_text(name, text)
+            create = partial(self._call, "pipe_file", self._path(name), text.encode(), mode="create")
+            with storage_errors(f"{self.url}/{name}"), suppress(FileExistsError):
+                retried(create, f"writing {self.url}/{name}")
             return
         with suppress(ExistingFileError), atomic_write(Path(self._path(name)), new=True) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="\n")
@@ -300,6 +317,12 @@ class StorageFolder:
                 yield
             except FileNotFoundError as error:
                 raise MissingFileError(f"{self.url} has no file {name}; copy all of it, or write it again") from error
+
+    def _call(self, method: str, *arguments: object, seconds: float = 0, **options: object):
+        """A method of the store's client; TimeoutError after ``seconds`` (0: SECONDS), since gcsfs waits without end."""
+        if self._requests_at_once:
+            options["timeout"] = seconds or SECONDS
+        return getattr(self._system, method)(*arguments, **options)
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

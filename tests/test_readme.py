@@ -57,7 +57,7 @@ CHECKED = {
     "python run.py convert export out/quickstart30/*": "needs a quickstart of 70 minutes",
     "python run.py pretokenize configs/lumina_7b_omni.py *": "needs the published sets; tests/data reads small copies",
     "python run.py pretokenize ... *": "an abbreviated command",
-    "python run.py pretokenize configs/lumina_7b_512.py --source captions.jsonl *": "writes to a mounted bucket",
+    "python run.py pretokenize configs/lumina_7b_512.py --source captions.jsonl *": "writes to a bucket",
     "python run.py data inspect tokens/omni/depth *": "needs a published set",
     "python run.py data export --source *vkitti2:*": "needs a published set; tests/data exports a small copy",
 }

@@ -137,6 +137,13 @@ def output_file(text: str) -> OutputFile:
     return OutputFile(path)
 
 
+def at(address: str, folder=None):
+    """The place (lumina_jax.places) at ``address``, as something in the place ``folder`` calls it if one is given."""
+    from lumina_jax.places import beside, place  # with the clients of stores, which --help does not wait for
+
+    return beside(folder, address) if folder is not None else place(address)
+
+
 def check_output(address: str) -> None:
     """Raises InputError where no folder can have the name ``address``, a file stands in its way, or its parent is read-only.
 

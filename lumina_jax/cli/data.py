@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 from lumina_jax.cli.arguments import (
     NOTHING,
     at_least,
+    check_address,
     expand_home,
     input_path,
     input_paths,
@@ -125,6 +126,10 @@ def _damaged_tokens(folders) -> list[str]:
 
 
 def _data_prepare(options: Namespace) -> None:
+    if check_address(options.out):
+        raise InputError(
+            f"--out {options.out}: TFDS writes its files on a disk; give a local folder and copy it from there"
+        )
     from lumina_jax.progress import waiting
 
     with waiting(f"loading {options.source}"):

@@ -4,7 +4,7 @@ import json
 import sys
 from argparse import Namespace, _SubParsersAction
 
-from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, seed, size
+from lumina_jax.cli.arguments import NOTHING, at, at_least, input_path, output_path, seed, size
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.live import save
 from lumina_jax.cli.models import (
@@ -20,7 +20,6 @@ from lumina_jax.cli.perceptual import lpips_argument, lpips_of
 from lumina_jax.cli.results import command_of, results_folder
 from lumina_jax.cli.settings import default_settings, used_settings
 from lumina_jax.errors import InputError, interrupted
-from lumina_jax.places import place
 
 TASK_EXERCISES = 96
 REFINED, EVALUATION = "out/refined", "out/evaluation"
@@ -112,8 +111,8 @@ def _refine(options: Namespace) -> None:
         from lumina_jax.sample.picture import grid
         from lumina_jax.storage import claim
 
-    images = {file: open_image(place(file)) for file in options.images}
-    names = [f"{place(file).stem}{end}.png" for file in images for end in ("", "-compared")]
+    images = {file: open_image(at(file)) for file in options.images}
+    names = [f"{at(file).stem}{end}.png" for file in images for end in ("", "-compared")]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
             f"two of the pictures would become {twice[0]}; refine them in two commands, each with its own --out"
@@ -131,7 +130,7 @@ def _refine(options: Namespace) -> None:
             with waiting(f"refining {file}, the first one with compilation"):
                 refined = refine(model, builder, image, cfg, seed_key(options.seed))
             results[file] = table = refined.table()
-            stem = place(file).stem
+            stem = at(file).stem
             save(refined.refined, out / f"{stem}.png")
             scores = (f"{name} {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.3f}" for name, row in table.items())
             pictures = [refined.original, refined.decoded, refined.refined]

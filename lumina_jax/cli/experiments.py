@@ -76,6 +76,10 @@ def load_experiment(address: str, changes: list[str]):
     """
     from lumina_jax.config import Experiment, override
 
+    if ":/" in address and check_address(address):
+        raise InputError(
+            f"{address}: a config is a program, which is read from this machine alone; copy it to a local file"
+        )
     path, name = (address, "") if Path(address).is_file() else address.partition(":")[::2]
     file = _config_file(path)
     try:

@@ -3,14 +3,13 @@
 import json
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 
-from lumina_jax.cli.arguments import OutputFile, at_least, check_output, expand_home, input_path, seed
+from lumina_jax.cli.arguments import OutputFile, at, at_least, check_output, expand_home, input_path, seed
 from lumina_jax.cli.checks import check_field
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import worker
 from lumina_jax.errors import InputError, prefixed_errors
 from lumina_jax.numbers import whole_number
-from lumina_jax.places import place
 
 
 def add_pretokenize(verbs: _SubParsersAction) -> None:
@@ -166,7 +165,7 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
     if cfg.vq.kind != "patch" or not cfg.vq.path or not cfg.data.tokenizer:
         raise InputError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
     for file in (cfg.vq.path, f"{cfg.data.tokenizer}/tokenizer.json"):
-        check_output(str(place(file).parent))
+        check_output(str(at(file).parent))
     if options.base and not options.source.startswith("omni"):
         raise InputError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")
     from convert import load_image_tokenizer

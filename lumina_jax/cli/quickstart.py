@@ -3,14 +3,13 @@
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import NOTHING, check_address, output_path
+from lumina_jax.cli.arguments import NOTHING, at, check_address, output_path
 from lumina_jax.cli.checks import check_field
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import REPOSITORY, config_arguments, load_experiment
 from lumina_jax.cli.models import load_for_sampling, model_arguments
 from lumina_jax.errors import ExistingFileError, InputError
 from lumina_jax.numbers import real_number, shown
-from lumina_jax.places import place
 
 OMNI_MINUTES = 100
 
@@ -70,7 +69,7 @@ def _grow(options: Namespace) -> None:
     if cfg.start:
         check_field("start", cfg.start, write=True)
     check_field("data.tokenizer", cfg.data.tokenizer)
-    if cfg.start and (checkpoints := place(cfg.start) / "checkpoints").exists():
+    if cfg.start and (checkpoints := at(cfg.start) / "checkpoints").exists():
         raise ExistingFileError(
             f"{checkpoints} exists already; give another start=FOLDER for the grown weights, or delete it"
         )

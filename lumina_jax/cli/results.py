@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lumina_jax.cli.arguments import at
 from lumina_jax.errors import ExistingFileError
-from lumina_jax.places import Place, place
 
 NOT_OF_THE_COMMAND = ("run", "keeps", "out")
 
@@ -18,7 +18,7 @@ def command_of(options: Namespace) -> str:
     return json.dumps({name: value for name, value in vars(options).items() if name not in NOT_OF_THE_COMMAND})
 
 
-def results_folder(given: str | None, default: str, check_free: Callable[[Place], None], resume: bool = False) -> Place:
+def results_folder(given: str | None, default: str, check_free: Callable, resume: bool = False):
     """The folder or file ``given``, else ``default``, ``default``-2, ``default``-3 ...: the first that holds no results, or with
     ``resume`` the last that exists.
 
@@ -26,8 +26,8 @@ def results_folder(given: str | None, default: str, check_free: Callable[[Place]
     """
     if given is not None:
         if not resume:
-            check_free(place(given))
-        return place(given)
+            check_free(at(given))
+        return at(given)
     folder = Path(default)
     for number in itertools.count(2):
         following = Path(default).with_stem(f"{Path(default).stem}-{number}")
@@ -43,7 +43,7 @@ def results_folder(given: str | None, default: str, check_free: Callable[[Place]
 
 
 @contextmanager
-def claimed(file: Place) -> Iterator[None]:
+def claimed(file) -> Iterator[None]:
     """Makes ``file``, so that no other run takes its folder; it is removed again if nothing was written into it.
 
     Raises ExistingFileError when another run has made it.

@@ -5,7 +5,7 @@ from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 from shlex import quote
 
-from lumina_jax.cli.arguments import at_least, output_path
+from lumina_jax.cli.arguments import at, at_least, output_path
 from lumina_jax.cli.checks import check_run
 from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.cli.ending import say
@@ -56,10 +56,9 @@ def _train(options: Namespace) -> None:
 
 def _train_in(group, cfg, config: str) -> None:
     """Trains as one process of the Group ``group``."""
-    from lumina_jax.places import is_url
-
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
-        if not value or not (is_url(value) or Path(value).exists()):  # what a store lacks is named where it is read
+        # What a store lacks is named where it is read, and nothing is asked of it by every host.
+        if not value or (isinstance(at(value), Path) and not Path(value).exists()):
             raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {quote(config)}")
     from lumina_jax.progress import waiting
 
@@ -120,9 +119,7 @@ def _check_vq(cfg, vocab, manifests) -> None:
     """Raises InputError when the image tokens were made by another VQ model than that of vq.path."""
     if not cfg.vq.path or not any(manifest.crops for manifest in manifests.values()):
         return
-    from lumina_jax.places import place
-
-    if not place(cfg.vq.path).exists():
+    if not at(cfg.vq.path).exists():
         say(f"vq.path={cfg.vq.path} is not there, so it is not checked that it made the image tokens")
         return
     from convert import load_image_tokenizer

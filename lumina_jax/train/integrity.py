@@ -141,9 +141,14 @@ def read_error(error: BaseException) -> str:
     return " ".join(f"it cannot be read ({error})".split())
 
 
-def checksums(arrays: dict[str, jax.Array]) -> dict[str, int]:
-    """A 32-bit checksum of each array's bits and shape, the same on every mesh; no change of a single element escapes it."""
-    return {name: int(value) for name, value in jax.device_get(_checksums(arrays)).items()}
+def checksums(arrays: dict[str, jax.Array], by_layer: bool = False) -> dict[str, int]:
+    """A 32-bit checksum of each array's bits and shape, the same on every mesh; no change of a single element escapes it.
+
+    Each device reads what it has, and sums alone are exchanged. On CPUs the bits of an array are stored before they are summed:
+    with ``by_layer`` those of one layer of a stack at a time.
+    """
+    sums = (_checksums_by_layer if by_layer else _checksums)(arrays)
+    return {name: int(value) for name, value in jax.device_get(sums).items()}
 
 
 def _crc(metadata: dict) -> int:
@@ -153,18 +158,24 @@ def _crc(metadata: dict) -> int:
 
 @jax.jit
 def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return jax.tree.map(_checksum, arrays)
+    return jax.tree.map(lambda x: part_checksum(_plain(x), [0] * _plain(x).ndim), arrays)
 
 
-def _checksum(x: jax.Array) -> jax.Array:
-    """u32[]: :func:`part_checksum` of a whole array; on CPUs the bits of one layer of a stack are in memory at a time."""
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.random.key_data(x)
-    if x.ndim < 3:
-        return part_checksum(x, [0] * x.ndim)
-    layers = jnp.arange(len(x), dtype=jnp.uint32)
-    sums = jax.lax.map(lambda layer: part_checksum(layer[1], [0] * (x.ndim - 1), layer[0]), (layers, x))
-    return jnp.sum(sums, dtype=jnp.uint32)
+@jax.jit
+def _checksums_by_layer(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def checksum(x: jax.Array) -> jax.Array:
+        if x.ndim < 3:
+            return part_checksum(x, [0] * x.ndim)
+        layers = jnp.arange(len(x), dtype=jnp.uint32)
+        sums = jax.lax.map(lambda layer: part_checksum(layer[1], [0] * (x.ndim - 1), layer[0]), (layers, x))
+        return jnp.sum(sums, dtype=jnp.uint32)
+
+    return jax.tree.map(lambda x: checksum(_plain(x)), arrays)
+
+
+def _plain(x: jax.Array) -> jax.Array:
+    """``x``, or the numbers of a key."""
+    return jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
 def part_checksum(x: jax.Array, starts: Sequence[jax.Array | int], place: jax.Array | int = 0) -> jax.Array:

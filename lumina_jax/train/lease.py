@@ -58,13 +58,15 @@ class Lease:
 
         Raises ExistingFileError naming the run that has it, StorageError where the folder cannot be written.
         """
+        number = 0  # a listing may be old, but not what was seen
         while not self._number:
             with storage_errors(self._out):
-                number = max(self._numbers(), default=0)
+                number = max(self._numbers(), default=0) if number == 0 else number
                 if number:
                     self._wait_until_free(number)
-                if self._create(number + 1):
-                    self._number = number + 1
+                number += 1
+                if self._create(number):
+                    self._number = number
         self._confirmed = time.monotonic()
         for old in self._numbers():
             if old < self._number:
@@ -132,7 +134,7 @@ class Lease:
                     self._lost = f"no heartbeat could be written for {begin - self._confirmed:.0f} s ({error})"
 
     def _is_newest(self) -> bool:
-        return max(self._numbers(), default=0) == self._number
+        return not self._read(self._number + 1)
 
     def _numbers(self) -> list[int]:
         """The numbers of all leases; read anew."""

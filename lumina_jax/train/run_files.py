@@ -4,8 +4,10 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from lumina_jax.errors import MissingFileError
 from lumina_jax.storage import StorageFolder
 
 
@@ -30,9 +32,10 @@ class RunFiles:
 
     def fetch(self, name: str) -> Path:
         """The local path of a file, with its content in ``out`` if it is there."""
-        if self._stored and self._folder.exists(name):
-            self._folder.fetch(name, self.path(name))
-            self._uploaded[name] = _state(self.path(name))
+        if self._stored:
+            with suppress(MissingFileError):
+                self._folder.fetch(name, self.path(name))
+                self._uploaded[name] = _state(self.path(name))
         return self.path(name)
 
     def set_aside(self, name: str) -> str:

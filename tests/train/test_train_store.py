@@ -46,7 +46,15 @@ def test_a_run_on_a_store_that_was_killed_ends_as_one_on_a_disk(in_the_repositor
     for root in (tmp_path, "gs://bucket"):
         assert run.main(["pretokenize", CONFIG, "--source", "toy:32", "--fit", *paths(root)]) == 0
     assert run.main(["train", CONFIG, *SMALL, *paths(tmp_path)]) == 0
-    command = [sys.executable, "run.py", "train", CONFIG, *SMALL, *paths("gs://bucket")]
+    command = [
+        sys.executable,
+        "run.py",
+        "train",
+        CONFIG,
+        *SMALL,
+        *paths("gs://bucket"),
+        "compile_cache=gs://bucket/compiled",
+    ]
     gcs.faults.append(GcsFault(r"(POST|PUT) .*out/checkpoints/4", seconds=600, times=-1))
     with subprocess.Popen(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"}) as process:
         try:
@@ -54,9 +62,17 @@ def test_a_run_on_a_store_that_was_killed_ends_as_one_on_a_disk(in_the_repositor
         finally:
             process.send_signal(signal.SIGKILL)
     gcs.clear()
+    gcs.faults += [
+        GcsFault(r"GET .*tokens\?", cut=0.5, times=2),
+        GcsFault("GET", status=503, times=3, skip=10),
+        GcsFault("POST", status=503, times=3, skip=1),
+        GcsFault("POST .*metrics", reset=True, late=True),
+    ]
     assert run.main(["train", CONFIG, *SMALL, *paths("gs://bucket")]) == 0
+    assert not any(fault.times for fault in gcs.faults)
     assert objects[f"out/{FILE}"].data == (tmp_path / "out" / FILE).read_bytes()
     assert {name.split("/")[2] for name in objects if name.startswith("out/checkpoints/")} >= {"4", "6"}
+    assert {name.split("/")[0] for name in objects} == {"out", "tokens", "tokenizer", "vq.npz", "compiled"}
     assert any(name.startswith("out/tensorboard/") for name in objects)
     assert not (REPO / "gs:").exists()
 
