@@ -35,9 +35,8 @@ def paths(root: object) -> list[str]:
 
 
 @pytest.fixture
-def in_the_repository(gcs, tmp_path, monkeypatch):
+def in_the_repository(gcs, monkeypatch):
     monkeypatch.chdir(REPO)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     return gcs
 
 
