@@ -40,7 +40,7 @@ def in_the_repository(gcs, monkeypatch):
     return gcs
 
 
-def wait_until(done, seconds: float = 300) -> None:
+def wait_until(done, seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end
