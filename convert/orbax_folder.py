@@ -110,23 +110,29 @@ def stack(
 ) -> jax.Array:
     """All layers of ``row`` as one array of ``dtype``, placed on ``mesh`` by the storage rules.
 
-    Each process reads only the parts of its own devices, one layer at a time, into ``scratch`` (:func:`local_bytes` of it) or
-    fresh memory. On CPU that memory becomes the array: a scratch must not be reset while the array is in use.
+    Each process reads only the parts of its own devices, one layer at a time, which it fetches once for all of them, into
+    ``scratch`` (:func:`local_bytes` of it) or fresh memory. On CPU that memory becomes the array: a scratch must not be reset while
+    the array is in use.
     """
     axes, shape = axis_groups(row.axes), _stacked_shape(row, source)
     scratch = scratch or Scratch(local_bytes(source, row, dtype, mesh))
+    sharding = _sharding(row, shape, mesh)
+    parts: list[tuple[tuple[slice, ...], np.ndarray]] = []
+    indices = list(sharding.addressable_devices_indices_map(shape).values())
+    for slices in indices[:1] if sharding.is_fully_replicated else indices:
+        sizes = tuple(len(range(size)[cut]) for size, cut in zip(shape, slices, strict=True))
+        parts.append((slices, scratch.take(sizes, dtype)))
+    for layer in layers_of(source, row):
+        for slices, array in parts:
+            # The numbers of a head stay together: only axes of a single letter are ever sharded.
+            cuts = zip(axes, slices[-len(axes) :], strict=True)
+            index = {axis[0]: cut for axis, cut in cuts if len(axis) == 1}
+            copy_into(array[layer] if row.per_layer else array, read(row, layer, index))
 
     def local(slices: tuple[slice, ...]) -> np.ndarray:
-        sizes = tuple(len(range(size)[cut]) for size, cut in zip(shape, slices, strict=True))
-        array = scratch.take(sizes, dtype)
-        # The numbers of a head stay together: only axes of a single letter are ever sharded.
-        cuts = zip(axes, slices[-len(axes) :], strict=True)
-        index = {axis[0]: cut for axis, cut in cuts if len(axis) == 1}
-        for layer in layers_of(source, row):
-            copy_into(array[layer] if row.per_layer else array, read(row, layer, index))
-        return array
+        return parts.pop(next(number for number, (cut, _) in enumerate(parts) if cut == slices))[1]
 
-    return jax.make_array_from_callback(shape, _sharding(row, shape, mesh), local)
+    return jax.make_array_from_callback(shape, sharding, local)
 
 
 def local_bytes(source: Checkpoint, row: WeightRow, dtype: np.dtype, mesh: Mesh) -> int:
@@ -170,6 +176,8 @@ def write_orbax(
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
     context = saving_context({_name(row): _cut_axes(row, source) for row in source.rows})
     context.array.saving.ocdbt_target_data_file_size = 0  # else arrays of over 2 GB are copied before they are written
+    if not isinstance(folder, Path):  # Orbax saves in parts only what it renames in the end, a store's own copies
+        context.atomicity.mode = ocp.options.AtomicityMode.ATOMIC_RENAME
     batches = _batches(source, dtypes)
     largest = max(sum(local_bytes(source, row, dtypes[row.path], mesh) for row in rows) for rows in batches)
     saving, scratches, sums = None, (Scratch(largest), Scratch(largest)), {}

@@ -95,8 +95,8 @@ def weight_files(folder: Place) -> dict[str, Place]:
 
 
 class TensorFiles:
-    """The tensors of several files by name, mapped; files are closed and reopened so that what was read leaves the memory. Those of
-    a store are read whole at each use.
+    """The tensors of several files by name, mapped; files are closed and reopened so that what was read leaves the memory. Of
+    those of a store the last one read is kept.
 
     ``files`` gives the file of each name. Tensors of these files that it does not name are included as well. ``headers`` is
     name -> (shape, dtype). Raises MissingFileError for an absent file, InputError for a name absent from its file.
@@ -105,6 +105,7 @@ class TensorFiles:
     def __init__(self, files: Mapping[str, Place]):
         self.files, self._open, self._bytes_read = dict(files), {}, 0
         self._ahead: dict[str, np.ndarray] = {}
+        self._last: tuple[str, np.ndarray | None] = "", None
         folder = next(iter(files.values())).parent
         if absent := sorted(path.name for path in set(files.values()) if not path.is_file()):
             raise MissingFileError(f"{folder} lacks {', '.join(absent)}, which its index names; fetch them as well")
@@ -120,16 +121,21 @@ class TensorFiles:
         if self._bytes_read > MAPPED_BYTES:
             self._open = {path: tensors for path, tensors in self._open.items() if not isinstance(path, Path)}
             self._bytes_read = 0
-        with read_errors(self.files[name]):
-            array = np.asarray(self._tensor(name))
-        self._bytes_read += array.nbytes
-        return array
+        tensor = self._tensor(name)
+        if not isinstance(tensor, RemoteTensor):
+            self._bytes_read += tensor.nbytes
+            return tensor
+        if self._last[0] != name:
+            self._last = "", None  # frees it before the next is fetched
+            with read_errors(self.files[name]):
+                self._last = name, np.asarray(tensor)
+        return self._last[1]
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Reads the small tensors ``names`` that are on a store, many at once, and keeps them; those of a disk are as near."""
         remote = [name for name in names if isinstance(self._tensor(name), RemoteTensor)]
         with ThreadPoolExecutor(READERS) as pool:
-            self._ahead |= zip(remote, pool.map(lambda name: self[name], remote), strict=True)
+            self._ahead |= zip(remote, pool.map(lambda name: np.asarray(self._tensor(name)), remote), strict=True)
 
     def _tensor(self, name: str) -> Tensor:
         return self._mapped(self.files[name])[name]

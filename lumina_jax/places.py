@@ -154,7 +154,8 @@ def check_space(address: str | Place, needed: int) -> None:
         return
     existing = next(folder for folder in (where.absolute(), *where.absolute().parents) if folder.exists())
     if (free := shutil.disk_usage(existing).free) < needed:
-        sizes = f"{free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB will be written"
+        unit, size = ("GB", 1e9) if needed >= 1e8 else ("MB", 1e6)
+        sizes = f"{free / size:,.1f} {unit} free, but {needed / size:,.1f} {unit} will be written"
         raise StorageError(f"{address} has {sizes}; free space or choose another disk")
 
 

@@ -4,15 +4,17 @@ Never is a folder made that is named after a scheme.
 """
 
 import argparse
+import shutil
 
-import fsspec
 import pytest
 
 import run
-from lumina_jax.cli import arguments
+from lumina_jax import places
+from lumina_jax.cli import arguments, checks
 from lumina_jax.cli.experiments import PATHS
 from lumina_jax.cli.parser import Parser
 from lumina_jax.errors import UserError
+from lumina_jax.places import place
 
 TYPES = (arguments.input_path, arguments.input_paths, arguments.output_path, arguments.output_file)
 MODEL = ("model", "tokenizer", "vq")
@@ -46,7 +48,7 @@ WORDS = {
     "convert verify": ["a", "b"],
     "data inspect": ["tokens"],
     "data prepare": ["--source", "x.jsonl", "--name", "x", "--out", "prepared"],
-    "data export": ["--out", "exported"],
+    "data export": ["--tokens", "tokens", "--out", "exported"],
     "pretokenize": ["configs/toy_stage1.py", "--source", "toy:8"],
     "compile": ["configs/toy_stage1.py", "--topology", "v5e:4x4"],
     "grow": ["configs/toy_stage1.py"],
@@ -125,8 +127,8 @@ def test_what_is_not_on_a_store_or_cannot_be_written_there_is_said_before_any_wo
     verb, name, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    system, action, address = fsspec.filesystem("memory"), action_of(verb, name), "memory://gone/x"
-    system.store.clear()
+    action, address = action_of(verb, name), "memory://gone/x"
+    system = place(address).fs
     is_output = action.type in (arguments.output_path, arguments.output_file)
 
     def forbidden(*_, **__):
@@ -135,7 +137,7 @@ def test_what_is_not_on_a_store_or_cannot_be_written_there_is_said_before_any_wo
     monkeypatch.setattr(system, "pipe_file", forbidden)
     line = refusal(words(verb, action, address), capsys)
     assert "memory://gone" in line and ("403 Forbidden" in line if is_output else "is missing" in line)
-    assert list(tmp_path.iterdir()) == [] and system.store == {}
+    assert list(tmp_path.iterdir()) == [] and not system.exists("/gone")
 
 
 @pytest.mark.parametrize("address", [*WRONG, "https://example.com/config.py"])
@@ -166,3 +168,19 @@ def test_verbs_that_need_a_disk_say_so(command, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     line = refusal([*command, "--out", "memory://bucket/x"], capsys)
     assert "memory://bucket/x" in line and "local folder" in line and list(tmp_path.iterdir()) == []
+
+
+def test_a_run_without_room_for_a_checkpoint_says_so_before_it_loads_anything(tmp_path, monkeypatch):
+    cfg = run.load_experiment("configs/toy_stage1.py", [f"out={tmp_path}/run"])
+    checks.check_run(cfg)
+    monkeypatch.setattr(places.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    with pytest.raises(
+        UserError, match=rf"out: {tmp_path}/run has 1\.0 MB free, but [\d.]+ MB will be written; free space"
+    ):
+        checks.check_run(cfg)
+    with pytest.raises(UserError, match=rf"{tmp_path}/samples has 1\.0 MB free, but 16\.8 MB will be written"):
+        checks.check_options(run.parse(["sample", "--prompt", "x", "--out", f"{tmp_path}/samples"]))
+    (tmp_path / "run").write_text("")
+    with pytest.raises(UserError, match=rf"{tmp_path}/run cannot be a folder"):
+        checks.check_run(cfg)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

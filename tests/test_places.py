@@ -85,21 +85,23 @@ def test_a_file_of_a_store_is_whole_or_not_there(memory):
     assert target.read_text() == "whole\n"
 
 
-def test_a_new_file_is_there_once_it_is_closed_and_never_when_given_up(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "BLOCK_BYTES", 7)
-    for folder in (memory, tmp_path):
+def test_a_new_file_is_there_once_it_is_closed_and_never_when_given_up(gcs, tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "BLOCK_BYTES", 1 << 18)  # the least part of an upload
+    content = np.random.default_rng(0).integers(0, 256, (1 << 19) + 13, np.uint8)
+    bucket = place("gs://bucket")
+    for folder in (bucket, tmp_path):
         file = NewFile(folder / "a.bin")
         file.write(b"0123456789")
-        file.write(memoryview(np.arange(3, dtype=np.uint8)))
-        assert file.tell() == 13 and (folder is tmp_path or not (folder / "a.bin").exists())
+        file.write(memoryview(content))
+        assert file.tell() == len(content) + 10 and (folder is tmp_path or not (folder / "a.bin").exists())
         file.close()
-        assert (folder / "a.bin").read_bytes() == b"0123456789\0\1\2"
-    given_up = NewFile(memory / "b.bin")
-    given_up.write(b"x")
+        assert (folder / "a.bin").read_bytes() == b"0123456789" + content.tobytes()
+    given_up = NewFile(bucket / "b.bin")
+    given_up.write(content.tobytes())
     given_up.discard()
-    assert not (memory / "b.bin").exists()
-    copy_file(tmp_path / "a.bin", memory / "c/d.bin")
-    copy_file(memory / "c/d.bin", tmp_path / "e/f.bin")
+    assert not (bucket / "b.bin").exists()
+    copy_file(tmp_path / "a.bin", bucket / "c/d.bin")
+    copy_file(bucket / "c/d.bin", tmp_path / "e/f.bin")
     assert (tmp_path / "e/f.bin").read_bytes() == (tmp_path / "a.bin").read_bytes()
 
 
@@ -138,7 +140,7 @@ def test_addresses_are_tried_and_named_as_given(memory, tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"memory://bucket/new.*403 Forbidden; check its permissions"):
         check_writable("memory://bucket/new")
     check_space(str(tmp_path / "not/yet"), 1)
-    with pytest.raises(StorageError, match=r"not/yet has .* GB free, but 1000000000000\.0 GB will be written"):
+    with pytest.raises(StorageError, match=r"not/yet has .* GB free, but 1,000,000,000,000\.0 GB will be written"):
         check_space(str(tmp_path / "not/yet"), 10**21)
 
 

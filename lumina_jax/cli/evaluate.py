@@ -154,12 +154,15 @@ def _evaluate(options: Namespace) -> None:
             raise InputError(
                 f"{option} goes with {owner}" + ("; canvases of --toy and --tasks: --sizes" * (option == "--size"))
             )
-    from lumina_jax.data.shards import Shards
+    from lumina_jax.progress import waiting
     from lumina_jax.storage import claim
 
-    if options.data:
-        Shards(options.data)
     target = target_size_for(options, "--attention without --size" if options.attention and not options.size else "")
+    if options.data:
+        with waiting(f"loading {options.data}"):
+            from lumina_jax.data.shards import Shards
+
+            Shards(options.data)
     if options.pictures:
         from lumina_jax.evaluate.reconstruction import picture_files
 
@@ -183,7 +186,6 @@ def _evaluate(options: Namespace) -> None:
     if options.pictures:
         results["reconstruction"] = _evaluate_pictures(options, vq, lpips)
     if options.toy:
-        from lumina_jax.progress import waiting
         from lumina_jax.toyworld.tasks import score_table
 
         settings = settings_of(experiment)

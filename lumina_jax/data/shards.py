@@ -21,7 +21,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from tokenize import TokenError
 from typing import TypeVar
 
 import numpy as np
@@ -29,6 +29,7 @@ import numpy as np
 from lumina_jax.config import from_dict, to_dict
 from lumina_jax.data.token_files import RecordSpan, StoreReading, token_files
 from lumina_jax.errors import InputError, MissingFileError, StorageError, cause_of
+from lumina_jax.places import Place, place
 from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab
 
@@ -234,14 +235,14 @@ class Shards:
 
     def __init__(
         self,
-        path: str | Path,
+        path: str | Place,
         may_be_empty: bool = False,
         reading: StoreReading | None = None,
         check: bool = True,
     ):
         self._arguments = (path, may_be_empty, reading, check)
         folder = StorageFolder(path)
-        self.path = path if folder.local is None else folder.local if "://" in str(path) else Path(path)
+        self.path = place(path)
         content = _manifest_of(folder)
         self.manifest = parse_json(content, f"{path}/{MANIFEST}", Manifest)
         if self.manifest.kept == 0 and not may_be_empty:
@@ -308,7 +309,7 @@ class Shards:
                 numbers = np.asarray(np.load(file, mmap_mode="r"))
             except FileNotFoundError as error:
                 raise MissingFileError(f"{self.path} lacks {name}; copy it whole or pretokenize it again") from error
-            except (ValueError, EOFError):
+            except (ValueError, EOFError, SyntaxError, TokenError):  # whatever a damaged header makes numpy raise
                 continue
             expected = dict(zip((LENGTHS, CHECKSUMS), self.manifest.index_crc32, strict=False))
             if not expected or zlib.crc32(np.ascontiguousarray(numbers).data) == expected[name]:

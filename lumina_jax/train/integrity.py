@@ -16,6 +16,7 @@ from etils.epath import gpath
 from orbax.checkpoint import v1 as ocp
 
 from lumina_jax.errors import InputError
+from lumina_jax.faults import is_transient
 
 STATE = "state"
 COMMITTED = "commit_success.txt"
@@ -58,7 +59,8 @@ def is_complete(folder: epath.Path) -> bool:
 def damage(checkpoint: epath.Path) -> str:
     """What is wrong with ``checkpoint``, in words; empty when its mark, its metadata and every chunk of its arrays are there.
 
-    Reads indices and no data: whether the numbers are right shows when they are loaded.
+    Reads indices and no data: whether the numbers are right shows when they are loaded. Raises what the disk or the store says
+    where that may pass (faults.is_transient): then nothing is known of the checkpoint.
     """
     if not is_complete(checkpoint):
         return UNFINISHED
@@ -68,16 +70,21 @@ def damage(checkpoint: epath.Path) -> str:
         for file in (*checkpoint.glob(f"{STATE}/_sharding"), *checkpoint.glob(f"{STATE}/array_metadatas/*")):
             _read_json(file)
         names = array_names(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError):
+        readable = ocp.checkpointables_metadata(checkpoint).metadata[STATE]
+    except Exception as error:  # damaged metadata makes Orbax raise errors of any kind
+        if is_transient(error):
+            raise
         return "it does not say what it holds"
-    if not metadata or len(names) != len(stored):
+    if not metadata or not readable or len(names) != len(stored):
         return "it does not say what it holds"
     if metadata.get(SEAL, crc := _crc(metadata)) != crc:
         return "what it says of itself was changed"
     for name in names:
         try:
             chunks = open_array(checkpoint, name).storage_statistics(query_fully_stored=True).result()
-        except ValueError:  # tensorstore's error for whatever it cannot read
+        except ValueError as error:  # tensorstore's error for whatever it cannot read
+            if is_transient(error):
+                raise
             return f"{name} is damaged or cut short"
         if not chunks.fully_stored:
             return f"a part of {name} is gone"
@@ -131,7 +138,12 @@ def saved_checksums(checkpoint: epath.Path) -> dict[str, int]:
 
 
 def read_error(error: BaseException) -> str:
-    """What is wrong with a checkpoint that cannot be read, in words; empty where not its files but memory is to blame."""
+    """What is wrong with a checkpoint that cannot be read, in words; empty where not its files are to blame.
+
+    That is memory, or a disk or a store with an error that may pass.
+    """
+    if is_transient(error):
+        return ""
     while error.__cause__:
         error = error.__cause__
     if isinstance(error, (jax.errors.JaxRuntimeError, MemoryError)):
