@@ -89,8 +89,10 @@ def note_progress(text: str) -> None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen: list[BaseException] = []  # what two threads raise again can lead back to itself
+    while error is not None and not any(error is other for other in seen):
         yield error
+        seen.append(error)
         error = error.__cause__
 
 

@@ -109,9 +109,13 @@ def _end_at_once(line: str, code: int) -> NoReturn:
 
 def interrupt_of(error: BaseException, raised: list[KeyboardInterrupt]) -> KeyboardInterrupt | None:
     """The Ctrl-C or SIGTERM that led to ``error``: itself, its cause, or the first of those that :func:`signals` raised."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    seen: list[BaseException] = []  # what two threads raise again can lead back to itself
+    while error is not None and not any(error is other for other in seen):
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        seen.append(error)
         error = error.__cause__ or error.__context__
-    return error or (raised[0] if raised else None)
+    return raised[0] if raised else None
 
 
 def refusal_of(error: BaseException) -> str:

@@ -70,11 +70,12 @@ def damage(checkpoint: epath.Path) -> str:
         for file in (*checkpoint.glob(f"{STATE}/_sharding"), *checkpoint.glob(f"{STATE}/array_metadatas/*")):
             _read_json(file)
         names = array_names(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        readable = ocp.checkpointables_metadata(checkpoint).metadata[STATE]
+    except Exception as error:  # damaged metadata makes Orbax raise errors of any kind
         if is_transient(error):
             raise
         return "it does not say what it holds"
-    if not metadata or len(names) != len(stored):
+    if not metadata or not readable or len(names) != len(stored):
         return "it does not say what it holds"
     if metadata.get(SEAL, crc := _crc(metadata)) != crc:
         return "what it says of itself was changed"

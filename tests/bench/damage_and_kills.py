@@ -53,17 +53,14 @@ def main() -> None:
     parser.add_argument("--flips", type=int, default=10, help="bits flipped in each kind of file")
     parser.add_argument("--kills", type=int, default=3, help="processes killed while they save")
     parser.add_argument("--seed", type=int, default=0, help="of the random places and moments")
+    parser.add_argument("--what", default=",".join(READERS), help="kinds of files, with commas (default: all)")
     arguments = parser.parse_args()
     rng, counts = random.Random(arguments.seed), {}
     with tempfile.TemporaryDirectory() as folder:
         # A process that has used JAX cannot be forked, so the kills come first.
         counts["kill -9 inside saves"] = kills(Path(folder, "kills"), arguments.kills, rng)
-        for name, make, read in (
-            ("checkpoints", make_run, read_run),
-            ("inspect --deep", make_run, read_deep),
-            ("tokens", make_tokens, read_tokens),
-            ("safetensors", make_safetensors, read_safetensors),
-        ):
+        for name in arguments.what.split(","):
+            make, read = READERS[name]
             counts[name] = flips(Path(folder, name), make, read, arguments.flips, rng)
     print(json.dumps({"flips": arguments.flips, "kills": arguments.kills, **counts}))
     if any(outcome in count for count in counts.values() for outcome in ("missed", "lost")):
@@ -211,6 +208,14 @@ def step_after_kill(folder: Path) -> int:
     os.waitpid(child, 0)
     return int.from_bytes(step, "little") if step else -1
 
+
+READERS = {
+    "checkpoints": (make_run, read_run),
+    "deep": (make_run, read_deep),
+    "tokens": (make_tokens, read_tokens),
+    "safetensors": (make_safetensors, read_safetensors),
+}
+"""Kinds of files: how they are made, and who reads them. "deep" is inspect --deep of a checkpoint."""
 
 if __name__ == "__main__":
     main()
