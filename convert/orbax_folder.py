@@ -209,7 +209,7 @@ def write_orbax(
             scratch = scratches[number % 2]
             scratch.reset()
             arrays = {_name(row): stack(source, row, read, dtypes[row.path], mesh, scratch) for row in rows}
-            sums |= checksums(arrays)
+            sums |= checksums(arrays, by_layer=True)
             told = sealed(metadata, sums) if rows is batches[-1] else metadata
             with write_errors(folder, ValueError, RuntimeError), context:
                 if saving:

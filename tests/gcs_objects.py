@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import google_crc32c
 
@@ -33,7 +34,7 @@ class StoredObject:
     metageneration: int = 1
     seconds: float = field(default_factory=time.time)
 
-    @property
+    @cached_property
     def hashes(self) -> dict[str, str]:
         digests = {
             "crc32c": google_crc32c.Checksum(self.data).digest(),

@@ -75,7 +75,7 @@ class TokenFiles(Protocol):
         """Prepares reading; ``shard_bytes`` is what each shard should have, ``checksums`` u32[N] the CRC-32 of each record."""
 
 
-class LocalTokens:
+class DiskTokenFiles:
     """:class:`TokenFiles` on a local or mounted disk. Each shard is opened at its first use and stays open."""
 
     def __init__(self, folder: Path, names: Sequence[str]):
@@ -116,7 +116,7 @@ class LocalTokens:
                 os.close(handle)
 
 
-class StoredTokens:
+class StoreTokenFiles:
     """:class:`TokenFiles` in a store. No file is open: records come by ranged requests, many at a time.
 
     The numbers of all records are fetched once, to a folder of this machine that is named after ``manifest``, the content of the
@@ -178,8 +178,8 @@ class StoredTokens:
 def token_files(folder: StorageFolder, names: Sequence[str], manifest: bytes, reading: StoreReading) -> TokenFiles:
     """The files ``names`` of the shards of ``folder``, whose manifest is ``manifest``."""
     if folder.local:
-        return LocalTokens(folder.local, names)
-    return StoredTokens(folder, names, manifest, reading)
+        return DiskTokenFiles(folder.local, names)
+    return StoreTokenFiles(folder, names, manifest, reading)
 
 
 def _allow_open_files(count: int) -> None:

@@ -112,6 +112,11 @@ class Saver:
             )
         self._saving = step, _in_background(response.result)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no save is under way in the background."""
+        return self._saving is None or self._saving[1].done()
+
     def check(self, wait: bool = False) -> None:
         """Raises StorageError when the save in the background failed, or the folder is lost; takes no time.
 
@@ -119,7 +124,7 @@ class Saver:
         """
         if not wait:
             self._may_write()
-        if self._saving and (wait or self._saving[1].done()):
+        if self._saving and (wait or self.idle):
             (step, saved), self._saving = self._saving, None
             with self._failures(step):
                 saved.result()

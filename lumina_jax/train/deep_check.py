@@ -36,7 +36,9 @@ def deep_damage(checkpoint: epath.Path, advance: Callable[[int], object] = lambd
             store = open_array(checkpoint, name, file_io_mode={"mode": "memmap"})
             total = sum(_part_sums(store, advance)) % 2**32
         except ValueError as error:  # tensorstore's error for whatever it cannot read
-            return read_error(error)
+            if not (reason := read_error(error)):
+                raise
+            return reason
         if total != saved.get(name, total):
             return CHANGED.format(name=name)
     return ""

@@ -16,6 +16,7 @@ from etils.epath import gpath
 from orbax.checkpoint import v1 as ocp
 
 from lumina_jax.errors import InputError
+from lumina_jax.faults import is_transient
 
 STATE = "state"
 COMMITTED = "commit_success.txt"
@@ -58,7 +59,8 @@ def is_complete(folder: epath.Path) -> bool:
 def damage(checkpoint: epath.Path) -> str:
     """What is wrong with ``checkpoint``, in words; empty when its mark, its metadata and every chunk of its arrays are there.
 
-    Reads indices and no data: whether the numbers are right shows when they are loaded.
+    Reads indices and no data: whether the numbers are right shows when they are loaded. Raises what the disk or the store says
+    where that may pass (faults.is_transient): then nothing is known of the checkpoint.
     """
     if not is_complete(checkpoint):
         return UNFINISHED
@@ -68,16 +70,21 @@ def damage(checkpoint: epath.Path) -> str:
         for file in (*checkpoint.glob(f"{STATE}/_sharding"), *checkpoint.glob(f"{STATE}/array_metadatas/*")):
             _read_json(file)
         names = array_names(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError):
+        readable = ocp.checkpointables_metadata(checkpoint).metadata[STATE]
+    except Exception as error:  # damaged metadata makes Orbax raise errors of any kind
+        if is_transient(error):
+            raise
         return "it does not say what it holds"
-    if not metadata or len(names) != len(stored):
+    if not metadata or not readable or len(names) != len(stored):
         return "it does not say what it holds"
     if metadata.get(SEAL, crc := _crc(metadata)) != crc:
         return "what it says of itself was changed"
     for name in names:
         try:
             chunks = open_array(checkpoint, name).storage_statistics(query_fully_stored=True).result()
-        except ValueError:  # tensorstore's error for whatever it cannot read
+        except ValueError as error:  # tensorstore's error for whatever it cannot read
+            if is_transient(error):
+                raise
             return f"{name} is damaged or cut short"
         if not chunks.fully_stored:
             return f"a part of {name} is gone"
@@ -131,7 +138,12 @@ def saved_checksums(checkpoint: epath.Path) -> dict[str, int]:
 
 
 def read_error(error: BaseException) -> str:
-    """What is wrong with a checkpoint that cannot be read, in words; empty where not its files but memory is to blame."""
+    """What is wrong with a checkpoint that cannot be read, in words; empty where not its files are to blame.
+
+    That is memory, or a disk or a store with an error that may pass.
+    """
+    if is_transient(error):
+        return ""
     while error.__cause__:
         error = error.__cause__
     if isinstance(error, (jax.errors.JaxRuntimeError, MemoryError)):
@@ -141,9 +153,14 @@ def read_error(error: BaseException) -> str:
     return " ".join(f"it cannot be read ({error})".split())
 
 
-def checksums(arrays: dict[str, jax.Array]) -> dict[str, int]:
-    """A 32-bit checksum of each array's bits and shape, the same on every mesh; no change of a single element escapes it."""
-    return {name: int(value) for name, value in jax.device_get(_checksums(arrays)).items()}
+def checksums(arrays: dict[str, jax.Array], by_layer: bool = False) -> dict[str, int]:
+    """A 32-bit checksum of each array's bits and shape, the same on every mesh; no change of a single element escapes it.
+
+    Each device reads what it has, and sums alone are exchanged. On CPUs the bits of an array are stored before they are summed:
+    with ``by_layer`` those of one layer of a stack at a time.
+    """
+    sums = (_checksums_by_layer if by_layer else _checksums)(arrays)
+    return {name: int(value) for name, value in jax.device_get(sums).items()}
 
 
 def _crc(metadata: dict) -> int:
@@ -153,18 +170,24 @@ def _crc(metadata: dict) -> int:
 
 @jax.jit
 def _checksums(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return jax.tree.map(_checksum, arrays)
+    return jax.tree.map(lambda x: part_checksum(_plain(x), [0] * _plain(x).ndim), arrays)
 
 
-def _checksum(x: jax.Array) -> jax.Array:
-    """u32[]: :func:`part_checksum` of a whole array; on CPUs the bits of one layer of a stack are in memory at a time."""
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.random.key_data(x)
-    if x.ndim < 3:
-        return part_checksum(x, [0] * x.ndim)
-    layers = jnp.arange(len(x), dtype=jnp.uint32)
-    sums = jax.lax.map(lambda layer: part_checksum(layer[1], [0] * (x.ndim - 1), layer[0]), (layers, x))
-    return jnp.sum(sums, dtype=jnp.uint32)
+@jax.jit
+def _checksums_by_layer(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def checksum(x: jax.Array) -> jax.Array:
+        if x.ndim < 3:
+            return part_checksum(x, [0] * x.ndim)
+        layers = jnp.arange(len(x), dtype=jnp.uint32)
+        sums = jax.lax.map(lambda layer: part_checksum(layer[1], [0] * (x.ndim - 1), layer[0]), (layers, x))
+        return jnp.sum(sums, dtype=jnp.uint32)
+
+    return jax.tree.map(lambda x: checksum(_plain(x)), arrays)
+
+
+def _plain(x: jax.Array) -> jax.Array:
+    """``x``, or the numbers of a key."""
+    return jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
 def part_checksum(x: jax.Array, starts: Sequence[jax.Array | int], place: jax.Array | int = 0) -> jax.Array:

@@ -42,6 +42,8 @@ from lumina_jax.storage import StorageFolder
 from lumina_jax.train.checkpoint import Saver
 from lumina_jax.train.deep_check import deep_damage
 
+LONG = "optim.steps=1000000"
+"""A run that no number of kills ends."""
 LAST_KILL_SECONDS = 1.5
 """A process is killed at most so long after its first save."""
 
@@ -51,17 +53,14 @@ def main() -> None:
     parser.add_argument("--flips", type=int, default=10, help="bits flipped in each kind of file")
     parser.add_argument("--kills", type=int, default=3, help="processes killed while they save")
     parser.add_argument("--seed", type=int, default=0, help="of the random places and moments")
+    parser.add_argument("--what", default=",".join(READERS), help="kinds of files, with commas (default: all)")
     arguments = parser.parse_args()
     rng, counts = random.Random(arguments.seed), {}
     with tempfile.TemporaryDirectory() as folder:
         # A process that has used JAX cannot be forked, so the kills come first.
         counts["kill -9 inside saves"] = kills(Path(folder, "kills"), arguments.kills, rng)
-        for name, make, read in (
-            ("checkpoints", make_run, read_run),
-            ("inspect --deep", make_run, read_deep),
-            ("tokens", make_tokens, read_tokens),
-            ("safetensors", make_safetensors, read_safetensors),
-        ):
+        for name in arguments.what.split(","):
+            make, read = READERS[name]
             counts[name] = flips(Path(folder, name), make, read, arguments.flips, rng)
     print(json.dumps({"flips": arguments.flips, "kills": arguments.kills, **counts}))
     if any(outcome in count for count in counts.values() for outcome in ("missed", "lost")):
@@ -187,7 +186,7 @@ def kills(folder: Path, times: int, rng: random.Random) -> dict[str, int]:
 
 def save_for_ever(folder: Path, writer: int) -> None:
     """In a process of its own: goes on from the folder and saves step after step, writing each that is on disk to the pipe."""
-    cfg = small_cfg(folder)
+    cfg = small_cfg(folder, LONG)
     step, saver = restored(cfg), Saver(cfg)
     while True:
         step += 1
@@ -201,7 +200,7 @@ def step_after_kill(folder: Path) -> int:
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
         with contextlib.suppress(BaseException):
-            os.write(writer, restored(small_cfg(folder)).to_bytes(8, "little"))
+            os.write(writer, restored(small_cfg(folder, LONG)).to_bytes(8, "little"))
         os._exit(0)
     os.close(writer)
     step = os.read(reader, 8)
@@ -209,6 +208,14 @@ def step_after_kill(folder: Path) -> int:
     os.waitpid(child, 0)
     return int.from_bytes(step, "little") if step else -1
 
+
+READERS = {
+    "checkpoints": (make_run, read_run),
+    "deep": (make_run, read_deep),
+    "tokens": (make_tokens, read_tokens),
+    "safetensors": (make_safetensors, read_safetensors),
+}
+"""Kinds of files: how they are made, and who reads them. "deep" is inspect --deep of a checkpoint."""
 
 if __name__ == "__main__":
     main()

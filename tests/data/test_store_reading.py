@@ -11,6 +11,7 @@ from lumina_jax.data.pipeline import batches
 from lumina_jax.data.shard_writer import write_shard, write_totals
 from lumina_jax.data.shards import SETTINGS, Settings, Shards, write_json
 from lumina_jax.data.token_files import StoreReading
+from lumina_jax.data.verify import damaged_shards
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.storage import StorageFolder
 
@@ -124,3 +125,26 @@ def test_what_the_store_lacks_is_named_before_training(stored):
         Shards(URL)
     with pytest.raises(MissingFileError, match=r"gs://bucket/elsewhere holds no manifest\.json"):
         Shards("gs://bucket/elsewhere")
+
+
+def test_a_byte_that_changed_in_the_store_is_noticed(stored):
+    name = "run/tokens/00001-of-00004.tokens"
+    content = bytearray(stored.buckets.objects("bucket")[name].data)
+    assert damaged_shards(Shards(URL)) == []
+    content[-1] ^= 1
+    stored.buckets.put("bucket", name, bytes(content), {})
+    (line,) = damaged_shards(Shards(URL))
+    assert line.startswith(f"gs://bucket/{name} is damaged")
+    last = 2 * SHARD - 1
+    with pytest.raises(InputError, match=rf"{name} is damaged: record {last} is not as it was written"):
+        Shards(URL)[last]
+
+
+def test_a_damaged_copy_of_the_lengths_is_fetched_again(stored, tmp_path):
+    reading = StoreReading(str(tmp_path / "kept"))
+    lengths = np.array(Shards(URL, reading=reading).lengths)
+    (file,) = (tmp_path / "kept").glob("*/lengths.npy")
+    content = bytearray(file.read_bytes())
+    content[-4] ^= 1
+    file.write_bytes(content)
+    np.testing.assert_array_equal(Shards(URL, reading=reading).lengths, lengths)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
 from train_parts import OPTIM, assert_equal, batches, experiment, host_state
 
 from lumina_jax.config import Experiment, ResumeConfig, override
@@ -146,6 +147,11 @@ def test_a_run_goes_on_with_another_rate_and_other_data_and_its_history_says_so(
     assert train(replace(changed, resume=ResumeConfig()), rows, show=False).step == 7
 
 
+def mesh_of(cfg: Experiment) -> Mesh:
+    """The mesh of ``cfg`` over two devices."""
+    return make_mesh(cfg.mesh, jax.devices()[:2])
+
+
 def random_state(cfg: Experiment) -> TrainState:
     """A state on the mesh whose moments are random, after five updates."""
     rng, state = np.random.default_rng(1), host_state(cfg)
@@ -156,7 +162,7 @@ def random_state(cfg: Experiment) -> TrainState:
         return rng.random(x.shape).astype(x.dtype)
 
     state = state._replace(opt=jax.tree_util.tree_map_with_path(fill, state.opt))
-    return jax.device_put(state, state_shardings(cfg, make_mesh(cfg.mesh)))
+    return jax.device_put(state, state_shardings(cfg, mesh_of(cfg)))
 
 
 def moments(state: TrainState) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -173,7 +179,7 @@ def moments(state: TrainState) -> tuple[dict[str, np.ndarray], dict[str, np.ndar
 def test_moments_are_carried_from_adam_to_muon_and_back():
     adam = experiment((1, 2, 1))
     muon = replace(adam, optim=replace(adam.optim, muon_lr=0.02))
-    mesh, state = make_mesh(adam.mesh), random_state(adam)
+    mesh, state = mesh_of(adam), random_state(adam)
     shapes = state_shapes(muon, mesh)
     assert jax.tree.structure(stored_shapes(adam.optim, muon, shapes)) == jax.tree.structure(state_shapes(adam, mesh))
     with_muon = carried(adam.optim, muon, state)

@@ -155,7 +155,7 @@ def test_a_run_that_is_given_more_steps_ends_as_one_that_had_them_from_the_start
         (replace(OPTIM, steps=6), r"holds a run of 7 steps, more than optim\.steps=6"),
         (
             replace(OPTIM, loss_weight="tokens"),
-            r"another optim\.loss_weight \(rows there, tokens here\); give the values there to go on with it, or",
+            r"another optim\.loss_weight \(rows there, tokens here\); give the values there to go on with it, resume\.allow=optim",
         ),
     ],
 )

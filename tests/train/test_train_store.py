@@ -5,15 +5,22 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from gcs_server import GcsFault
+from train_parts import assert_equal, experiment
 
 import run
 from lumina_jax.config import Experiment
+from lumina_jax.sharding import make_mesh
+from lumina_jax.train.checkpoint import Saver
+from lumina_jax.train.loop import initial_state
 from lumina_jax.train.metrics import FILE, MetricsLog, read_metrics
 from lumina_jax.train.run_files import RunFiles
+from lumina_jax.train.step import init_state
 
 REPO = Path(__file__).resolve().parents[2]
 OUT = "gs://bucket/out"
@@ -66,7 +73,7 @@ def test_a_run_on_a_store_that_was_killed_ends_as_one_on_a_disk(in_the_repositor
         GcsFault(r"GET .*tokens\?", cut=0.5, times=2),
         GcsFault("GET", status=503, times=3, skip=10),
         GcsFault("POST", status=503, times=3, skip=1),
-        GcsFault("POST .*metrics", reset=True, late=True),
+        GcsFault("POST", reset=True, late=True, skip=4),
     ]
     assert run.main(["train", CONFIG, *SMALL, *paths("gs://bucket")]) == 0
     assert not any(fault.times for fault in gcs.faults)
@@ -75,6 +82,15 @@ def test_a_run_on_a_store_that_was_killed_ends_as_one_on_a_disk(in_the_repositor
     assert {name.split("/")[0] for name in objects} == {"out", "tokens", "tokenizer", "vq.npz", "compiled"}
     assert any(name.startswith("out/tensorboard/") for name in objects)
     assert not (REPO / "gs:").exists()
+
+
+def test_a_stage_starts_from_weights_in_a_store(gcs):
+    cfg = replace(experiment(), out=OUT)
+    mesh = make_mesh(cfg.mesh)
+    state = init_state(cfg, mesh)
+    with closing(Saver(cfg)) as saver:
+        saver.save(3, state)
+    assert_equal(initial_state(replace(cfg, start=OUT, seed=1), mesh).model, state.model)
 
 
 def test_metrics_in_a_store_are_kept_up_to_the_checkpoint(gcs):
