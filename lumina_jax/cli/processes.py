@@ -48,7 +48,7 @@ def join(options: Namespace, limits, run: str, slice_counts=()):
 def worker(text: str) -> tuple[int, int]:
     """The value of --worker: "I/N", or "auto" for what the cluster's environment says -> (I, N)."""
     if text == "auto":
-        from lumina_jax.cluster.processes import find_address
+        from lumina_jax.cluster.address import find_address
         from lumina_jax.config import PodConfig
 
         try:

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 import jax
 
-from lumina_jax.cluster.processes import Address, ProcessGroup, find_address
+from lumina_jax.cluster.address import Address, find_address
+from lumina_jax.cluster.processes import ProcessGroup
 from lumina_jax.config import PodConfig
 
 SLICE_VARIABLES = ("MEGASCALE_NUM_SLICES", "MEGASCALE_SLICE_ID", "MEGASCALE_COORDINATOR_ADDRESS")

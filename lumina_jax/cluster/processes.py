@@ -7,121 +7,20 @@ import threading
 import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import NamedTuple
+from contextlib import contextmanager
 
+from lumina_jax.cluster.address import Address
 from lumina_jax.cluster.connection import Connection, patient, proof, run_token
-from lumina_jax.cluster.coordinator import HEARTBEAT_SECONDS, Coordinator, heartbeat_seconds
-from lumina_jax.cluster.membership import GRACE_SECONDS, Membership, Message
+from lumina_jax.cluster.coordinator import Coordinator, heartbeat_seconds
+from lumina_jax.cluster.membership import GRACE_SECONDS, Message
 from lumina_jax.cluster.pace import Pace, slowest
+from lumina_jax.cluster.single_process import CURES, SingleProcess, say_at_once
 from lumina_jax.cluster.slices import check_slices
 from lumina_jax.config import PodConfig
-from lumina_jax.errors import InputError
 from lumina_jax.faults import EXIT_ERROR, EXIT_RESTART, exit_code, is_device_failure, note_progress
 
 JOINS_PER_SECOND = 1000
 """Processes wait before they connect, so that no more come in a second."""
-CURES = {
-    EXIT_RESTART: "; start all again to go on from the newest checkpoint",
-    EXIT_ERROR: "; mend that, then start again",
-}
-
-
-class SingleProcess:
-    """A run of one process, with the methods of :class:`ProcessGroup`; there is no other process to wait for or to inform."""
-
-    present = 0
-    """It stands in no slice that could be lost."""
-
-    def __init__(self, limits: PodConfig | None = None):
-        self._limits, self._activity, self._limit = limits, "its start", 0.0
-        self._watcher: threading.Thread | None = None
-        self._over = threading.Event()
-
-    def doing(self, activity: str, limit: float = 0.0) -> None:
-        """Says what this process does from now on. From the first ``limit`` on, with ``limits``, a thread ends the process with the
-        exit code 75 when something takes longer than it may."""
-        self._activity, self._limit = activity, limit
-        if limit and self._limits is not None and self._watcher is None:
-            self._watcher = threading.Thread(target=self._watch, args=(self._limits,), name="watch", daemon=True)
-            self._watcher.start()
-
-    def pace(self, pace: Pace | None) -> None:
-        """Does nothing."""
-
-    def slowest(self) -> str:
-        """There is none."""
-        return ""
-
-    def barrier(self, name: str, timeout: float, values: Mapping[str, str] | None = None) -> tuple[int, ...]:
-        """Does nothing; no slice returned."""
-        return ()
-
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        """A with-block after which nothing is watched any more."""
-        try:
-            yield
-        finally:
-            self._over.set()
-
-    def _watch(self, limits: PodConfig) -> None:
-        membership, last = None, 0.0
-        while not self._over.wait(HEARTBEAT_SECONDS):
-            now = time.monotonic()
-            if membership is None or now - last > GRACE_SECONDS:  # the process was stopped meanwhile
-                membership = Membership(1, limits, now)
-                membership.receive(0, {"kind": "hello", "host": socket.gethostname()}, now)
-            last, doing = now, {"kind": "heartbeat", "doing": self._activity, "limit": self._limit}
-            for message in [*membership.receive(0, doing, now), *membership.tick(now)]:
-                if message["kind"] == "notice":
-                    _write(str(message["text"]))
-                elif message["kind"] == "end":
-                    _write(f"the run ends: {message['reason']}{CURES[EXIT_RESTART]}")
-                    os._exit(EXIT_RESTART)
-
-
-class Address(NamedTuple):
-    """Process ``index`` of ``processes``; JAX's service in process 0 listens at ``coordinator``, host:port.
-
-    With commas between them there may be an address for each slice, of its first process: one of them takes the place of
-    process 0 when the slices before it are gone.
-    """
-
-    coordinator: str
-    processes: int
-    index: int
-
-    def of_coordinators(self) -> list[tuple[str, int]]:
-        """(host, port) where our own :class:`Coordinator` may be: one port above JAX's service."""
-        pairs = (address.rpartition(":") for address in self.coordinator.split(","))
-        return [(host.strip("[]"), int(port) + 1) for host, _, port in pairs]
-
-
-def find_address(coordinator: str | None, processes: int | None, index: int | None, timeout: float) -> Address:
-    """Completes what is None from the environment: Cloud TPU (GCE and GKE, all slices), Slurm or Open MPI.
-
-    Raises InputError when there is none of them.
-    """
-    if None in (coordinator, processes, index):
-        # jax.distributed.initialize detects this too, but only while it connects, and there is no public way to ask earlier.
-        from jax._src.clusters import ClusterEnv
-
-        coordinator, processes, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
-            coordinator, processes, index, None, None, int(timeout)
-        )
-    if None in (coordinator, processes, index):
-        raise InputError(
-            "no TPU pod, Slurm or MPI job was found here; say which process this is: "
-            "--coordinator HOST:PORT (of process 0) --processes N --process I"
-        )
-    parts = [address.rpartition(":") for address in coordinator.split(",")]
-    if not (all(host and port.isdigit() for host, _, port in parts) and 0 <= index < processes):
-        raise InputError(
-            f"--coordinator {coordinator} --processes {processes} --process {index}: "
-            "expected HOST:PORT, and a process from 0 to one less than their number"
-        )
-    return Address(coordinator, processes, index)
 
 
 class ProcessGroup:
@@ -326,13 +225,7 @@ class ProcessGroup:
         os._exit(code)
 
     def _print(self, text: str) -> None:
-        _write(f"process {self._address.index} of {self._address.processes}: {text}")
-
-
-def _write(line: str) -> None:
-    # Not through sys.stderr: the main thread may hang while it holds the lock of that stream. Who reads it may be gone.
-    with suppress(OSError):
-        os.write(2, f"{line}\n".encode())
+        say_at_once(f"process {self._address.index} of {self._address.processes}: {text}")
 
 
 Group = SingleProcess | ProcessGroup

@@ -1,6 +1,7 @@
 """One process of a run that trains nothing: python fault_worker.py '{"coordinator": HOST:PORT, "processes": 2, "index": 0, ...}'.
 
-It imports no JAX, so that a test can afford several. A step is a barrier; ``error_at`` is the step before which it raises EIO.
+It imports no JAX, so that a test can afford several. A step is a barrier, and may take ``limit`` seconds; ``error_at`` is the step
+before which it raises EIO, ``hang_at`` that in which it hangs, until there is a file ``released_by``.
 """
 
 import errno
@@ -9,9 +10,11 @@ import os
 import sys
 import time
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 from lumina_jax.cli.ending import tell_error
-from lumina_jax.cluster.processes import Address, ProcessGroup, SingleProcess
+from lumina_jax.cluster.address import Address
+from lumina_jax.cluster.processes import ProcessGroup, SingleProcess
 from lumina_jax.config import PodConfig
 
 
@@ -23,6 +26,8 @@ def main(
     seconds: float = 0.05,
     error_at: int = 0,
     hang_at: int = 0,
+    limit: float = 0.0,
+    released_by: str = "",
     limits: dict[str, float] | None = None,
 ) -> int:
     try:
@@ -33,12 +38,12 @@ def main(
                 group = stack.enter_context(closing(ProcessGroup(address, config, "faults")))
             stack.enter_context(group.guard())
             for step in range(1, steps + 1):
-                group.doing(f"step {step}", 1.0 * bool(hang_at))
+                group.doing(f"step {step}", limit)
                 print(step, flush=True)
                 if step == error_at:
                     raise OSError(errno.EIO, "Input/output error", "tokens-00000")
-                while step == hang_at:
-                    time.sleep(1)
+                while step == hang_at and not Path(released_by).is_file():
+                    time.sleep(0.1)
                 group.barrier(f"step {step}", 60)
                 time.sleep(seconds)
     except OSError as error:

@@ -5,10 +5,10 @@ import socket
 
 import pytest
 
+from lumina_jax.cluster.address import Address, find_address
 from lumina_jax.cluster.connection import Connection
 from lumina_jax.cluster.membership import GRACE_SECONDS, Membership
 from lumina_jax.cluster.pace import Pace
-from lumina_jax.cluster.processes import Address, find_address
 from lumina_jax.config import PodConfig
 from lumina_jax.faults import EXIT_ERROR, EXIT_RESTART
 
