@@ -72,7 +72,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="run.py",
         usage="run.py [-h] [-V] VERB ...",
         description="Lumina-mGPT in JAX: pictures and text in one model.",
-        epilog="run.py VERB --help explains a verb.",
+        epilog="run.py VERB --help explains a verb. Every path may be a URL, gs:// or s3://.",
     )
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax"))
     versions = f"lumina_jax {__version__}, {packages}, Python {platform.python_version()}"

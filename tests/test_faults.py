@@ -93,3 +93,11 @@ def test_after_all_attempts_the_error_is_raised_and_a_lasting_one_at_once():
             retried(read, "reading", pauses.append)
         assert len(pauses) == expected
     assert max(pauses, default=0) <= faults.LONGEST_PAUSE
+
+
+def test_errors_that_lead_back_to_themselves_are_told():
+    first, second = ValueError("raised"), RuntimeError("raised again by another thread")
+    first.__cause__, second.__cause__ = second, first
+    assert exit_code(first) == EXIT_ERROR and ending.interrupt_of(first, []) is None
+    interrupt = KeyboardInterrupt()
+    assert ending.interrupt_of(second, [interrupt]) is interrupt
