@@ -48,6 +48,18 @@ def test_strict_refuses_damage_but_not_a_write_that_never_finished(tmp_path):
     assert names(cfg) == ["2", "4", "6.unfinished"] and restored(small_cfg(tmp_path)) == 2
 
 
+def test_a_process_that_does_not_see_the_chosen_checkpoint_ends_the_run_and_nothing_is_renamed(tmp_path, monkeypatch):
+    """As through a mount with an old listing; the others would go on without it, or from another step."""
+    cfg = small_cfg(tmp_path)
+    save(cfg, 2, 4)
+    monkeypatch.setattr("lumina_jax.train.run_folder.is_complete", lambda checkpoint: checkpoint.name != "4")
+    with pytest.raises(
+        InputError, match=r"process 0 on .* does not see .*checkpoints/4, which process 0 sees: mount out"
+    ):
+        restored(cfg)
+    assert names(cfg) == ["2", "4"]
+
+
 def test_resume_is_a_word_a_number_or_a_group_of_fields():
     for change in ("resume=8", "resume.point=8"):
         assert override(Experiment(), [change, "resume.allow=optim.lr"]).resume.point == "8"

@@ -28,15 +28,13 @@ def main(
     kill_at: int = -1,
     term_at: int = -1,
     fail_at: int = -1,
-    unseen: int = -1,
     wait_at: int = -1,
     wait_for: str = "",
     other_port: int = 0,
     changes: Sequence[str] = (),
 ) -> None:
     """Trains the tiny experiment on ``devices`` fake devices; after ``kill_at``, ``term_at`` or ``fail_at`` batches sends itself
-    SIGKILL or SIGTERM, or raises; after ``wait_at`` waits for the file ``wait_for``. ``other_port`` is that of a second slice.
-    It does not see the checkpoint of step ``unseen``, as through a mount with an old listing."""
+    SIGKILL or SIGTERM, or raises; after ``wait_at`` waits for the file ``wait_for``. ``other_port`` is that of a second slice."""
     from train_parts import batches, experiment
 
     from lumina_jax.cluster.consistency import check_consistency
@@ -44,11 +42,7 @@ def main(
     from lumina_jax.cluster.processes import SingleProcess
     from lumina_jax.cluster.slices import on_slices, slice_counts
     from lumina_jax.sharding import data_share, make_mesh
-    from lumina_jax.train import run_folder
     from lumina_jax.train.loop import train
-
-    sees = run_folder.is_complete
-    run_folder.is_complete = lambda folder: folder.name != str(unseen) and sees(folder)
 
     jax.config.update("jax_num_cpu_devices", devices)
     cfg = override(replace(experiment(tuple(mesh)), out=out), changes)
