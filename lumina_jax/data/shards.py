@@ -21,6 +21,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from tokenize import TokenError
 from typing import TypeVar
 
 import numpy as np
@@ -308,7 +309,7 @@ class Shards:
                 numbers = np.asarray(np.load(file, mmap_mode="r"))
             except FileNotFoundError as error:
                 raise MissingFileError(f"{self.path} lacks {name}; copy it whole or pretokenize it again") from error
-            except (ValueError, EOFError):
+            except (ValueError, EOFError, SyntaxError, TokenError):  # whatever a damaged header makes numpy raise
                 continue
             expected = dict(zip((LENGTHS, CHECKSUMS), self.manifest.index_crc32, strict=False))
             if not expected or zlib.crc32(np.ascontiguousarray(numbers).data) == expected[name]:

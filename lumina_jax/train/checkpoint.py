@@ -3,12 +3,9 @@
 Besides the state, resuming needs the step alone: the data order is a pure function of (seed, step).
 """
 
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
-from functools import cached_property
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from functools import cached_property, partial
 
 import jax
 from etils import epath
@@ -16,12 +13,13 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from lumina_jax.cluster.agreement import first_text, from_first
+from lumina_jax.cluster.agreement import first_text
 from lumina_jax.config import Experiment, MeshConfig, ModelConfig, to_dict
-from lumina_jax.errors import InputError, MissingFileError, StorageError
+from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.history import Folders, from_json, to_json
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.sharding import make_mesh, shardings
+from lumina_jax.train.background_save import BackgroundSave
 from lumina_jax.train.carry import carried, stored_shapes
 from lumina_jax.train.chunks import axes_of, saving_context
 from lumina_jax.train.continuing import continuation
@@ -40,12 +38,13 @@ from lumina_jax.train.keeping import HELDOUT, preservation
 from lumina_jax.train.run_folder import (
     EXPERIMENT,
     FOLDER,
+    agreed_steps,
     folder_at,
     none_whole,
     read_experiment,
     set_aside,
     step_folders,
-    steps_to_try,
+    unseen,
     warn,
 )
 from lumina_jax.train.step import TrainState, with_shardings
@@ -84,8 +83,7 @@ class Saver:
         self._cfg, self._may_write = cfg, may_write
         self.folders, self.history, self.change = folders, (), None
         self._folder = folder_at(cfg.out) / FOLDER
-        self._saving: tuple[int, Future[bool]] | None = None
-        self._failed = False
+        self._background = BackgroundSave(self._folder)
         check_folder(self._folder)
 
     @cached_property
@@ -106,16 +104,15 @@ class Saver:
         metadata = {EXPERIMENT: to_dict(self._cfg), HISTORY: to_json(self.history), FOLDERS: list(self.folders)}
         metadata = sealed(metadata, checksums(arrays))
         metrics = None if heldout is None else {HELDOUT: heldout}
-        with self._failures(step), saving_context(axes_of(state)):
-            response = self._checkpointer.save_checkpointables_async(
-                step, {STATE: arrays}, force=True, metrics=metrics, custom_metadata=metadata
-            )
-        self._saving = step, _in_background(response.result)
+        options = dict(force=True, metrics=metrics, custom_metadata=metadata)
+        with saving_context(axes_of(state)):
+            save = partial(self._checkpointer.save_checkpointables_async, step, {STATE: arrays}, **options)
+            self._background.begin(step, save)
 
     @property
     def idle(self) -> bool:
         """Whether no save is under way in the background."""
-        return self._saving is None or self._saving[1].done()
+        return self._background.idle
 
     def check(self, wait: bool = False) -> None:
         """Raises StorageError when the save in the background failed, or the folder is lost; takes no time.
@@ -124,10 +121,7 @@ class Saver:
         """
         if not wait:
             self._may_write()
-        if self._saving and (wait or self.idle):
-            (step, saved), self._saving = self._saving, None
-            with self._failures(step):
-                saved.result()
+        self._background.check(wait)
 
     def restore(self, shapes: TrainState) -> tuple[int, TrainState] | None:
         """(steps done, state) of the checkpoint that ``cfg.resume`` says, the same in all processes; None without any.
@@ -139,7 +133,7 @@ class Saver:
         """
         passed_over, point = {}, self._cfg.resume.point
         self.history, self.change = (), None
-        for step in self._agreed_steps():
+        for step in agreed_steps(self._folder, point):
             checkpoint = self._folder / str(step)
             reason, state = self._load(checkpoint, shapes)
             if not reason:
@@ -161,38 +155,15 @@ class Saver:
         try:
             self.check(wait=True)
         finally:
-            if "_checkpointer" in vars(self):
-                # Orbax repeats the error of a save that failed, which was raised.
-                with suppress(Exception) if self._failed else nullcontext():
-                    self._checkpointer.close()
+            self._close_checkpointer()
 
-    @contextmanager
-    def _failures(self, step: int) -> Iterator[None]:
-        """Names the checkpoint that could not be saved, and what is left."""
-        try:
-            yield
-        except jax.errors.JaxRuntimeError:  # a device, not a disk
-            raise
-        except (OSError, ValueError, RuntimeError) as error:
-            self._failed = True
-            whole = [path.name for path in step_folders(self._folder) if is_complete(path)]
-            left = f"the newest that is whole is that of step {whole[0]}" if whole else "there is none before it"
-            raise StorageError(
-                f"{self._folder / str(step)} could not be saved: {' '.join(str(error).split())}; {left}; check the free space, the "
-                "permissions and the connection, then start again"
-            ) from error
-
-    def _agreed_steps(self) -> list[int]:
-        """What :func:`steps_to_try` gives process 0, in all processes; InputError, or the same steps, in all of them."""
-        steps, refusal = [], ""
-        if jax.process_index() == 0:
-            try:
-                steps = steps_to_try(self._folder, self._cfg.resume.point)
-            except InputError as error:
-                refusal = str(error)
-        if refusal := first_text(refusal):
-            raise InputError(refusal)
-        return from_first(steps)
+    def _close_checkpointer(self) -> None:
+        """Until the next save, which finds what is in the folder then."""
+        if "_checkpointer" in vars(self):
+            # Orbax repeats the error of a save that failed, which was raised.
+            with suppress(Exception) if self._background.failed else nullcontext():
+                self._checkpointer.close()
+            del self._checkpointer
 
     def _load(self, checkpoint: epath.Path, shapes: TrainState) -> tuple[str, TrainState | None]:
         """("", the state), or (what is wrong with the checkpoint in the first process that finds something, None)."""
@@ -203,8 +174,8 @@ class Saver:
         with context:
             if reason := first_text(damage(checkpoint) if jax.process_index() == 0 else ""):
                 return reason, None
-            if unseen := first_text(self._unseen(checkpoint)):
-                raise InputError(unseen)
+            if refusal := first_text(unseen(checkpoint)):
+                raise InputError(refusal)
             saved = self._continue(checkpoint)
             shapes, arrays = stored_shapes(saved.optim, self._cfg, shapes), {}
             try:
@@ -226,13 +197,6 @@ class Saver:
             self.history += (self.change,)
         return saved
 
-    def _unseen(self, checkpoint: epath.Path) -> str:
-        """That this process does not see a whole ``checkpoint`` that process 0 sees, in words."""
-        if is_complete(checkpoint):
-            return ""
-        where = f"process {jax.process_index()} on {socket.gethostname()}"
-        return f"{where} does not see {checkpoint}, which process 0 sees: mount out without caches of listings, start again"
-
     def _set_aside(self, passed_over: dict[epath.Path, str], step: int) -> None:
         """Renames the checkpoints that are not whole, and those behind the step that ``cfg.resume`` names."""
         if jax.process_index() == 0:
@@ -242,6 +206,7 @@ class Saver:
             if self._cfg.resume.point.isdigit():
                 set_aside({path: "" for path in step_folders(self._folder) if int(path.name) > step}, "unused", outcome)
         multihost_utils.sync_global_devices(f"checkpoints in {self._folder} that are not whole renamed")
+        self._close_checkpointer()
 
 
 def newest(folder: epath.PathLike) -> epath.Path:
@@ -299,17 +264,3 @@ def restore_model(checkpoint: epath.Path, cfg: ModelConfig) -> Chameleon:
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     shapes = jax.eval_shape(lambda: Chameleon(cfg, nnx.Rngs(0)))
     return load_weights(checkpoint, with_shardings(shapes, shardings(shapes, mesh)))
-
-
-def _in_background(wait: Callable[[], bool]) -> "Future[bool]":
-    """The outcome of ``wait``, which a thread calls that never keeps the process from ending."""
-    outcome: Future[bool] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(wait())
-        except BaseException as error:  # raised where the outcome is asked for
-            outcome.set_exception(error)
-
-    threading.Thread(target=run, name="waiting for a save", daemon=True).start()
-    return outcome

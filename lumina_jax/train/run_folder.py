@@ -1,17 +1,20 @@
 """The folder of a run's checkpoints, on a disk or in a store: their names, who wrote them, and how one is set aside."""
 
+import socket
 import sys
 from collections.abc import Mapping
 from functools import cache
 from itertools import chain, count
 from pathlib import Path
 
+import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from lumina_jax.cluster.agreement import first_text, from_first
 from lumina_jax.config import Experiment, from_dict
 from lumina_jax.errors import InputError
-from lumina_jax.train.integrity import UNFINISHED
+from lumina_jax.train.integrity import UNFINISHED, is_complete
 
 FOLDER = "checkpoints"
 EXPERIMENT = "experiment"
@@ -54,6 +57,27 @@ def steps_to_try(folder: epath.Path, point: str) -> list[int]:
     return [
         step for step in steps if step == int(point) or (step > int(point) and _is_since(folder / str(step), point))
     ]
+
+
+def agreed_steps(folder: epath.Path, point: str) -> list[int]:
+    """What :func:`steps_to_try` gives process 0, in all processes: the same list, or the same InputError."""
+    steps, refusal = [], ""
+    if jax.process_index() == 0:
+        try:
+            steps = steps_to_try(folder, point)
+        except InputError as error:
+            refusal = str(error)
+    if refusal := first_text(refusal):
+        raise InputError(refusal)
+    return from_first(steps)
+
+
+def unseen(checkpoint: epath.Path) -> str:
+    """That this process does not see a whole ``checkpoint`` that process 0 sees, in words; empty where it does."""
+    if is_complete(checkpoint):
+        return ""
+    where = f"process {jax.process_index()} on {socket.gethostname()}"
+    return f"{where} does not see {checkpoint}, which process 0 sees: mount out without caches of listings, start again"
 
 
 def _is_since(checkpoint: epath.Path, point: str) -> bool:

@@ -44,11 +44,11 @@ def main(
     from lumina_jax.cluster.processes import SingleProcess
     from lumina_jax.cluster.slices import on_slices, slice_counts
     from lumina_jax.sharding import data_share, make_mesh
-    from lumina_jax.train import checkpoint
+    from lumina_jax.train import run_folder
     from lumina_jax.train.loop import train
 
-    sees = checkpoint.is_complete
-    checkpoint.is_complete = lambda folder: folder.name != str(unseen) and sees(folder)
+    sees = run_folder.is_complete
+    run_folder.is_complete = lambda folder: folder.name != str(unseen) and sees(folder)
 
     jax.config.update("jax_num_cpu_devices", devices)
     cfg = override(replace(experiment(tuple(mesh)), out=out), changes)
