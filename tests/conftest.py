@@ -102,11 +102,12 @@ def gcs_server():
 
 
 @pytest.fixture
-def gcs(gcs_server, monkeypatch):
-    """``gcs_server`` with an empty bucket "bucket", without faults, in the environment of this process."""
+def gcs(gcs_server, monkeypatch, tmp_path_factory):
+    """``gcs_server`` with an empty bucket "bucket" and no faults, in the environment of this process, and empty user's caches."""
     gcs_server.clear()
     gcs_server.buckets.make("bucket")
     gcs_server.buckets.objects("bucket").clear()
-    for name, value in gcs_server.environment.items():
+    caches = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("caches"))}
+    for name, value in (gcs_server.environment | caches).items():
         monkeypatch.setenv(name, value)
     return gcs_server

@@ -65,14 +65,12 @@ def _train_in(group, cfg, config: str) -> None:
     with waiting("loading the trainer"):
         import jax
 
-        from convert import load_image_tokenizer
         from lumina_jax.cluster.consistency import check_consistency
         from lumina_jax.config import to_dict
         from lumina_jax.data.pipeline import batches, fingerprints_of, record_names
         from lumina_jax.data.shards import Shards
         from lumina_jax.data.token_files import StoreReading
         from lumina_jax.data.verify import TokenCheck
-        from lumina_jax.evaluate.while_training import watchers
         from lumina_jax.sharding import data_share, make_mesh
         from lumina_jax.train.loop import train
         from lumina_jax.vocab import Vocab
@@ -109,10 +107,20 @@ def _train_in(group, cfg, config: str) -> None:
         group=group,
         folders=fingerprints_of([*folders.values()]),
         record_names=lambda span: record_names(cfg.data, cfg.seed, span),
-        watchers=watchers(cfg, vocab, mesh, load_image_tokenizer),
+        watchers=_watchers(cfg, vocab, mesh),
     )
     if jax.process_index() == 0:
         say(f"{cfg.name}: {cfg.optim.steps} steps done; weights and metrics in {cfg.out}")
+
+
+def _watchers(cfg, vocab, mesh) -> list:
+    """What cfg.watch asks for; without it nothing of sampling is imported."""
+    if not (cfg.watch.held_out_every or cfg.watch.sheet_every):
+        return []
+    from convert import load_image_tokenizer
+    from lumina_jax.evaluate.while_training import watchers
+
+    return watchers(cfg, vocab, mesh, load_image_tokenizer)
 
 
 def _check_vq(cfg, vocab, manifests) -> None:

@@ -1,6 +1,6 @@
 """Padding of the batch plan and of the original's rule, and the plan of 100 million records: ``python tests/bench/data_plan.py``.
 
-Prints one JSON line for each stage of FP-SFT, one for the large plan, and one for what a step of 133,120 rows costs each of 4,096
+Prints one JSON line for each stage of FP-SFT, one for the large plan, and one for what a step of 133,120 rows costs each of 2,048
 hosts. A million records a stage are drawn from a seeded
 generator: 75% text to image, 15% image to text, 10% text alone. Pictures have log-normal aspect ratios (0.35 around 1:1) and
 take the tokens of the best crop of the stage (layout.py); captions are log-normal around 90 tokens, within 10 to 300, answers
@@ -190,8 +190,8 @@ def large(records: int) -> dict[str, object]:
 
 def many_hosts(records: int) -> dict[str, object]:
     """The time to compute one host's rows of a batch, by the number of hosts."""
-    rows, all_hosts = 133_120, (1, 64, 4096)
-    cfg = replace(STAGES[512], batch=rows, row_multiple=4096)
+    rows, all_hosts = 133_120, (1, 64, 2048)
+    cfg = replace(STAGES[512], batch=rows, row_multiple=2048)
     plan = BatchPlan([draw(512, records)[0] + 1], cfg, 0)
     milliseconds = {}
     for hosts in all_hosts:

@@ -31,9 +31,8 @@ def write(url) -> None:
 
 
 @pytest.fixture
-def stored(gcs, tmp_path, monkeypatch):
-    """The same folder at URL and in ``tmp_path``; the user's caches are below it too."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+def stored(gcs, tmp_path):
+    """The same folder at URL and in ``tmp_path``."""
     write(URL)
     write(tmp_path / "tokens")
     gcs.requests.clear()

@@ -35,13 +35,12 @@ def paths(root: object) -> list[str]:
 
 
 @pytest.fixture
-def in_the_repository(gcs, tmp_path, monkeypatch):
+def in_the_repository(gcs, monkeypatch):
     monkeypatch.chdir(REPO)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     return gcs
 
 
-def wait_until(done, seconds: float = 300) -> None:
+def wait_until(done, seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end
