@@ -42,6 +42,7 @@ OTHER_PROGRAMS = {
     "on_all *": "needs a TPU slice",
     "xpk *": "needs an account at Google",
     "docker *": "needs docker and a registry",
+    "bash lumina_jax/pods/restart.sh *": "starts a run again and again; tests/pods runs it",
 }
 """Commands that are not this project's, and why no test runs them. bash must be able to read them."""
 CHECKED = {

@@ -78,7 +78,7 @@ def test_a_run_on_a_store_that_was_killed_ends_as_one_on_a_disk(in_the_repositor
     assert not any(fault.times for fault in gcs.faults)
     assert objects[f"out/{FILE}"].data == (tmp_path / "out" / FILE).read_bytes()
     assert {name.split("/")[2] for name in objects if name.startswith("out/checkpoints/")} >= {"4", "6"}
-    assert {name.split("/")[0] for name in objects} == {"out", "tokens", "tokenizer", "vq.npz", "compiled"}
+    assert {name.split("/")[0] for name in objects} >= {"out", "tokens", "tokenizer", "vq.npz", "compiled"}
     assert any(name.startswith("out/tensorboard/") for name in objects)
     assert not (REPO / "gs:").exists()
 
