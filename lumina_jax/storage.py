@@ -315,7 +315,7 @@ class StorageFolder:
         with storage_errors(f"{self.url}/{name}"):
             try:
                 yield
-            except FileNotFoundError as error:
+            except (FileNotFoundError, NotADirectoryError) as error:
                 raise MissingFileError(f"{self.url} has no file {name}; copy all of it, or write it again") from error
 
     def _call(self, method: str, *arguments: object, seconds: float = 0, **options: object):
