@@ -17,6 +17,8 @@ READING = (
     "fetchers",
     "fetch_seconds",
     "fetch_mb",
+    "cache",
+    "cache_gb",
     "max_consecutive_rejects",
 )
 """The fields of ``data`` that change no batch; the content of ``data.path`` is compared by fingerprints."""

@@ -75,6 +75,14 @@ def test_what_no_run_can_change_is_refused_whatever_is_allowed():
 
 
 @pytest.mark.smoke
+@pytest.mark.parametrize(
+    "assignment", ["data.cache=cache", "data.cache_gb=2", "data.threads=5", "data.verify_mb=0", "out=x"]
+)
+def test_how_files_are_read_may_always_be_another(assignment):
+    assert change("", assignment) is None
+
+
+@pytest.mark.smoke
 def test_other_token_folders_are_refused_by_content_not_by_path():
     assert change("", "data.path=moved") is None
     assert change("", "data.path=moved", folders=((), ("a",))) is None
