@@ -9,6 +9,7 @@ try:
 
     from lumina_jax import __version__
     from lumina_jax.cli import ending
+    from lumina_jax.cli.checks import check_options
     from lumina_jax.cli.convert import add_convert
     from lumina_jax.cli.data import add_data
     from lumina_jax.cli.evaluate import add_evaluate, add_refine
@@ -20,7 +21,6 @@ try:
     from lumina_jax.cli.sample import add_sample
     from lumina_jax.cli.study import add_study
     from lumina_jax.cli.train import add_compile, add_train
-    from lumina_jax.errors import UserError, printable
 except KeyboardInterrupt:
     print("run.py: interrupted", file=sys.stderr)
     raise SystemExit(130) from None
@@ -45,8 +45,8 @@ VERBS = (
 def main(arguments: list[str] | None = None) -> int:
     """Runs one verb and returns the exit code: 2 after one line on stderr when a user can mend the error.
 
-    130 after Ctrl-C and 143 after SIGTERM, with a line on what is kept. Any other exception is a bug and passes through.
-    Without a verb the verbs are listed.
+    75 where a restart may help, 130 after Ctrl-C and 143 after SIGTERM, with a line on what is kept. Any other exception is a
+    bug and passes through. Without a verb the verbs are listed.
     """
     ending.prepare_streams()
     options = parse(arguments)
@@ -54,16 +54,16 @@ def main(arguments: list[str] | None = None) -> int:
     keeps, raised = vars(options).get("keeps", "").format_map(vars(options)), []
     try:
         with ending.signals(program, keeps) as raised:
+            check_options(options)
             code = options.run(options) or 0
             print(end="", flush=True)
             return code
     except BaseException as error:
         if interrupt := ending.interrupt_of(error, raised):
             return ending.tell_interrupt(program, interrupt, keeps)
-        if message := str(error) if isinstance(error, UserError) else ending.refusal_of(error):
-            print(f"{program}: {printable(message)}", file=sys.stderr)
-            return 2
-        raise
+        if (code := ending.tell_error(program, error)) is None:
+            raise
+        return code
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -72,7 +72,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="run.py",
         usage="run.py [-h] [-V] VERB ...",
         description="Lumina-mGPT in JAX: pictures and text in one model.",
-        epilog="run.py VERB --help explains a verb.",
+        epilog="run.py VERB --help explains a verb. Every path may be a URL, gs:// or s3://.",
     )
     packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "flax"))
     versions = f"lumina_jax {__version__}, {packages}, Python {platform.python_version()}"

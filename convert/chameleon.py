@@ -20,6 +20,7 @@ from lumina_jax.config import MeshConfig, ModelConfig
 from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.vqvae import VQVAE
+from lumina_jax.places import Place, place
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import flatten, unflatten
 from lumina_jax.vocab import IMAGE_LAYOUTS, ImageLayout
@@ -47,7 +48,7 @@ class ModelSource:
         return rearrange(array, row.axes, row.axes, self.sizes[row.path], index)
 
 
-def load_model(path: str | Path, mesh: Mesh | None = None, dtype: str = "") -> tuple[Chameleon, ModelConfig]:
+def load_model(path: str | Place, mesh: Mesh | None = None, dtype: str = "") -> tuple[Chameleon, ModelConfig]:
     """The model at ``path``, in any layout: Hugging Face as Lumina-mGPT or transformers saves it, Meta's, or Orbax.
 
     Weights keep their dtype unless ``dtype`` names one: "float32" or "fp32", "bfloat16" or "bf16", "float16" or "fp16". They are
@@ -63,7 +64,7 @@ def load_model(path: str | Path, mesh: Mesh | None = None, dtype: str = "") -> t
     return unflatten(shapes, arrays), source.cfg
 
 
-def target_size(path: str | Path, option: int | None = None) -> int:
+def target_size(path: str | Place, option: int | None = None) -> int:
     """The target size in px of the checkpoint at ``path``, whose square is the largest area of the pictures that it was trained on.
 
     It is ``option`` if given, else what the checkpoint records, that of its experiment, or that of the released checkpoint whose
@@ -72,7 +73,7 @@ def target_size(path: str | Path, option: int | None = None) -> int:
     return known_size(target_size_of(open_source(path), option), path, "the caller")
 
 
-def image_layout(path: str | Path, option: str = "") -> ImageLayout:
+def image_layout(path: str | Place, option: str = "") -> ImageLayout:
     """How pictures stand in the sequences of the checkpoint at ``path``, for ``Vocab.load(..., image_layout)``.
 
     It is ``option`` ("lumina" or "chameleon") if given, else what the checkpoint records, or that of its family
@@ -87,7 +88,7 @@ def image_layout(path: str | Path, option: str = "") -> ImageLayout:
 def save_model(
     model: Chameleon,
     cfg: ModelConfig,
-    path: str | Path,
+    path: str | Place,
     layout: str = "hf",
     shards: int | None = None,
     vqvae: VQVAE | None = None,
@@ -102,5 +103,5 @@ def save_model(
     if layout == "ours":
         raise InputError("layout='ours' is written by run.py train or convert import; choose hf, lumina or meta")
     source = ModelSource(model, cfg, vqvae if layout == "hf" else None)
-    with atomic_folder(Path(path), replace=True) as folder:
+    with atomic_folder(place(path), replace=True) as folder:
         write(source, TokenizerFiles(), folder, Target(layout, shards), show=False)

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from upath import UPath
 
 from convert import tokenizer_files
 from convert.errors import read_errors, write_errors
+from convert.file_sums import SUMS, check_files, join_shares, write_share
 from convert.metadata import Target, experiment_of, orbax_metadata, write_settings
-from convert.orbax_folder import OrbaxSource, write_orbax
+from convert.orbax_folder import OrbaxSource, orbax_address, write_orbax
 from convert.pictures import image_layout_of
 from convert.sources import VQ_PATH, Checkpoint, HuggingFaceSource, MetaSource, Read, SourceWithEncoder, layers_of
 from convert.table import Index, WeightRow
@@ -26,9 +28,11 @@ from convert.target_sizes import EXPERIMENT, UNKNOWN, target_size_of
 from convert.tokenizer_files import TokenizerFiles
 from convert.torch_files import PlannedFile, plan_hugging_face, plan_meta, write_files
 from convert.vqvae import read_config
+from lumina_jax.cluster.agreement import first_text
 from lumina_jax.config import MeshConfig
-from lumina_jax.errors import ExistingFileError, InputError, MissingFileError, StorageError
+from lumina_jax.errors import ExistingFileError, InputError, MissingFileError
 from lumina_jax.numbers import dtype_name
+from lumina_jax.places import Place, check_space, is_url, place, store_errors
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import newest
@@ -42,6 +46,8 @@ LAYOUTS = {
 }
 UNFINISHED = ".unfinished"
 """Suffix of folders that are still being written to."""
+MARK = "convert.unfinished"
+"""On a store, the file in a folder that is still being written to."""
 CHECKPOINT_FILES = (
     "model*.safetensors*",
     "pytorch_model*.bin*",
@@ -49,17 +55,18 @@ CHECKPOINT_FILES = (
     "consolidate_params.json",
     "params.json",
     "config.json",
+    SUMS,
 )
 """The files of a PyTorch checkpoint, of any layout."""
 
 
-def open_source(path: str | Path) -> Checkpoint:
+def open_source(path: str | Place) -> Checkpoint:
     """The checkpoint at ``path``, of any layout. Raises MissingFileError saying what was looked for, StorageError, InputError."""
-    folder = Path(path)
+    folder = place(path)
     with read_errors(folder):
         if folder.is_file():
             folder = folder.parent
-        if folder.name.endswith(UNFINISHED):
+        if folder.name.endswith(UNFINISHED) or (is_url(folder) and (folder / MARK).is_file()):
             raise InputError(f"{folder} is what an interrupted conversion left; run it again, or delete the folder")
         if (folder / "config.json").is_file():
             return HuggingFaceSource(folder)
@@ -71,7 +78,7 @@ def open_source(path: str | Path) -> Checkpoint:
         if models:
             return MetaSource(models[0])
         try:
-            newest(folder)
+            newest(orbax_address(folder))
         except MissingFileError:
             raise MissingFileError(
                 f"{folder} is no checkpoint: it holds neither config.json (Hugging Face), nor params.json or "
@@ -81,16 +88,20 @@ def open_source(path: str | Path) -> Checkpoint:
 
 
 def convert(
-    path: str | Path, destination: str | Path, target: Target, mesh: Mesh | None = None, show: bool = True
+    path: str | Place, destination: str | Place, target: Target, mesh: Mesh | None = None, show: bool = True
 ) -> list[str]:
     """Writes the checkpoint at ``path`` into the folder ``destination``, which must be absent or empty; returns notes for the user.
 
     All processes of ``mesh`` (default: all devices along fsdp) call this together. Only headers are read until names, shapes,
     dtypes, tokenizer files and free space have been checked; after an error there is no ``destination``. Raises UserErrors.
     """
-    source, destination = open_source(path), Path(destination)
+    source, destination = open_source(path), place(destination)
+    if target.layout == "ours":
+        orbax_address(destination)
     files = tokenizer_files.find(source.folder, experiment_of(source), target.tokenizer, target.vq)
     tokenizer_files.check(files, source.cfg)
+    with read_errors(source.folder):
+        check_files(source.folder, jax.process_index(), jax.process_count())
     found = image_layout_of(source, target.image_layout, target.target_size)
     pictures = target_size_of(source, target.target_size)
     if found.image_layout and (experiment_of(source) is None or target.layout == "meta"):
@@ -107,7 +118,8 @@ def convert(
         weights = folder
         if target.layout == "meta":  # the folders of Meta's release
             weights /= "models/7b" if (target.shards or source.cfg.qk_groups) == 1 else "models/30b"
-            weights.mkdir(parents=True, exist_ok=True)
+            if isinstance(weights, Path):
+                weights.mkdir(parents=True, exist_ok=True)
         write(source, files, weights, target, mesh, show)
         if jax.process_index() == 0:
             tokenizer_files.copy(files, folder, target.layout)
@@ -124,7 +136,12 @@ def convert(
 
 
 def write(
-    source: Checkpoint, files: TokenizerFiles, folder: Path, target: Target, mesh: Mesh | None = None, show: bool = True
+    source: Checkpoint,
+    files: TokenizerFiles,
+    folder: Place,
+    target: Target,
+    mesh: Mesh | None = None,
+    show: bool = True,
 ) -> None:
     """Streams the weights of ``source`` into ``folder``, with the settings that the layout needs beside them."""
     dtypes = target_dtypes(source, target.dtype)
@@ -135,10 +152,7 @@ def write(
         for row in source.rows
     )
     needed = total + sum(path.stat().st_size for path in (files.tokenizer, files.vq) if path)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        sizes = f"{free / 1e9:.1f} GB free, but {needed / 1e9:.1f} GB will be written"
-        raise StorageError(f"{folder.parent} has {sizes}; free space or choose another disk")
+    check_space(folder.parent, needed)
     process, processes = jax.process_index(), jax.process_count()
     display = dict(show=show and process == 0, unit="MB", unit_size=10**6)
     if target.layout == "ours":
@@ -151,7 +165,15 @@ def write(
     multihost_utils.sync_global_devices(f"settings written to {folder}")
     share = planned[process::processes]
     with ProgressDisplay(f"to {target.layout}", sum(file.nbytes for file in share), **display) as progress:
-        write_files(folder, share, source.cfg, read, progress)
+        sums = write_files(folder, share, source.cfg, read, progress)
+    if target.layout == "meta" or target.binary:
+        return
+    with write_errors(folder):
+        write_share(folder, sums, process)
+    multihost_utils.sync_global_devices(f"checksums of {folder} written")
+    if process == 0:
+        with write_errors(folder):
+            join_shares(folder, processes)
 
 
 def plan(source: Checkpoint, dtypes: Mapping[str, np.dtype], target: Target) -> list[PlannedFile]:
@@ -181,13 +203,18 @@ def target_dtypes(source: Checkpoint, dtype: str = "") -> dict[str, np.dtype]:
 
 
 @contextmanager
-def atomic_folder(destination: Path, replace: bool = False) -> Iterator[Path]:
+def atomic_folder(destination: Place, replace: bool = False) -> Iterator[Place]:
     """A folder to write to, renamed to ``destination`` at the end, and removed after an error.
 
     With ``replace``, a ``destination`` that holds files keeps them, except a checkpoint's, which the new ones replace; without it,
     such a ``destination`` raises ExistingFileError before anything is written. What an interrupted run left is removed first.
-    Raises StorageError where folders cannot be made.
+    A store cannot rename: there the folder is ``destination`` itself, which must be new, and a file MARK in it says until the end
+    that it is unfinished. Raises StorageError where folders cannot be made.
     """
+    if not isinstance(destination, Path):
+        with _marked_folder(destination):
+            yield destination
+        return
     unfinished = destination.absolute().with_name(destination.absolute().name + UNFINISHED)
     first = jax.process_index() == 0
     with write_errors(destination):
@@ -209,6 +236,32 @@ def atomic_folder(destination: Path, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         _remove(unfinished)
         raise
+    multihost_utils.sync_global_devices(f"{destination} in place")
+
+
+@contextmanager
+def _marked_folder(destination: UPath) -> Iterator[None]:
+    """:func:`atomic_folder` on a store."""
+    first, mark = jax.process_index() == 0, destination / MARK
+    with write_errors(destination):
+        if first and mark.is_file():
+            destination.fs.rm(destination.path, recursive=True)
+        occupied = first and destination.is_dir() and any(destination.iterdir())
+        if reason := first_text(f"{destination} exists already; give another folder or delete it" if occupied else ""):
+            raise ExistingFileError(reason)
+        if first:
+            mark.write_text("this folder is being written, or its writing was interrupted\n")
+    multihost_utils.sync_global_devices(f"{destination} created")
+    try:
+        yield
+        multihost_utils.sync_global_devices(f"{destination} filled")
+    except BaseException:
+        with suppress(*store_errors()):
+            destination.fs.rm(destination.path, recursive=True)
+        raise
+    with write_errors(destination):
+        if first:
+            mark.unlink()
     multihost_utils.sync_global_devices(f"{destination} in place")
 
 

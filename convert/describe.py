@@ -7,11 +7,13 @@ from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
 
+from etils import epath
+
 from convert import tokenizer_files
 from convert.convert import LAYOUTS, open_source, target_dtypes
 from convert.errors import read_errors
 from convert.metadata import experiment_of
-from convert.orbax_folder import OrbaxSource
+from convert.orbax_folder import OrbaxSource, orbax_address
 from convert.pictures import image_layout_of
 from convert.sources import VQ_PATH, Checkpoint
 from convert.table import ROWS, sizes_of
@@ -19,6 +21,7 @@ from convert.target_sizes import names_of, target_size_of
 from convert.tokenizer_files import TokenizerFiles
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import MissingFileError, UserError
+from lumina_jax.places import Place, place
 from lumina_jax.released import released_as
 from lumina_jax.train.checkpoint import FOLDER
 from lumina_jax.train.integrity import COMMITTED, damage
@@ -55,7 +58,7 @@ class Finding(NamedTuple):
 class FolderReport:
     """What was found at ``path``, and the command to run next."""
 
-    path: Path
+    path: Place
     findings: tuple[Finding, ...]
     next_command: str
 
@@ -82,9 +85,9 @@ class FolderReport:
         return "\n".join([*lines, f"next: {self.next_command}"])
 
 
-def describe(path: str | Path) -> FolderReport:
+def describe(path: str | Place) -> FolderReport:
     """Reads headers, configs and the small files beside them. What a user can mend is in the report, never raised."""
-    path = Path(path)
+    path = place(path)
     with read_errors(path):
         folder = path.parent if path.is_file() else path
     opened: list[Checkpoint] = []
@@ -126,12 +129,12 @@ def _with_problems(survey: Iterator[Finding]) -> Iterator[Finding]:
         yield Finding("problem", str(error))
 
 
-def _open(folder: Path, opened: list[Checkpoint]) -> Iterator[Finding]:
+def _open(folder: Place, opened: list[Checkpoint]) -> Iterator[Finding]:
     opened.append(open_source(folder))
     yield Finding("layout", LAYOUTS[opened[0].layout])
 
 
-def _folder(folder: Path, opened: bool) -> Iterator[Finding]:
+def _folder(folder: Place, opened: bool) -> Iterator[Finding]:
     """What the names and sizes of the files tell, without opening any."""
     layouts = [kind for kind, names in LAYOUT_FILES.items() if any(any(folder.glob(name)) for name in names)]
     if layouts and not opened:
@@ -147,7 +150,7 @@ def _folder(folder: Path, opened: bool) -> Iterator[Finding]:
     if {".safetensors", ".bin"} <= {file.suffix for file in files}:
         yield Finding("note", "weights as safetensors and as pytorch_model*.bin: the safetensors are read")
     for step in sorted(folder.glob(f"{FOLDER}/*")):
-        if step.name.isdigit() and (reason := damage(step)):
+        if step.name.isdigit() and (reason := damage(epath.Path(orbax_address(step)))):
             yield Finding("note", f"{step} is not whole: {reason}; it is ignored")
 
 
@@ -204,13 +207,21 @@ def _origin(source: Checkpoint) -> Iterator[Finding]:
 def _weights(source: Checkpoint) -> Iterator[Finding]:
     yield Finding("dtype", dtype_names(source))
     if isinstance(source, OrbaxSource):
-        sizes = [file.stat().st_size for file in source.checkpoint.rglob("*") if file.is_file()]
+        sizes = list(_file_sizes(place(str(source.checkpoint))))
         yield Finding("weights", f"{source.checkpoint}: {readable(sum(sizes))} in {len(sizes)} files")
     encoder = "none"
     if CODEBOOK in source.sizes:
         encoder = f"carried, {source.sizes[CODEBOOK]['a']:,} codes, {source.dtypes[CODEBOOK].name}"
     yield Finding("VQ encoder", encoder)
     target_dtypes(source)  # raises where there are several
+
+
+def _file_sizes(folder: Place) -> Iterator[int]:
+    """Bytes of every file below ``folder``."""
+    if isinstance(folder, Path):
+        yield from (file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    else:
+        yield from (entry["size"] for entry in folder.fs.find(folder.path, detail=True).values())
 
 
 def _tokenizer_files(source: Checkpoint) -> Iterator[Finding]:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from convert.tokenizer_files import TokenizerFiles
 from convert.torch_files import PlannedFile, index_of
 from convert.vqvae import read_config
 from lumina_jax.config import Experiment, VQConfig, from_dict, to_dict
+from lumina_jax.places import Place
 from lumina_jax.train.checkpoint import EXPERIMENT
 
 EXPERIMENT_FILE = "experiment.json"
@@ -85,7 +85,12 @@ def orbax_metadata(source: Checkpoint, files: TokenizerFiles, target: Target) ->
 
 
 def write_settings(
-    folder: Path, source: Checkpoint, files: TokenizerFiles, planned: list[PlannedFile], dtype: np.dtype, target: Target
+    folder: Place,
+    source: Checkpoint,
+    files: TokenizerFiles,
+    planned: list[PlannedFile],
+    dtype: np.dtype,
+    target: Target,
 ) -> None:
     """Writes the settings of a PyTorch checkpoint: Meta's params files, or config.json and the index of several weight files."""
     if target.layout == "meta":
@@ -136,6 +141,6 @@ def _other_settings(source: Checkpoint) -> dict:
     return source.settings.get("settings", {}) if source.layout == "ours" else {}
 
 
-def _write_json(file: Path, content: dict) -> None:
+def _write_json(file: Place, content: dict) -> None:
     with write_errors(file):
-        file.write_text(json.dumps(content, indent=2) + "\n")
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import tensorstore
+from etils import epath
+from etils.epath import backend
 from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import v1 as ocp
 
@@ -16,17 +18,42 @@ from convert.sources import VQ_PATH, Checkpoint, Read, dtype_examples, layers_of
 from convert.table import ROWS, Index, WeightRow, axis_groups, shape_of, sizes_of
 from lumina_jax.config import Experiment, ModelConfig
 from lumina_jax.errors import InputError
+from lumina_jax.places import Place, absolute
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import STORE, spec
 from lumina_jax.train.checkpoint import EXPERIMENT, WEIGHTS, newest, read_experiment
-from lumina_jax.train.integrity import STATE, check_folder, open_array
+from lumina_jax.train.chunks import cut_axes, saving_context
+from lumina_jax.train.integrity import STATE, check_folder, checksums, open_array, sealed
 
 IMPORTED = "checkpoints/0"
 """Where an imported checkpoint is in its folder: where a run's checkpoint after 0 steps would be."""
 ORIGIN = "origin"
 """Key of a checkpoint's metadata under which it is recorded where the weights came from."""
+ORBAX_STORES = ("gs", "s3")
 BATCH_BYTES = 1 << 28
 """Consecutive weights are saved together up to this size."""
+
+
+def _rename_in_store(self: backend.Backend, path: epath.PathLike, target: epath.PathLike) -> None:
+    """Renames a file or all files below a folder of a store. That of etils wants the folder of ``target`` to be there, which in a
+    store it never is before a file is in it: Orbax could join no parts of a checkpoint."""
+    store = self.fs(path)
+    store.invalidate_cache()  # what TensorStore writes and removes passes fsspec by
+    if self.exists(target):
+        raise FileExistsError(f"{target} exists already")
+    store.rename(str(path), str(target), recursive=True)
+
+
+def _remove_in_store(self: backend.Backend, path: epath.PathLike) -> None:
+    """Removes all files below a folder of a store, which is gone by itself when they were renamed."""
+    store = self.fs(path)
+    store.invalidate_cache()
+    with suppress(FileNotFoundError):
+        store.rm(str(path), recursive=True)
+
+
+type(backend.fsspec_backend).rename = _rename_in_store
+type(backend.fsspec_backend).rmtree = _remove_in_store
 
 
 class OrbaxSource:
@@ -35,8 +62,8 @@ class OrbaxSource:
     layout = "ours"
     vq = None
 
-    def __init__(self, folder: Path):
-        self.checkpoint = newest(folder)
+    def __init__(self, folder: Place):
+        self.checkpoint = newest(orbax_address(folder))
         self.folder = folder
         stored, metadata = _contents(self.checkpoint)
         with field_errors(self.checkpoint):
@@ -78,7 +105,17 @@ class OrbaxSource:
             )
 
 
-def _contents(checkpoint: Path) -> tuple[dict, dict]:
+def orbax_address(folder: Place) -> str:
+    """``folder`` as Orbax is told it: an absolute path, or a URL. Raises InputError for a store that Orbax does not know."""
+    if not isinstance(folder, Path) and folder.protocol not in ORBAX_STORES:
+        known = ", ".join(f"{scheme}://" for scheme in ORBAX_STORES)
+        raise InputError(
+            f"{folder}: checkpoints are read and written by Orbax, on a disk or on {known}; give one of these"
+        )
+    return str(absolute(folder))
+
+
+def _contents(checkpoint: epath.Path) -> tuple[dict, dict]:
     """({name: shape and dtype} of the stored arrays, the checkpoint's metadata). Raises InputError if unreadable."""
     unreadable = InputError(f"{checkpoint} does not say what it holds: damaged or incomplete; copy or write it again")
     try:
@@ -96,23 +133,29 @@ def stack(
 ) -> jax.Array:
     """All layers of ``row`` as one array of ``dtype``, placed on ``mesh`` by the storage rules.
 
-    Each process reads only the parts of its own devices, one layer at a time, into ``scratch`` (:func:`local_bytes` of it) or
-    fresh memory. On CPU that memory becomes the array: a scratch must not be reset while the array is in use.
+    Each process reads only the parts of its own devices, one layer at a time, which it fetches once for all of them, into
+    ``scratch`` (:func:`local_bytes` of it) or fresh memory. On CPU that memory becomes the array: a scratch must not be reset while
+    the array is in use.
     """
     axes, shape = axis_groups(row.axes), _stacked_shape(row, source)
     scratch = scratch or Scratch(local_bytes(source, row, dtype, mesh))
+    sharding = _sharding(row, shape, mesh)
+    parts: list[tuple[tuple[slice, ...], np.ndarray]] = []
+    indices = list(sharding.addressable_devices_indices_map(shape).values())
+    for slices in indices[:1] if sharding.is_fully_replicated else indices:
+        sizes = tuple(len(range(size)[cut]) for size, cut in zip(shape, slices, strict=True))
+        parts.append((slices, scratch.take(sizes, dtype)))
+    for layer in layers_of(source, row):
+        for slices, array in parts:
+            # The numbers of a head stay together: only axes of a single letter are ever sharded.
+            cuts = zip(axes, slices[-len(axes) :], strict=True)
+            index = {axis[0]: cut for axis, cut in cuts if len(axis) == 1}
+            copy_into(array[layer] if row.per_layer else array, read(row, layer, index))
 
     def local(slices: tuple[slice, ...]) -> np.ndarray:
-        sizes = tuple(len(range(size)[cut]) for size, cut in zip(shape, slices, strict=True))
-        array = scratch.take(sizes, dtype)
-        # The numbers of a head stay together: only axes of a single letter are ever sharded.
-        cuts = zip(axes, slices[-len(axes) :], strict=True)
-        index = {axis[0]: cut for axis, cut in cuts if len(axis) == 1}
-        for layer in layers_of(source, row):
-            copy_into(array[layer] if row.per_layer else array, read(row, layer, index))
-        return array
+        return parts.pop(next(number for number, (cut, _) in enumerate(parts) if cut == slices))[1]
 
-    return jax.make_array_from_callback(shape, _sharding(row, shape, mesh), local)
+    return jax.make_array_from_callback(shape, sharding, local)
 
 
 def local_bytes(source: Checkpoint, row: WeightRow, dtype: np.dtype, mesh: Mesh) -> int:
@@ -124,12 +167,20 @@ def local_bytes(source: Checkpoint, row: WeightRow, dtype: np.dtype, mesh: Mesh)
 
 
 def _sharding(row: WeightRow, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    letters = "".join(axis[0] if len(axis) == 1 else "K" for axis in axis_groups(row.axes))
-    return NamedSharding(mesh, spec(letters, shape, {} if row.path.startswith(VQ_PATH) else STORE, mesh))
+    return NamedSharding(mesh, spec(_letters(row), shape, {} if row.path.startswith(VQ_PATH) else STORE, mesh))
+
+
+def _letters(row: WeightRow) -> str:
+    return "".join(axis[0] if len(axis) == 1 else "K" for axis in axis_groups(row.axes))
+
+
+def _cut_axes(row: WeightRow, source: Checkpoint) -> tuple[int, ...]:
+    """The axes along which a weight is cut into chunks; the VQ encoder's, which nobody reads in parts, are left whole."""
+    return () if row.path.startswith(VQ_PATH) else cut_axes(_letters(row), len(_stacked_shape(row, source)))
 
 
 def write_orbax(
-    folder: Path,
+    folder: Place,
     source: Checkpoint,
     read: Read,
     dtypes: dict[str, np.dtype],
@@ -142,25 +193,28 @@ def write_orbax(
     At most one large stacked weight is being read while the one before it is being written. Raises StorageError, and InputError
     for a name of ``folder`` that Orbax cannot write to.
     """
-    checkpoint = folder.absolute() / IMPORTED
+    checkpoint = epath.Path(orbax_address(folder)) / IMPORTED
     check_folder(checkpoint)
-    checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    context = ocp.Context()
-    context.array.saving.use_compression = False  # so that parts of an array can be read back
+    if isinstance(folder, Path):
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    context = saving_context({_name(row): _cut_axes(row, source) for row in source.rows})
     context.array.saving.ocdbt_target_data_file_size = 0  # else arrays of over 2 GB are copied before they are written
+    if not isinstance(folder, Path):  # Orbax saves in parts only what it renames in the end: copies within a store
+        context.atomicity.mode = ocp.options.AtomicityMode.ATOMIC_RENAME
     batches = _batches(source, dtypes)
     largest = max(sum(local_bytes(source, row, dtypes[row.path], mesh) for row in rows) for rows in batches)
-    saving, scratches = None, (Scratch(largest), Scratch(largest))
+    saving, scratches, sums = None, (Scratch(largest), Scratch(largest)), {}
     try:
         for number, rows in enumerate(batches):
             scratch = scratches[number % 2]
             scratch.reset()
             arrays = {_name(row): stack(source, row, read, dtypes[row.path], mesh, scratch) for row in rows}
-            jax.block_until_ready(arrays)
+            sums |= checksums(arrays, by_layer=True)
+            told = sealed(metadata, sums) if rows is batches[-1] else metadata
             with write_errors(folder, ValueError, RuntimeError), context:
                 if saving:
                     saving.result()
-                saving = ocp.partial.save_async(checkpoint, arrays, custom_metadata=metadata)
+                saving = ocp.partial.save_async(checkpoint, arrays, custom_metadata=told)
             progress.advance(sum(array.nbytes for array in arrays.values()))
         with write_errors(folder, ValueError, RuntimeError):
             saving.result()

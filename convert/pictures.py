@@ -1,7 +1,6 @@
 """How the pictures of a checkpoint stand in its token sequences, and the encoder of the image tokenizer that it may carry."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from lumina_jax.config import VQConfig
 from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import EncoderOnly, ImageTokenizer
+from lumina_jax.places import Place
 from lumina_jax.released import is_chameleon, released_as
 from lumina_jax.sample.guidance import code_ids, columns
 from lumina_jax.vocab import CHAMELEON, IMAGE_LAYOUTS, UNI_REP, ImageLayout, Vocab
@@ -142,7 +142,7 @@ def _of_chameleon(source: Checkpoint) -> FoundLayout | None:
     return FoundLayout(CHAMELEON, reason, line)
 
 
-def _has_processor(folder: Path) -> bool:
+def _has_processor(folder: Place) -> bool:
     files = [folder / name for name in PROCESSOR_FILES if (folder / name).is_file()]
     kinds = [
         str(value) for file in files for name, value in read_json(file).items() if name.endswith(("_class", "_type"))

@@ -8,13 +8,13 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from convert.settings import NOT_WEIGHTS, VQ_PREFIX, meta_settings, read_json
 from convert.tensor_files import open_tensors, weight_files
 from lumina_jax.errors import InputError, MissingPackageError
+from lumina_jax.places import Place
 
 QK_NORM_EPS = 1e-5
 """A constant in the originals, independent of norm_eps in params.json."""
@@ -38,12 +38,12 @@ class ForwardPass:
     logits: np.ndarray
 
 
-def read_meta(folder: Path) -> tuple[list[Weights], dict]:
+def read_meta(folder: Place) -> tuple[list[Weights], dict]:
     """The first two arguments of :func:`meta_forward` from a folder of Meta's; weights are mapped."""
     return [open_tensors(file) for file in sorted(folder.glob("consolidated*.pth"))], meta_settings(folder)
 
 
-def read_hugging_face(folder: Path) -> tuple[Weights, dict]:
+def read_hugging_face(folder: Place) -> tuple[Weights, dict]:
     """The first two arguments of :func:`transformers_forward` from a Hugging Face folder; weights are mapped."""
     files = sorted(set(weight_files(folder).values()))
     tensors = {name: array for file in files for name, array in open_tensors(file).items()}

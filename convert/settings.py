@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 from typing import get_type_hints
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from convert.errors import field_errors, read_errors
 from lumina_jax.config import ModelConfig, VQConfig
 from lumina_jax.errors import InputError, MissingFileError
+from lumina_jax.places import Place
 
 VQ_PREFIX = "model.vqmodel."
 """Names of the VQ encoder's weights in Hugging Face files begin with this."""
@@ -47,13 +47,13 @@ LONG_CONTEXT_BASE = 10_000
 """A RoPE base above this means a model made for 16,384 positions instead of 4,096 (original: its weight converter)."""
 
 
-def read_json(file: Path) -> dict:
+def read_json(file: Place) -> dict:
     """A JSON object. Raises MissingFileError, StorageError for an unreadable file, InputError for other content."""
     with read_errors(file):
         if not file.is_file():
             raise MissingFileError(f"{file} is missing; a checkpoint folder of this layout holds it beside its weights")
         try:
-            content = json.loads(file.read_text())
+            content = json.loads(file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise InputError(f"{file} is not JSON ({error}); fetch or write it again") from None
     if not isinstance(content, dict):
@@ -61,7 +61,7 @@ def read_json(file: Path) -> dict:
     return content
 
 
-def meta_settings(folder: Path) -> dict:
+def meta_settings(folder: Place) -> dict:
     """params.json, its "model" part and consolidate_params.json of a folder of Meta's, merged in this order."""
     params, consolidate = read_json(folder / "params.json"), folder / "consolidate_params.json"
     with field_errors(folder / "params.json"):
@@ -104,7 +104,7 @@ def _json_object(fields: dict, name: str) -> dict:
     return value
 
 
-def model_config(settings: dict, file: Path) -> ModelConfig:
+def model_config(settings: dict, file: Place) -> ModelConfig:
     """config.json of Chameleon, with old or new field names -> ModelConfig.
 
     Raises InputError that begins with ``file`` for a field that is absent, of the wrong type, or unlike all Chameleon models.
@@ -148,7 +148,7 @@ def hugging_face_settings(cfg: ModelConfig, dtype: np.dtype, layout: str, base: 
     return settings
 
 
-def meta_config(params: dict, file: Path) -> tuple[ModelConfig, int]:
+def meta_config(params: dict, file: Place) -> tuple[ModelConfig, int]:
     """:func:`meta_settings` -> (ModelConfig, number of model-parallel files).
 
     Raises InputError that begins with ``file`` for a field that is absent, of the wrong type, or unlike all Chameleon models.
@@ -201,7 +201,7 @@ def check_head_size(cfg: ModelConfig, layout: str) -> None:
         )
 
 
-def vq_config(settings: dict, file: Path) -> VQConfig:
+def vq_config(settings: dict, file: Place) -> VQConfig:
     """vq_config of config.json, the VQ encoder's sizes -> VQConfig. Raises InputError that begins with ``file``."""
     with field_errors(file):
         defaults = vars(VQConfig()) | {"attn_resolutions": ()}

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import reduce
-from pathlib import Path
 from typing import Protocol
 
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from convert.vqvae import encoder_shapes
 from lumina_jax.config import ModelConfig, VQConfig
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.numbers import FLOATS
+from lumina_jax.places import Place
 
 VQ_PATH = "vqmodel/"
 """Paths of the VQ encoder's weights in Orbax checkpoints begin with this; their values are those of the Hugging Face checkpoint."""
@@ -41,7 +41,7 @@ class Checkpoint(Protocol):
     """
 
     layout: str
-    folder: Path
+    folder: Place
     cfg: ModelConfig
     rows: tuple[WeightRow, ...]
     sizes: Mapping[str, Mapping[str, int]]
@@ -60,7 +60,7 @@ class HuggingFaceSource:
 
     vq = None
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Place):
         self.folder = folder
         self.settings = read_json(folder / "config.json")
         cfg = model_config(self.settings, folder / "config.json")
@@ -88,6 +88,7 @@ class HuggingFaceSource:
     def _with_groups(self, cfg: ModelConfig) -> tuple[ModelConfig, str]:
         """The config with as many QK-norm groups as there are different rows, and the layout in which the rows are stored."""
         row_counts, groups = set(), cfg.qk_groups
+        self._tensors.read_ahead([n for row in filter(is_qk_norm, ROWS) for n in layer_names(row.hf_name, cfg.layers)])
         for row in filter(is_qk_norm, ROWS):
             heads = cfg.kv_heads if "k_norm" in row.path else cfg.heads
             for name in layer_names(row.hf_name, cfg.layers):
@@ -111,7 +112,7 @@ class MetaSource:
     rows = ROWS
     vq = None
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Place):
         self.folder = folder
         self.settings = meta_settings(folder)
         self.cfg, self._shards = meta_config(self.settings, folder / "params.json")
@@ -158,7 +159,7 @@ class MetaSource:
     def _names(self, row: WeightRow) -> list[str]:
         return layer_names(row.meta_name, self.cfg.layers)
 
-    def _files(self) -> list[Path]:
+    def _files(self) -> list[Place]:
         single = self.folder / "consolidated.pth"
         if self._shards == 1 and single.is_file():
             return [single]
@@ -190,7 +191,7 @@ class MetaSource:
 class SourceWithEncoder:
     """A checkpoint without a VQ encoder, combined with the encoder of a vqgan.ckpt."""
 
-    def __init__(self, source: Checkpoint, checkpoint: Path, cfg: VQConfig):
+    def __init__(self, source: Checkpoint, checkpoint: Place, cfg: VQConfig):
         self.layout, self.folder, self.cfg, self.settings = source.layout, source.folder, source.cfg, source.settings
         self._source, self._encoder, self.vq = source, open_tensors(checkpoint), cfg
         shapes = encoder_shapes(cfg)
@@ -203,7 +204,7 @@ class SourceWithEncoder:
 
     def read(self, row: WeightRow, layer: int, index: Index) -> np.ndarray:
         if row.path.startswith(VQ_PATH):
-            return self._encoder[row.path.removeprefix(VQ_PATH)]
+            return np.asarray(self._encoder[row.path.removeprefix(VQ_PATH)])
         return self._source.read(row, layer, index)
 
 
@@ -240,7 +241,7 @@ def layers_of(source: Checkpoint, row: WeightRow) -> range:
     return range(source.cfg.layers if row.per_layer else 1)
 
 
-def _check(expected: Mapping[str, tuple[int, ...] | None], tensors: TensorFiles, location: Path) -> None:
+def _check(expected: Mapping[str, tuple[int, ...] | None], tensors: TensorFiles, location: Place) -> None:
     """Raises InputError listing what is missing, unknown or misshapen; a shape of None is checked elsewhere."""
     shapes = {name: shape for name, (shape, _) in tensors.headers.items() if not name.startswith(NOT_WEIGHTS)}
     locations = {name: f"{name} in {tensors.files[name].name}" for name in shapes}

@@ -8,6 +8,7 @@ from convert.errors import field_errors
 from convert.metadata import TARGET_SIZE, experiment_of
 from convert.sources import Checkpoint
 from lumina_jax.errors import InputError
+from lumina_jax.places import Place
 from lumina_jax.released import RELEASES, released_as
 
 GIVEN, RECORDED, EXPERIMENT, NAME, UNKNOWN = "given", "recorded", "experiment", "name", "unknown"
@@ -53,7 +54,7 @@ def target_size_of(source: Checkpoint, option: int | None = None) -> TargetSize:
     return TargetSize(option, GIVEN, "as given", line)
 
 
-def known_size(found: TargetSize, folder: str | Path, purpose: str) -> int:
+def known_size(found: TargetSize, folder: str | Place, purpose: str) -> int:
     """The size of ``found``; InputError where it is None, naming the ``folder``, what needs it and the cure."""
     if found.size is None:
         names = ", ".join(release.short for release in RELEASES)

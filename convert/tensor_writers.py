@@ -2,9 +2,11 @@
 
 import json
 import math
+import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +14,9 @@ import numpy as np
 
 from convert.buffers import ALIGNMENT
 from convert.errors import write_errors
-from convert.tensor_files import DTYPES, need_torch
+from convert.file_sums import FileSum
+from convert.tensor_formats import DTYPES, need_torch
+from lumina_jax.places import NewFile, Place
 
 
 class TensorSpec(NamedTuple):
@@ -30,8 +34,9 @@ class TensorSpec(NamedTuple):
 class SafetensorsWriter:
     """Writes a .safetensors file: the tensors of ``specs``, one at a time and in their order."""
 
-    def __init__(self, path: Path, specs: Sequence[TensorSpec]):
-        self._file, self._remaining = path.open("wb"), list(specs)
+    def __init__(self, path: Place, specs: Sequence[TensorSpec]):
+        self._file, self._remaining = NewFile(path), list(specs)
+        self._size = self._crc32 = 0
         names = {dtype: name for name, dtype in DTYPES.items()}
         header, start = {"__metadata__": {"format": "pt"}}, 0
         for spec in specs:
@@ -40,31 +45,40 @@ class SafetensorsWriter:
             start = end
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self._file.write(len(text).to_bytes(8, "little") + text)
+        self._write(len(text).to_bytes(8, "little") + text)
 
     def append(self, array: np.ndarray) -> None:
         """Writes the next tensor; ValueError unless it has the next spec's shape and dtype."""
         _check_next(self._remaining, array)
-        self._file.write(_bytes(array))
+        self._write(_bytes(array))
+
+    @property
+    def sum(self) -> FileSum:
+        """Size and CRC-32 of what was written."""
+        return FileSum(self._size, f"{self._crc32:08x}")
+
+    def _write(self, content: bytes | memoryview) -> None:
+        self._size, self._crc32 = self._size + len(content), zlib.crc32(content, self._crc32)
+        self._file.write(content)
 
     def close(self) -> None:
         """Finishes the file; ValueError when tensors are still to be written."""
-        with self._file:
-            _check_done(self._remaining, self._file.name)
+        _check_done(self._remaining, self._file.name)
+        self._file.close()
 
     def abort(self) -> None:
-        """Closes the file unfinished, after an error."""
-        with suppress(OSError):  # the buffered rest may not fit on the disk
-            self._file.close()
+        """Gives the file up, after an error."""
+        self._file.discard()
 
 
 class TorchWriter:
     """Writes a file in torch.save's format, a zip archive of one pickle and the bytes of each tensor; used as SafetensorsWriter."""
 
-    def __init__(self, path: Path, specs: Sequence[TensorSpec]):
+    def __init__(self, path: Place, specs: Sequence[TensorSpec]):
         self._remaining, self._count = list(specs), 0
         records = _records_without_data(path, specs)
-        self._zip = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED)
+        self._file = NewFile(path)
+        self._zip = zipfile.ZipFile(_HeldBack(self._file), "w", zipfile.ZIP_STORED)
         self._root = path.stem
         self._last_records = {name: records.pop(name) for name in ("version", ".data/serialization_id")}
         for name, content in records.items():
@@ -76,15 +90,17 @@ class TorchWriter:
         self._count += 1
 
     def close(self) -> None:
-        with self._zip:
-            _check_done(self._remaining, self._zip.filename)
-            for name, content in self._last_records.items():
-                self._record(name, content)
+        _check_done(self._remaining, self._file.name)
+        for name, content in self._last_records.items():
+            self._record(name, content)
+        held = self._zip.fp
+        self._zip.close()
+        held.release()
+        self._file.close()
 
     def abort(self) -> None:
-        file, self._zip.fp = self._zip.fp, None  # else the archive finishes itself when it is garbage-collected
-        with suppress(OSError):
-            file.close()
+        self._zip.fp = None  # else the archive finishes itself when it is garbage-collected
+        self._file.discard()
 
     def _record(self, name: str, content: bytes | memoryview) -> None:
         info = zipfile.ZipInfo(f"{self._root}/{name}")
@@ -96,22 +112,69 @@ class TorchWriter:
         info.extra = b"FB" + padding.to_bytes(2, "little") + b"\0" * padding
         with self._zip.open(info, "w") as record:
             record.write(content)
+        self._zip.fp.release()
 
 
-def _records_without_data(path: Path, specs: Sequence[TensorSpec]) -> dict[str, bytes]:
+class _HeldBack:
+    """What zipfile writes to in place of a file that only grows: a record stays here until its header is written again, with its
+    checksum. Nothing is copied: a record's bytes must not change before :meth:`release`."""
+
+    def __init__(self, file: NewFile):
+        self._file, self._pieces, self._start, self._end = file, [], 0, 0
+        self._position = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Moves to ``offset`` from the start."""
+        if whence:
+            raise ValueError(f"whence {whence}; zipfile seeks from the start alone")
+        self._position = offset
+        return offset
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Adds ``content``, or replaces the first piece that is held, which is a header of the same length."""
+        if self._position == self._end:
+            self._pieces.append(content)
+            self._end += len(content)
+        elif self._position == self._start and len(content) == len(self._pieces[0]):
+            self._pieces[0] = content
+        else:
+            raise ValueError(f"{len(content)} bytes at {self._position}; held are {self._start} to {self._end}")
+        self._position += len(content)
+        return len(content)
+
+    def flush(self) -> None:
+        """Nothing: what is held stays until :meth:`release`."""
+
+    def release(self) -> None:
+        """Writes what is held."""
+        for piece in self._pieces:
+            self._file.write(piece)
+        self._pieces, self._start = [], self._end
+
+
+def _records_without_data(path: Place, specs: Sequence[TensorSpec]) -> dict[str, bytes]:
     """All records of torch's file by name, except the tensors' data, which torch can leave out when it saves."""
     torch = need_torch(f"writing {path.name}")
     dtypes = {name: getattr(torch, name) for name in ("float32", "float16", "bfloat16")}
     empty = {spec.name: torch.empty(spec.shape, dtype=dtypes[spec.dtype.name]) for spec in specs}
-    sketch = path.with_name(f"{path.name}.sketch")
-    try:
-        with write_errors(path, RuntimeError), torch.serialization.skip_data():
-            torch.save(empty, sketch)
-        with zipfile.ZipFile(sketch) as archive:
-            names = [name for name in archive.namelist() if "/data/" not in name]
-            return {name.partition("/")[2]: archive.read(name) for name in names}
-    finally:
-        sketch.unlink(missing_ok=True)
+    # A file with a hole in place of the data: on a store it is made here, and takes no space.
+    home = nullcontext(path.parent) if isinstance(path, Path) else tempfile.TemporaryDirectory()
+    with home as folder:
+        sketch = Path(folder, f"{path.name}.sketch")
+        try:
+            with write_errors(path, RuntimeError), torch.serialization.skip_data():
+                torch.save(empty, sketch)
+            with zipfile.ZipFile(sketch) as archive:
+                names = [name for name in archive.namelist() if "/data/" not in name]
+                return {name.partition("/")[2]: archive.read(name) for name in names}
+        finally:
+            sketch.unlink(missing_ok=True)
 
 
 def _bytes(array: np.ndarray) -> memoryview:

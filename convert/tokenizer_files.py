@@ -1,15 +1,13 @@
 """The files that a model needs beside its weights, tokenizer and image tokenizer: found, checked against it, copied along."""
 
-import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from convert.errors import read_errors, write_errors
 from convert.vqvae import PATCHVQ_NAME, VQGAN_NAME, find_file, load_image_tokenizer, read_config
 from lumina_jax.config import Experiment, ModelConfig
 from lumina_jax.errors import InputError
+from lumina_jax.places import Place, below, copy_file, normal, place
 from lumina_jax.vocab import FILE_NAMES, FOLDERS, Vocab
 
 NEAR_WEIGHTS = (*FOLDERS, "../../tokenizer")
@@ -23,27 +21,27 @@ HF_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "generation_
 class TokenizerFiles:
     """Paths of the tokenizer file and of the image tokenizer (vqgan.ckpt or a PatchVQ .npz); None where there is none."""
 
-    tokenizer: Path | None = None
-    vq: Path | None = None
+    tokenizer: Place | None = None
+    vq: Place | None = None
 
     def vocab(self) -> Vocab | None:
         """The tokenizer, loaded."""
         return Vocab.load(self.tokenizer) if self.tokenizer else None
 
 
-def find(folder: Path, experiment: Experiment | None = None, tokenizer: str = "", vq: str = "") -> TokenizerFiles:
+def find(folder: Place, experiment: Experiment | None = None, tokenizer: str = "", vq: str = "") -> TokenizerFiles:
     """The files for the weights in ``folder``: those at the paths ``tokenizer`` and ``vq``, else those that the experiment
     names, else those near the weights.
 
     Raises MissingFileError for a path that is given or named but absent; files near the weights may be absent.
     """
-    folders = [folder / name for name in NEAR_WEIGHTS]
+    folders = [below(folder, name) for name in NEAR_WEIGHTS]
     if experiment:
         tokenizer, vq = tokenizer or experiment.data.tokenizer, vq or experiment.vq.path
     with read_errors(folder):
         return TokenizerFiles(
-            find_file(Path(tokenizer), *FILE_NAMES) if tokenizer else _first(folders, FILE_NAMES),
-            find_file(Path(vq), *VQ_FILES) if vq else _first(folders, VQ_FILES),
+            find_file(place(tokenizer), *FILE_NAMES) if tokenizer else _first(folders, FILE_NAMES),
+            find_file(place(vq), *VQ_FILES) if vq else _first(folders, VQ_FILES),
         )
 
 
@@ -59,12 +57,12 @@ def check(files: TokenizerFiles, cfg: ModelConfig) -> None:
         )
 
 
-def vq_codes(path: Path) -> int:
+def vq_codes(path: Place) -> int:
     """The number of codes of an image tokenizer. Raises InputError for a damaged file."""
     return load_image_tokenizer(path).codes if path.suffix == ".npz" else read_config(path.with_suffix(".yaml")).codes
 
 
-def copy(files: TokenizerFiles, folder: Path, layout: str) -> None:
+def copy(files: TokenizerFiles, folder: Place, layout: str) -> None:
     """Copies the files into ``folder``, to where readers of ``layout`` look for them. Raises StorageError."""
     subfolder = "original_tokenizers" if layout in ("hf", "lumina") else "tokenizer"
     if files.tokenizer:
@@ -81,7 +79,7 @@ def copy(files: TokenizerFiles, folder: Path, layout: str) -> None:
             _copy(files.vq.with_suffix(suffix), (folder / subfolder / VQGAN_NAME).with_suffix(suffix))
 
 
-def notes(files: TokenizerFiles, folder: Path, has_encoder: bool = False) -> list[str]:
+def notes(files: TokenizerFiles, folder: Place, has_encoder: bool = False) -> list[str]:
     """One line for each missing file, saying where to put it; a checkpoint that ``has_encoder`` may lack the image tokenizer."""
     folder = folder.parent.parent if folder.parent.name == "models" else folder  # Meta's release: weights in models/7b
     cure, missing = f"of Meta's Chameleon release into {folder / 'tokenizer'}, or name", []
@@ -92,13 +90,12 @@ def notes(files: TokenizerFiles, folder: Path, has_encoder: bool = False) -> lis
     return missing
 
 
-def _first(folders: Iterable[Path], names: tuple[str, ...]) -> Path | None:
+def _first(folders: Iterable[Place], names: tuple[str, ...]) -> Place | None:
     candidates = (folder / name for folder in folders for name in names)
     file = next((candidate for candidate in candidates if candidate.is_file()), None)
-    return file and Path(os.path.normpath(file))
+    return file and normal(file)
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(source: Place, target: Place) -> None:
     with write_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        copy_file(source, target)

@@ -1,19 +1,21 @@
 """Checkpoints written for PyTorch: first a plan of which file holds which part of which weight, then the files in that order."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from convert.buffers import Scratch, copy_into
 from convert.errors import write_errors
+from convert.file_sums import FileSum
 from convert.sources import Checkpoint, Read, check_shardable, layers_of
 from convert.table import ROWS, Index, WeightRow, cut_sizes, is_qk_norm, rearrange, shape_of, sizes_of
-from convert.tensor_files import WEIGHT_FILES, need_torch
+from convert.tensor_files import WEIGHT_FILES
+from convert.tensor_formats import need_torch
 from convert.tensor_writers import SafetensorsWriter, TensorSpec, TorchWriter
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import InputError
+from lumina_jax.places import Place
 from lumina_jax.progress import ProgressDisplay
 
 FILE_BYTES = 5_000_000_000
@@ -94,9 +96,9 @@ def plan_meta(source: Checkpoint, dtypes: Mapping[str, np.dtype], shards: int | 
 
 
 def write_files(
-    folder: Path, files: list[PlannedFile], cfg: ModelConfig, read: Read, progress: ProgressDisplay
-) -> None:
-    """Writes ``files`` into ``folder``. Raises StorageError naming the file that cannot be written.
+    folder: Place, files: list[PlannedFile], cfg: ModelConfig, read: Read, progress: ProgressDisplay
+) -> dict[str, FileSum]:
+    """Writes ``files`` into ``folder``; returns the checksums of safetensors by file name. Raises StorageError naming a file.
 
     One layer of one weight is in memory at a time, however many files it goes into.
     """
@@ -106,7 +108,7 @@ def write_files(
     )
     remaining = [len(file.tensors) for file in files]
     writers: dict[int, SafetensorsWriter | TorchWriter] = {}
-    scratch = Scratch()
+    scratch, sums = Scratch(), {}
     try:
         for _, number, tensor in order:
             path = folder / files[number].name
@@ -122,11 +124,15 @@ def write_files(
             with write_errors(path):
                 writers[number].append(contiguous)
                 if not remaining[number]:
-                    writers.pop(number).close()
+                    writer = writers.pop(number)
+                    writer.close()
+                    if isinstance(writer, SafetensorsWriter):
+                        sums[path.name] = writer.sum
             progress.advance(tensor.spec.nbytes)
     finally:
         for unfinished in writers.values():
             unfinished.abort()
+    return sums
 
 
 def index_of(files: list[PlannedFile]) -> dict:

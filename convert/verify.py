@@ -20,6 +20,7 @@ from convert.table import WeightRow, is_qk_norm
 from convert.tensor_files import listed
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import InputError, MissingFileError, MissingPackageError
+from lumina_jax.places import Place
 from lumina_jax.progress import ProgressDisplay
 
 TOLERANCE = {"logits": 5e-4, "weights": 0.0}
@@ -82,8 +83,8 @@ class Comparison:
 
 
 def verify(
-    a: str | Path,
-    b: str | Path | None = None,
+    a: str | Place,
+    b: str | Place | None = None,
     by: str = "auto",
     tokens: int = 32,
     seed: int = 0,

@@ -3,7 +3,6 @@
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +13,16 @@ from flax import nnx
 from convert.errors import field_errors, read_errors, write_errors
 from convert.settings import NOT_WEIGHTS, read_fields
 from convert.table import WeightRow, rearrange, shape_of
-from convert.tensor_files import need_torch, open_tensors
+from convert.tensor_files import open_tensors
+from convert.tensor_formats import need_torch
 from lumina_jax.config import VQConfig
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.model.params import is_param
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.model.vqvae import VQVAE
+from lumina_jax.places import Place, below, place
+from lumina_jax.storage import atomic_write
 from lumina_jax.vocab import FOLDERS
 
 VQGAN_NAME = "vqgan.ckpt"
@@ -101,13 +103,13 @@ def encoder_shapes(cfg: VQConfig) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, shape in shapes.items() if not name.startswith(DECODER)}
 
 
-def load_vqvae(path: str | Path) -> VQVAE:
+def load_vqvae(path: str | Place) -> VQVAE:
     """The tokenizer at ``path``: a vqgan.ckpt with its vqgan.yaml beside it, or a folder that holds both.
 
     In a folder its tokenizer/ and original_tokenizers/ are searched as well. Raises MissingFileError, InputError for files that do
     not fit each other, MissingPackageError without torch, which only this reader and :func:`save_vqvae` need.
     """
-    checkpoint = find_file(Path(path), VQGAN_NAME)
+    checkpoint = find_file(place(path), VQGAN_NAME)
     cfg = read_config(checkpoint.with_suffix(".yaml"))
     try:
         return from_torch(cfg, open_tensors(checkpoint))
@@ -115,12 +117,12 @@ def load_vqvae(path: str | Path) -> VQVAE:
         raise InputError(f"{checkpoint}: {error}") from None
 
 
-def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
+def load_image_tokenizer(path: str | Place) -> ImageTokenizer:
     """The image tokenizer at ``path``: a PatchVQ .npz, a vqgan.ckpt, or a folder that holds either.
 
     Raises InputError for a damaged .npz, StorageError for an unreadable one, otherwise as :func:`load_vqvae` does.
     """
-    file = Path(path)
+    file = place(path)
     if (file / PATCHVQ_NAME).is_file():
         file /= PATCHVQ_NAME
     if file.suffix != ".npz":
@@ -134,28 +136,28 @@ def load_image_tokenizer(path: str | Path) -> ImageTokenizer:
         raise InputError(f"{file} is damaged ({error}); copy or write it again") from None
 
 
-def save_vqvae(vqvae: VQVAE, folder: str | Path) -> None:
+def save_vqvae(vqvae: VQVAE, folder: str | Place) -> None:
     """Writes vqgan.ckpt and vqgan.yaml into ``folder`` (created if need be), as Chameleon's own code reads them.
 
     Raises MissingPackageError without torch, StorageError naming the folder.
     """
     torch = need_torch(f"writing a {VQGAN_NAME}")
-    checkpoint = Path(folder) / VQGAN_NAME
+    checkpoint = place(folder) / VQGAN_NAME
     state = {name: torch.from_numpy(array) for name, array in to_torch(vqvae).items()}
     with write_errors(checkpoint, RuntimeError):
-        checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"state_dict": state}, checkpoint)
+        with atomic_write(checkpoint) as temporary:
+            torch.save({"state_dict": state}, temporary)
         write_config(vqvae.cfg, checkpoint.with_suffix(".yaml"))
 
 
-def read_config(path: str | Path) -> VQConfig:
+def read_config(path: str | Place) -> VQConfig:
     """A vqgan.yaml -> VQConfig. Raises MissingFileError, or InputError for a field that is missing or not Chameleon's."""
-    path = Path(path)
+    path = place(path)
     with field_errors(path), read_errors(path):
         if not path.is_file():
             raise MissingFileError(f"no {path}; it holds the tokenizer's sizes: put it beside its .ckpt")
         try:
-            params = yaml.safe_load(path.read_text())["model"]["params"]
+            params = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["params"]
         except yaml.YAMLError as error:
             raise InputError(f"not YAML ({' '.join(str(error).split())}); fetch or write it again") from None
         sizes = {**params, **params["ddconfig"]}
@@ -164,14 +166,14 @@ def read_config(path: str | Path) -> VQConfig:
         return VQConfig(**read_fields(sizes, YAML_NAMES, {}))
 
 
-def write_config(cfg: VQConfig, path: str | Path) -> None:
+def write_config(cfg: VQConfig, path: str | Place) -> None:
     """VQConfig -> a vqgan.yaml. The original's reader deletes ``ckpt_path`` and ``lossconfig``, so both must be present."""
     values = {name: getattr(cfg, ours) for ours, name in YAML_NAMES.items()}
     lists = {"ch_mult": list(cfg.multipliers), "attn_resolutions": list(cfg.attn_resolutions)}
     embed = {name: values.pop(name) for name in ("n_embed", "embed_dim")}
     loss = {"target": "taming.modules.losses.DummyLoss"}
     params = {**embed, "ddconfig": {**values, **lists, "dropout": 0.0, **FIXED}, "ckpt_path": "", "lossconfig": loss}
-    Path(path).write_text(yaml.safe_dump({"model": {"target": "taming.models.vqgan.VQModel", "params": params}}))
+    place(path).write_text(yaml.safe_dump({"model": {"target": "taming.models.vqgan.VQModel", "params": params}}))
 
 
 def _empty(cfg: VQConfig) -> VQVAE:
@@ -211,9 +213,9 @@ def _check_shapes(expected: dict[str, tuple[int, ...]], actual: dict[str, tuple[
         raise InputError("the weights are not those of a tokenizer of this config: " + "; ".join(problems))
 
 
-def find_file(path: Path, *names: str) -> Path:
+def find_file(path: Place, *names: str) -> Place:
     """``path`` if it is a file, else the first file of ``names`` in that folder. Raises MissingFileError naming the paths tried."""
-    candidates = [path] if path.is_file() else [path / folder / name for folder in FOLDERS for name in names]
-    if file := next(filter(Path.is_file, candidates), None):
+    candidates = [path] if path.is_file() else [below(path, f"{folder}/{name}") for folder in FOLDERS for name in names]
+    if file := next((candidate for candidate in candidates if candidate.is_file()), None):
         return file
     raise MissingFileError(f"no {' or '.join(names)} in {path}; looked at {', '.join(map(str, candidates))}")

@@ -9,7 +9,8 @@ One alphabet everywhere (docstrings ``bf16[B T D]``, einsum letters, sharding ru
 
 The floors; a file imports only from lower ones, and inside a room no imports go in a circle (tests/test_floors.py)::
 
-    F0  errors numbers config released vocab batch storage progress     F1  layout conversation sharding pictures/
+    F0  errors numbers config released vocab batch     F1  layout conversation sharding pictures/
+        places storage progress faults
     F2  model/ cluster/                                F3  data/ train/ sample/
     F4  toyworld/ evaluate/ pods/                      F5  cli/ run.py configs/ convert/
 

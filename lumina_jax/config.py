@@ -11,12 +11,10 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
 
 from lumina_jax.errors import InputError, prefixed_errors
+from lumina_jax.errors import require as _require
 from lumina_jax.numbers import LARGEST, real_number, whole_number
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise InputError(message)
+from lumina_jax.pod_config import PodConfig
+from lumina_jax.run_config import GuardConfig, ResumeConfig, WatchConfig
 
 
 @dataclass(frozen=True)
@@ -107,10 +105,15 @@ class DataConfig:
     ``batch``). With ``packing`` short samples share a row.
 
     ``drop_context`` is the share of single-image answers trained without their prompt, for guidance (paper section 3.2.2).
-    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for. While pretokenizing, ``fetchers`` threads
-    fetch the pictures of records from web servers: as many requests at once, also to a single server. A picture that has not
-    come within ``fetch_seconds``, or has more than ``fetch_mb`` MiB, is rejected. Pretokenizing ends when
+    ``threads`` prefetch two batches each; 0 reads each batch when it is asked for. Each host compares ``verify_mb`` MiB of tokens
+    with their checksums before the first step, and its share of the rest in the background (0: neither). While pretokenizing,
+    ``fetchers`` threads fetch the pictures of records from web servers: as many requests at once, also to a single server. A
+    picture that has not come within ``fetch_seconds``, or has more than ``fetch_mb`` MiB, is rejected. Pretokenizing ends when
     ``max_consecutive_rejects`` records in a row cannot be read for one cause (0: never).
+
+    Of a folder in a store (gs://, s3://) each host fetches the lengths once, into the folder ``cache`` of its own disk (empty:
+    lumina_jax in the user's caches), then the tokens of a batch by up to ``fetchers`` requests at a time. With ``cache_gb`` tokens
+    stay in that folder, up to so many GB (1e9 bytes), for later epochs and starts.
     """
 
     path: str = ""
@@ -126,10 +129,13 @@ class DataConfig:
     packing: bool = True
     drop_context: float = 0.1
     threads: int = 2
+    verify_mb: int = 1024
     max_consecutive_rejects: int = 1000
     fetchers: int = 128
     fetch_seconds: float = 15.0
     fetch_mb: int = 32
+    cache: str = ""
+    cache_gb: float = 0.0
 
     def __post_init__(self):
         if len(self.paths) == 1:
@@ -154,6 +160,9 @@ class DataConfig:
         _require(0 <= self.drop_context <= 1, f"data.drop_context={self.drop_context} is not in [0, 1]")
         _require(self.threads >= 0, f"data.threads={self.threads}; it must not be negative (0 reads when asked)")
         _require(
+            self.verify_mb >= 0, f"data.verify_mb={self.verify_mb}; it must not be negative (0: nothing is verified)"
+        )
+        _require(
             self.max_consecutive_rejects >= 0,
             f"data.max_consecutive_rejects={self.max_consecutive_rejects}; it must not be negative (0: no limit)",
         )
@@ -163,6 +172,8 @@ class DataConfig:
             f"data.fetch_seconds={self.fetch_seconds}; give the seconds that one picture may take",
         )
         _require(1 <= self.fetch_mb <= 4096, f"data.fetch_mb={self.fetch_mb}; give from 1 to 4096 MiB")
+        _require("://" not in self.cache, f"data.cache={self.cache!r}; give a folder on the disk of each host")
+        _require(self.cache_gb >= 0, f"data.cache_gb={self.cache_gb}; it must not be negative (0: tokens are not kept)")
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -282,25 +293,6 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
-class PodConfig:
-    """How many seconds the processes of one run wait for each other; then the run ends and names the missing ones.
-
-    ``join_timeout``: to join, to be compared, to come to a save; without progress for so long, what each process does is printed.
-    ``stall_timeout``: to load, to compile the first step, for the last save, and without progress. ``heartbeat_timeout``: without
-    a sign of life (the death of a process is noticed at once, that of its machine after so long).
-    """
-
-    join_timeout: float = 300
-    stall_timeout: float = 1800
-    heartbeat_timeout: float = 60
-
-    def __post_init__(self):
-        for name, minimum in (("join_timeout", 1), ("stall_timeout", 1), ("heartbeat_timeout", 5)):
-            seconds = getattr(self, name)
-            _require(seconds >= minimum, f"pod.{name}={seconds}; it must be at least {minimum} seconds")
-
-
-@dataclass(frozen=True)
 class ProfileConfig:
     """Which steps are traced, into ``out``/profile, by process 0 or by ``all`` processes.
 
@@ -394,11 +386,12 @@ class Experiment:
 
     ``name`` is printed; ``seed`` draws weights, order and dropout. ``out`` is the folder of its checkpoints and metrics.
     ``start`` is the folder of an earlier stage, or one of its checkpoints, whose weights this run starts from (empty: random
-    weights). A checkpoint is written every ``save_every`` steps, and the newest ``keep`` are kept; metrics.jsonl gets a line
-    every ``log_every`` steps. ``compile_cache`` is a folder that keeps compiled programs for the next start (empty:
-    JAX_COMPILATION_CACHE_DIR, or none). ``compile_ahead`` compiles the step for all of ``data.buckets`` before the first step;
-    else each is compiled when its first batch comes. ``sample`` holds the model's own settings of sampling (conversation.served
-    says where tasks have others).
+    weights). A checkpoint is written every ``save_every`` steps and, where ``save_minutes`` is not 0, so many minutes after the
+    last one. The newest ``keep`` are kept; of every ``keep_every`` steps (0: none) the first one for good; and the ``keep_best`` of
+    the lowest held-out loss, where one is measured. metrics.jsonl gets a line every ``log_every`` steps. ``compile_cache`` is a
+    folder that keeps compiled programs for the next start (empty: JAX_COMPILATION_CACHE_DIR, or none). ``compile_ahead`` compiles
+    the step for all of ``data.buckets`` before the first step; else each is compiled when its first batch comes. ``sample`` holds
+    the model's own settings of sampling (conversation.served says where tasks have others).
     """
 
     name: str = "experiment"
@@ -406,7 +399,10 @@ class Experiment:
     seed: int = 0
     start: str = ""
     save_every: int = 1000
+    save_minutes: float = 0.0
     keep: int = 2
+    keep_every: int = 0
+    keep_best: int = 0
     log_every: int = 1
     compile_cache: str = ""
     compile_ahead: bool = False
@@ -417,11 +413,16 @@ class Experiment:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     pod: PodConfig = field(default_factory=PodConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self):
         for name in ("save_every", "keep", "log_every"):
             _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("save_minutes", "keep_every", "keep_best"):
+            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must be at least 0 (0: off)")
         _require(0 <= self.seed <= LARGEST, f"seed={self.seed}; it must be a whole number from 0 to {LARGEST}")
         _require(
             self.mesh.quant == "none" or sum(self.mesh.quant_skip) < self.model.layers,
@@ -462,6 +463,8 @@ def _apply(config, changes: dict[str, str], prefix: str):
             raise InputError(f"no field {prefix}{name}{hint}; the fields here are: {', '.join(known)}")
         old = getattr(config, name)
         if is_dataclass(old):
+            if (short := SHORT.get(type(old))) and None in group:
+                group = {short: group[None]} | {rest: value for rest, value in group.items() if rest is not None}
             if None in group:
                 raise InputError(f"{prefix}{name} is a group of fields; set one of them, as {prefix}{name}.x=...")
             values[name] = _apply(old, group, f"{prefix}{name}.")
@@ -490,6 +493,8 @@ def to_dict(config) -> dict:
     return dataclasses.asdict(config)
 
 
+SHORT = {ResumeConfig: "point"}
+"""Groups of fields that may be set as one value, and the field that it stands for."""
 RENAMED = {PodConfig: {"wait": "join_timeout", "patience": "stall_timeout", "silence": "heartbeat_timeout"}}
 """Fields as older checkpoints name them -> their names now."""
 ABSENT = {OptimConfig: {"loss_weight": "tokens"}}

@@ -53,6 +53,12 @@ class NotFiniteError(UserError, FloatingPointError):
     """Weights, logits or a loss that hold NaN or infinity."""
 
 
+def require(ok: bool, message: str) -> None:
+    """Raises InputError with ``message`` unless ``ok``."""
+    if not ok:
+        raise InputError(message)
+
+
 def cause_of(error: BaseException) -> str:
     """The kind of an error in a few words: its ``cause``, or its message without quoted texts, numbers and a prefix."""
     if cause := getattr(error, "cause", ""):

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from tokenizers import AddedToken, Encoding, Tokenizer
 
 from lumina_jax.errors import InputError, MissingFileError
+from lumina_jax.places import below, place
 
 BEGIN = "<s>"
 BEGIN_IMAGE = "<racm3:break>"
@@ -93,8 +93,10 @@ class Vocab:
 
         Raises MissingFileError naming the paths tried, InputError when the file is not a Chameleon-style tokenizer.
         """
-        path = Path(path)
-        candidates = [path] if path.is_file() else [path / folder / name for folder in FOLDERS for name in FILE_NAMES]
+        path = place(path)
+        candidates = (
+            [path] if path.is_file() else [below(path, f"{folder}/{name}") for folder in FOLDERS for name in FILE_NAMES]
+        )
         file = next((candidate for candidate in candidates if candidate.is_file()), None)
         if file is None:
             raise MissingFileError(
@@ -102,7 +104,7 @@ class Vocab:
                 "It is published as original_tokenizers/text_tokenizer.json of Alpha-VLLM/Chameleon_7B_mGPT on Hugging Face."
             )
         try:
-            tokenizer = Tokenizer.from_file(str(file))
+            tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
         except Exception as error:  # the tokenizers library raises bare Exception
             raise InputError(f"{file} is not a tokenizers JSON file: {error}") from error
         return cls(tokenizer, str(file), image_layout)

@@ -49,7 +49,9 @@ def commands(script: str, folder: Path | None = None) -> list[str]:
     with tempfile.TemporaryFile() as calls, tempfile.TemporaryDirectory() as empty:
         bash = ["bash", "-c", f"exec 3>&{calls.fileno()}\n{RECORDER}{script}"]
         pipes = dict(pass_fds=(calls.fileno(),), stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        result = subprocess.run(bash, cwd=folder or empty, env={**os.environ, "LC_ALL": "C"}, **pipes)
+        # The guides set BUCKET in another block than they use it in.
+        environment = {**os.environ, "LC_ALL": "C", "BUCKET": "MY_BUCKET"}
+        result = subprocess.run(bash, cwd=folder or empty, env=environment, **pipes)
         if result.returncode or result.stderr:
             raise ValueError(f"bash ends with code {result.returncode}: {result.stderr}")
         calls.seek(0)

@@ -9,6 +9,9 @@ import tempfile
 from importlib.metadata import version
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = (
+    "false"  # read by gcsfs once; else it asks Google what kind a bucket is
+)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Most laws hold of programs that LLVM left as they were, which takes half the time, and so does XLA's older way of writing fusions.
@@ -86,3 +89,25 @@ def compiled_anew():
     yield
     jax.config.update("jax_enable_compilation_cache", True)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="session")
+def gcs_server():
+    """A GcsServer that this process and those it starts take for Google's as long as they use ``gcs``."""
+    pytest.importorskip("gcsfs", reason="pip install -r lumina_jax/data/requirements-cloud.txt")
+    from gcs_server import GcsServer
+
+    with GcsServer() as server:
+        yield server
+
+
+@pytest.fixture
+def gcs(gcs_server, monkeypatch, tmp_path_factory):
+    """``gcs_server`` with an empty bucket "bucket" and no faults, in the environment of this process, and empty user's caches."""
+    gcs_server.clear()
+    gcs_server.buckets.make("bucket")
+    gcs_server.buckets.objects("bucket").clear()
+    caches = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("caches"))}
+    for name, value in (gcs_server.environment | caches).items():
+        monkeypatch.setenv(name, value)
+    return gcs_server

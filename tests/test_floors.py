@@ -10,7 +10,22 @@ import pytest
 from project_sources import REPO, imports, module_name, project_sources
 
 FLOORS = (
-    ("errors", "numbers", "text", "config", "released", "vocab", "batch", "storage", "progress"),
+    (
+        "errors",
+        "numbers",
+        "text",
+        "run_config",
+        "pod_config",
+        "config",
+        "history",
+        "released",
+        "vocab",
+        "batch",
+        "places",
+        "storage",
+        "progress",
+        "faults",
+    ),
     ("layout", "conversation", "sharding", "pictures"),
     ("model", "cluster", "pixels"),
     ("data", "train", "sample"),

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, MissingPackageError
 from lumina_jax.numbers import any_seed, dtype_name, pixel_size, real_number, seed_number, whole_number
 
 Value = TypeVar("Value")
@@ -24,7 +24,7 @@ def argument(parse: Callable[[str], Value]) -> Callable[[str], Value]:
     def parsed(text: str) -> Value:
         try:
             return parse(text)
-        except InputError as error:
+        except (InputError, MissingPackageError) as error:
             raise ArgumentTypeError(str(error)) from error
 
     return parsed
@@ -61,13 +61,50 @@ SHIPPED = "assets"
 """The folder of the repository whose files a command finds from any other folder."""
 
 
-def input_path(text: str) -> str:
-    """A file or folder to read: ``~`` is the user's home, and a path below assets/ that is not here is the repository's."""
+def check_address(address: str) -> bool:
+    """Whether ``address`` is a URL. Raises InputError for one that is none quite or of an unknown scheme, MissingPackageError."""
+    if ":" not in address:  # most are paths, and the clients of stores take long to import
+        return False
+    from lumina_jax.places import is_url, place
+
+    place(address)
+    return is_url(address)
+
+
+class InputPath(str):
+    """The address of a file or folder to read, as it was given; cli.checks looks for it before any work."""
+
+    @property
+    def parts(self) -> list[str]:
+        """The addresses in it."""
+        return [self]
+
+
+class InputPaths(InputPath):
+    """Several of them, with commas between."""
+
+    @property
+    def parts(self) -> list[str]:
+        return [part.strip() for part in self.split(",")]
+
+
+class OutputPath(str):
+    """The address of a folder to write, as it was given; cli.checks tries it before any work."""
+
+
+class OutputFile(OutputPath):
+    """The address of a file to write."""
+
+
+def input_path(text: str) -> InputPath:
+    """A file or folder to read, a path or a URL: ``~`` is the user's home, and a path below assets/ that is not here is the
+    repository's."""
+    argument(check_address)(text)
     path = Path(os.path.expanduser(text))
     shipped = REPOSITORY / path
     if path.parts[:1] == (SHIPPED,) and not path.exists() and shipped.exists():
-        return str(shipped)
-    return expand_home(text)
+        return InputPath(shipped)
+    return InputPath(expand_home(text))
 
 
 def expand_home(text: str) -> str:
@@ -75,30 +112,51 @@ def expand_home(text: str) -> str:
     return re.sub(r"(^|[:,@])(~[\w.-]*)(?=/|$)", lambda match: match[1] + os.path.expanduser(match[2]), text)
 
 
-def output_path(text: str) -> str:
-    """A folder that exists or can be made."""
+def input_paths(text: str) -> InputPaths:
+    """Folders to read, paths or URLs with commas between."""
+    paths = InputPaths(expand_home(text))
+    for part in paths.parts:
+        argument(check_address)(part)
+    return paths
+
+
+def output_path(text: str) -> OutputPath:
+    """A folder that exists or can be made, or a URL."""
     path = os.path.expanduser(text)
     argument(check_output)(path)
-    return path
+    return OutputPath(path)
 
 
-def output_file(text: str) -> str:
-    """A file in a folder that exists or can be made."""
+def output_file(text: str) -> OutputFile:
+    """A file in a folder that exists or can be made, or a URL."""
     path = os.path.expanduser(text)
     if os.path.isdir(path):
         raise ArgumentTypeError(f"{path} is a folder; give a file to write")
-    output_path(str(Path(path).parent))
-    return path
+    if not argument(check_address)(path):
+        output_path(str(Path(path).parent))
+    return OutputFile(path)
+
+
+def at(address: str, folder=None):
+    """The place (lumina_jax.places) at ``address``, as something in the place ``folder`` calls it if one is given."""
+    from lumina_jax.places import beside, place  # with the clients of stores, which --help does not wait for
+
+    return beside(folder, address) if folder is not None else place(address)
 
 
 def check_output(address: str) -> None:
-    """Raises InputError where no folder can have the name ``address``, a file stands in its way, or its parent is read-only."""
+    """Raises InputError where no folder can have the name ``address``, a file stands in its way, or its parent is read-only.
+
+    Of a URL it is only seen whether its scheme is known.
+    """
+    if check_address(address):
+        return
     path = Path(address).absolute()
     try:
         existing = next(folder for folder in (path, *path.parents) if folder.exists())
     except OSError as error:
         raise InputError(f"{address} cannot be a folder: {error.strerror}; give another") from error
-    if "://" not in address and not existing.is_dir():
+    if not existing.is_dir():
         raise InputError(f"{address} cannot be a folder, for {existing} is a file; give another")
-    if "://" not in address and not os.access(existing, os.W_OK):
+    if not os.access(existing, os.W_OK):
         raise InputError(f"{address} cannot be written: {existing} is read-only for this user; give another")

@@ -1,9 +1,9 @@
 """run.py convert: checkpoints imported, exported, inspected and compared."""
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
-from pathlib import Path
 
 from lumina_jax.cli.arguments import NOTHING, at_least, dtype, input_path, output_path, seed, target_size, tolerance
+from lumina_jax.cli.checks import check_output_space
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.models import image_layout_argument
 from lumina_jax.cli.processes import join, process_arguments
@@ -34,6 +34,8 @@ def add_convert(verbs: _SubParsersAction) -> None:
 
     inspector = actions.add_parser("inspect", help="what a folder holds, what is missing, and where to put it")
     inspector.add_argument("path", type=input_path, help="a checkpoint's folder, of any layout")
+    deep_help = "read every number and compare it with the checksums; exit code 1 where one changed"
+    inspector.add_argument("--deep", action="store_true", help=deep_help)
     inspector.set_defaults(run=_inspect, keeps=NOTHING)
 
     verifier = actions.add_parser("verify", help="whether two checkpoints are the same model; exit code 1 if not")
@@ -81,17 +83,19 @@ def _convert(options: Namespace) -> None:
     o = options
     from lumina_jax.progress import waiting
 
-    with join(options, PodConfig()):
+    with join(options, PodConfig(), "convert"):
         with waiting("loading the converter"):
             import jax
 
             from convert.convert import Target, convert
+        if options.distributed and jax.process_index() == 0:
+            check_output_space(options.target)
         rest = (o.zero_image_head, o.tokenizer, o.vq, o.target_size, o.image_layout or "")
         target = Target(o.layout, o.shards, o.dtype or "", o.bin, *rest)
         notes = convert(options.source, options.target, target)
         first = jax.process_index() == 0
     if first:
-        for line in (Path(options.target), *(f"note: {note}" for note in notes)):
+        for line in (options.target, *(f"note: {note}" for note in notes)):
             say(line)
 
 
@@ -102,6 +106,10 @@ def _inspect(options: Namespace) -> int:
         from convert.describe import describe
 
         report = describe(options.path)
+    if options.deep:
+        from convert.deep import verified
+
+        report = verified(report, options.path)
     print(report.text())
     return 1 if report.problems else 0
 

@@ -2,7 +2,17 @@
 
 from argparse import ArgumentParser, Namespace, _SubParsersAction
 
-from lumina_jax.cli.arguments import NOTHING, at_least, expand_home, input_path, output_file, output_path, seed
+from lumina_jax.cli.arguments import (
+    NOTHING,
+    at_least,
+    check_address,
+    expand_home,
+    input_path,
+    input_paths,
+    output_file,
+    output_path,
+    seed,
+)
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import load_experiment
 from lumina_jax.cli.results import command_of, results_folder
@@ -17,7 +27,7 @@ def add_data(verbs: _SubParsersAction) -> None:
 
     inspect = what.add_parser("inspect", help="counts, lengths, batches, mixture, and samples to read")
     inspect.add_argument(
-        "path", type=expand_home, help="a folder written by run.py pretokenize, or several with commas between"
+        "path", type=input_paths, help="a folder written by run.py pretokenize, or several with commas between"
     )
     inspect.add_argument("--config", help="a config: its buckets, mixture, tokenizer and VQ model")
     inspect.add_argument("changes", nargs="*", metavar="a.b=value", help="with --config: fields to change")
@@ -29,6 +39,8 @@ def add_data(verbs: _SubParsersAction) -> None:
     inspect.add_argument("--seed", type=seed, default=0, help="of the draw of samples")
     out_help = f"the HTML file (default: {SHEET}, else out/data-2.html ...)"
     inspect.add_argument("--out", type=output_file, help=out_help)
+    deep_help = "compare every byte of the tokens with its checksum; exit code 1 where a file is damaged"
+    inspect.add_argument("--deep", action="store_true", help=deep_help)
     inspect.set_defaults(run=_data_inspect, keeps=NOTHING)
 
     prepare = what.add_parser("prepare", help="write any source as a TFDS data set, to share it")
@@ -44,7 +56,7 @@ def add_data(verbs: _SubParsersAction) -> None:
     exported = export.add_mutually_exclusive_group(required=True)
     exported.add_argument("--source", type=expand_home, help="as for run.py pretokenize")
     tokens_help = "a folder written by run.py pretokenize, exported as token files of the original, OUT/record.json"
-    exported.add_argument("--tokens", type=expand_home, metavar="FOLDER", help=tokens_help)
+    exported.add_argument("--tokens", type=input_path, metavar="FOLDER", help=tokens_help)
     export.add_argument("--out", type=output_path, required=True, help="the folder; read it as OUT/records.jsonl")
     _streak_argument(export)
     export.set_defaults(run=_data_export, keeps=NOTHING)
@@ -55,7 +67,7 @@ def _streak_argument(parser: ArgumentParser) -> None:
     parser.add_argument("--max-consecutive-rejects", type=at_least(0), default=1000, metavar="N", help=limit)
 
 
-def _data_inspect(options: Namespace) -> None:
+def _data_inspect(options: Namespace) -> int:
     cfg = load_experiment(options.config, [*options.changes, f"data.path={options.path}"]) if options.config else None
     if options.changes and not cfg:
         raise InputError(f"{options.changes[0]} changes a config, but none is given; give it with --config")
@@ -69,6 +81,9 @@ def _data_inspect(options: Namespace) -> None:
         from lumina_jax.vocab import Vocab
 
         folders = [Shards(path.strip(), may_be_empty=True) for path in options.path.split(",")]
+    if options.deep and (damaged := _damaged_tokens(folders)):
+        print("\n".join(damaged))
+        return 1
     command = command_of(options)
     out = results_folder(options.out, SHEET, lambda file: claim(file.parent, [file.name], command))
     with waiting("counting"):
@@ -87,9 +102,34 @@ def _data_inspect(options: Namespace) -> None:
         html = sheet(folders, report, *opened, options.samples, options.seed)
     atomic_write_text(out, html)
     say(out)
+    return 0
+
+
+def _damaged_tokens(folders) -> list[str]:
+    """A line for each damaged file of tokens of the Shards ``folders``; says which are verified."""
+    from lumina_jax.data.shards import TOKEN_BYTES
+    from lumina_jax.data.verify import damaged_shards
+    from lumina_jax.progress import ProgressDisplay
+
+    damaged = []
+    for folder in folders:
+        if not folder.manifest.shard_crc32:
+            say(f"{folder.path} was written by an older version, without checksums; pretokenize it again to have them")
+            continue
+        size = TOKEN_BYTES * folder.manifest.tokens
+        with ProgressDisplay(f"verifying {folder.path}", size, unit="MB", unit_size=10**6) as progress:
+            found = damaged_shards(folder, progress.advance)
+        damaged += found
+        if not found:
+            say(f"{folder.path}: all {size:,} bytes of tokens are as they were written")
+    return damaged
 
 
 def _data_prepare(options: Namespace) -> None:
+    if check_address(options.out):
+        raise InputError(
+            f"--out {options.out}: TFDS writes its files on a disk; give a local folder and copy it from there"
+        )
     from lumina_jax.progress import waiting
 
     with waiting(f"loading {options.source}"):

@@ -5,8 +5,8 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
+from lumina_jax.cli.arguments import at
 from lumina_jax.cli.live import follow, save
 from lumina_jax.cli.results import claimed
 from lumina_jax.errors import InputError, UserError, interrupted, prefixed_errors, printable
@@ -30,7 +30,7 @@ a word @file.png or @"my file.png" is a picture, @@ an @; a line that begins wit
 an empty line ends"""
 
 
-def hold_dialog(model, builder, seed: int, settings, out: Path, size=None, history: str | None = None) -> int:
+def hold_dialog(model, builder, seed: int, settings, out, size=None, history: str | None = None) -> int:
     """A dialog until an empty line or the end of the input; ``size`` (width, height) in px is that of /paint, ``history`` a file
     whose last dialog goes on."""
     from lumina_jax.sample.transcript import TRANSCRIPT
@@ -53,7 +53,7 @@ def hold_dialog(model, builder, seed: int, settings, out: Path, size=None, histo
 class Session:
     """A dialog, and what a person may do with it: say something, or one of COMMANDS, which has a method of its name."""
 
-    def __init__(self, model, builder, seed: int, settings, out: Path, size: tuple[int, int] | None):
+    def __init__(self, model, builder, seed: int, settings, out, size: tuple[int, int] | None):
         from lumina_jax.sample.job import seed_key
         from lumina_jax.sample.live import Chat
         from lumina_jax.sample.prompt import FREE_FORM
@@ -112,18 +112,18 @@ class Session:
         from lumina_jax.sample.dialog import parse_dialog
         from lumina_jax.sample.files import read_lines
 
-        file = Path(os.path.expanduser(name))
+        file = at(os.path.expanduser(name))
         if not (lines := read_lines(file)):
             raise InputError(f"{file} holds no dialog; write one a line")
         with prefixed_errors(f"{file}, line {lines[-1].number}"):
             record = lines[-1].record()
             _, pictures, _ = parse_dialog(record)
             self._chat.begin(self._builder.dialog(record, file.parent))
-        self._transcript.begin(self._chat.dialog, [file.parent / picture for picture in pictures])
+        self._transcript.begin(self._chat.dialog, [at(picture, file.parent) for picture in pictures])
         _note(f"a dialog of {len(self._chat.dialog.turns)} turns goes on")
 
     def save(self, name: str) -> None:
-        self._transcript.save(Path(os.path.expanduser(name)))
+        self._transcript.save(at(os.path.expanduser(name)))
         print(printable(name), flush=True)
 
     def help(self) -> None:

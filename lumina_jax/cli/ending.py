@@ -5,15 +5,18 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-from lumina_jax.errors import printable
+from lumina_jax.errors import UserError, printable
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
 """Exit codes: 128 and the number of the signal."""
+RESTART = 75
+"""The exit code of an error against which a restart may help: that of lumina_jax/faults.py, which --help does not wait for."""
 PATIENCE = 5.0
 """Seconds after which SIGTERM ends a process that is busy in compiled code and cannot unwind."""
 
@@ -106,9 +109,13 @@ def _end_at_once(line: str, code: int) -> NoReturn:
 
 def interrupt_of(error: BaseException, raised: list[KeyboardInterrupt]) -> KeyboardInterrupt | None:
     """The Ctrl-C or SIGTERM that led to ``error``: itself, its cause, or the first of those that :func:`signals` raised."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
+    seen: list[BaseException] = []  # what two threads raise again can lead back to itself
+    while error is not None and not any(error is other for other in seen):
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        seen.append(error)
         error = error.__cause__ or error.__context__
-    return error or (raised[0] if raised else None)
+    return raised[0] if raised else None
 
 
 def refusal_of(error: BaseException) -> str:
@@ -117,6 +124,25 @@ def refusal_of(error: BaseException) -> str:
         name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         return f"{name}{error.strerror}; {REFUSALS[error.errno]}"
     return ""
+
+
+def tell_error(program: str, error: BaseException) -> int | None:
+    """Prints what ``error`` says and returns the exit code, 2 or 75 (lumina_jax/faults.py); None for a bug, which says nothing.
+
+    A failed device has its traceback too.
+    """
+    from lumina_jax.faults import exit_code, is_device_failure, restart_advice
+
+    code = exit_code(error)
+    message = str(error) if isinstance(error, UserError) else refusal_of(error)
+    if code == RESTART:
+        if is_device_failure(error):
+            traceback.print_exception(error)
+        message = f"{message or type(error).__name__ + ': ' + str(error)}; {restart_advice(error)}"
+    if not message:
+        return None
+    print(f"{program}: {printable(message)}", file=sys.stderr)
+    return code
 
 
 def tell_interrupt(program: str, interrupt: KeyboardInterrupt, keeps: str = "") -> int:
@@ -155,7 +181,7 @@ def leave(main: Callable[[], int]) -> NoReturn:
         try:
             code = main()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            at_once = code in (INTERRUPTED, TERMINATED)
+            at_once = code in (INTERRUPTED, TERMINATED, RESTART)
         except SystemExit as end:
             code, at_once = end.code, False
         print(end="", flush=True)

@@ -3,10 +3,10 @@
 import json
 import sys
 from argparse import Namespace, _SubParsersAction
-from pathlib import Path
 
-from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, seed, size
+from lumina_jax.cli.arguments import NOTHING, at, at_least, input_path, output_path, seed, size
 from lumina_jax.cli.ending import say
+from lumina_jax.cli.live import save
 from lumina_jax.cli.models import (
     load_for_sampling,
     make_prompt_builder,
@@ -111,8 +111,8 @@ def _refine(options: Namespace) -> None:
         from lumina_jax.sample.picture import grid
         from lumina_jax.storage import claim
 
-    images = {file: open_image(Path(file)) for file in options.images}
-    names = [f"{Path(file).stem}{end}.png" for file in images for end in ("", "-compared")]
+    images = {file: open_image(at(file)) for file in options.images}
+    names = [f"{at(file).stem}{end}.png" for file in images for end in ("", "-compared")]
     if twice := [name for name in names if names.count(name) > 1]:
         raise InputError(
             f"two of the pictures would become {twice[0]}; refine them in two commands, each with its own --out"
@@ -130,11 +130,12 @@ def _refine(options: Namespace) -> None:
             with waiting(f"refining {file}, the first one with compilation"):
                 refined = refine(model, builder, image, cfg, seed_key(options.seed))
             results[file] = table = refined.table()
-            refined.refined.save(out / f"{Path(file).stem}.png")
+            stem = at(file).stem
+            save(refined.refined, out / f"{stem}.png")
             scores = (f"{name} {row['psnr_db']:.1f} dB, SSIM {row['ssim']:.3f}" for name, row in table.items())
             pictures = [refined.original, refined.decoded, refined.refined]
-            grid(pictures, columns=3, captions=["original", *scores]).save(out / f"{Path(file).stem}-compared.png")
-            say(out / f"{Path(file).stem}-compared.png")
+            save(grid(pictures, columns=3, captions=["original", *scores]), out / f"{stem}-compared.png")
+            say(out / f"{stem}-compared.png")
     print(json.dumps(results, indent=2))
 
 
@@ -153,9 +154,15 @@ def _evaluate(options: Namespace) -> None:
             raise InputError(
                 f"{option} goes with {owner}" + ("; canvases of --toy and --tasks: --sizes" * (option == "--size"))
             )
+    from lumina_jax.progress import waiting
     from lumina_jax.storage import claim
 
     target = target_size_for(options, "--attention without --size" if options.attention and not options.size else "")
+    if options.data:
+        with waiting(f"loading {options.data}"):
+            from lumina_jax.data.shards import Shards
+
+            Shards(options.data)
     if options.pictures:
         from lumina_jax.evaluate.reconstruction import picture_files
 
@@ -179,7 +186,6 @@ def _evaluate(options: Namespace) -> None:
     if options.pictures:
         results["reconstruction"] = _evaluate_pictures(options, vq, lpips)
     if options.toy:
-        from lumina_jax.progress import waiting
         from lumina_jax.toyworld.tasks import score_table
 
         settings = settings_of(experiment)
@@ -213,9 +219,8 @@ def _evaluate_pictures(options: Namespace, vq, lpips) -> dict:
             meter.advance(1)
     table = reconstruction_table(numbers)
     note = f"mean of {count} pictures: {numbers_in_words(table['mean'])}"
-    draw_tables("Pictures through the image tokenizer", note, [comparison(shown)]).save(
-        options.out / "reconstruction.png"
-    )
+    sheet = draw_tables("Pictures through the image tokenizer", note, [comparison(shown)])
+    save(sheet, options.out / "reconstruction.png")
     atomic_write_text(options.out / "reconstruction.json", json.dumps(table, indent=2) + "\n")
     say(options.out / "reconstruction.png")
     return table
@@ -251,6 +256,6 @@ def _evaluate_attention(options: Namespace, model, vocab, vq, experiment, target
         )
     attention = attention_map(model, prompt.ids, answer, vocab)
     file = options.out / "attention.png"
-    drawing(attention, painted[0]).save(file)
+    save(drawing(attention, painted[0]), file)
     say(file)
     return attention.table()

@@ -5,14 +5,14 @@ import os
 import runpy
 import textwrap
 import traceback
-from argparse import Action, ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from lumina_jax.cli.arguments import REPOSITORY, expand_home, input_path
-from lumina_jax.errors import InputError, MissingFileError, UserError
+from lumina_jax.cli.arguments import REPOSITORY, check_address, expand_home, input_path
+from lumina_jax.errors import InputError, MissingFileError, UserError, prefixed_errors
 
-INPUTS = ("start", "data.tokenizer", "vq.path")
+INPUTS = ("start", "data.tokenizer", "vq.path", "watch.held_out", "watch.prompts")
 """The fields of an experiment that name a file or folder to read, which may lie in the repository."""
 PATHS = (*INPUTS, "out", "compile_cache", "data.path")
 """All fields that name a file or folder."""
@@ -76,6 +76,10 @@ def load_experiment(address: str, changes: list[str]):
     """
     from lumina_jax.config import Experiment, override
 
+    if ":/" in address and check_address(address):
+        raise InputError(
+            f"{address}: a config is a program, which is read from this machine alone; copy it to a local file"
+        )
     path, name = (address, "") if Path(address).is_file() else address.partition(":")[::2]
     file = _config_file(path)
     try:
@@ -100,7 +104,10 @@ def _with_paths(cfg):
     for name in PATHS:
         group, _, field = name.rpartition(".")
         value = getattr(getattr(cfg, group) if group else cfg, field)
-        path = input_path(value) if name in INPUTS else expand_home(value)
+        with prefixed_errors(name, UserError, ArgumentTypeError):
+            path = input_path(value) if name in INPUTS else expand_home(value)
+            for part in path.split(",") if name == "data.path" else [path]:
+                check_address(part.strip())
         changes += [f"{name}={path}"] if path != value else []
     return override(cfg, changes)
 

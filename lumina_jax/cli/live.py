@@ -1,7 +1,6 @@
 """run.py sample --live: an answer shown while it grows."""
 
 import sys
-from pathlib import Path
 
 from lumina_jax.errors import InputError, printable
 
@@ -11,7 +10,7 @@ COMPILING = 20
 """About how many seconds a program takes to compile."""
 
 
-def show_live(model, builder, job, out: Path) -> int:
+def show_live(model, builder, job, out) -> int:
     """Shows one answer while it grows: text on stdout, each picture in live.png until it is complete."""
     if len(job.items) != 1:
         raise InputError(f"--live shows one answer, not {len(job.items)}; give one prompt")
@@ -28,7 +27,7 @@ def show_live(model, builder, job, out: Path) -> int:
     return 0
 
 
-def follow(events, out: Path, stem: str) -> list[Path]:
+def follow(events, out, stem: str):
     """Prints the text, and keeps the newest preview of each picture in live.png, the complete picture in STEM-K.png.
 
     Returns the files of the complete pictures, in order.
@@ -55,7 +54,7 @@ def follow(events, out: Path, stem: str) -> list[Path]:
     return files
 
 
-def save(picture, file: Path, new: bool = False) -> None:
+def save(picture, file, new: bool = False) -> None:
     """Writes a picture as PNG; with ``new`` a file that is there stays, and ExistingFileError is raised."""
     from lumina_jax.storage import atomic_write
 

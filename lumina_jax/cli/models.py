@@ -4,9 +4,8 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from lumina_jax.cli.arguments import REPOSITORY, at_least, dtype, input_path, target_size
+from lumina_jax.cli.arguments import REPOSITORY, at, at_least, dtype, input_path, target_size
 from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.errors import InputError, MissingFileError, printable
 
@@ -217,7 +216,7 @@ def open_model(options: Namespace):
     """The checkpoint of --model; its headers are read. Raises UserErrors naming what is missing or damaged."""
     from convert.convert import open_source
 
-    folder = Path(options.model)
+    folder = at(options.model)
     if not folder.is_dir():
         raise MissingFileError(f"--model {folder}: no such folder; give a run's folder or a checkpoint of any layout")
     return open_source(folder)

@@ -3,7 +3,8 @@
 import json
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 
-from lumina_jax.cli.arguments import at_least, check_output, expand_home, input_path, seed
+from lumina_jax.cli.arguments import OutputFile, at, at_least, check_output, expand_home, input_path, seed
+from lumina_jax.cli.checks import check_field
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import config_arguments, load_experiment
 from lumina_jax.cli.processes import worker
@@ -55,6 +56,9 @@ def _pretokenize(options: Namespace) -> None:
     cfg = load_experiment(options.config, options.changes)
     if not cfg.data.path or len(cfg.data.paths) > 1:
         raise InputError(f"data.path={cfg.data.path!r}; give the one folder to write the tokens to: data.path=FOLDER")
+    check_field("data.path", cfg.data.path, write=True)
+    for name, address in (("vq.path", OutputFile(cfg.vq.path)), ("data.tokenizer", cfg.data.tokenizer)):
+        check_field(name, address, write=options.fit)
     from functools import partial
     from shlex import split
 
@@ -161,7 +165,7 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
     if cfg.vq.kind != "patch" or not cfg.vq.path or not cfg.data.tokenizer:
         raise InputError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
     for file in (cfg.vq.path, f"{cfg.data.tokenizer}/tokenizer.json"):
-        check_output(file.rpartition("/")[0] or ".")
+        check_output(str(at(file).parent))
     if options.base and not options.source.startswith("omni"):
         raise InputError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")
     from convert import load_image_tokenizer

@@ -10,7 +10,10 @@ from lumina_jax.numbers import whole_number
 def process_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--distributed", action="store_true", help="join the other processes; enough on Cloud TPU")
     parser.add_argument(
-        "--coordinator", metavar="HOST:PORT", help="elsewhere: the address of process 0 (default: the cluster's)"
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="elsewhere: the address of process 0; with pod.elastic those of each slice's first process, with commas (default: the "
+        "cluster's)",
     )
     parser.add_argument(
         "--processes", type=at_least(1), metavar="N", help="elsewhere: how many there are (default: the cluster's)"
@@ -23,8 +26,11 @@ def process_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def join(options: Namespace, limits):
-    """A context manager whose value is the run's Group: all processes with --distributed, else this one alone."""
+def join(options: Namespace, limits, run: str, slice_counts=()):
+    """A context manager whose value is the run's Group: all processes with --distributed, else this one alone.
+
+    ``run`` and ``slice_counts`` are as in cluster.processes.ProcessGroup.
+    """
     address = (options.coordinator, options.processes, options.process)
     if not options.distributed and address != (None, None, None):
         raise InputError("--coordinator, --processes and --process go with --distributed")
@@ -33,14 +39,16 @@ def join(options: Namespace, limits):
     from lumina_jax.progress import waiting
 
     with waiting("loading JAX"):
-        from lumina_jax.cluster import processes
-    return processes.join(limits, *address) if options.distributed else nullcontext(processes.SingleProcess())
+        from lumina_jax.cluster import joining, processes
+    if not options.distributed:
+        return nullcontext(processes.SingleProcess(limits))
+    return joining.join(limits, *address, run, slice_counts)
 
 
 def worker(text: str) -> tuple[int, int]:
     """The value of --worker: "I/N", or "auto" for what the cluster's environment says -> (I, N)."""
     if text == "auto":
-        from lumina_jax.cluster.processes import find_address
+        from lumina_jax.cluster.address import find_address
         from lumina_jax.config import PodConfig
 
         try:

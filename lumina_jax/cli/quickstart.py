@@ -3,7 +3,8 @@
 from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 from pathlib import Path
 
-from lumina_jax.cli.arguments import NOTHING, output_path
+from lumina_jax.cli.arguments import NOTHING, at, check_address, output_path
+from lumina_jax.cli.checks import check_field
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import REPOSITORY, config_arguments, load_experiment
 from lumina_jax.cli.models import load_for_sampling, model_arguments
@@ -48,6 +49,8 @@ def _minutes(text: str) -> float:
 
 
 def _quickstart(options: Namespace) -> None:
+    if check_address(options.out):
+        raise InputError(f"--out {options.out}: it trains for minutes on this machine's disk; give a local folder")
     from lumina_jax.progress import waiting
 
     with waiting("loading JAX"):
@@ -63,12 +66,16 @@ def _quickstart(options: Namespace) -> None:
 
 def _grow(options: Namespace) -> None:
     cfg = load_experiment(options.config, options.changes)
-    if cfg.start and (checkpoints := Path(cfg.start, "checkpoints")).exists():
+    if cfg.start:
+        check_field("start", cfg.start, write=True)
+    check_field("data.tokenizer", cfg.data.tokenizer)
+    if cfg.start and (checkpoints := at(cfg.start) / "checkpoints").exists():
         raise ExistingFileError(
             f"{checkpoints} exists already; give another start=FOLDER for the grown weights, or delete it"
         )
     from lumina_jax.train.grow_vocabulary import write_start_checkpoint
     from lumina_jax.vocab import Vocab
 
+    new = Vocab.load(cfg.data.tokenizer)
     model, old, _, _ = load_for_sampling(options)
-    say(write_start_checkpoint(model, old, Vocab.load(cfg.data.tokenizer), cfg))
+    say(write_start_checkpoint(model, old, new, cfg))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lumina_jax.cli.arguments import at
 from lumina_jax.errors import ExistingFileError
 
 NOT_OF_THE_COMMAND = ("run", "keeps", "out")
@@ -17,7 +18,7 @@ def command_of(options: Namespace) -> str:
     return json.dumps({name: value for name, value in vars(options).items() if name not in NOT_OF_THE_COMMAND})
 
 
-def results_folder(given: str | None, default: str, check_free: Callable[[Path], None], resume: bool = False) -> Path:
+def results_folder(given: str | None, default: str, check_free: Callable, resume: bool = False):
     """The folder or file ``given``, else ``default``, ``default``-2, ``default``-3 ...: the first that holds no results, or with
     ``resume`` the last that exists.
 
@@ -25,8 +26,8 @@ def results_folder(given: str | None, default: str, check_free: Callable[[Path],
     """
     if given is not None:
         if not resume:
-            check_free(Path(given))
-        return Path(given)
+            check_free(at(given))
+        return at(given)
     folder = Path(default)
     for number in itertools.count(2):
         following = Path(default).with_stem(f"{Path(default).stem}-{number}")
@@ -42,14 +43,17 @@ def results_folder(given: str | None, default: str, check_free: Callable[[Path],
 
 
 @contextmanager
-def claimed(file: Path) -> Iterator[None]:
+def claimed(file) -> Iterator[None]:
     """Makes ``file``, so that no other run takes its folder; it is removed again if nothing was written into it.
 
     Raises ExistingFileError when another run has made it.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        file.touch(exist_ok=False)
+        if isinstance(file, Path):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch(exist_ok=False)
+        else:
+            file.fs.pipe_file(file.path, b"", mode="create")
     except FileExistsError as error:
         raise ExistingFileError(f"{file}: another run has begun to write it; give another --out") from error
     try:

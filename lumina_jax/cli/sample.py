@@ -2,10 +2,10 @@
 
 import sys
 from argparse import Namespace, _SubParsersAction
-from pathlib import Path
+from contextlib import suppress
 from shlex import quote
 
-from lumina_jax.cli.arguments import NOTHING, at_least, input_path, output_path, sampling_seed, size
+from lumina_jax.cli.arguments import NOTHING, at, at_least, input_path, output_path, sampling_seed, size
 from lumina_jax.cli.dialog import hold_dialog
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.live import COMPILING, LACKING, show_live
@@ -116,13 +116,13 @@ def _sample(options: Namespace) -> int:
         from lumina_jax.sample.files import open_image, read_lines
         from lumina_jax.sample.job import check_free
 
-    lines = read_lines(Path(options.prompts)) if options.prompts else []
+    lines = read_lines(at(options.prompts)) if options.prompts else []
     if options.prompts and not lines:
         raise InputError(f"{options.prompts} holds no prompt; write one a line")
     if not (lines or options.prompt or options.image or options.chat):
         raise InputError("no prompts; give --prompt TEXT (again for more), --prompts FILE, or --task NAME --image FILE")
     _check(options)
-    images = [open_image(Path(file)) for file in options.image]
+    images = [open_image(at(file)) for file in options.image]
     share = worker(options.worker) if options.worker else (0, 1)
     out = results_folder(options.out, OUT, lambda folder: check_free(folder, share), options.resume)
     target = target_size_for(options, _needs_sizes(options, lines), needed=not options.chat)
@@ -159,7 +159,7 @@ def _check(options: Namespace) -> None:
     if options.history and not options.chat:
         raise InputError("--history goes with --chat; without it a dialog is a line of --prompts FILE.jsonl")
     if options.history:
-        read_lines(Path(options.history))
+        read_lines(at(options.history))
     if options.image and painting:
         raise InputError("--image goes with --task or --raw; run.py sample --task depth --image FILE")
     if options.resume and (options.live or options.chat):
@@ -198,12 +198,12 @@ def _prompts(builder, options: Namespace, images: list, lines: list, settings) -
         prompts = [builder.task(task, text, images, settings(task)) for text in options.prompt]
     else:
         prompts = [builder.task(task, "", [image], settings(task)) for image in images]
-    rejects, folder = [], Path(options.prompts or ".").parent
+    rejects, folder = [], at(options.prompts or ".").parent
     for line in lines:
         prompt = read_record(lambda line=line: builder.from_record(line.record(), folder, settings))
         if isinstance(prompt, Reject):
-            place = {"index": len(prompts), "line": line.number}
-            rejects.append(place | {"reason": prompt.reason, "cause": prompt.cause})
+            entry = {"index": len(prompts), "line": line.number}
+            rejects.append(entry | {"reason": prompt.reason, "cause": prompt.cause})
             prompt = None
         prompts.append(prompt)
     if rejects and (options.live or not any(prompts)):
@@ -215,7 +215,7 @@ def _prompts(builder, options: Namespace, images: list, lines: list, settings) -
     return tuple(prompts), rejects
 
 
-def _paint(model, builder, options: Namespace, prompts: tuple, rejects: list[dict], share, out: Path, used: str) -> int:
+def _paint(model, builder, options: Namespace, prompts: tuple, rejects: list[dict], share, out, used: str) -> int:
     """Answers ``prompts`` into ``out`` and says the settings ``used``; returns the exit code."""
     from contextlib import nullcontext
 
@@ -238,7 +238,7 @@ def _paint(model, builder, options: Namespace, prompts: tuple, rejects: list[dic
     return LACKING if _tell_rejects(rejects, prompts, out) + _tell_lacking(job, answers) else 0
 
 
-def _answer(model, builder, job, out: Path, answers: list, used: str) -> None:
+def _answer(model, builder, job, out, answers: list, used: str) -> None:
     """Adds the answers that are missing to ``answers``, and prints them after the settings ``used``."""
     from lumina_jax.progress import ProgressDisplay, waiting
     from lumina_jax.sample.job import paint
@@ -280,7 +280,7 @@ def _warn(builder, prompts: tuple) -> None:
         )
 
 
-def _write_rejects(rejects: list[dict], out: Path) -> None:
+def _write_rejects(rejects: list[dict], out) -> None:
     """Writes ``rejects`` into ``out``, or removes an earlier run's list when there are none."""
     import json
 
@@ -289,10 +289,11 @@ def _write_rejects(rejects: list[dict], out: Path) -> None:
     if rejects:
         atomic_write_text(out / REJECTS, "".join(json.dumps(reject) + "\n" for reject in rejects))
     else:
-        (out / REJECTS).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            (out / REJECTS).unlink()
 
 
-def _tell_rejects(rejects: list[dict], prompts: tuple, out: Path) -> bool:
+def _tell_rejects(rejects: list[dict], prompts: tuple, out) -> bool:
     """Sums the rejected prompts up by cause, with an example each; whether there are any."""
     if rejects:
         print(

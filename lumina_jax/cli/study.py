@@ -3,9 +3,8 @@
 import json
 import sys
 from argparse import ArgumentParser, Namespace, _SubParsersAction
-from pathlib import Path
 
-from lumina_jax.cli.arguments import at_least, input_path, number, output_path, sampling_seed, several, size
+from lumina_jax.cli.arguments import at, at_least, input_path, number, output_path, sampling_seed, several, size
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.models import (
     load_for_sampling,
@@ -167,7 +166,7 @@ def _painted(options: Namespace, cfgs_of, copies: int = 1):
     from lumina_jax.sample.files import read_lines
     from lumina_jax.storage import claim, held
 
-    lines = read_lines(Path(options.prompts)) if options.prompts else []
+    lines = read_lines(at(options.prompts)) if options.prompts else []
     if not (lines or options.prompt):
         raise InputError("no prompts; give --prompt TEXT (again for more) or --prompts FILE")
     cfgs_of(asked_settings(options, SampleConfig())("generate"))
@@ -203,7 +202,7 @@ def _prompts(options: Namespace, builder, lines: list, cfg) -> list:
             record = line.record()
             if options.size and record.get("size") is None:
                 record["size"] = "{}x{}".format(*options.size)
-            prompt = builder.from_record(record, Path(options.prompts).parent, lambda task: cfg)
+            prompt = builder.from_record(record, at(options.prompts).parent, lambda task: cfg)
             if prompt.task != "generate":
                 raise InputError(
                     f"the task {prompt.task!r}; a study paints prompts of words, so leave task and pictures out"
@@ -212,7 +211,7 @@ def _prompts(options: Namespace, builder, lines: list, cfg) -> list:
     return prompts
 
 
-def _write(result, out: Path, title: str, note: str, tables: list, numbers: dict) -> None:
+def _write(result, out, title: str, note: str, tables: list, numbers: dict) -> None:
     """Writes sheet, page and study.json into ``out`` and prints the numbers."""
     from lumina_jax.pictures.picture_table import draw_tables, tables_page
     from lumina_jax.storage import atomic_write, atomic_write_text

@@ -5,7 +5,8 @@ from argparse import Namespace, _SubParsersAction
 from pathlib import Path
 from shlex import quote
 
-from lumina_jax.cli.arguments import at_least, output_path
+from lumina_jax.cli.arguments import at, at_least, output_path
+from lumina_jax.cli.checks import check_run
 from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import config_arguments, load_experiment
@@ -45,16 +46,19 @@ def add_compile(verbs: _SubParsersAction) -> None:
 
 
 def _train(options: Namespace) -> None:
+    from lumina_jax.cluster.slices import on_slices, slice_counts
+
     cfg = load_experiment(options.config, options.changes)
     keeps = f"finished checkpoints in {cfg.out} are kept; the same command goes on from the newest"
-    with interrupted(keeps), join(options, cfg.pod) as group:
-        _train_in(group, cfg, options.config)
+    with interrupted(keeps), join(options, cfg.pod, cfg.name, slice_counts(cfg)) as group:
+        _train_in(group, on_slices(cfg, group.present or cfg.pod.slices), options.config)
 
 
 def _train_in(group, cfg, config: str) -> None:
     """Trains as one process of the Group ``group``."""
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
-        if not value or not Path(value).exists():
+        # What a store lacks is named where it is read, and nothing is asked of it by every host.
+        if not value or (isinstance(at(value), Path) and not Path(value).exists()):
             raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {quote(config)}")
     from lumina_jax.progress import waiting
 
@@ -63,38 +67,67 @@ def _train_in(group, cfg, config: str) -> None:
 
         from lumina_jax.cluster.consistency import check_consistency
         from lumina_jax.config import to_dict
-        from lumina_jax.data.pipeline import batches
+        from lumina_jax.data.pipeline import batches, fingerprints_of, record_names
         from lumina_jax.data.shards import Shards
+        from lumina_jax.data.token_files import StoreReading
+        from lumina_jax.data.verify import TokenCheck
         from lumina_jax.sharding import data_share, make_mesh
         from lumina_jax.train.loop import train
         from lumina_jax.vocab import Vocab
 
     say_compiler_options()
+    if jax.process_index() == 0:
+        check_run(cfg)
     if cfg.compile_cache:
         jax.config.update("jax_compilation_cache_dir", cfg.compile_cache)
     with waiting(f"loading {cfg.data.path}"):
         vocab = Vocab.load(cfg.data.tokenizer)
         vocab.check_fits(cfg.model.vocab)
-        manifests = {path: Shards(path).manifest for path in cfg.data.paths}
+        first, reading = jax.process_index() == 0, StoreReading.of(cfg.data)
+        folders = {path: Shards(path, reading=reading, check=first) for path in cfg.data.paths}
+        manifests = {path: folder.manifest for path, folder in folders.items()}
         _check_vq(cfg, vocab, manifests)
     contents = {"tokenizer": vocab.fingerprint, "manifests": [to_dict(manifest) for manifest in manifests.values()]}
     check_consistency(cfg, group, contents)
 
-    host, hosts = data_share(make_mesh(cfg.mesh), jax.process_index())
+    mesh = make_mesh(cfg.mesh)
+    host, hosts = data_share(mesh, jax.process_index())
+    group.doing("verifying the tokens")
+    check = TokenCheck([*folders.values()], cfg.data.verify_mb, jax.process_index(), jax.process_count())
+    with waiting("verifying the tokens"):
+        check.before()
 
-    def host_batches(start: int):
-        return batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps, host, hosts)
+    def host_batches(span):
+        limits = (span.start, span.stop, host, hosts, span.stages)
+        return check.during(batches(cfg.data.path, cfg.data, vocab, cfg.seed, *limits))
 
-    train(cfg, host_batches, group=group)
+    train(
+        cfg,
+        host_batches,
+        group=group,
+        folders=fingerprints_of([*folders.values()]),
+        record_names=lambda span: record_names(cfg.data, cfg.seed, span),
+        watchers=_watchers(cfg, vocab, mesh),
+    )
     if jax.process_index() == 0:
         say(f"{cfg.name}: {cfg.optim.steps} steps done; weights and metrics in {cfg.out}")
+
+
+def _watchers(cfg, vocab, mesh) -> list:
+    """What cfg.watch asks for; without it nothing of sampling is imported."""
+    if not (cfg.watch.held_out_every or cfg.watch.sheet_every):
+        return []
+    from convert import load_image_tokenizer
+    from lumina_jax.evaluate.while_training import watchers
+
+    return watchers(cfg, vocab, mesh, load_image_tokenizer)
 
 
 def _check_vq(cfg, vocab, manifests) -> None:
     """Raises InputError when the image tokens were made by another VQ model than that of vq.path."""
     if not cfg.vq.path or not any(manifest.crops for manifest in manifests.values()):
         return
-    if not Path(cfg.vq.path).exists():
+    if not at(cfg.vq.path).exists():
         say(f"vq.path={cfg.vq.path} is not there, so it is not checked that it made the image tokens")
         return
     from convert import load_image_tokenizer

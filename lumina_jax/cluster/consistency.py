@@ -11,8 +11,10 @@ from pathlib import Path
 
 import jax
 
+from lumina_jax.cluster.agreement import text_from_first
 from lumina_jax.cluster.processes import Group
 from lumina_jax.config import Experiment, to_dict
+from lumina_jax.places import Place, is_url
 from lumina_jax.storage import storage_errors
 
 MARKER = ".shared-"
@@ -20,17 +22,26 @@ MARKER = ".shared-"
 PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 COMPILER_VARIABLES = ("LIBTPU_INIT_ARGS", "XLA_FLAGS")
 """Environment variables that change what is compiled."""
-HOST_FIELDS = ("data.path", "data.tokenizer", "vq.path", "compile_cache")
+HOST_FIELDS = (
+    "data.path",
+    "data.cache",
+    "data.tokenizer",
+    "vq.path",
+    "watch.held_out",
+    "watch.prompts",
+    "compile_cache",
+)
 """Config fields that may differ between hosts: paths of files that are compared by content, or that change no result."""
 
 
 def check_consistency(cfg: Experiment, group: Group, values: Mapping[str, object]) -> None:
     """Ends the run when processes differ in ``values`` or :func:`run_values`, naming process, field and both values.
 
-    Then checks that ``cfg.out`` is one folder for all of them.
+    Then checks that ``cfg.out`` is one folder for all of them, which a URL is by itself.
     """
     group.barrier("comparing the processes", cfg.pod.join_timeout, run_values(cfg) | _flatten(values))
-    check_shared_folder(Path(cfg.out), group, cfg.pod.join_timeout)
+    if not is_url(cfg.out):
+        check_shared_folder(Path(cfg.out), group, cfg.pod.join_timeout)
 
 
 def run_values(cfg: Experiment) -> dict[str, str]:
@@ -41,26 +52,31 @@ def run_values(cfg: Experiment) -> dict[str, str]:
     return values | {name: value for name, value in _flatten(to_dict(cfg)).items() if name not in HOST_FIELDS}
 
 
-def check_shared_folder(folder: Path, group: Group, timeout: float) -> None:
+def check_shared_folder(folder: Place, group: Group, timeout: float) -> None:
     """Ends the run when a process does not see the ``folder`` of process 0: all write their shards of a checkpoint there.
 
     Raises StorageError when process 0 cannot write to ``folder``.
     """
-    first = jax.process_index() == 0
-    if first:
-        with storage_errors(f"out={folder}"):
-            folder.mkdir(parents=True, exist_ok=True)
-            _remove_markers(folder)
-            # A new name each time: a mounted bucket may serve an old listing, or old content, of a known name for a while.
-            (folder / f"{MARKER}{secrets.token_hex(4)}").touch()
-    group.barrier(f"writing to {folder}", timeout)
-    markers = " ".join(sorted(path.name for path in folder.glob(f"{MARKER}*"))) or "empty"
-    group.barrier(f"looking into {folder}", timeout, {f"out={folder}, which all hosts must share,": markers})
-    if first:
+    marker = folder / text_from_first(lambda: _new_marker(folder))
+    # By its name: no host but the first lists the folder.
+    there = marker.name if marker.exists() else "without that file"
+    group.barrier(f"looking into {folder}", timeout, {f"out={folder}, which all hosts must share,": there})
+    if jax.process_index() == 0:
         _remove_markers(folder)
 
 
-def _remove_markers(folder: Path) -> None:
+def _new_marker(folder: Place) -> str:
+    """The name of a new file in ``folder``, which is made."""
+    with storage_errors(f"out={folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_markers(folder)
+        # A new name each time: a mounted bucket may serve an old listing, or old content, of a known name for a while.
+        name = f"{MARKER}{secrets.token_hex(4)}"
+        (folder / name).touch()
+    return name
+
+
+def _remove_markers(folder: Place) -> None:
     for path in folder.glob(f"{MARKER}*"):
         path.unlink()
 

@@ -6,70 +6,21 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
 
-import jax
-
-from lumina_jax.cluster.coordinator import HEARTBEAT_SECONDS, Connection, Coordinator
-from lumina_jax.cluster.membership import EXIT_RESTART, GRACE_SECONDS, Message
+from lumina_jax.cluster.address import Address
+from lumina_jax.cluster.connection import Connection, patient, proof, run_token
+from lumina_jax.cluster.coordinator import Coordinator, heartbeat_seconds
+from lumina_jax.cluster.membership import GRACE_SECONDS, Message
+from lumina_jax.cluster.pace import Pace, slowest
+from lumina_jax.cluster.single_process import CURES, SingleProcess, say_at_once
+from lumina_jax.cluster.slices import check_slices
 from lumina_jax.config import PodConfig
-from lumina_jax.errors import InputError
+from lumina_jax.faults import EXIT_ERROR, EXIT_RESTART, exit_code, is_device_failure, note_progress
 
-
-class SingleProcess:
-    """A run of one process, with the methods of :class:`ProcessGroup`; there is no other process to wait for or to inform."""
-
-    def doing(self, activity: str) -> None:
-        """Does nothing."""
-
-    def barrier(self, name: str, timeout: float, values: Mapping[str, str] | None = None) -> None:
-        """Does nothing."""
-
-    @contextmanager
-    def guard(self) -> Iterator[None]:
-        """Does nothing."""
-        yield
-
-
-class Address(NamedTuple):
-    """Process ``index`` of ``processes``; JAX's service in process 0 listens at ``coordinator`` (host:port)."""
-
-    coordinator: str
-    processes: int
-    index: int
-
-    def of_coordinator(self) -> tuple[str, int]:
-        """(host, port) of our own :class:`Coordinator`: one port above JAX's service."""
-        host, _, port = self.coordinator.rpartition(":")
-        return host.strip("[]"), int(port) + 1
-
-
-def find_address(coordinator: str | None, processes: int | None, index: int | None, timeout: float) -> Address:
-    """Completes what is None from the environment: Cloud TPU (GCE and GKE, all slices), Slurm or Open MPI.
-
-    Raises InputError when there is none of them.
-    """
-    if None in (coordinator, processes, index):
-        # jax.distributed.initialize detects this too, but only while it connects, and there is no public way to ask earlier.
-        from jax._src.clusters import ClusterEnv
-
-        coordinator, processes, index, _ = ClusterEnv.auto_detect_unset_distributed_params(
-            coordinator, processes, index, None, None, int(timeout)
-        )
-    if None in (coordinator, processes, index):
-        raise InputError(
-            "no TPU pod, Slurm or MPI job was found here; say which process this is: "
-            "--coordinator HOST:PORT (of process 0) --processes N --process I"
-        )
-    host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdigit() and 0 <= index < processes):
-        raise InputError(
-            f"--coordinator {coordinator} --processes {processes} --process {index}: "
-            "expected HOST:PORT, and a process from 0 to one less than their number"
-        )
-    return Address(coordinator, processes, index)
+JOINS_PER_SECOND = 1000
+"""Processes wait before they connect, so that no more come in a second."""
 
 
 class ProcessGroup:
@@ -77,29 +28,65 @@ class ProcessGroup:
 
     A thread sends heartbeats and listens. When the coordinator ends the run, or is silent for ``limits.heartbeat_timeout`` seconds,
     the thread prints the reason as one line and ends this process with exit code 75 (restart) or 2 (mend something first),
-    wherever the main thread hangs.
+    wherever the main thread hangs. ``run`` names the run, so that others are not let in; ``slice_counts`` are the numbers of
+    slices with which it can go on (``limits.elastic``). Waits in the constructor until the run begins, or takes this process in.
     """
 
-    def __init__(self, address: Address, limits: PodConfig):
-        self._address, self._limits = address, limits
-        self._activity = "its start"
+    def __init__(self, address: Address, limits: PodConfig, run: str = "", slice_counts: Collection[int] = ()):
+        check_slices(address.processes, limits.slices)
+        self._address, self._limits, self._slice_counts = address, limits, slice_counts
+        self._token = run_token(run)
+        self._activity, self._limit, self._pace = "its start", 0.0, None
         self._error: BaseException | None = None
+        self._exit_code = 0
         self._barriers: dict[str, threading.Event] = {}
-        self._all_left = threading.Event()
-        port = address.of_coordinator()[1]
-        self._coordinator = Coordinator(port, address.processes, limits) if address.index == 0 else None
-        self._socket = self._connect()
-        self._connection = Connection(self._socket)
-        self._send({"kind": "hello", "index": address.index, "host": socket.gethostname()})
+        self._returned: dict[str, tuple[int, ...]] = {}
+        self._begun, self._all_left = threading.Event(), threading.Event()
+        self._slices: tuple[int, ...] = ()
+        self._coordinator: Coordinator | None = None
+        self._candidates = address.of_coordinators()
+        self._heartbeat_seconds = heartbeat_seconds(address.processes, limits)
+        time.sleep(address.index / JOINS_PER_SECOND)
+        self._connection, self._socket, self._peer = self._connect()
         threading.Thread(target=self._listen, name="process group", daemon=True).start()
-        self.barrier("joining", limits.join_timeout)
+        self._begun.wait()
 
-    def doing(self, activity: str) -> None:
-        """Says what this process does from now on; the messages about missing processes and hangs show it."""
-        self._activity = activity
+    @property
+    def present(self) -> int:
+        """How many slices the run has; fewer than ``limits.slices`` when it goes on without some."""
+        return len(self._slices)
 
-    def barrier(self, name: str, timeout: float, values: Mapping[str, str] | None = None) -> None:
-        """Waits until all processes are at the barrier ``name`` with equal ``values``.
+    def jax_address(self) -> Address:
+        """Where the processes of this run, those of the present slices, find JAX's service, and which of them this one is."""
+        size = self._address.processes // self._limits.slices
+        number, inside = divmod(self._address.index, size)
+        addresses = self._address.coordinator.split(",")
+        if self._slices[0] >= len(addresses):
+            self._end(
+                f"slice {self._slices[0]} goes on without those before it, but --coordinator names no host of it; give the address "
+                "of each slice's first process, with commas between them",
+                EXIT_ERROR,
+            )
+        rank = self._slices.index(number) * size + inside
+        return Address(addresses[self._slices[0]], len(self._slices) * size, rank)
+
+    def doing(self, activity: str, limit: float = 0.0) -> None:
+        """Says what this process does from now on, and how many seconds that may take (0: ``limits.stall_timeout``).
+
+        The messages about missing processes and hangs show it.
+        """
+        self._activity, self._limit = activity, limit
+
+    def pace(self, pace: Pace | None) -> None:
+        """Says how fast this process steps."""
+        self._pace = pace
+
+    def slowest(self) -> str:
+        """In the process that has the coordinator: a line on the process that holds the others up; empty where none does."""
+        return slowest(self._coordinator.paces()) if self._coordinator else ""
+
+    def barrier(self, name: str, timeout: float, values: Mapping[str, str] | None = None) -> tuple[int, ...]:
+        """Waits until all processes are at the barrier ``name`` with equal ``values``. Returns the slices that came back.
 
         Ends all processes after ``timeout`` seconds, naming the missing ones, or when values differ, naming both.
         """
@@ -107,66 +94,119 @@ class ProcessGroup:
         self._send({"kind": "barrier", "barrier": name, "timeout": timeout, "values": dict(values or {})})
         released.wait()
         del self._barriers[name]
+        return self._returned.pop(name)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
         """A with-block whose error is sent to the other processes, which then end too."""
         try:
             yield
+        except SystemExit as stop:
+            self._exit_code = stop.code if isinstance(stop.code, int) else EXIT_ERROR
+            raise
         except (Exception, KeyboardInterrupt) as error:
             if self._error is None:
-                if isinstance(error, jax.errors.JaxRuntimeError):
+                if is_device_failure(error):
                     # A collective fails when another process dies: the coordinator is about to name that process.
                     self._all_left.wait(GRACE_SECONDS)
                 self._error = error
-                self._leave(f"{type(error).__name__}: {error}")
+                self._leave(f"{type(error).__name__}: {error}", exit_code(error))
             raise
 
     def close(self) -> None:
         """Leaves and waits until all processes have left: process 0 must outlive the others, who need its coordinator."""
         if self._error is None:
-            self._leave("")
+            self._leave("", self._exit_code)
         self._all_left.wait(2 * GRACE_SECONDS if self._error else self._limits.stall_timeout)
 
-    def _connect(self) -> socket.socket:
-        start, (host, port) = time.monotonic(), self._address.of_coordinator()
+    def _connect(self) -> tuple[Connection, socket.socket, str]:
+        """Connects to the first coordinator that answers, opening one where it is this process's turn."""
+        start, wait = time.monotonic(), self._limits.elastic_wait * self._limits.elastic
+        number, inside = divmod(self._address.index, self._address.processes // self._limits.slices)
+        may_open = inside == 0 and number < (len(self._candidates) if self._limits.elastic else 1)
+        own = number if may_open else None
+        error: OSError | None = None
         while True:
-            try:
-                connected = socket.create_connection((host, port), timeout=GRACE_SECONDS)
-                connected.settimeout(None)
-                return connected
-            except OSError as error:
-                if time.monotonic() - start > self._limits.join_timeout:
-                    waited = f"for {self._limits.join_timeout:.0f} s ({error})"
-                    cure = "see that it was started and that hosts may reach each other there"
-                    self._end(f"joining: process 0 was not at {host}, port {port}, {waited}; {cure}", EXIT_RESTART)
-            time.sleep(0.2)
+            waited = time.monotonic() - start
+            for candidate, (host, port) in enumerate(self._candidates):
+                if candidate == own and self._coordinator is None:
+                    continue
+                try:
+                    return self._greet(host, port)
+                except OSError as refused:
+                    error = refused
+            if own is not None and self._coordinator is None and waited >= own * wait:
+                port = self._candidates[own][1]
+                places = (port, self._address.processes, self._limits, self._token, self._slice_counts)
+                self._coordinator = Coordinator(*places, self._address.index)
+            elif waited > self._limits.join_timeout + (self._limits.slices - 1) * wait:
+                where = " or ".join(f"{host}, port {port}" for host, port in self._candidates)
+                cure = "see that it was started and that hosts may reach each other there"
+                self._end(f"joining: process 0 was not at {where}, for {waited:.0f} s ({error}); {cure}", EXIT_RESTART)
+            else:
+                time.sleep(0.2)
 
-    def _leave(self, error: str) -> None:
-        self._send({"kind": "leave", "error": " ".join(error.split())})
+    def _greet(self, host: str, port: int) -> tuple[Connection, socket.socket, str]:
+        """Connects and says hello. Raises OSError when there is no coordinator."""
+        connected = patient(socket.create_connection((host, port), timeout=GRACE_SECONDS))
+        connection = Connection(connected)
+        messages = connection.receive()
+        if not messages or messages[0].get("kind") != "challenge":
+            connected.close()
+            raise ConnectionError("no coordinator of a run answers there")
+        index = self._address.index
+        answer = proof(self._token, str(messages[0]["nonce"]), index)
+        connection.send({"kind": "hello", "index": index, "host": socket.gethostname(), "proof": answer})
+        return connection, connected, f"{host}:{port - 1}"
+
+    def _leave(self, error: str, code: int) -> None:
+        self._send({"kind": "leave", "error": " ".join(error.split()), "exit_code": code})
 
     def _send(self, message: Message) -> None:
-        self._connection.send({**message, "doing": self._activity})
+        self._connection.send({**message, "doing": self._activity, "limit": self._limit, "pace": self._pace})
 
     def _listen(self) -> None:
+        try:
+            self._listen_until_all_left()
+        except Exception as error:
+            # Without its heartbeats the others would wait for this process, and it for ever.
+            traceback.print_exception(error)
+            self._end(f"the thread that listens to process 0 failed with {type(error).__name__}: {error}", EXIT_RESTART)
+
+    def _listen_until_all_left(self) -> None:
         last_received, last_sent = time.monotonic(), 0.0
+        ready = select.poll()  # select itself takes no more than 1,024 open files
+        ready.register(self._socket, select.POLLIN)
         while not self._all_left.is_set():
             now = time.monotonic()
-            if now - last_sent > HEARTBEAT_SECONDS:
+            if now - last_sent > self._heartbeat_seconds:
                 last_sent = now
                 self._send({"kind": "heartbeat"})
-            if select.select([self._socket], [], [], HEARTBEAT_SECONDS)[0]:
+            if ready.poll(1e3 * min(self._heartbeat_seconds, 1.0)):
                 last_received, messages = now, self._connection.receive()
                 if messages is None:
-                    self._end(f"process 0 at {self._address.coordinator} died", EXIT_RESTART)
+                    self._end(f"process 0 at {self._peer} died", EXIT_RESTART)
                 for message in messages:
                     self._handle(message)
             elif now - last_received > self._limits.heartbeat_timeout:
                 silence = f"has not been heard of for {now - last_received:.0f} s"
-                self._end(f"process 0 at {self._address.coordinator} {silence}", EXIT_RESTART)
+                self._end(f"process 0 at {self._peer} {silence}", EXIT_RESTART)
 
     def _handle(self, message: Message) -> None:
-        if message["kind"] == "release":
+        if message["kind"] == "begin":
+            self._slices = tuple(message["slices"])
+            missing = ", ".join(str(number) for number in range(self._limits.slices) if number not in self._slices)
+            if missing and self._coordinator:
+                self._print(
+                    f"the run begins without slice {missing}; a slice that is complete is taken in after a save"
+                )
+            self._begun.set()
+        elif message["kind"] == "wait":
+            present = ", ".join(map(str, message["slices"]))
+            self._print(f"the run goes on with slice {present}; this process is taken in after the next save")
+            note_progress(f"waited as {os.getpid()}")
+        elif message["kind"] == "release":
+            self._returned[message["barrier"]] = tuple(message["returned"])
             self._barriers[message["barrier"]].set()
         elif message["kind"] == "notice":
             self._print(str(message["text"]))
@@ -175,37 +215,17 @@ class ProcessGroup:
         elif message["kind"] == "end":
             self._end(str(message["reason"]), int(message["exit_code"]))
 
-    def _end(self, reason: str, exit_code: int) -> None:
+    def _end(self, reason: str, code: int) -> None:
         if self._error is not None:
             traceback.print_exception(self._error)
-        restart = exit_code == EXIT_RESTART
-        cure = "start all again to go on from the newest checkpoint" if restart else "mend that, then start again"
-        self._print(f"the run ends: {reason}; {cure}")
+        self._print(f"the run ends: {reason}{CURES.get(code, '')}")
         if self._coordinator is not None:
             # JAX aborts the processes that still live when process 0 ends.
             self._coordinator.others_gone.wait(GRACE_SECONDS)
-        os._exit(exit_code)
+        os._exit(code)
 
     def _print(self, text: str) -> None:
-        # Not through sys.stderr: the main thread may hang while it holds the lock of that stream.
-        os.write(2, f"process {self._address.index} of {self._address.processes}: {text}\n".encode())
+        say_at_once(f"process {self._address.index} of {self._address.processes}: {text}")
 
 
 Group = SingleProcess | ProcessGroup
-
-
-@contextmanager
-def join(
-    limits: PodConfig, coordinator: str | None = None, processes: int | None = None, index: int | None = None
-) -> Iterator[ProcessGroup]:
-    """Joins the other processes of the run, and initializes jax.distributed; arguments as in :func:`find_address`."""
-    address = find_address(coordinator, processes, index, limits.join_timeout)
-    group = ProcessGroup(address, limits)
-    try:
-        with group.guard():
-            # JAX's own limits are longer than ours, which name the missing process where JAX aborts with a stack trace.
-            start, heartbeat = int(limits.join_timeout) + 1, 2 * int(limits.heartbeat_timeout) + 1
-            jax.distributed.initialize(*address, initialization_timeout=start, heartbeat_timeout_seconds=heartbeat)
-            yield group
-    finally:
-        group.close()

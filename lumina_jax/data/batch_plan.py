@@ -20,27 +20,25 @@ ones in every epoch, are evaluated when a step is asked for: of the epoch's batc
 records of each length. Nothing is stored per batch or row.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from lumina_jax.config import DataConfig
+from lumina_jax.data.length_index import LengthIndex, Ranges, quotas
 from lumina_jax.data.packing import Pattern, pack, whole_batches
 from lumina_jax.data.permutation import key_of, shuffled
-from lumina_jax.errors import InputError
-from lumina_jax.progress import ProgressDisplay
 
 BATCHES, ROWS, RECORDS = range(3)
 """What a permutation is of: a part of its key."""
 CHUNK = 2**20
-"""Records whose lengths are read and sorted at once."""
-PROGRESS_RECORDS = 2**24
-"""With fewer records sorting takes a moment, and no progress is shown."""
+"""Rows that are planned at once."""
 
 
 class BatchRecords(NamedTuple):
-    """A global batch of ``rows`` rows of ``length``: the row of each sample, its folder and its number there, i64[n], by row."""
+    """``rows`` rows of ``length``, a global batch or a host's share of one: each sample's row among them, its folder and its
+    number there, i64[n], by row."""
 
     length: int
     rows: int
@@ -62,27 +60,6 @@ class BucketStats(NamedTuple):
     def padding(self) -> float:
         """The share of positions without a token; rows that repeat to fill the last batch count as padding."""
         return 1 - self.tokens / (self.steps * self.rows * self.length)
-
-
-class Ranges(NamedTuple):
-    """The numbers 0 to N - 1 in consecutive ranges: range i is ``sizes[i]`` numbers from ``starts[i]`` on, i64 each."""
-
-    starts: np.ndarray
-    sizes: np.ndarray
-
-    @classmethod
-    def of(cls, sizes: Sequence[int] | np.ndarray) -> "Ranges":
-        sizes = np.asarray(sizes, np.int64)
-        return cls(np.cumsum(sizes) - sizes, sizes)
-
-    @property
-    def total(self) -> int:
-        return int(self.sizes.sum())
-
-    def locate(self, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The range of each ``number`` i64[n] and the offset in it, i64[n] each. Empty ranges hold no number."""
-        index = np.searchsorted(self.starts, number, "right") - 1
-        return index, number - self.starts[index]
 
 
 class EpochRows(NamedTuple):
@@ -112,6 +89,33 @@ class EpochRows(NamedTuple):
         return cls(Ranges.of(buckets), Ranges.of(rows), slots, first_record)
 
 
+class RecordOrder(Protocol):
+    """Which record a draw is. A kind of records is (length, folder), numbered length * folders + folder; its draws count from 0."""
+
+    def find(self, kind: np.ndarray, draw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(folder, number in it) of each ``draw`` i64[n] of a ``kind`` i64[n], i64[n] each."""
+
+
+class LapOrder:
+    """The records of each kind all come once, in random order, before any of them comes again."""
+
+    def __init__(self, index: LengthIndex, seed: int):
+        self._index, self._seed = index, seed
+
+    def find(self, kind: np.ndarray, draw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`RecordOrder.find`."""
+        size = self._index.kinds.sizes[kind]
+        lap, nth = np.divmod(draw, size)
+        return self._index.find(kind, shuffled(nth, size, key_of(self._seed, RECORDS, kind, lap)))
+
+
+class Draws(NamedTuple):
+    """Draws of each kind, by kind: those of kind k are ``numbers[i]`` for i in range k of ``kinds``."""
+
+    kinds: Ranges
+    numbers: np.ndarray
+
+
 class BatchPlan:
     """The global batches of every step, the same on every host; the state of the order is the step alone.
 
@@ -121,13 +125,28 @@ class BatchPlan:
     of them. A folder's records of one length all come once, in random order, before any comes again; which records share a
     row changes with every epoch.
 
+    ``index`` is the LengthIndex of ``tokens``, where there is one already; ``order`` another than :class:`LapOrder`. With ``rest``
+    the plan is of one epoch, number ``epoch``, that takes those draws alone.
+
     Raises InputError when there is no record, or when some are longer than the largest bucket.
     """
 
-    def __init__(self, tokens: Sequence[np.ndarray], cfg: DataConfig, seed: int):
+    def __init__(
+        self,
+        tokens: Sequence[np.ndarray],
+        cfg: DataConfig,
+        seed: int,
+        index: LengthIndex | None = None,
+        order: RecordOrder | None = None,
+        rest: Draws | None = None,
+        epoch: int = 0,
+    ):
         self.cfg, self.seed = cfg, seed
-        self._index = LengthIndex(tokens, cfg.buckets[-1])
-        quota = quotas(self._index.counts, cfg.weights, cfg.mix_by)
+        self.index = index or LengthIndex(tokens, cfg.buckets[-1])
+        self.order = order or LapOrder(self.index, seed)
+        self._rest, self._epoch = rest, epoch
+        counts = self.index.counts
+        quota = quotas(counts, cfg.weights, cfg.mix_by) if rest is None else rest.kinds.sizes.reshape(counts.T.shape).T
         patterns = pack(quota.sum(0), cfg.buckets, cfg.packing)
         patterns = sorted(whole_batches(patterns, cfg.buckets, cfg.rows, cfg.packing), key=lambda p: p.bucket)
         self._quota = Ranges.of(quota.T.ravel())
@@ -154,112 +173,71 @@ class BatchPlan:
         """The share of an epoch's positions without a token; rows that come twice count as padding."""
         return 1 - sum(b.tokens for b in self.buckets) / sum(b.steps * b.rows * b.length for b in self.buckets)
 
-    def __call__(self, step: int) -> BatchRecords:
-        """The global batch of ``step``, counted from 0."""
-        epoch, index = divmod(step, self.steps)
+    @property
+    def quota(self) -> np.ndarray:
+        """How many records an epoch takes of each kind, i64[kinds]."""
+        return self._quota.sizes
+
+    def __call__(self, step: int, host: int = 0, hosts: int = 1) -> BatchRecords:
+        """The rows of ``host`` in the global batch of ``step``, counted from 0: those from host*B/hosts on, of B.
+
+        Only these rows are computed, so that a step costs every host the same, however many there are.
+        """
+        epoch, index = self._place(step)
         batch = shuffled(np.array([index]), self.steps, key_of(self.seed, BATCHES, epoch))
         bucket, nth = (int(number[0]) for number in self._batches.locate(batch))
         length = self.cfg.buckets[bucket]
         rows = self.cfg.rows(length)
-        pattern, pattern_row = self._batch_rows(epoch, bucket, nth * rows, rows)
+        share = rows // hosts
+        row, number = self._batch_records(epoch, bucket, nth * rows, share, host * share)
+        kind, draw = self._draws(epoch, number)
+        return BatchRecords(length, share, row, *self.order.find(kind, draw))
+
+    def left(self, step: int) -> tuple[int, Draws]:
+        """(epoch, the draws of it that the batches before ``step`` leave). Takes a microsecond for each record before."""
+        epoch, index = self._place(step)
+        taken = np.zeros(self._quota.total, bool)
+        done = shuffled(np.arange(index), self.steps, key_of(self.seed, BATCHES, epoch))
+        bucket, nth = self._batches.locate(done)
+        for number in range(len(self.cfg.buckets)):
+            rows = self.cfg.rows(self.cfg.buckets[number])
+            begins = nth[bucket == number] * rows
+            for some in np.array_split(begins, max(1, len(begins) * rows // CHUNK)):
+                taken[self._batch_records(epoch, number, some, rows)[1]] = True
+        kind, draw = self._draws(epoch, np.flatnonzero(~taken))
+        return epoch, Draws(Ranges.of(np.bincount(kind, minlength=len(self._quota.sizes))), draw)
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """(epoch, steps of it that were done before ``step``)."""
+        return divmod(step, self.steps) if self._rest is None else (self._epoch, step)
+
+    def _batch_records(
+        self, epoch: int, bucket: int, begins: int | np.ndarray, count: int, first: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The records in ``count`` permuted rows, from the ``first`` on, of the batches that begin at the rows ``begins`` of
+        ``bucket``: row, counted through all of these, and number in the order of lengths, i64[n] each."""
+        pattern, pattern_row = self._permuted_rows(epoch, bucket, np.atleast_1d(begins), count, first)
         counts = Ranges.of(self._rows.slots.sizes[pattern])
         row, nth_slot = counts.locate(np.arange(counts.total))
         slot = self._rows.slots.starts[pattern][row] + nth_slot
-        return BatchRecords(length, rows, row, *self._records(epoch, self._rows.first_record[slot] + pattern_row[row]))
+        return row, self._rows.first_record[slot] + pattern_row[row]
 
-    def _batch_rows(self, epoch: int, bucket: int, begin: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``count`` permuted rows from row ``begin`` of ``bucket``: pattern and number among its rows, i64[count] each."""
+    def _permuted_rows(
+        self, epoch: int, bucket: int, begins: np.ndarray, count: int, first: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The permuted rows of :meth:`_batch_records`: pattern and number among its rows, i64[n] each."""
         buckets = self._rows.buckets
-        begin += int(buckets.starts[bucket])
-        row = np.arange(begin, begin + count)
+        begin = np.repeat(begins + int(buckets.starts[bucket]), count)
+        row = begin + np.tile(np.arange(first, first + count), len(begins))
         # The last batch of all is filled up with the rows before it, backwards.
         row = np.where(row < buckets.total, row, (begin - 1 - (row - buckets.total)) % buckets.total)
         home, offset = buckets.locate(row)
         key = key_of(self.seed, ROWS, epoch, home)
         return self._rows.patterns.locate(buckets.starts[home] + shuffled(offset, buckets.sizes[home], key))
 
-    def _records(self, epoch: int, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Folder and number there, in ``epoch``, of each record ``number`` i64[n] in the order of lengths; i64[n] each."""
+    def _draws(self, epoch: int, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Kind, and draw of it in ``epoch``, of each record ``number`` i64[n] in the order of lengths; i64[n] each."""
         kind, offset = self._quota.locate(number)
-        draw = epoch * self._quota.sizes[kind] + offset
-        size = self._index.kinds.sizes[kind]
-        lap, nth = np.divmod(draw, size)
-        return self._index.find(kind, shuffled(nth, size, key_of(self.seed, RECORDS, kind, lap)))
-
-
-class LengthIndex:
-    """The records of F folders sorted by kind, which is (length, folder). Memory: four bytes a record.
-
-    ``tokens`` are i32[N] of each folder, memory-mapped or not; a sample of n tokens has length n - 1. ``counts``
-    i64[F limit+1] are the records of each folder and length, ``kinds`` the (limit+1) * F ranges of the sorted records.
-
-    Raises InputError when there is no record, or when some are longer than ``limit`` or have nothing to predict.
-    """
-
-    def __init__(self, tokens: Sequence[np.ndarray], limit: int):
-        self._folders = Ranges.of([len(folder) for folder in tokens])
-        if self._folders.total == 0:
-            raise InputError("there are no records to make batches of")
-        self.counts = np.array([_histogram(folder, limit) for folder in tokens])
-        self.kinds = Ranges.of(self.counts.T.ravel())
-        self._ids = self._sorted(tokens, limit)
-
-    def find(self, kind: np.ndarray, nth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The ``nth`` i64[n] record of each ``kind`` i64[n], counted from 0 -> (folder, number in it), i64[n] each."""
-        folder = kind % len(self.counts)
-        return folder, self._ids[self.kinds.starts[kind] + nth].astype(np.int64) - self._folders.starts[folder]
-
-    def _sorted(self, tokens: Sequence[np.ndarray], limit: int) -> np.ndarray:
-        """The ids of all records, sorted by kind. Ids count through the folders."""
-        total = self._folders.total
-        ids = np.empty(total, np.uint32 if total < 2**32 else np.uint64)
-        starts = self.kinds.starts.reshape(-1, len(tokens)).copy()
-        small = np.uint16 if limit < 2**16 else np.uint32  # NumPy sorts 16 bits by counting
-        with ProgressDisplay("sorting records by length", total, show=total >= PROGRESS_RECORDS) as meter:
-            for folder, folder_tokens in enumerate(tokens):
-                for begin, lengths in _chunks(folder_tokens):
-                    order = np.argsort(lengths.astype(small), kind="stable")
-                    lengths = lengths[order]
-                    same_length = Ranges.of(np.bincount(lengths, minlength=limit + 1))
-                    slot = np.arange(len(lengths)) + (starts[:, folder] - same_length.starts)[lengths]
-                    ids[slot] = order + (self._folders.starts[folder] + begin)
-                    starts[:, folder] += same_length.sizes
-                    meter.advance(len(lengths))
-        return ids
-
-
-def quotas(counts: np.ndarray, weights: Sequence[float], mix_by: str) -> np.ndarray:
-    """How many records of each length an epoch takes from each folder, i64[F L], of the ``counts`` i64[F L] there are.
-
-    Without ``weights`` each record comes once. Else the folders' shares of the epoch's records (``mix_by`` "records") or
-    tokens ("tokens") are as their weights. An epoch ends when the slowest folder (by weight) is used up once; the others
-    repeat, at every length alike up to rounding.
-    """
-    if not weights:
-        return counts
-    sizes = counts.sum(1) if mix_by == "records" else counts @ np.arange(counts.shape[1])
-    rate = np.asarray(weights) / sizes
-    ends = np.floor(np.cumsum(counts, 1) * (rate / rate.min())[:, None] + 0.5).astype(np.int64)
-    return np.diff(ends, axis=1, prepend=0)
-
-
-def _histogram(tokens: np.ndarray, limit: int) -> np.ndarray:
-    """i64[limit+1]: how many records have each length."""
-    counts, longest = np.zeros(limit + 2, np.int64), 0
-    for _, lengths in _chunks(tokens):
-        counts += np.bincount(np.clip(lengths, 0, limit + 1), minlength=limit + 2)
-        longest = max(longest, int(lengths.max()))
-    if counts[-1]:
-        raise InputError(
-            f"{counts[-1]} of {len(tokens)} records are longer than the largest bucket, {limit}: the longest takes "
-            f"{longest} positions; raise data.buckets or pretokenize at a smaller size"
-        )
-    if counts[0]:
-        raise InputError(f"{counts[0]} of {len(tokens)} records have fewer than two tokens; pretokenize them again")
-    return counts[:-1]
-
-
-def _chunks(tokens: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """(number of the first record, lengths i32[n]) of CHUNK records at a time."""
-    for begin in range(0, len(tokens), CHUNK):
-        yield begin, np.asarray(tokens[begin : begin + CHUNK]) - 1
+        if self._rest is None:
+            return kind, epoch * self._quota.sizes[kind] + offset
+        return kind, self._rest.numbers[self._rest.kinds.starts[kind] + offset]

@@ -2,7 +2,6 @@
 
 import json
 import pickle
-from pathlib import Path
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from lumina_jax.data.shards import SETTINGS, Shards
 from lumina_jax.data.sources.lumina_tokens import RECORDS
 from lumina_jax.data.sources.token_record import NOT_LEARNED
 from lumina_jax.errors import ExistingFileError, interrupted
+from lumina_jax.places import Place, absolute
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.storage import atomic_write
 
@@ -19,7 +19,7 @@ PER_FOLDER = 10_000
 """Samples that share a folder of out/files."""
 
 
-def export_tokens(shards: Shards, out: str | Path, progress: bool = True) -> Path:
+def export_tokens(shards: Shards, out: str | Place, progress: bool = True) -> Place:
     """Writes every sample as a pickle below ``out``/files, then ``out``/record.json, the list of them, whose path it returns.
 
     A pickle is ``{"token": [...], "label": [...], "id": number}``, a line of the list ``{"file": absolute path, "len": tokens,
@@ -27,7 +27,7 @@ def export_tokens(shards: Shards, out: str | Path, progress: bool = True) -> Pat
     export leaves no record.json and starts again from the beginning. Raises ExistingFileError when there is one, or when ``out``
     is a folder of tokens itself.
     """
-    out = Path(out).absolute()
+    out = absolute(out)
     if (out / RECORDS).exists():
         raise ExistingFileError(f"{out / RECORDS} exists already; choose another folder, or delete it to make it anew")
     if (out / SETTINGS).exists():

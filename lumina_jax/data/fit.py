@@ -3,7 +3,6 @@
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from lumina_jax.data.word_tokenizer import build, save
 from lumina_jax.errors import ExistingFileError
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pictures import pixels
+from lumina_jax.places import place
 from lumina_jax.progress import ProgressDisplay, waiting
 from lumina_jax.storage import atomic_write_text
 from lumina_jax.vocab import FILE_NAMES
@@ -31,9 +31,9 @@ def claim_fit(vq: VQConfig, data: DataConfig, fitted_to: dict[str, object]) -> b
     Writes ``fitted_to`` beside both files, so that the same fit is found again, or finished after a kill. Raises ExistingFileError
     for a file that is there and was fitted to something else: the models trained with it need it as it is.
     """
-    files = (Path(vq.path), Path(data.tokenizer, FILE_NAMES[0]))
+    files = (place(vq.path), place(data.tokenizer) / FILE_NAMES[0])
     records = {file: file.with_name(file.name + RECORD) for file in files}
-    for file in filter(Path.exists, files):
+    for file in (file for file in files if file.exists()):
         if not records[file].is_file() or json.loads(records[file].read_text(encoding="utf-8")) != fitted_to:
             raise ExistingFileError(
                 f"{file} exists already and was fitted to something else, which what was trained with it needs; leave out --fit to "
@@ -41,7 +41,7 @@ def claim_fit(vq: VQConfig, data: DataConfig, fitted_to: dict[str, object]) -> b
             )
     for record in records.values():
         atomic_write_text(record, json.dumps(fitted_to))
-    return not all(map(Path.exists, files))
+    return not all(file.exists() for file in files)
 
 
 def fit(
@@ -79,7 +79,7 @@ def fit(
         codebook = PatchVQ.fit(crops(progress), vq.codes, seed=seed)
     codebook.save(vq.path)
     units = max(max(size) for size in sizes) // data.patch
-    save(build(codebook.codes, texts, size_units=units), Path(data.tokenizer))
+    save(build(codebook.codes, texts, size_units=units), data.tokenizer)
     with waiting("measuring the codebook"):
         return codebook.report(
             list(itertools.islice(crops(ProgressDisplay("measure", len(indices), show=False)), REPORT_PICTURES))

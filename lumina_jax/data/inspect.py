@@ -16,7 +16,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from lumina_jax.config import DataConfig
-from lumina_jax.data.batch_plan import BatchPlan, quotas
+from lumina_jax.data.batch_plan import BatchPlan
+from lumina_jax.data.length_index import quotas
 from lumina_jax.data.shards import REJECTS, RejectLine, Shards, sum_causes
 from lumina_jax.data.sheet import STYLE, card, pieces
 from lumina_jax.data.sources.record import Reject, read_record
@@ -210,7 +211,7 @@ def _reject_lines(folder: Shards) -> Iterator[RejectLine]:
     path = folder.path / REJECTS
     if not path.is_file():
         raise MissingFileError(f"{path}: no such file; copy the folder whole or pretokenize it again")
-    with open(path, encoding="utf-8") as lines:
+    with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             with prefixed_errors(
                 f"{path}, line {number} is damaged; copy the folder again", ValueError, KeyError, TypeError

@@ -25,6 +25,7 @@ from lumina_jax.data.sources.record import (
     read_record,
 )
 from lumina_jax.errors import ExistingFileError, InputError, interrupted
+from lumina_jax.places import Place, is_url
 from lumina_jax.progress import ProgressDisplay, print_line
 from lumina_jax.storage import storage_errors
 
@@ -53,6 +54,8 @@ def prepare(
     Raises InputError for a name that TFDS would not find or a source without any good record, ExistingFileError when the data
     set exists already, SourceError when ``max_consecutive_rejects`` records in a row are rejected for one cause.
     """
+    if is_url(data_dir):
+        raise InputError(f"{data_dir}: TFDS writes its files on a disk; give a local folder and copy it from there")
     if not NAME.fullmatch(name):
         raise InputError(f"name {name!r}: use small letters, digits and _, as in my_pictures")
     if not len(source):
@@ -84,14 +87,14 @@ def prepare(
     return folder
 
 
-def write_rejects(folder: Path, rejects: list[RejectLine]) -> None:
+def write_rejects(folder: Place, rejects: list[RejectLine]) -> None:
     """Writes rejects.jsonl into ``folder``."""
     lines = "".join(json.dumps(reject, ensure_ascii=False) + "\n" for reject in rejects)
     # Half a surrogate pair, of a file name that is no UTF-8, becomes its JSON escape.
     (folder / REJECTS).write_text(lines, encoding="utf-8", errors="backslashreplace")
 
 
-def check_counts(folder: Path, kept: int, rejects: list[RejectLine], source: Source, show: bool) -> None:
+def check_counts(folder: Place, kept: int, rejects: list[RejectLine], source: Source, show: bool) -> None:
     """Says what was rejected, summed up by cause; AssertionError unless every record was either kept or rejected."""
     if show:
         for line in rejects_in_words(str(folder), kept, sum_causes(rejects)):

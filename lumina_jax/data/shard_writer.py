@@ -1,6 +1,7 @@
 """Writing the folder of tokens (format: data.shards): one shard at a time, then the totals."""
 
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +22,18 @@ READERS = 32
 
 @dataclass(frozen=True)
 class ShardReport:
-    """The counts of a shard: tokens of each record, learned tokens in total, records of each kind, images of each crop."""
+    """The counts of a shard: tokens of each record, learned tokens in total, records of each kind, images of each crop.
+
+    ``checksums`` are the CRC-32 of each record, ``crc32`` that of the file of tokens (None in one of an older version).
+    """
 
     lengths: tuple[int, ...]
     learned: int
     kinds: dict[str, int]
     crops: dict[str, int]
     rejects: tuple[shards.RejectLine, ...]
+    checksums: tuple[int, ...] = ()
+    crc32: int | None = None
 
 
 def write_shard(
@@ -43,7 +49,12 @@ def write_shard(
     lengths = tuple(len(tokens) for tokens, _ in samples)
     learned = sum(int(learn.sum()) for _, learn in samples)
     counts = (dict(sorted((count or {}).items())) for count in (kinds, crops))
-    report = ShardReport(lengths, learned, *counts, tuple(rejects))
+    checksums, whole = [], 0
+    for sample in samples:
+        record = shards.pack(*sample)
+        checksums.append(zlib.crc32(record))
+        whole = zlib.crc32(record, whole)
+    report = ShardReport(lengths, learned, *counts, tuple(rejects), tuple(checksums), whole)
 
     def tokens(path: Path) -> None:
         with open(path, "wb") as file:
@@ -58,38 +69,48 @@ def write_totals(folder: StorageFolder, settings: shards.Settings) -> shards.Man
     names = [settings.file(shard, shards.REPORT) for shard in range(settings.shards)]
     with ThreadPoolExecutor(READERS) as pool:
         reports = list(pool.map(lambda name: _compact(shards.read_json(folder, name, ShardReport)), names))
-    for shard, (shard_lengths, report) in enumerate(reports):
+    for shard, (shard_lengths, _, report) in enumerate(reports):
         if (counted := len(shard_lengths) + len(report.rejects)) != len(settings.span(shard)):
             raise InputError(
                 f"{folder}: shard {shard} has {counted} records, kept and rejected, of the {len(settings.span(shard))} that the "
                 f"source has there; delete {settings.file(shard, '*')} and give the same command again"
             )
-    lengths = [lengths for lengths, _ in reports]
-    rejects = [reject for _, report in reports for reject in report.rejects]
+    lengths = [lengths for lengths, *_ in reports]
+    rejects = [reject for *_, report in reports for reject in report.rejects]
+    checksums = [checksums for _, checksums, _ in reports]
+    checked = all(report.crc32 is not None for *_, report in reports)
     edges, histogram = _histogram(lengths)
     manifest = shards.Manifest(
         settings=settings,
         kept=sum(map(len, lengths)),
         rejected=len(rejects),
         tokens=sum(int(shard.sum(dtype=np.int64)) for shard in lengths),
-        learned=sum(report.learned for _, report in reports),
+        learned=sum(report.learned for *_, report in reports),
         edges=edges,
         histogram=histogram,
-        kinds=_sum(report.kinds for _, report in reports),
-        crops=_sum(report.crops for _, report in reports),
+        kinds=_sum(report.kinds for *_, report in reports),
+        crops=_sum(report.crops for *_, report in reports),
         shard_kept=tuple(map(len, lengths)),
         causes=shards.sum_causes(rejects),
+        shard_crc32=tuple(report.crc32 for *_, report in reports) if checked else (),
+        index_crc32=tuple(map(_joined_crc32, (lengths, checksums))) if checked else (),
     )
-    folder.write(shards.LENGTHS, lambda path: _save_joined(path, lengths))
+    folder.write(shards.LENGTHS, lambda path: _save_joined(path, lengths, "<i4"))
+    if checked:
+        folder.write(shards.CHECKSUMS, lambda path: _save_joined(path, checksums, "<u4"))
     folder.write_text(shards.REJECTS, "".join(json.dumps(reject) + "\n" for reject in rejects))
     shards.write_json(folder, shards.MANIFEST, manifest)
     folder.remove_temporary_files()
     return manifest
 
 
-def _compact(report: ShardReport) -> tuple[np.ndarray, ShardReport]:
-    """The lengths as i32[n], a ninth of their memory as Python ints, and the report without them."""
-    return np.array(report.lengths, np.int32), replace(report, lengths=())
+def _compact(report: ShardReport) -> tuple[np.ndarray, np.ndarray, ShardReport]:
+    """The lengths as i32[n] and the checksums as u32[n], a ninth of their memory as Python ints, and the report without them."""
+    return (
+        np.array(report.lengths, np.int32),
+        np.array(report.checksums, np.uint32),
+        replace(report, lengths=(), checksums=()),
+    )
 
 
 def _histogram(lengths: list[np.ndarray]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -105,9 +126,17 @@ def _sum(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(sorted(sum(map(Counter, counts), Counter()).items()))
 
 
-def _save_joined(path: Path, arrays: list[np.ndarray]) -> None:
-    """np.save of i32 ``arrays`` as one array, without joining them in memory."""
-    header = {"descr": "<i4", "fortran_order": False, "shape": (sum(map(len, arrays)),)}
+def _save_joined(path: Path, arrays: list[np.ndarray], dtype: str) -> None:
+    """np.save of ``arrays`` as one array of ``dtype``, four bytes a number, without joining them in memory."""
+    header = {"descr": dtype, "fortran_order": False, "shape": (sum(map(len, arrays)),)}
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        file.writelines(array.astype("<i4").tobytes() for array in arrays)
+        file.writelines(array.astype(dtype).tobytes() for array in arrays)
+
+
+def _joined_crc32(arrays: list[np.ndarray]) -> int:
+    """The CRC-32 of the numbers of ``arrays``, four bytes each, one after another."""
+    crc = 0
+    for array in arrays:
+        crc = zlib.crc32(array.astype(array.dtype.newbyteorder("<")).tobytes(), crc)
+    return crc

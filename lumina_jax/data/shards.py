@@ -6,6 +6,7 @@
     00003-of-00010.json     of one range of the source: lengths, counts and rejects
     00003-of-00010.tokens   the kept records of that range, one after another, written last: then the shard is complete
     lengths.npy             i32[N]: the number of tokens of each record of all shards, in order
+    checksums.npy           u32[N]: the CRC-32 of each record's bytes, compared whenever it is read
     rejects.jsonl           {"index", "reason", "cause"} of each source record that was not kept
     manifest.json           the counts, written last: then the folder is complete
 
@@ -13,37 +14,37 @@ A record of n tokens is n little-endian int32: a token that is learned as it is,
 which is negative. A record's offset follows from the lengths, so readers hold nothing per record but one memory-mapped array.
 """
 
+import hashlib
 import json
-import os
 import re
-import resource
-import threading
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from tokenize import TokenError
 from typing import TypeVar
 
 import numpy as np
 
 from lumina_jax.config import from_dict, to_dict
+from lumina_jax.data.token_files import RecordSpan, StoreReading, token_files
 from lumina_jax.errors import InputError, MissingFileError, StorageError, cause_of
+from lumina_jax.places import Place, place
 from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab
 
 SETTINGS = "settings.json"
 MANIFEST = "manifest.json"
 LENGTHS = "lengths.npy"
+CHECKSUMS = "checksums.npy"
 REJECTS = "rejects.jsonl"
 REPORT = "json"
 TOKENS = "tokens"
-OURS = re.compile(rf"{MANIFEST}|{LENGTHS}|{REJECTS}|\d{{5,}}-of-\d{{5,}}\.({REPORT}|{TOKENS})")
+OURS = re.compile(rf"{MANIFEST}|{LENGTHS}|{CHECKSUMS}|{REJECTS}|\d{{5,}}-of-\d{{5,}}\.({REPORT}|{TOKENS})")
 """The names of all files but the settings."""
 TOKEN_BYTES = 4
 MAX_CAUSES = 50
 """Causes of rejection that a manifest lists."""
-SPARE_FILES = 256
-"""Open files reserved for everything but the shards."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,8 @@ class Manifest:
 
     ``histogram[i]`` counts the records with edges[i] <= tokens < edges[i + 1], ``kinds`` the records by shard_maker.kind_of,
     ``crops`` the images of each size ("WxH"), ``shard_kept`` the records kept of each shard, ``causes`` the rejected ones (see
-    sum_causes; empty in a folder of an older version).
+    sum_causes; empty in a folder of an older version). ``shard_crc32`` are the CRC-32 of the file of tokens of each shard,
+    ``index_crc32`` those of the lengths and of the checksums (both empty in a folder of an older version).
     """
 
     settings: Settings
@@ -120,6 +122,18 @@ class Manifest:
     crops: dict[str, int]
     shard_kept: tuple[int, ...]
     causes: tuple[RejectCause, ...] = ()
+    shard_crc32: tuple[int, ...] = ()
+    index_crc32: tuple[int, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of what the records are and how many there are; the same in every copy of the folder."""
+        made, names = (
+            self.settings,
+            ("records", "source", "tokenizer", "vq", "seed", "crops", "shard_records", "max_tokens"),
+        )
+        content = ([getattr(made, name) for name in names], self.kept, self.tokens, self.learned, self.shard_kept)
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 RejectLine = dict[str, int | str]
@@ -188,10 +202,15 @@ def check_made_with(manifest: Manifest, vocab: Vocab, vq: str | None = None, whe
 
 def read_json(folder: StorageFolder, name: str, kind: type[Stored]) -> Stored:
     """Reads what :func:`write_json` wrote as a ``kind``; InputError naming the file when it is something else."""
+    return parse_json(folder.read_bytes(name), f"{folder}/{name}", kind)
+
+
+def parse_json(content: bytes, where: str, kind: type[Stored]) -> Stored:
+    """The ``content`` of a file that :func:`write_json` wrote, as a ``kind``; InputError naming ``where`` when it is none."""
     try:
-        return from_dict(kind, json.loads(folder.read_bytes(name)))
+        return from_dict(kind, json.loads(content))
     except (ValueError, TypeError) as error:
-        raise InputError(f"{folder}/{name} was not written by this version's pretokenize: {error}") from error
+        raise InputError(f"{where} was not written by this version's pretokenize: {error}") from error
 
 
 def write_json(folder: StorageFolder, name: str, value: object, indent: int | None = 1) -> None:
@@ -205,97 +224,124 @@ def to_json(value: object, indent: int | None = 1) -> str:
 
 
 class Shards:
-    """A folder written by pretokenize, on a local or mounted disk, as one list of samples.
+    """A folder written by pretokenize, on a disk or at a URL such as gs://BUCKET/FOLDER, as one list of samples.
 
-    ``lengths`` i32[N] are their numbers of tokens, memory-mapped. Safe to read from several threads; pickled it is only its
-    path, and another process opens it again. Raises MissingFileError when the folder was not written, or not finished, by
-    pretokenize, InputError when it holds no records, unless it ``may_be_empty``, or its files do not belong together.
+    ``lengths`` i32[N] are their numbers of tokens, ``checksums`` u32[N] the CRC-32 of each (None in a folder of an older version),
+    memory-mapped. Safe to read from several threads; pickled it is only its path, and another process opens it again. ``reading``
+    says how a store is read; whether all files are in a store is found out, by a listing of it, only with ``check``, which need not
+    be done on every host. Raises MissingFileError when the folder was not written, or not finished, by pretokenize, InputError when
+    it holds no records, unless it ``may_be_empty``, or its files do not belong together.
     """
 
-    def __init__(self, path: str | Path, may_be_empty: bool = False):
-        if "://" in str(path):
-            raise InputError(f"{path} is not on this machine; copy it to a local disk, or mount it (gcsfuse)")
-        self.path = Path(path)
-        if not (self.path / MANIFEST).is_file():
-            unfinished = (self.path / SETTINGS).is_file()
-            raise MissingFileError(
-                f"{path} is an unfinished pretokenize; give its command again and it goes on where it stopped"
-                if unfinished
-                else f"{path} holds no {MANIFEST}: it is no folder written by `run.py pretokenize`; make it first"
-            )
-        self.manifest = read_json(StorageFolder(self.path), MANIFEST, Manifest)
+    def __init__(
+        self,
+        path: str | Place,
+        may_be_empty: bool = False,
+        reading: StoreReading | None = None,
+        check: bool = True,
+    ):
+        self._arguments = (path, may_be_empty, reading, check)
+        folder = StorageFolder(path)
+        self.path = place(path)
+        content = _manifest_of(folder)
+        self.manifest = parse_json(content, f"{path}/{MANIFEST}", Manifest)
         if self.manifest.kept == 0 and not may_be_empty:
-            raise InputError(f"{path} holds no records; {self.path / REJECTS} says why all were rejected")
+            raise InputError(f"{path} holds no records; {path}/{REJECTS} says why all were rejected")
         settings = self.manifest.settings
-        self._files = [self.path / settings.file(shard, TOKENS) for shard in range(settings.shards)]
+        self._names = [settings.file(shard, TOKENS) for shard in range(settings.shards)]
         self._starts = np.cumsum([0, *self.manifest.shard_kept])
-        self._handles: dict[int, int] = {}
-        self._opening = threading.Lock()
-        missing = [file.name for file in [*self._files, self.path / LENGTHS] if not file.is_file()]
-        if missing:
+        self._files = token_files(folder, self._names, content, reading or StoreReading())
+        sizes = self._files.sizes() if check or folder.local else []
+        if missing := [name for name, size in zip(self._names, sizes, strict=False) if size is None]:
             raise MissingFileError(f"{path} lacks {', '.join(missing[:3])}; copy it whole or pretokenize it again")
-        try:
-            self.lengths = np.asarray(np.load(self.path / LENGTHS, mmap_mode="r"))
-        except (ValueError, EOFError) as error:
-            raise InputError(f"{self.path / LENGTHS} is damaged: {error}; copy it again") from error
-        self._check_sizes()
-        _allow_open_files(len(self._files))
+        self.lengths, *checksums = map(self._index, (LENGTHS, CHECKSUMS)[: len(self.manifest.index_crc32) or 1])
+        self.checksums = checksums[0] if checksums else None
+        self._files.open(self._check_sizes(sizes), self.checksums)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """One sample: tokens i32[n] and learn bool[n]. Raises IndexError unless 0 <= index < N."""
+        return self.read([index])[0]
+
+    def read(self, indices: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The samples of ``indices``, tokens i32[n] and learn bool[n] of each; from a store all at once.
+
+        Raises IndexError unless 0 <= index < N of each, InputError or StorageError when a record is damaged or cut short.
+        """
+        spans = [self._span(index) for index in indices]
+        records = self._files.read(spans)
+        for span, record in zip(spans, records, strict=True):
+            self._check(span, record)
+        return [unpack(record) for record in records]
+
+    def blocks(self, shard: int) -> Iterator[bytes]:
+        """The content of the file of a shard, a part at a time."""
+        return self._files.blocks(shard)
+
+    def __reduce__(self):
+        return Shards, self._arguments
+
+    def _span(self, index: int) -> RecordSpan:
         if not 0 <= index < len(self.lengths):
             raise IndexError(f"record {index} of {len(self.lengths)} in {self.path}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        before = int(self.lengths[self._starts[shard] : index].sum(dtype=np.int64))
-        count = TOKEN_BYTES * int(self.lengths[index])
-        record = os.pread(self._handle(shard), count, TOKEN_BYTES * before)
-        if len(record) != count:
-            raise StorageError(f"{self._files[shard]} ended in record {index}; it was truncated after it was opened")
-        return unpack(record)
+        start = TOKEN_BYTES * int(self.lengths[self._starts[shard] : index].sum(dtype=np.int64))
+        return RecordSpan(index, shard, start, start + TOKEN_BYTES * int(self.lengths[index]))
 
-    def __reduce__(self):
-        return Shards, (self.path,)
+    def _check(self, span: RecordSpan, record: bytes) -> None:
+        """Raises StorageError where the file of a record ended in it, InputError where its bytes are others than were written."""
+        name = f"{self.path}/{self._names[span.shard]}"
+        if len(record) != span.stop - span.start:
+            raise StorageError(f"{name} ended in record {span.record}; it was truncated after it was opened")
+        if self.checksums is not None and zlib.crc32(record) != self.checksums[span.record]:
+            raise InputError(
+                f"{name} is damaged: record {span.record} is not as it was written; copy the file again from where it is "
+                "whole, or delete it and give the command of pretokenize again"
+            )
 
-    def __del__(self):
-        # While the interpreter shuts down the module may be gone; the system closes the files then.
-        if os.close is not None:
-            for handle in getattr(self, "_handles", {}).values():
-                os.close(handle)
+    def _index(self, name: str) -> np.ndarray:
+        """A number for each record, memory-mapped, compared to its checksum. Raises InputError, MissingFileError."""
+        for anew in (False, True):  # a copy on this machine may be damaged, and that in the store whole
+            try:
+                file = self._files.index(name, anew)
+                numbers = np.asarray(np.load(file, mmap_mode="r"))
+            except FileNotFoundError as error:
+                raise MissingFileError(f"{self.path} lacks {name}; copy it whole or pretokenize it again") from error
+            except (ValueError, EOFError, SyntaxError, TokenError):  # whatever a damaged header makes numpy raise
+                continue
+            expected = dict(zip((LENGTHS, CHECKSUMS), self.manifest.index_crc32, strict=False))
+            if not expected or zlib.crc32(np.ascontiguousarray(numbers).data) == expected[name]:
+                return numbers
+        where = f"{self.path}/{name}"
+        raise InputError(f"{where} is damaged; copy it again from where it is whole, or pretokenize again")
 
-    def _handle(self, shard: int) -> int:
-        """The file descriptor of a shard, opened at its first use."""
-        if (handle := self._handles.get(shard)) is None:
-            with self._opening:
-                if (handle := self._handles.get(shard)) is None:
-                    handle = self._handles[shard] = os.open(self._files[shard], os.O_RDONLY)
-        return handle
-
-    def _check_sizes(self) -> None:
+    def _check_sizes(self, sizes: Sequence[int]) -> list[int]:
+        """The bytes that each shard should have. Raises InputError unless the manifest, and ``sizes`` if there are any, agree."""
         kept, tokens = self.manifest.kept, self.manifest.tokens
         if len(self.lengths) != kept or self._starts[-1] != kept:
             raise InputError(
                 f"{self.path} is damaged: {len(self.lengths)} lengths, but {MANIFEST} says {kept} records; pretokenize it again"
             )
-        size = sum(file.stat().st_size for file in self._files)
+        spans = zip(self._starts[:-1], self._starts[1:], strict=True)
+        expected = [TOKEN_BYTES * int(self.lengths[start:stop].sum(dtype=np.int64)) for start, stop in spans]
+        size = sum(sizes or expected)
         if size != TOKEN_BYTES * tokens:
             raise InputError(
                 f"{self.path} is damaged: its .{TOKENS} files have {size} bytes, but {MANIFEST} says {tokens} tokens, which "
                 f"take {TOKEN_BYTES * tokens}; copy it whole or pretokenize it again"
             )
+        return expected
 
 
-def _allow_open_files(count: int) -> None:
-    """Raises this process's soft limit of open files to hold ``count`` shards; StorageError when its hard limit is lower."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + SPARE_FILES
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise StorageError(
-            f"{count} shards need {needed} open files, but {hard} are allowed; raise it (ulimit -Hn), or pretokenize again with "
-            "more records per shard"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+def _manifest_of(folder: StorageFolder) -> bytes:
+    """The manifest of a folder. Raises MissingFileError when there is none."""
+    try:
+        return folder.read_bytes(MANIFEST)
+    except MissingFileError as error:
+        raise MissingFileError(
+            f"{folder} is an unfinished pretokenize; give its command again and it goes on where it stopped"
+            if folder.exists(SETTINGS)
+            else f"{folder} holds no {MANIFEST}: it is no folder written by `run.py pretokenize`; make it first"
+        ) from error

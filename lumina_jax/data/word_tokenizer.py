@@ -7,13 +7,13 @@ each fixed part of a prompt and each known word is one token. Unknown words beco
 import re
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from lumina_jax import vocab
 from lumina_jax.conversation import TASKS, image_prompt
 from lumina_jax.errors import InputError
+from lumina_jax.places import Place, place
 from lumina_jax.storage import atomic_write
 
 SIZE_UNITS = 16
@@ -68,9 +68,9 @@ def build(
     return tokenizer
 
 
-def save(tokenizer: Tokenizer, folder: str | Path) -> Path:
+def save(tokenizer: Tokenizer, folder: str | Place) -> Place:
     """Writes tokenizer.json into ``folder``, which is created if it is missing; returns the file's path."""
-    path = Path(folder) / vocab.FILE_NAMES[0]
+    path = place(folder) / vocab.FILE_NAMES[0]
     with atomic_write(path) as temporary:
         tokenizer.save(str(temporary))
     return path

@@ -111,5 +111,5 @@ def _batches(shards: Shards, limit: int, title: str) -> Iterator[list[tuple[np.n
     with ProgressDisplay(title, len(indices)) as progress:
         for start in range(0, len(indices), ROWS):
             chosen = indices[start : start + ROWS]
-            yield [shards[int(index)] for index in chosen]
+            yield shards.read(chosen.tolist())
             progress.advance(len(chosen))

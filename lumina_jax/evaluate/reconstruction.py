@@ -1,7 +1,6 @@
 """What the image tokenizer keeps of a picture: PSNR, SSIM and LPIPS of decode(encode(picture)) (paper Figure 9)."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from lumina_jax.pictures.formats import SUFFIXES
 from lumina_jax.pictures.metrics import psnr, ssim
 from lumina_jax.pictures.picture_table import PictureCell, PictureTable
 from lumina_jax.pictures.pixels import crop, whiten
+from lumina_jax.places import Place, place
 from lumina_jax.sample.files import open_image
 
 SHEET_PICTURES = 32
@@ -52,11 +52,12 @@ def picture_files(paths: Sequence[str]) -> list[str]:
     """
     files: list[str] = []
     for path in paths:
-        if not Path(path).is_dir():
-            open_image(Path(path))
+        where = place(path)
+        if not where.is_dir():
+            open_image(where)
             files.append(path)
             continue
-        inside = sorted(str(file) for file in Path(path).iterdir() if file.suffix.lower() in SUFFIXES)
+        inside = sorted(str(file) for file in where.iterdir() if file.suffix.lower() in SUFFIXES)
         if not inside:
             raise InputError(f"{path} holds no picture ({', '.join(SUFFIXES[:4])} ...); give a folder of pictures")
         files += inside
@@ -64,11 +65,11 @@ def picture_files(paths: Sequence[str]) -> list[str]:
 
 
 def reconstructions(
-    vq: ImageTokenizer, files: Sequence[str | Path], lpips: Distance | None = None
+    vq: ImageTokenizer, files: Sequence[str | Place], lpips: Distance | None = None
 ) -> Iterator[Reconstruction]:
     """Measures one file after the other. Raises InputError naming a file that is no picture or too small."""
     for file in files:
-        original, decoded = reconstruct(open_image(Path(file)), vq)
+        original, decoded = reconstruct(open_image(place(file)), vq)
         numbers = {"psnr_db": psnr(original, decoded), "ssim": ssim(original, decoded)}
         yield Reconstruction(
             str(file), original, decoded, numbers | ({"lpips": lpips(original, decoded)} if lpips else {})
@@ -87,7 +88,7 @@ def comparison(results: Sequence[Reconstruction]) -> PictureTable:
     rows = []
     for result in results:
         cells = PictureCell(Image.fromarray(result.original)), PictureCell(Image.fromarray(result.decoded))
-        rows.append((f"{Path(result.file).name}: {numbers_in_words(result.numbers)}", cells))
+        rows.append((f"{place(result.file).name}: {numbers_in_words(result.numbers)}", cells))
     return PictureTable("Image tokenizer", ("original", "encoded and decoded"), tuple(rows))
 
 

@@ -6,7 +6,6 @@ random key in every part, so that pictures of two parts differ by their settings
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -19,7 +18,8 @@ from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.model.params import fingerprint
 from lumina_jax.pictures.picture_table import PictureCell, PictureTable
-from lumina_jax.sample.job import Answer, Job, finished, paint
+from lumina_jax.places import Place
+from lumina_jax.sample.job import Answer, Job, finished, opened, paint
 from lumina_jax.sample.prompt import Prompt
 from lumina_jax.vocab import Vocab
 
@@ -44,7 +44,7 @@ WRITTEN = (
 class StudyPart:
     """A job, and the folder of its answers."""
 
-    folder: Path
+    folder: Place
     job: Job
 
     @property
@@ -70,7 +70,7 @@ def parts_of(
     model: Chameleon,
     prompts: Sequence[Prompt],
     cfgs: Sequence[SampleConfig],
-    folder: Path,
+    folder: Place,
     seed: int,
     copies: int = 1,
     rows: int = 16,
@@ -123,10 +123,9 @@ class StudyResult:
         answer = self._answers[part][ask, copy]
         if not answer.files:
             return None
-        with Image.open(self.parts[part].folder / answer.files[0]) as image:
-            return image.convert("RGB")
+        return opened(self.parts[part].folder / answer.files[0])
 
-    def record(self, out: Path) -> dict:
+    def record(self, out: Place) -> dict:
         """What a study.json in ``out`` says of all answers: seed, prompts, and per part its settings and answers."""
         parts = []
         for part, answers in zip(self.parts, self._answers, strict=True):

@@ -4,16 +4,17 @@ Pictures made of few distinct patches (drawn worlds) are coded without loss by a
 k-means centres. It replaces Chameleon's tokenizer, with the same interface, where those weights are not available.
 """
 
+import io
 import zipfile
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.model.vqvae import check_pixels, check_size
 from lumina_jax.pictures.metrics import psnr_of_error
-from lumina_jax.storage import atomic_write
+from lumina_jax.places import Place, place
+from lumina_jax.storage import atomic_write, storage_errors
 
 FORMAT = "lumina_jax PatchVQ 1"
 KMEANS_STEPS = 6
@@ -93,17 +94,18 @@ class PatchVQ:
         """The array that codes depend on: the codebook."""
         return [self.codebook]
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Place) -> None:
         """Writes the codebook as .npz; the folder is made if need be."""
-        with atomic_write(Path(path)) as temporary, open(temporary, "wb") as file:
+        with atomic_write(place(path)) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, format=np.array(FORMAT), codebook=self.codebook)
 
     @classmethod
-    def load(cls, path: str | Path) -> "PatchVQ":
+    def load(cls, path: str | Place) -> "PatchVQ":
         """Reads a file of :meth:`save`; MissingFileError where there is none, InputError for any other file."""
-        if not Path(path).is_file():
+        stored = place(path)
+        if not stored.is_file():
             raise MissingFileError(f"no codebook {path}; PatchVQ.fit(...).save or run.py pretokenize --fit writes one")
-        with open(path, "rb") as file:
+        with storage_errors(path), io.BytesIO(stored.read_bytes()) as file:
             if zipfile.is_zipfile(file):
                 file.seek(0)
                 arrays = np.load(file)

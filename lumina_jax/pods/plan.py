@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from rich import box
 from rich.table import Table
@@ -16,6 +15,7 @@ from rich.table import Table
 from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError
 from lumina_jax.model.block import REMAT
+from lumina_jax.places import Place
 from lumina_jax.pods import report
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import Outcome, compile_train_step
@@ -33,7 +33,7 @@ HBM_RESERVE = 0.02
 """Share of HBM to keep free for the runtime and for profiles."""
 
 
-def run(cfg: Experiment, topology: Topology, tries: int, out: Path | None) -> Outcome | None:
+def run(cfg: Experiment, topology: Topology, tries: int, out: Place | None) -> Outcome | None:
     """Compiles at most ``tries`` variants, prints the table after each and a recommendation at the end; returns the best.
 
     With a folder ``out``, saves the table as .plan.txt and a record of each variant as a line of .plan.jsonl. Raises InputError

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import sys
-from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from lumina_jax.errors import StorageError
 from lumina_jax.model.tpu import OPTIONS
+from lumina_jax.places import Place, place, store_errors
 from lumina_jax.pods import kernels
 from lumina_jax.pods.chips import GIB
 from lumina_jax.pods.compile import Outcome
@@ -226,7 +226,7 @@ def plain(table: Table) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines()) + "\n"
 
 
-def show(outcome: Outcome, out: Path | None) -> Outcome:
+def show(outcome: Outcome, out: Place | None) -> Outcome:
     """Prints table and verdict; with a folder ``out``, also saves them there. Returns the outcome."""
     to_screen(outcome_table(outcome))
     print(verdict(outcome), flush=True)
@@ -235,17 +235,19 @@ def show(outcome: Outcome, out: Path | None) -> Outcome:
     return outcome
 
 
-def output_folder(path: str) -> Path:
+def output_folder(path: str) -> Place:
     """Creates the folder of ``--out``, before minutes of compilation. Raises StorageError when that fails."""
-    folder = Path(path)
+    folder = place(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"--out {path}: {error.strerror}; name a folder that can be written") from error
+    except store_errors() as error:
+        raise StorageError(
+            f"--out {path}: {getattr(error, 'strerror', None) or error}; name a folder that can be written"
+        ) from error
     return folder
 
 
-def save(outcome: Outcome, folder: Path) -> list[Path]:
+def save(outcome: Outcome, folder: Place) -> list[Place]:
     """Writes the table (.txt), the record (.json) and, if it fits, the compiled program (.hlo.gz) into ``folder``.
 
     Beside the program lies where its devices are (.places.json): [x, y, z, device of the chip] in the order of its mesh.

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
@@ -11,6 +10,7 @@ from PIL import Image
 from lumina_jax.conversation import literal
 from lumina_jax.errors import InputError, MissingFileError, prefixed_errors
 from lumina_jax.pictures.pixels import decode
+from lumina_jax.places import WEB, Place, is_url, place, store_errors
 from lumina_jax.text import decode_text, parse_json, split_lines
 from lumina_jax.vocab import IMAGE_SYMBOL
 
@@ -44,7 +44,7 @@ class Line(NamedTuple):
         return bool(given & {"image", "images"}) or (paints and "size" not in given)
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_lines(path: Place) -> list[Line]:
     """The entries of a prompts file, without blank lines: in .jsonl a JSON object or text per line, in .json a list of them; in any
     other file each line is a prompt.
 
@@ -54,7 +54,7 @@ def read_lines(path: Path) -> list[Line]:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such file of prompts") from error
-    except (OSError, ValueError) as error:
+    except (*store_errors(), ValueError) as error:
         raise InputError(f"{path} is not a text file that can be read: {_reason(error)}") from error
     with prefixed_errors(f"{path} is not a text file that can be read"):
         text = decode_text(content, path.name)
@@ -71,11 +71,12 @@ def read_lines(path: Path) -> list[Line]:
     return [Line(number, line, kind in (".jsonl", ".ndjson")) for number, line in lines if line.strip()]
 
 
-def pictures_in(line: str) -> tuple[str, list[Path]]:
+def pictures_in(line: str) -> tuple[str, list[Place]]:
     """A line of a dialog -> (the message, with ``<|image|>`` for each picture; the pictures' files).
 
-    A picture is a word that begins with @: @cat.png, @"my cat.png", @'my cat.png' or @my\\ cat.png. Punctuation behind the name
-    of a file is text. @@ at the beginning of a word is one @; elsewhere in a word, as in a@b.com, it means nothing.
+    A picture is a word that begins with @: @cat.png, @"my cat.png", @'my cat.png', @my\\ cat.png or @gs://BUCKET/cat.png.
+    Punctuation behind the name of a file is text. @@ at the beginning of a word is one @; elsewhere in a word, as in a@b.com, it
+    means nothing.
     """
     pieces, files, end = [], [], 0
     for match in PICTURE.finditer(line):
@@ -85,7 +86,7 @@ def pictures_in(line: str) -> tuple[str, list[Path]]:
             pieces.append(literal(line[end : match.start()] + word))
         else:
             pieces += [literal(line[end : match.start()]), IMAGE_SYMBOL, literal(behind)]
-            files.append(Path(os.path.expanduser(name)))
+            files.append(place(os.path.expanduser(name)))
         end = match.end()
     return "".join([*pieces, literal(line[end:])]), files
 
@@ -94,27 +95,31 @@ def _file_name(word: str) -> tuple[str, str]:
     """(the name of a file, the punctuation behind it) of a word with \\ before spaces, as terminals write dropped files."""
     name = re.sub(r"\\(\W)", r"\1", word)
     bare = name.rstrip(".,;:!?)")
-    return (bare, name[len(bare) :]) if bare and not os.path.exists(name) and os.path.exists(bare) else (name, "")
+    is_bare = is_url(bare) or (bare and not os.path.exists(name) and os.path.exists(bare))
+    return (bare, name[len(bare) :]) if is_bare else (name, "")
 
 
-def open_image(path: Path) -> Image.Image:
+def open_image(path: Place) -> Image.Image:
     """The picture in a file (pixels.decode). Raises InputError naming the file when it is missing or no picture."""
-    message = f"{path} is not a picture that can be read"
-    if not os.path.exists(path) and ADDRESS.search(str(path)):
+    message, is_local = f"{path} is not a picture that can be read", not is_url(path)
+    if path.protocol in WEB if not is_local else not os.path.exists(path) and ADDRESS.search(str(path)):
         raise InputError(
-            f"{message}: pictures are files on this machine; download it first", cause="an address, not a file"
+            f"{message}: pictures are files of this machine or of a store; download it first",
+            cause="an address, not a file",
         )
-    if os.path.exists(path) and not path.is_file() and not path.is_dir():
+    if is_local and os.path.exists(path) and not path.is_file() and not path.is_dir():
         raise InputError(f"{message}: it is a pipe or a device; give a file", cause="no file")
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise InputError(f"{message}: there is no such file", cause="file not found") from error
-    except (OSError, ValueError) as error:
+    except (*store_errors(), ValueError) as error:
         raise InputError(f"{message}: {_reason(error)}", cause=_reason(error)) from error
     return decode(content, message)
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _reason(error: Exception) -> str:
     """Why a file could not be read, without its name. A ValueError is that of a name with a NUL."""
-    return getattr(error, "strerror", None) or "no file has such a name"
+    if isinstance(error, ValueError):
+        return "no file has such a name"
+    return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"

@@ -1,8 +1,10 @@
 """A sampling job: prompts in, a folder of PNGs and one line of JSON per answer out; a run that was stopped can be resumed."""
 
 import hashlib
+import io
 import json
 import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -17,6 +19,7 @@ from lumina_jax.errors import ExistingFileError, InputError
 from lumina_jax.layout import answer_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
+from lumina_jax.places import Place, store_errors
 from lumina_jax.sample.picture import Broken, grid, split
 from lumina_jax.sample.prompt import Prompt
 from lumina_jax.sample.stream import stream
@@ -27,6 +30,10 @@ MAX_ANSWERS = 10**6
 """The most answers of a job: all are listed in memory."""
 SHEET_PICTURES = 256
 """The most pictures on a sheet, the first ones: a larger sheet fits no screen and hardly into memory."""
+UPLOAD_SECONDS = 15.0
+"""On a store the file of answers is written at most so often; a killed run paints the answers since then again."""
+UPLOAD_SHARE = 20
+"""And at most one part in so many of the time goes into writing it."""
 OF_WORKER = r"(-\d+-of-\d+)?"
 RECORDS = re.compile(rf"samples{OF_WORKER}\.jsonl|grid{OF_WORKER}\.png")
 SHARED = re.compile(r"\d{3,}(-\d+){1,2}\.png|rejects\.jsonl")
@@ -146,7 +153,7 @@ def seed_key(seed: int) -> jax.Array:
     return key
 
 
-def check_free(out: Path, share: tuple[int, int] = (0, 1)) -> None:
+def check_free(out: Place, share: tuple[int, int] = (0, 1)) -> None:
     """Raises ExistingFileError when ``out`` holds results of an earlier run; those of the other workers of n may be there."""
     names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     kinds = (RECORDS, OTHERS, *[SHARED] * (share[1] == 1))
@@ -159,7 +166,7 @@ def check_free(out: Path, share: tuple[int, int] = (0, 1)) -> None:
         )
 
 
-def finished(job: Job, out: Path) -> list[Answer]:
+def finished(job: Job, out: Place) -> list[Answer]:
     """The answers that an earlier run of the same job wrote into ``out``, without those of which a picture is gone or damaged.
 
     Raises InputError when the folder holds another job's, naming the prompt that differs. An unfinished last line, of a run that
@@ -170,13 +177,13 @@ def finished(job: Job, out: Path) -> list[Answer]:
     ]
 
 
-def check_workers(job: Job, out: Path) -> None:
+def check_workers(job: Job, out: Place) -> None:
     """Raises InputError where other workers have written answers of another job into ``out``."""
     for name in _of_others("samples.jsonl", job.share):
         _recorded(job, out / name)
 
 
-def _recorded(job: Job, file: Path) -> list[Answer]:
+def _recorded(job: Job, file: Place) -> list[Answer]:
     """The answers in a file of the same job, in order, each once."""
     with storage_errors(file):
         lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
@@ -197,7 +204,7 @@ def _recorded(job: Job, file: Path) -> list[Answer]:
     return list(answers.values())
 
 
-def _check_same(job: Job, answer: Answer, fingerprint: str, file: Path) -> None:
+def _check_same(job: Job, answer: Answer, fingerprint: str, file: Place) -> None:
     """Raises InputError where an answer of an earlier run is not one to the same prompt of ``job``."""
     number, prompt = answer.ask + 1, job.prompts[answer.ask] if answer.ask < len(job.prompts) else None
     cure = "to go on give the same, else another folder"
@@ -214,18 +221,18 @@ def _check_same(job: Job, answer: Answer, fingerprint: str, file: Path) -> None:
         )
 
 
-def _is_whole(file: Path) -> bool:
+def _is_whole(file: Place) -> bool:
     """Whether a file is a PNG with all its bytes."""
     try:
-        with Image.open(file) as image:
+        with Image.open(io.BytesIO(file.read_bytes())) as image:
             image.verify()
-    except (OSError, SyntaxError, ValueError):
+    except (*store_errors(), SyntaxError, ValueError):
         return False
     return True
 
 
 def paint(
-    model: Chameleon, vq: ImageTokenizer, vocab: Vocab, job: Job, out: Path, done: Sequence[Answer] = ()
+    model: Chameleon, vq: ImageTokenizer, vocab: Vocab, job: Job, out: Place, done: Sequence[Answer] = ()
 ) -> Iterator[Answer]:
     """Yields each answer when it has ended and its files are written; ``done`` (:func:`finished`) are not sampled again.
 
@@ -238,36 +245,62 @@ def paint(
     return _recording(job, out, list(done), answers)
 
 
-def _recording(job: Job, out: Path, every: list[Answer], answers: Iterator[Answer]) -> Iterator[Answer]:
+def _recording(job: Job, out: Place, every: list[Answer], answers: Iterator[Answer]) -> Iterator[Answer]:
     """Yields ``answers`` and records them behind ``every``."""
     _write(job, out, every)
+    follow = _appending if isinstance(out, Path) else _rewriting
+    yield from follow(job, out, every, answers)
+    _write(job, out, _sorted(every))
+
+
+def _appending(job: Job, out: Path, every: list[Answer], answers: Iterator[Answer]) -> Iterator[Answer]:
+    """Yields ``answers``, each behind ``every`` when its line is on the disk."""
     with storage_errors(out / job.record), (out / job.record).open("a") as record:
         for answer in answers:
             record.write(_line(job, answer))
             record.flush()
             every.append(answer)
             yield answer
-    _write(job, out, _sorted(every))
 
 
-def sheet(job: Job, out: Path, answers: Sequence[Answer]) -> Path:
+def _rewriting(job: Job, out: Place, every: list[Answer], answers: Iterator[Answer]) -> Iterator[Answer]:
+    """:func:`_appending` on a store, whose files are written whole: not after every answer, so that this costs little, and in the
+    end however it comes."""
+    due, written = time.monotonic() + UPLOAD_SECONDS, len(every)
+    try:
+        for answer in answers:
+            every.append(answer)
+            if (begun := time.monotonic()) >= due:
+                _write(job, out, every)
+                due = time.monotonic() + max(UPLOAD_SECONDS, UPLOAD_SHARE * (time.monotonic() - begun))
+                written = len(every)
+            yield answer
+    finally:
+        if written < len(every):
+            _write(job, out, every)
+
+
+def sheet(job: Job, out: Place, answers: Sequence[Answer]) -> Place:
     """Writes the pictures of a job, at most SHEET_PICTURES, on one sheet, ``job.sheet``. Raises InputError when there are none."""
     files = [(name, answer.prompt) for answer in _sorted(answers) for name in answer.files][:SHEET_PICTURES]
-    images = []
-    for name, _ in files:
-        with Image.open(out / name) as image:
-            images.append(image.convert("RGB"))
+    images = [opened(out / name) for name, _ in files]
     picture = grid(images, columns=min(4, len(images)), captions=[text for _, text in files])
     with atomic_write(out / job.sheet) as temporary:
         picture.save(temporary, format="PNG")
     return out / job.sheet
 
 
+def opened(file: Place) -> Image.Image:
+    """A picture that a job wrote, in RGB."""
+    with storage_errors(file), Image.open(io.BytesIO(file.read_bytes())) as image:
+        return image.convert("RGB")
+
+
 def _sorted(answers: Sequence[Answer]) -> list[Answer]:
     return sorted(answers, key=lambda answer: (answer.ask, answer.copy))
 
 
-def _write(job: Job, out: Path, answers: Sequence[Answer]) -> None:
+def _write(job: Job, out: Place, answers: Sequence[Answer]) -> None:
     """Replaces the file of answers."""
     atomic_write_text(out / job.record, "".join(_line(job, answer) for answer in answers))
 
@@ -279,7 +312,7 @@ def _line(job: Job, answer: Answer) -> str:
 
 
 def _answers(
-    model: Chameleon, vq: ImageTokenizer, vocab: Vocab, job: Job, out: Path, items: Sequence[tuple[int, int]]
+    model: Chameleon, vq: ImageTokenizer, vocab: Vocab, job: Job, out: Place, items: Sequence[tuple[int, int]]
 ) -> Iterator[Answer]:
     """Samples ``items`` (prompt, copy), in one stream for all that have the same settings, and writes their pictures.
 
@@ -302,7 +335,7 @@ def _answers(
 
 
 def _finished_answers(
-    vq: ImageTokenizer, vocab: Vocab, job: Job, out: Path, streams: Sequence[tuple]
+    vq: ImageTokenizer, vocab: Vocab, job: Job, out: Place, streams: Sequence[tuple]
 ) -> Iterator[Answer]:
     """The answers of (items, stream) pairs, their pictures written."""
     for group, partials in streams:

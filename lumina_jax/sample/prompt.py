@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -26,6 +25,7 @@ from lumina_jax.layout import CODES_PER_UNIT, best_crop, check_paints, crop_size
 from lumina_jax.model.image_tokenizer import ImageTokenizer, encode_image
 from lumina_jax.numbers import pixel_size
 from lumina_jax.pictures.pixels import centre_square, crop, to_chameleon_pixels, to_pixels, whiten
+from lumina_jax.places import Place, beside
 from lumina_jax.sample.dialog import DIALOG_FIELDS, Dialog, DialogPicture, parse_dialog
 from lumina_jax.sample.files import open_image
 from lumina_jax.text import checked_text
@@ -197,7 +197,7 @@ class PromptBuilder:
             image = self.cropped(image)
         return DialogPicture(image, self.codes(image))
 
-    def dialog(self, record: dict, folder: Path) -> Dialog:
+    def dialog(self, record: dict, folder: Place) -> Dialog:
         """The dialog of a line in Lumina's form (dialog.parse_dialog), its pictures relative to ``folder``.
 
         Raises InputError naming what is wrong.
@@ -205,7 +205,7 @@ class PromptBuilder:
         turns, files, codes = parse_dialog(record)
         pictures = []
         for file, grid, is_answer in zip(files, codes, in_answers(turns, len(files)), strict=True):
-            image = open_image(folder / file)
+            image = open_image(beside(folder, file))
             pictures.append(self.shown(image, is_answer) if grid is None else DialogPicture(whiten(image), grid))
             if grid is not None:
                 with prefixed_errors(f"the codes of {file}"):
@@ -232,7 +232,7 @@ class PromptBuilder:
         """The codes i32[R C] of a picture of :meth:`cropped`."""
         return encode_image(self.vq, cropped, to_chameleon_pixels if self.only_size else to_pixels)
 
-    def from_record(self, record: dict, folder: Path, settings: Settings) -> Prompt:
+    def from_record(self, record: dict, folder: Place, settings: Settings) -> Prompt:
         """A line of a prompts file: ``prompt``, and optionally ``size`` "WIDTHxHEIGHT", ``task``, ``image`` or ``images`` (files,
         relative to ``folder``) and ``seed``; ``settings`` maps a task to its own. In place of the prompt ``conversations`` is a
         dialog (:meth:`dialog`) whose last message is answered. Raises InputError naming what is wrong."""
@@ -258,7 +258,7 @@ class PromptBuilder:
         return replace(ask(record, folder, task, size, settings), seed=seed)
 
     def _from_prompt(
-        self, record: dict, folder: Path, task: str | None, size: tuple[int, int] | None, settings: Settings
+        self, record: dict, folder: Place, task: str | None, size: tuple[int, int] | None, settings: Settings
     ) -> Prompt:
         text = record.get("prompt", "")
         files = [record["image"]] if "image" in record else record.get("images", [])
@@ -274,10 +274,10 @@ class PromptBuilder:
             if files or not text.strip():
                 raise InputError("the task 'generate' takes a prompt and no picture", cause="no prompt, or a picture")
             return self.generate(text, size, settings("generate"))
-        return self.task(task, text, [open_image(folder / file) for file in files], settings(task))
+        return self.task(task, text, [open_image(beside(folder, file)) for file in files], settings(task))
 
     def _from_dialog(
-        self, record: dict, folder: Path, task: str | None, size: tuple[int, int] | None, settings: Settings
+        self, record: dict, folder: Place, task: str | None, size: tuple[int, int] | None, settings: Settings
     ) -> Prompt:
         """The words are those of the dialog; ``task`` gives the settings of the answer, and whether it begins with a picture."""
         if "prompt" in record:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -36,7 +35,7 @@ def fit_world(vq: VQConfig, data: DataConfig) -> None:
     )
     codebook = PatchVQ.fit(pictures, vq.codes)
     codebook.save(vq.path)
-    save(build(codebook.codes, words=world_words()), Path(data.tokenizer))
+    save(build(codebook.codes, words=world_words()), data.tokenizer)
 
 
 def fit_omni(vq: VQConfig, data: DataConfig, base: PatchVQ | None = None) -> None:
@@ -53,7 +52,7 @@ def fit_omni(vq: VQConfig, data: DataConfig, base: PatchVQ | None = None) -> Non
                 f"vq.codes={vq.codes}, but the old and new patches together are {codebook.codes}; raise it"
             )
     codebook.save(vq.path)
-    save(build(codebook.codes, texts(), templates=TASK_TEMPLATES, words=world_words()), Path(data.tokenizer))
+    save(build(codebook.codes, texts(), templates=TASK_TEMPLATES, words=world_words()), data.tokenizer)
 
 
 def extended(base: PatchVQ, more: PatchVQ) -> PatchVQ:

@@ -108,7 +108,7 @@ def _judge_stage(
         steps=cfg.optim.steps,
         tokens=round(sum(line["tokens"] for line in lines)),
         canvases=tuple(sizes),
-        losses=tuple((line["step"], line["xent"]) for line in lines),
+        losses=tuple((line["step"], line["xent"]) for line in lines if "xent" in line),
         fresh=score_samples(samples[:count]),
         held_out=score_samples(samples[count : 2 * count]),
         seconds=seconds,

@@ -3,7 +3,6 @@
 import json
 import textwrap
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lumina_jax.pictures import html
 from lumina_jax.pictures.html import Html, section, tag
+from lumina_jax.places import Place
+from lumina_jax.storage import atomic_write, atomic_write_text
 from lumina_jax.toyworld import drawings
 from lumina_jax.toyworld.exercises import Reply, true_turns
 from lumina_jax.toyworld.omni_judge import LABELS, Scores
@@ -60,16 +61,16 @@ def print_each(results: Iterable[TaskResult]) -> list[TaskResult]:
     return finished
 
 
-def write_sheets(results: Sequence[TaskResult], out: Path, **extra: object) -> Path:
+def write_sheets(results: Sequence[TaskResult], out: Place, **extra: object) -> Place:
     """Writes tasks.html, tasks.png and tasks.json into ``out`` and returns the path of the page.
 
     tasks.json holds the mean scores under "tasks" and the JSON values ``extra`` beside them.
     """
-    out.mkdir(parents=True, exist_ok=True)
     scores = {result.task: result.mean for result in results}
-    (out / "tasks.json").write_text(json.dumps({"tasks": scores} | extra, indent=2) + "\n", encoding="utf-8")
-    draw_sheet(results).save(out / "tasks.png", optimize=True)
-    (out / "tasks.html").write_text(_page(results), encoding="utf-8")
+    atomic_write_text(out / "tasks.json", json.dumps({"tasks": scores} | extra, indent=2) + "\n")
+    with atomic_write(out / "tasks.png") as temporary:
+        draw_sheet(results).save(temporary, format="PNG", optimize=True)
+    atomic_write_text(out / "tasks.html", _page(results))
     return out / "tasks.html"
 
 

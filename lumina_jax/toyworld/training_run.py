@@ -99,7 +99,7 @@ class TrainingRun:
                 pretokenize(source, vq, vocab, path, cfg.data, cfg.seed, sizes=source.sizes, max_tokens=max_tokens)
         training = f"{name}: {cfg.optim.steps:,} training steps"
         with self.measure(training):
-            train(cfg, lambda start: batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, cfg.optim.steps))
+            train(cfg, lambda span: batches(cfg.data.path, cfg.data, vocab, cfg.seed, span.start, span.stop))
         return self.seconds[training]
 
     @contextmanager

@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lumina_jax.batch import DTYPES, Batch
+from lumina_jax.cluster.processes import Group, SingleProcess
 from lumina_jax.config import Experiment
 from lumina_jax.progress import waiting
 from lumina_jax.sharding import ROWS
@@ -20,17 +21,32 @@ BatchShape = tuple[int, int]
 class CompiledSteps:
     """A :data:`Step` that runs ``step``, which compiles for each new shape, or the programs of :meth:`compile_all`.
 
-    ``print_line`` gets a line for each compilation.
+    ``print_line`` gets a line for each compilation, and ``group`` is told of it: no step may take as long. ``seconds`` is how long
+    all of them took.
     """
 
-    def __init__(self, cfg: Experiment, mesh: Mesh, step: Step, print_line: Callable[[str], None]):
+    def __init__(
+        self,
+        cfg: Experiment,
+        mesh: Mesh,
+        step: Step,
+        print_line: Callable[[str], None],
+        group: Group | None = None,
+    ):
         self._cfg, self._mesh, self._step, self._print_line = cfg, mesh, step, print_line
+        self._group = group or SingleProcess()
         self._by_shape: dict[BatchShape, Step] = {}
+        self.seconds = 0.0
+
+    def print_to(self, print_line: Callable[[str], None]) -> None:
+        """Lines go to ``print_line`` from now on."""
+        self._print_line = print_line
 
     def compile_all(self) -> None:
         """Compiles the step for every length in ``data.buckets``, without data."""
         for length in self._cfg.data.buckets:
-            self.compile((self._cfg.data.rows(length), length))
+            if (shape := (self._cfg.data.rows(length), length)) not in self._by_shape:
+                self.compile(shape)
 
     def compile(self, shape: BatchShape) -> jax.stages.Compiled:
         """Compiles the step for global batches [B T], without data; they will run it."""
@@ -49,8 +65,9 @@ class CompiledSteps:
         if shape in self._by_shape:
             with jax.set_mesh(self._mesh):
                 return self._by_shape[shape](state, batch)
-        start = time.monotonic()
-        with waiting(f"compiling the step for {shape[0]:,} rows of {shape[1]:,} tokens, once"):
+        start, activity = time.monotonic(), f"compiling the step for {shape[0]:,} rows of {shape[1]:,} tokens"
+        self._group.doing(activity)
+        with waiting(f"{activity}, once"):
             result = self._step(state, batch)
         self._by_shape[shape] = self._step
         self._print_time(shape, start, f"program {len(self._by_shape)} of at most {len(self._cfg.data.buckets)}")
@@ -58,6 +75,7 @@ class CompiledSteps:
 
     def _print_time(self, shape: BatchShape, start: float, which: str) -> None:
         seconds = time.monotonic() - start
+        self.seconds += seconds
         self._print_line(f"compiled the step for {shape[0]:,} rows of {shape[1]:,} tokens in {seconds:.1f} s ({which})")
 
 

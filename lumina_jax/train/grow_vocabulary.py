@@ -1,7 +1,6 @@
 """Grows a model's vocabulary for a larger tokenizer: rows of embedding and head move with a token's name, not with its id."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ from flax import nnx
 from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
+from lumina_jax.places import Place, place
 from lumina_jax.sharding import make_mesh, shardings
 from lumina_jax.train.checkpoint import Saver, flatten, unflatten
 from lumina_jax.train.step import init_state
@@ -42,7 +42,7 @@ def grow_vocabulary(model: Chameleon, old: Vocab, new: Vocab, size: int, key: ja
     return unflatten(shapes, arrays)
 
 
-def write_start_checkpoint(model: Chameleon, old: Vocab, new: Vocab, cfg: Experiment) -> Path:
+def write_start_checkpoint(model: Chameleon, old: Vocab, new: Vocab, cfg: Experiment) -> Place:
     """Writes ``model``, grown for ``cfg`` and its tokenizer ``new``, as a checkpoint into ``cfg.start``, where ``cfg`` starts from.
 
     Returns that folder. Raises InputError when ``cfg.start`` is empty, or ``cfg.model`` and ``model`` differ in more than vocab.
@@ -58,4 +58,4 @@ def write_start_checkpoint(model: Chameleon, old: Vocab, new: Vocab, cfg: Experi
     saver = Saver(replace(cfg, out=cfg.start, start=""))
     saver.save(0, state)
     saver.close()
-    return Path(cfg.start)
+    return place(cfg.start)

@@ -1,113 +1,236 @@
 """A training run: from its first step, or from its newest checkpoint, to its last step."""
 
-import signal
+import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from itertools import islice
-from pathlib import Path
-from types import FrameType
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from etils import epath
+from jax.sharding import Mesh
 
 from lumina_jax.batch import Batch
+from lumina_jax.cluster.agreement import text_from_first
+from lumina_jax.cluster.pace import StepTimes
 from lumina_jax.cluster.processes import Group, SingleProcess
 from lumina_jax.config import Experiment
-from lumina_jax.errors import InputError
-from lumina_jax.progress import waiting
-from lumina_jax.sharding import AXES, check_rows, global_batch, make_mesh
-from lumina_jax.storage import held
+from lumina_jax.errors import InputError, NotFiniteError
+from lumina_jax.faults import note_progress
+from lumina_jax.history import BatchSpan, Change, Folders, batch_span, changed_now
+from lumina_jax.progress import print_line, waiting
+from lumina_jax.sharding import check_rows, make_mesh
+from lumina_jax.train.bad_batches import BadBatches
 from lumina_jax.train.checkpoint import Saver, load_weights, newest
 from lumina_jax.train.compiled_steps import CompiledSteps
+from lumina_jax.train.continuing import in_words
+from lumina_jax.train.global_batches import GlobalBatches
+from lumina_jax.train.goodput import Goodput, read_goodput
+from lumina_jax.train.guards import GoBackError
+from lumina_jax.train.lease import sole_run
 from lumina_jax.train.metrics import MetricsLog
 from lumina_jax.train.profile import ProfiledSteps
+from lumina_jax.train.run_log import RunLog
+from lumina_jax.train.save_clock import SaveClock
 from lumina_jax.train.step import TrainState, init_state, make_step, state_shapes, steps
+from lumina_jax.train.stopping import Stopped, Stopping, announced
+from lumina_jax.train.watch import HELD_OUT, Watcher
+
+Batches = Callable[[BatchSpan], Iterator[Batch]]
+"""Yields the rows of this process (see data_share) of each global batch of a span."""
+RecordNames = Callable[[BatchSpan], Sequence[str]]
+"""The names of all records in the batches of a span."""
 
 
 def train(
-    cfg: Experiment, batches: Callable[[int], Iterator[Batch]], show: bool = True, group: Group | None = None
+    cfg: Experiment,
+    batches: Batches,
+    show: bool = True,
+    group: Group | None = None,
+    folders: Folders = (),
+    record_names: RecordNames | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> TrainState:
     """Trains ``cfg`` to ``cfg.optim.steps`` and returns the state.
 
-    ``batches(start)`` yields the rows of this process (see data_share) of every global batch from step ``start`` on. Starts from
-    the newest checkpoint in ``cfg.out``; else from the weights of ``cfg.start``; else from random weights. On SIGTERM saves the
-    state and raises SystemExit(143). ``group`` are the processes of the run (default: this one alone); an error in one of them,
-    or its death, ends all.
+    Starts from the newest checkpoint in ``cfg.out``; else from the weights of ``cfg.start``; else from random weights. On Ctrl-C
+    and SIGTERM saves the state and raises SystemExit(130 or 143). ``group`` are the processes of the run (default: this one
+    alone); an error in one of them, or its death, ends all. When a slice came back (``pod.elastic``), the run ends after a save
+    with SystemExit(75), to be started again with it. ``folders`` are the fingerprints of the token folders, ``record_names``
+    names what a batch that ends the run holds, ``watchers`` measure the model on the way.
 
-    Raises InputError when ``batches`` end before ``cfg.optim.steps``, NotFiniteError when a loss is NaN or infinite.
+    Raises InputError when ``batches`` end before ``cfg.optim.steps``, NotFiniteError when ``cfg.guard`` lets a loss that is NaN or
+    infinite, or too many spikes, end the run.
     """
     group = group or SingleProcess()
     mesh = make_mesh(cfg.mesh)
     for length in cfg.data.buckets:
         check_rows(cfg.data.rows(length) // cfg.optim.accumulate, mesh)
-    alone = held(Path(cfg.out), "training") if jax.process_index() == 0 else nullcontext()
-    with closing(Saver(cfg)) as saver, group.guard(), alone:
-        group.doing("loading")
-        with waiting("making the state", show=show):
-            start, state = saver.restore(state_shapes(cfg, mesh)) or (0, initial_state(cfg, mesh))
-        if start < cfg.optim.steps:
-            group.barrier("loading the state", cfg.pod.stall_timeout)
-            state = _run_steps(cfg, saver, start, state, batches(start), show, group)
+    first = jax.process_index() == 0
+    alone = sole_run(cfg.out, cfg.pod.lease_timeout, show) if first else nullcontext()
+    with (
+        announced(),
+        alone as lease,
+        closing(Saver(cfg, lease.check if lease else lambda: None, folders)) as saver,
+        group.guard(),
+    ):
+        run = Run(cfg, mesh, saver, batches, group, show, record_names, watchers)
+        state = run.to_the_end()
         group.doing("its end")
+        ended = time.time()
+    run.finish(time.time() - ended)
     group.barrier("the end", cfg.pod.stall_timeout)
     return state
 
 
-def _run_steps(
-    cfg: Experiment, saver: Saver, start: int, state: TrainState, rows: Iterator[Batch], show: bool, group: Group
-) -> TrainState:
-    """Runs the steps after ``start`` on ``rows``, those of this process; logs and saves; returns the last state."""
-    mesh, last, done = make_mesh(cfg.mesh), cfg.optim.steps, start
-    plain_step, log = make_step(cfg, mesh), MetricsLog(cfg, start, show)
-    compiled = CompiledSteps(cfg, mesh, plain_step, log.print_line)
-    profiled = ProfiledSteps(cfg, compiled, start)
-    with closing(log), closing(_Preemption(mesh)) as preemption, closing(profiled):
-        if cfg.compile_ahead:
-            group.doing("compiling ahead")
-            compiled.compile_all()
-        batches = GlobalBatches(islice(rows, last - start), mesh, start, group)
-        for done, state, metrics in steps(state, batches, profiled, start):  # noqa: B020, replaced each step
-            if done == start + 1:
-                group.barrier("compiling the first step", cfg.pod.stall_timeout)
-            log.write(done, metrics, batches.wait_seconds)
-            stopping = preemption.requested()
-            if stopping or done % cfg.save_every == 0 or done == last:
-                log.sync()
-                group.barrier(f"saving step {done}", cfg.pod.join_timeout)
-                saver.save(done, state)
-            if stopping:
-                raise SystemExit(143)
-    if done < last:
-        raise InputError(f"the batches ended after step {done}, but optim.steps is {last}; give a batch for each step")
-    return state
+class Run:
+    """The steps of one run from its checkpoint to the last one, again where its guards send it back; arguments as in train."""
 
+    def __init__(
+        self,
+        cfg: Experiment,
+        mesh: Mesh,
+        saver: Saver,
+        batches: Batches,
+        group: Group,
+        show: bool,
+        record_names: RecordNames | None,
+        watchers: Sequence[Watcher],
+    ):
+        self._cfg, self._mesh, self._saver, self._batches = cfg, mesh, saver, batches
+        self._group, self._show, self._watchers = group, show, watchers
+        self._bad_batches = BadBatches(cfg, saver, record_names)
+        self._events = RunLog(cfg.out)
+        self._compiled = CompiledSteps(cfg, mesh, make_step(cfg, mesh), print_line, group)
+        self._goodput = Goodput(read_goodput(cfg.out) if jax.process_index() == 0 else [], 0)
+        self._backs: list[Change] = []
+        self._trained = False
 
-class GlobalBatches:
-    """Iterator over global batches on the devices, made from the rows of this process; tells ``group`` the current step.
+    def to_the_end(self) -> TrainState:
+        """Trains to the last step and returns the state."""
+        back: tuple[int, str] | None = None
+        while True:
+            start, state = self._restore()
+            if back:
+                self._go_back(start, *back)
+            if start >= self._cfg.optim.steps:
+                return state
+            self._group.barrier("loading the state", self._cfg.pod.stall_timeout)
+            self._trained = True
+            try:
+                return self._steps(start, state)
+            except GoBackError as error:
+                back = error.step, error.reason
+            del state
+            gc.collect()  # what the error still held: the next restore needs the memory
 
-    A batch is taken from ``host_batches``, which read ahead, and sent to the devices while they still run the step before.
-    ``wait_seconds`` is how long the newest batch was waited for: near 0 unless reading is slower than training.
-    """
+    def finish(self, seconds_saving: float) -> None:
+        """Writes and prints where the time went, unless nothing was to be done; the last save took ``seconds_saving``."""
+        if jax.process_index() == 0 and self._trained:
+            self._goodput.add("saving", seconds_saving)
+            self._goodput.mark(self._cfg.optim.steps, ended=True)
+            self._goodput.write(self._cfg.out)
+            self._say(self._goodput.in_words())
 
-    def __init__(self, host_batches: Iterator[Batch], mesh: Mesh, start: int, group: Group):
-        self._host_batches, self._mesh, self._step, self._group = host_batches, mesh, start, group
-        self.wait_seconds = 0.0
+    def _restore(self) -> tuple[int, TrainState]:
+        """(steps done, state) of the newest checkpoint, or of the beginning."""
+        cfg, begun = self._cfg, time.time()
+        self._group.doing("loading")
+        self._saver.check(wait=True)
+        with waiting("making the state", show=self._show):
+            start, state = self._saver.restore(state_shapes(cfg, self._mesh)) or (0, initial_state(cfg, self._mesh))
+        history = self._saver.history
+        self._saver.history += tuple(c for c in self._backs if c.step == start and c not in history)
+        self._goodput = Goodput(read_goodput(cfg.out) if jax.process_index() == 0 else [], start, time.time() - begun)
+        if change := self._saver.change:
+            self._events.add("changed", start, before=change.before, after=change.after)
+            self._say(f"from step {start} on {in_words(change)}")
+        self._events.add("started", start, steps=cfg.optim.steps, processes=jax.process_count())
+        return start, state
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
+    def _go_back(self, start: int, bad_step: int, reason: str) -> None:
+        """Leaves out the batches behind ``start`` that led to ``bad_step``. Raises NotFiniteError when it did so too often."""
+        cfg = self._cfg
+        if len(self._backs) >= cfg.guard.max_backs:
+            raise NotFiniteError(
+                f"{cfg.name}: step {bad_step}: {reason}; the run went back {len(self._backs)} times, as often as guard.max_backs "
+                "allows; lower optim.lr or raise optim.warmup, or go on from an older checkpoint"
+            )
+        skipped = bad_step - start + cfg.guard.skip_batches
+        change = changed_now(start, f"step {bad_step}: {reason}", skipped=skipped)
+        self._backs.append(change)
+        self._saver.history += (change,)
+        self._events.add("went back", start, why=change.why, skipped=skipped)
+        self._say(f"{change.why}; back to step {start}, without {skipped} batches")
 
-    def __next__(self) -> Batch:
-        self._step += 1
-        self._group.doing(f"reading batch {self._step}")
-        start = time.monotonic()
-        rows = next(self._host_batches)
-        self.wait_seconds = time.monotonic() - start
-        self._group.doing(f"step {self._step}")
-        return global_batch(rows, self._mesh)
+    def _steps(self, start: int, state: TrainState) -> TrainState:
+        """Runs the steps after ``start``; logs, measures and saves; returns the last state."""
+        cfg, group, goodput, last = self._cfg, self._group, self._goodput, self._cfg.optim.steps
+        log, done = MetricsLog(cfg, start, self._show, self._saver.check), start
+        self._compiled.print_to(log.print_line)
+        profiled = ProfiledSteps(cfg, self._compiled, start)
+        clock = SaveClock(cfg.save_minutes, self._mesh)
+        span = batch_span(start, last, cfg.data, self._saver.folders, self._saver.history)
+        with closing(log), closing(Stopping(self._mesh)) as stopping, closing(profiled):
+            if cfg.compile_ahead:
+                group.doing("compiling ahead")
+                self._compiled.compile_all()
+            rows = islice(self._batches(span), last - start)
+            rows = GlobalBatches(rows, self._mesh, start, group, StepTimes.of(cfg.pod))
+            with self._bad_batches.saved(rows):
+                for done, state, metrics in steps(state, rows, profiled, start):  # noqa: B020, replaced each step
+                    if done == start + 1:
+                        with goodput.measure("compiling"):
+                            group.barrier("compiling the first step", cfg.pod.stall_timeout)
+                    goodput.add("waiting for data", rows.wait_seconds)
+                    with rows.waiting_for_devices():
+                        log.write(done, metrics, rows.wait_seconds)
+                    rows.name_slowest(log.print_line)
+                    self._saver.check()
+                    number, due = stopping.requested(), clock.due()
+                    measured = self._measure(done, state, log)
+                    if number or due or done % cfg.save_every == 0 or done == last:
+                        log.sync()
+                        self._save(done, state, measured)
+                        clock.saved()
+                    if number:
+                        raise Stopped.by_signal(number, cfg, done)
+        if done < last:
+            raise InputError(
+                f"the batches ended after step {done}, but optim.steps is {last}; give a batch for each step"
+            )
+        return state
+
+    def _say(self, line: str) -> None:
+        if self._show and jax.process_index() == 0:
+            print_line(f"{self._cfg.name}: {line}", stderr=False)
+
+    def _measure(self, done: int, state: TrainState, log: MetricsLog) -> dict[str, float]:
+        """What the watchers whose turn it is measure after step ``done``; into the log."""
+        values, last = {}, done == self._cfg.optim.steps
+        for watcher in self._watchers:
+            if last or done % watcher.every == 0:
+                self._group.doing(f"{watcher.name} after step {done}")
+                with self._goodput.measure("evaluating"):
+                    values |= watcher.measure(done, state)
+        if values:
+            log.add(values)
+        return values
+
+    def _save(self, done: int, state: TrainState, measured: dict[str, float]) -> None:
+        """Saves the state after step ``done``, and where the time went until then. Raises Stopped when a slice is back."""
+        with self._goodput.measure("saving"):
+            returned = self._group.barrier(f"saving step {done}", self._cfg.pod.join_timeout)
+            self._group.doing(f"saving step {done}")
+            self._saver.save(done, state, measured.get(HELD_OUT))
+            note_progress(str(done))
+        self._goodput.add("compiling", self._compiled.seconds)
+        self._compiled.seconds = 0.0
+        if jax.process_index() == 0:
+            self._goodput.mark(done)
+            self._goodput.write(self._cfg.out)
+        if returned and done < self._cfg.optim.steps:
+            raise Stopped.for_slice(returned[0], self._cfg, done)
 
 
 def initial_state(cfg: Experiment, mesh: Mesh) -> TrainState:
@@ -116,33 +239,5 @@ def initial_state(cfg: Experiment, mesh: Mesh) -> TrainState:
     if not cfg.start:
         return state
     shapes = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, w.dtype, sharding=w.sharding), state.model)
-    return state._replace(model=load_weights(newest(Path(cfg.start)), shapes))
-
-
-class _Preemption:
-    """Whether this run must stop: SIGTERM arrived here or in any other process.
-
-    Each call starts a reduction over all processes and returns the result of the call before, so that all processes stop after
-    the same step and none waits. JAX's preemption service cannot be used: Orbax asks it about old steps from a thread, after which
-    processes disagree.
-    """
-
-    def __init__(self, mesh: Mesh):
-        self._signaled, self._pending = False, None
-        self._split = NamedSharding(mesh, P(AXES))
-        self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
-        self._old_handler = signal.signal(signal.SIGTERM, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signaled = True
-
-    def requested(self) -> bool:
-        if jax.process_count() == 1:
-            return self._signaled
-        flags = np.full(jax.local_device_count(), self._signaled)
-        previous, self._pending = self._pending, self._any(jax.make_array_from_process_local_data(self._split, flags))
-        return previous is not None and bool(previous)
-
-    def close(self) -> None:
-        # The old handler is None when it was not set from Python; such a handler cannot be set again.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._old_handler is None else self._old_handler)
+    # One process looks for it: from all of them that would be a listing each.
+    return state._replace(model=load_weights(epath.Path(text_from_first(lambda: str(newest(cfg.start)))), shapes))

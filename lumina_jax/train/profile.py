@@ -1,11 +1,10 @@
 """Profiles of a few training steps, for Perfetto and XProf (``profile.steps``)."""
 
-from pathlib import Path
-
 import jax
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment
+from lumina_jax.train.run_files import RunFiles
 from lumina_jax.train.step import Metrics, Step, TrainState
 
 FOLDER = "profile"
@@ -20,10 +19,9 @@ class ProfiledSteps:
 
     def __init__(self, cfg: Experiment, run_step: Step, done: int):
         self._run_step, self._step, self._span = run_step, done, cfg.profile.span
-        index, folder = jax.process_index(), Path(cfg.out) / FOLDER
-        self._traces = cfg.profile.all or index == 0
-        self._folder = folder / f"process-{index}" if cfg.profile.all else folder
-        self._tracing = False
+        index = jax.process_index()
+        self._traces, self._out, self._tracing = cfg.profile.all or index == 0, cfg.out, False
+        self._name = f"{FOLDER}/process-{index}" if cfg.profile.all else FOLDER
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         self._step += 1
@@ -31,7 +29,8 @@ class ProfiledSteps:
             return self._run_step(state, batch)
         if not self._tracing:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            self._files = RunFiles(self._out)
+            jax.profiler.start_trace(self._files.path(self._name), create_perfetto_trace=True)
             self._tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=self._step):
             state, metrics = self._run_step(state, batch)
@@ -41,13 +40,15 @@ class ProfiledSteps:
         return state, metrics
 
     def close(self) -> None:
-        """Stops a running trace and writes it."""
+        """Stops a running trace and writes it, to where ``cfg.out`` is."""
         if not self._tracing:
             return
         self._tracing = False
         jax.profiler.stop_trace()
+        self._files.close()
+        folder = f"{self._out}/{self._name}"
         print(
-            f"{self._folder}: trace written; open perfetto_trace.json.gz at https://ui.perfetto.dev, "
-            f"or: pip install xprof && xprof --logdir {self._folder}",
+            f"{folder}: trace written; open perfetto_trace.json.gz at https://ui.perfetto.dev, "
+            f"or: pip install xprof && xprof --logdir {folder}",
             flush=True,
         )

@@ -16,6 +16,7 @@ from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.quant import check_quant
 from lumina_jax.sharding import STORE, ZERO, constrain, constrain_weights, shardings
 from lumina_jax.train.loss import LossSums, step_loss
+from lumina_jax.train.norms import group_norms
 from lumina_jax.train.optim import optimizer, schedule
 from lumina_jax.train.weighting import token_weights
 
@@ -32,7 +33,7 @@ class TrainState(NamedTuple):
 class Metrics(NamedTuple):
     """f32[] of one step: means over learned tokens (``loss`` is xent + z_loss, the latter weighted), gradient norm before clipping,
     learning rate, number of learned tokens. The means count every learned token alike, so that runs are comparable, whatever
-    ``optim.loss_weight`` makes of the gradient."""
+    ``optim.loss_weight`` makes of the gradient. ``norms`` are those of ``watch.norms`` by name (None: not asked for)."""
 
     loss: jax.Array
     xent: jax.Array
@@ -40,6 +41,7 @@ class Metrics(NamedTuple):
     grad_norm: jax.Array
     lr: jax.Array
     tokens: jax.Array
+    norms: dict[str, jax.Array] | None = None
 
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
@@ -94,12 +96,12 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
     """The jitted train step for ``mesh``, to be called or lowered under ``jax.set_mesh(mesh)``; its state is donated.
 
     The gradient is that of the mean over all learned tokens of the global batch, weighted by ``cfg.optim.loss_weight``
-    (:mod:`lumina_jax.train.weighting`), whatever the number of microbatches. Raises InputError for a ``cfg.mesh.quant`` by which
-    the devices gain nothing.
+    (:mod:`lumina_jax.train.weighting`), whatever the number of microbatches. A step whose loss or gradient norm is not finite
+    leaves weights and optimizer state as they were. Raises InputError for a ``cfg.mesh.quant`` by which the devices gain nothing.
     """
     check_quant(cfg.mesh.quant, mesh.devices.flat[0].device_kind)
     tx, rate = optimizer(cfg.optim), schedule(cfg.optim)
-    compute = jnp.dtype(cfg.mesh.compute)
+    compute, groups = jnp.dtype(cfg.mesh.compute), cfg.watch.norms
 
     def loss(model: Chameleon, rows: Rows, key: jax.Array) -> tuple[jax.Array, LossSums]:
         batch, weights = rows
@@ -123,13 +125,29 @@ def jitted_step(cfg: Experiment, mesh: Mesh) -> jax.stages.Wrapped:
         # XLA recomputes a product with one number wherever it is read; quotients it would keep, a copy of all gradients.
         grads = jax.tree.map(lambda g: g * (1 / weight), grads)
         updates, opt = tx.update(grads, state.opt, state.model, norm=norm)
-        model = optax.apply_updates(state.model, updates)
         xent, z_loss = total.xent / tokens, cfg.optim.z_loss * total.z / tokens
-        metrics = Metrics(xent + z_loss, xent, z_loss, norm, rate(state.step), total.tokens)
+        finite = jnp.isfinite(xent + z_loss) & jnp.isfinite(norm)
+        model, opt = keep_unless(finite, (optax.apply_updates(state.model, updates), opt), (state.model, state.opt))
+        norms = group_norms("grad_norm", grads, groups) | group_norms("weight_norm", model, groups) if groups else None
+        metrics = Metrics(xent + z_loss, xent, z_loss, norm, rate(state.step), total.tokens, norms)
         return TrainState(state.step + 1, model, opt, state.key), metrics
 
     out_shardings = (state_shardings(cfg, mesh), None)
     return jax.jit(step, donate_argnums=0, out_shardings=out_shardings, compiler_options=step_options(mesh))
+
+
+def keep_unless(finite: jax.Array, new, old):
+    """The tree ``new`` where ``finite`` bool[], else ``old``. A schedule counts on: it follows the steps of the run.
+
+    The old arrays are read by the update anyway, and XLA chooses while it writes: this costs no pass over memory.
+    """
+
+    def choose(new_node, old_node):
+        if isinstance(new_node, optax.ScaleByScheduleState):
+            return new_node
+        return jnp.where(finite, new_node, old_node)
+
+    return jax.tree.map(choose, new, old, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
 
 
 def _accumulate(gradient: Gradient, model: Chameleon, rows: Rows, key: jax.Array, count: int):

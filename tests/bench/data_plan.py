@@ -1,6 +1,7 @@
 """Padding of the batch plan and of the original's rule, and the plan of 100 million records: ``python tests/bench/data_plan.py``.
 
-Prints one JSON line for each stage of FP-SFT and one for the large plan. A million records a stage are drawn from a seeded
+Prints one JSON line for each stage of FP-SFT, one for the large plan, and one for what a step of 133,120 rows costs each of 2,048
+hosts. A million records a stage are drawn from a seeded
 generator: 75% text to image, 15% image to text, 10% text alone. Pictures have log-normal aspect ratios (0.35 around 1:1) and
 take the tokens of the best crop of the stage (layout.py); captions are log-normal around 90 tokens, within 10 to 300, answers
 around 120, within 20 to 300, and texts around 350, within 20 to 4,000, a fifth of it questions. A text-to-image sample is <s>,
@@ -187,6 +188,22 @@ def large(records: int) -> dict[str, object]:
     }
 
 
+def many_hosts(records: int) -> dict[str, object]:
+    """The processor time to compute one host's rows of a batch, by the number of hosts."""
+    rows, all_hosts = 133_120, (1, 64, 2048)
+    cfg = replace(STAGES[512], batch=rows, row_multiple=2048)
+    plan = BatchPlan([draw(512, records)[0] + 1], cfg, 0)
+    milliseconds = {}
+    for hosts in all_hosts:
+        times = []
+        for step in range(9):
+            begin = time.process_time()
+            plan(step, hosts // 2, hosts)
+            times.append(time.process_time() - begin)
+        milliseconds[hosts] = round(1e3 * float(np.median(times)), 3)
+    return {"benchmark": "one host's rows of a step", "rows": rows, "processor_milliseconds_by_hosts": milliseconds}
+
+
 def memory() -> int:
     """The memory of this process without mapped files, in MiB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
@@ -200,6 +217,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.large:
         print(json.dumps(large(options.large)), flush=True)
+    print(json.dumps(many_hosts(options.records)), flush=True)
     for size, cfg in STAGES.items():
         lengths, kind, learned = draw(size, options.records)
         original_result, plan_result = original(lengths), planned(lengths, kind, cfg)

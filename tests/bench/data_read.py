@@ -28,14 +28,15 @@ import numpy as np
 import torch
 from data_parts import tiny_vocab
 
+from lumina_jax.cluster.pace import StepTimes
 from lumina_jax.cluster.processes import SingleProcess
-from lumina_jax.config import DataConfig, MeshConfig
+from lumina_jax.config import DataConfig, MeshConfig, PodConfig
 from lumina_jax.data.pipeline import batches
 from lumina_jax.data.shard_writer import write_shard, write_totals
 from lumina_jax.data.shards import Settings
 from lumina_jax.sharding import make_mesh
 from lumina_jax.storage import StorageFolder
-from lumina_jax.train.loop import GlobalBatches
+from lumina_jax.train.global_batches import GlobalBatches
 
 TOKENS, RECORDS, SHARD = 2000, 4096, 1024
 ROWS, LENGTH = 32, 4096
@@ -94,7 +95,8 @@ def wait_seconds(folder: Path, step: float, steps: int, threads: int) -> list[fl
     """Seconds that each step but the first waits for its batch."""
     cfg = DataConfig(buckets=(LENGTH,), batch=HOST_ROWS, threads=threads)
     mesh = make_mesh(MeshConfig())
-    feed = GlobalBatches(islice(batches(folder / "tokens", cfg, VOCAB, 0), steps + 1), mesh, 0, SingleProcess())
+    rows = islice(batches(folder / "tokens", cfg, VOCAB, 0), steps + 1)
+    feed = GlobalBatches(rows, mesh, 0, SingleProcess(), StepTimes.of(PodConfig()))
     waits = []
     for _ in feed:
         waits.append(feed.wait_seconds)

@@ -46,7 +46,7 @@ def prepare(home: Path, steps: int, scenes: int) -> Experiment:
 def train_and_score(cfg: Experiment, prompts: int) -> dict[str, float]:
     """Trains with ``cfg``: final loss, wall seconds, and the shares of right fresh and held-out pictures."""
     vocab, start = Vocab.load(cfg.data.tokenizer), time.monotonic()
-    train(cfg, lambda step: batches(cfg.data.path, cfg.data, vocab, cfg.seed, step, cfg.optim.steps))
+    train(cfg, lambda span: batches(cfg.data.path, cfg.data, vocab, cfg.seed, span.start, span.stop))
     seconds = time.monotonic() - start
     model, vq = restore_model(newest(cfg.out), cfg.model), PatchVQ.load(cfg.vq.path)
     losses = [line["xent"] for line in read_metrics(cfg.out)]

@@ -54,7 +54,7 @@ def train_model(codes: int, steps: int, records: int, home: Path):
     source = OmniSource(OMNI, training_sizes(AREA), records, 3, MIX)
     max_tokens = cfg.data.buckets[-1] + 1
     pretokenize(source, vq, vocab, cfg.data.path, cfg.data, 0, sizes=source.sizes, max_tokens=max_tokens)
-    train(cfg, lambda start: batches(cfg.data.path, cfg.data, vocab, cfg.seed, start, steps))
+    train(cfg, lambda span: batches(cfg.data.path, cfg.data, vocab, cfg.seed, span.start, span.stop))
     model = restore_model(newest(cfg.out), cfg.model)
     settings = replace(served("refine", cfg.sample), guidance=1.0, image_top_k=200)
     return model, PromptBuilder(vq, vocab, cfg.data, as_is=True), settings

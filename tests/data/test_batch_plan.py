@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lumina_jax.config import DataConfig
-from lumina_jax.data import batch_plan
+from lumina_jax.data import length_index
 from lumina_jax.data.batch_plan import BatchPlan, BatchRecords
 
 BUCKETS = (10, 20, 40)
@@ -161,10 +161,21 @@ def test_fewer_records_than_a_batch_repeat_within_it():
         assert (batch.length, batch.rows) == (20, 8) and sorted(np.bincount(batch.record).tolist()) == [2, 3, 3]
 
 
+@pytest.mark.parametrize("cfg", [replace(CONFIG, row_multiple=4), replace(UNPACKED, row_multiple=4)])
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_that_plan_their_own_rows_have_the_global_batch_between_them(cfg, hosts):
+    plan = plan_of(draw_lengths(203), cfg)
+    for step in range(2 * plan.steps):
+        whole, shares = plan(step), [plan(step, host, hosts) for host in range(hosts)]
+        rows = np.concatenate([share.row + host * share.rows for host, share in enumerate(shares)])
+        assert np.array_equal(rows, whole.row) and sum(share.rows for share in shares) == whole.rows
+        assert np.array_equal(np.concatenate([share.record for share in shares]), whole.record)
+
+
 def test_reading_lengths_in_chunks_changes_no_plan(monkeypatch):
     lengths = draw_lengths(203)
     plan = plan_of(lengths)
-    monkeypatch.setattr(batch_plan, "CHUNK", 7)
+    monkeypatch.setattr(length_index, "CHUNK", 7)
     assert all(same(plan(step), plan_of(lengths)(step)) for step in range(3))
 
 

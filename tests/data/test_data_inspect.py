@@ -198,8 +198,7 @@ def test_a_damaged_record_is_a_card_that_says_so(tmp_path, token):
     file.write_bytes(content)
     page = sheet([data], [], tiny_vocab(), tiny_vq(), samples=20)
     assert page.count('class="sample"') == 20
-    assert page.count("a record that cannot be read") == (19 if token == "short" else 0)
-    assert token != 10**6 or "no token 1000000" in page or "cannot be read" in page
+    assert page.count("a record that cannot be read") == (19 if token == "short" else 1)
 
 
 def test_tokens_have_names_that_a_person_knows():

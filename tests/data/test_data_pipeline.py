@@ -12,9 +12,10 @@ from lumina_jax.batch import Batch
 from lumina_jax.config import DataConfig
 from lumina_jax.conversation import drop_context
 from lumina_jax.data.batch_plan import BatchPlan, BatchRecords
-from lumina_jax.data.pipeline import batches, collate
+from lumina_jax.data.pipeline import batches, collate, fingerprints_of, record_names
 from lumina_jax.data.pretokenize import pretokenize
 from lumina_jax.data.shards import Shards
+from lumina_jax.history import BatchSpan, DataStage
 
 VOCAB, SEED = tiny_vocab(), 2
 CONFIG = replace(CONFIG, buckets=(96, 160, 320))
@@ -164,3 +165,29 @@ def test_wrong_uses_fail_at_the_call(path, tmp_path):
     pretokenize(NoiseSource(4), tiny_vq(1), VOCAB, tmp_path, CONFIG, 0, sizes=SIZES, progress=False)
     with pytest.raises(ValueError, match=r"VQ model .* but .* with .*; pretokenize one of them again"):
         batches(f"{path},{tmp_path}", CONFIG, VOCAB, SEED)
+
+
+def test_after_a_change_of_batch_and_of_processes_the_epoch_still_holds_each_record_once(path):
+    """Batches of 8 read by one process, then batches of 4 by two, then of 2 by one: 50 records, and rows that repeat at the end."""
+    cfg = replace(CONFIG, buckets=(320,), packing=False, drop_context=0.0, path=str(path))
+    names = fingerprints_of([Shards(path)])
+    stages = [
+        DataStage(first, replace(cfg, batch=batch), names) for first, batch in ((0, 8), (2, 4), (5, 2))
+    ]  # 16, 12 and 22 records
+    settings = (VOCAB, SEED)
+    first = list(batches(path, stages[0].cfg, *settings, 0, 2, 0, 1, stages[:1]))
+    shares = [batches(path, stages[1].cfg, *settings, 2, 5, host, 2, stages[:2]) for host in range(2)]
+    second = [joined(parts) for parts in zip(*shares, strict=True)]
+    whole = list(batches(path, stages[1].cfg, *settings, 2, 5, 0, 1, stages[:2]))
+    assert all(equal(a, b) for a, b in zip(second, whole, strict=True))
+    third = list(batches(path, stages[2].cfg, *settings, 5, 16, 0, 1, stages))
+    rows = [tuple(row) for batch in [*first, *second, *third] for row in batch.inputs]
+    expected = [np.zeros(320, np.int32) for _ in range(50)]
+    for row, (tokens, _) in zip(expected, (Shards(path)[record] for record in range(50)), strict=True):
+        row[: len(tokens) - 1] = tokens[:-1]
+    assert sorted(rows) == sorted(map(tuple, expected))
+    named = [record_names(stages[2].cfg, SEED, BatchSpan(number, number + 1, tuple(stages))) for number in (5, 15)]
+    for records, batch in zip(named, (third[0], third[10]), strict=True):
+        numbers = [int(name.rpartition(":")[2]) for name in records]
+        assert [tuple(expected[number]) for number in numbers] == [tuple(row) for row in batch.inputs]
+        assert all(name.startswith(f"{path}:") for name in records)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lumina_jax.config import DataConfig
-from lumina_jax.data.batch_plan import BatchPlan, quotas
+from lumina_jax.data.batch_plan import BatchPlan
+from lumina_jax.data.length_index import quotas
 
 CONFIG = DataConfig(path="a,b,c", buckets=(20, 40), batch=8)
 SIZES = (900, 50, 300)

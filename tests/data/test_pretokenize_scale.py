@@ -15,7 +15,7 @@ from data_parts import CODES, CONFIG, SIZES, STRIDE, NoiseSource, noise, tiny_vo
 from flax import nnx
 
 from lumina_jax.config import VQConfig
-from lumina_jax.data import shards
+from lumina_jax.data import token_files
 from lumina_jax.data.encode import BatchEncoder, GridEncoder
 from lumina_jax.data.pretokenize import finish, pretokenize, pretokenize_stages
 from lumina_jax.data.shard_maker import PretokenizeStage
@@ -243,15 +243,16 @@ def test_each_size_compiles_once(monkeypatch, vqvae):
     assert len(encoder.grids()) == 25 and set(shapes) == {(6, 8, 24, 3), (6, 16, 16, 3)}
 
 
-def test_a_remote_folder_has_the_same_bytes(complete):
+def test_a_remote_folder_has_the_same_bytes(complete, tmp_path):
     url = "memory://bucket/tokens"
     assert run(url, shard_slice=slice(0, 3)) is None
     run(url)
     store = fsspec.filesystem("memory")
     stored = {path.rpartition("/")[2]: store.cat_file(path) for path in store.ls("/bucket/tokens", detail=False)}
     assert stored == contents(complete)
-    with pytest.raises(ValueError, match="not on this machine"):
-        Shards(url)
+    there, here = Shards(url, reading=token_files.StoreReading(str(tmp_path))), Shards(complete)
+    for sample, other in zip(there.read(range(len(here))), here.read(range(len(here))), strict=True):
+        np.testing.assert_array_equal(sample, other)
 
 
 def test_complete_files_survive_another_process_that_tidies_up(tmp_path):
@@ -290,11 +291,11 @@ def test_a_truncated_file_is_an_error(tmp_path):
 
 def test_more_shards_than_open_files_is_an_error(complete, monkeypatch):
     limits = {"set": None}
-    monkeypatch.setattr(shards.resource, "getrlimit", lambda _: (64, 1024))
-    monkeypatch.setattr(shards.resource, "setrlimit", lambda _, pair: limits.update(set=pair))
+    monkeypatch.setattr(token_files.resource, "getrlimit", lambda _: (64, 1024))
+    monkeypatch.setattr(token_files.resource, "setrlimit", lambda _, pair: limits.update(set=pair))
     Shards(complete)
-    assert limits["set"] == (7 + shards.SPARE_FILES, 1024)
-    monkeypatch.setattr(shards.resource, "getrlimit", lambda _: (64, 100))
+    assert limits["set"] == (7 + token_files.SPARE_FILES, 1024)
+    monkeypatch.setattr(token_files.resource, "getrlimit", lambda _: (64, 100))
     with pytest.raises(OSError, match=r"7 shards need 263 open files, but 100 are allowed"):
         Shards(complete)
 

@@ -1,6 +1,7 @@
 """The step is compiled once for each shape of batch: when its first batch comes, or all of them ahead."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from train_parts import OPTIM, assert_equal, batch, experiment
@@ -29,7 +30,7 @@ def host_batches(cfg: Experiment, start: int):
 
 
 def test_each_shape_is_compiled_once_and_printed(cfg, capsys):
-    train(cfg, lambda start: host_batches(cfg, start))
+    train(cfg, lambda span: host_batches(cfg, span.start))
     lines = [line for line in capsys.readouterr().out.splitlines() if "compiled" in line]
     assert len(lines) == 2
     assert (
@@ -43,7 +44,7 @@ def test_each_shape_is_compiled_once_and_printed(cfg, capsys):
 
 
 def test_after_compiling_ahead_no_step_compiles_and_the_state_is_the_same(cfg, tmp_path, capsys, monkeypatch):
-    expected = train(cfg, lambda start: host_batches(cfg, start), show=False)
+    expected = train(cfg, lambda span: host_batches(cfg, span.start), show=False)
 
     def refusing_step(cfg, mesh):
         def run(state, rows):
@@ -53,7 +54,7 @@ def test_after_compiling_ahead_no_step_compiles_and_the_state_is_the_same(cfg, t
 
     monkeypatch.setattr(loop, "make_step", refusing_step)
     ahead = replace(cfg, out=str(tmp_path / "ahead"), compile_ahead=True)
-    assert_equal(train(ahead, lambda start: host_batches(cfg, start)), expected)
+    assert_equal(train(ahead, lambda span: host_batches(cfg, span.start)), expected)
     lines = [line for line in capsys.readouterr().out.splitlines() if "compiled" in line]
     assert [" ".join(line.split()[5:9]) for line in lines] == ["16 rows of 6", "8 rows of 12"]
     assert all("ahead" in line for line in lines)
@@ -71,11 +72,11 @@ def test_a_bucket_whose_rows_the_mesh_does_not_divide_is_refused_at_start(cfg):
     wrong = replace(cfg, data=replace(cfg.data, buckets=(8, 12), row_multiple=2))  # 12 rows of 8
     train_on = replace(wrong, mesh=replace(wrong.mesh, replica=8, fsdp=1, tensor=1))
     with pytest.raises(ValueError, match=r"batch of 12 rows.*8 devices"):
-        train(train_on, lambda start: host_batches(cfg, start), show=False)
+        train(train_on, lambda span: host_batches(cfg, span.start), show=False)
 
 
 def test_the_wait_for_data_is_printed_and_not_in_metrics_jsonl(cfg, capsys):
     """metrics.jsonl is the same in every run; speeds and waits are not."""
-    train(cfg, lambda start: host_batches(cfg, start))
+    train(cfg, lambda span: host_batches(cfg, span.start))
     assert "waiting for data" in capsys.readouterr().out
-    assert "wait" not in (loop.Path(cfg.out) / "metrics.jsonl").read_text()
+    assert "wait" not in Path(cfg.out, "metrics.jsonl").read_text()

@@ -129,7 +129,9 @@ def test_checksums_see_every_bit_and_the_order_but_not_the_mesh():
     assert len(set(sums.values())) == len(sums)
     mesh = jax.make_mesh((4, 2), ("a", "b"))
     split = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("a", "b")))
+    stacked = jnp.stack([split, split + 1])
     assert checksums({"same": split})["same"] == sums["same"]
+    assert checksums({"stacked": stacked}, by_layer=True) == checksums({"stacked": stacked})
 
 
 def test_the_damaged_one_is_kept_under_another_name_when_its_number_is_written_again(run):
@@ -179,7 +181,7 @@ def test_weights_that_changed_on_disk_are_refused(run):
 
 
 def test_checkpoints_without_checksums_are_read_as_before(run, monkeypatch):
-    monkeypatch.setattr("lumina_jax.train.checkpoint.sealed", lambda metadata, arrays: metadata)
+    monkeypatch.setattr("lumina_jax.train.checkpoint.sealed", lambda metadata, sums: metadata)
     state, cfg = state_of(7), replace(experiment(MESH), out=str(run))
     saver = Saver(cfg)
     saver.save(7, jax.device_put(state, shardings(state, one_device())))

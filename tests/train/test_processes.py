@@ -3,15 +3,15 @@
 import signal
 import socket
 import subprocess
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from train_parts import batches, experiment, worker
 
-from lumina_jax.cluster.membership import EXIT_ERROR, EXIT_RESTART
 from lumina_jax.config import override
+from lumina_jax.faults import EXIT_ERROR, EXIT_RESTART
 from lumina_jax.train.checkpoint import newest
 from lumina_jax.train.loop import train
 from lumina_jax.train.metrics import read_metrics
@@ -82,6 +82,37 @@ def test_when_a_process_is_killed_all_end_and_a_restart_continues(reference, tmp
     assert codes[0] == -signal.SIGKILL and codes[1] != 0
     assert len(lines) == 1 and "process 1 of 2: the run ends: process 0 at localhost" in lines[0]
     assert run_processes((1, 1, 4), [{}, {}], **out) == ([0, 0], [])
+    assert_same_metrics(reference, tmp_path)
+
+
+def line_with(process: subprocess.Popen, words: str) -> str:
+    """The next line on stderr that holds ``words``."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if words in line:
+            return line
+    raise AssertionError(f"{words!r} is not among the lines:\n{''.join(lines)}")
+
+
+def test_a_run_goes_on_without_a_lost_slice_and_takes_it_in_after_a_save(reference, tmp_path):
+    """Two slices of a process: slice 1 runs alone, without the first place of the coordinator, until slice 0 is back."""
+    shared = dict(out=str(tmp_path), devices=1, processes=2, port=free_port(), other_port=free_port())
+    changes = [*ACCUMULATE, "pod.slices=2", "pod.elastic=true"]
+    waits = dict(wait_at=3, wait_for=f"{tmp_path}-returned", changes=[*changes, "pod.elastic_wait=1"])
+    with ExitStack() as stack:
+        alone = stack.enter_context(worker(subprocess.PIPE, mesh=(2, 1, 1), rank=1, **shared, **waits))
+        stack.callback(alone.kill)
+        assert line_with(alone, "the run begins without slice 0")
+        returned = stack.enter_context(worker(subprocess.PIPE, mesh=(2, 1, 1), rank=0, **shared, **waits))
+        stack.callback(returned.kill)
+        assert line_with(returned, "the run goes on with slice 1; this process is taken in after the next save")
+        Path(waits["wait_for"]).touch()
+        step = line_with(alone, "tiny: slice 0 is back; step ").split()[6]
+        assert line_with(returned, "the run ends: the other slices left")
+        assert (alone.wait(60), returned.wait(60)) == (EXIT_RESTART, EXIT_RESTART)
+    assert newest(tmp_path).name == step in ("2", "4")
+    assert run_processes((2, 1, 1), [{}, {}], **shared, changes=[*changes, "pod.elastic_wait=60"]) == ([0, 0], [])
     assert_same_metrics(reference, tmp_path)
 
 

@@ -80,14 +80,27 @@ def test_a_run_after_kill_9_ends_the_same(reference, cfg):
     assert_ends_as(reference, cfg)
 
 
-def test_sigterm_saves_and_exits_with_143(reference, cfg):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_saves_and_exits_with_its_code_and_a_line_on_how_to_go_on(number, name, reference, cfg, capsys):
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
-        finish(cfg, {3: lambda: os.kill(os.getpid(), signal.SIGTERM)})
-    assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
+        finish(cfg, {3: lambda: os.kill(os.getpid(), number)})
+    assert stopped.value.code == 128 + number and signal.getsignal(number) == before
+    line = f"tiny: stopped by {name}; step {newest(cfg.out).name} is saved in {cfg.out}, the same command goes on from there\n"
+    assert capsys.readouterr().err.endswith(line)
     assert int(newest(cfg.out).name) in (3, 4)
     assert [line["step"] for line in read_metrics(cfg.out)][-1] == int(newest(cfg.out).name)
     assert_ends_as(reference, cfg)
+
+
+def test_a_second_ctrl_c_leaves_at_once(cfg):
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        finish(cfg, {2: interrupt})
+    assert not list(Path(cfg.out).glob("checkpoints/3"))
 
 
 def test_a_run_continues_on_another_mesh(reference, cfg):
@@ -101,7 +114,7 @@ def test_a_run_continues_on_another_mesh(reference, cfg):
 def test_a_finished_run_is_restored_without_reading_data(reference):
     cfg, state = reference
 
-    def no_batches(start):
+    def no_batches(span):
         raise AssertionError("a finished run needs no data")
 
     assert_equal(train(cfg, no_batches, show=False), state)
@@ -142,7 +155,7 @@ def test_a_run_that_is_given_more_steps_ends_as_one_that_had_them_from_the_start
         (replace(OPTIM, steps=6), r"holds a run of 7 steps, more than optim\.steps=6"),
         (
             replace(OPTIM, loss_weight="tokens"),
-            r"another optim\.loss_weight \(rows there, tokens here\); give the values there to go on with it, or",
+            r"another optim\.loss_weight \(rows there, tokens here\); give the values there to go on with it, resume\.allow=optim",
         ),
     ],
 )
@@ -184,8 +197,8 @@ def test_nan_is_reported_with_its_step_and_never_saved(cfg, monkeypatch, poisone
 
 
 def test_batches_that_end_early_are_an_error(cfg):
-    def three_batches(start):
-        for _, rows in zip(range(3), batches(cfg)(start), strict=False):
+    def three_batches(span):
+        for _, rows in zip(range(3), batches(cfg)(span), strict=False):
             yield rows
 
     with pytest.raises(ValueError, match=r"ended after step 3, but optim\.steps is 7"):

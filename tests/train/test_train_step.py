@@ -6,13 +6,14 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from train_parts import MODEL, OPTIM, batch, experiment, host_state
 
 from lumina_jax.batch import Batch
-from lumina_jax.config import Experiment, MeshConfig
+from lumina_jax.config import Experiment, MeshConfig, WatchConfig
 from lumina_jax.sharding import global_batch, make_mesh
 from lumina_jax.train.step import (
     Metrics,
@@ -54,7 +55,8 @@ def run(cfg: Experiment, rows: list[Batch] | None = None) -> tuple[dict[str, np.
     mesh, state = mesh_of(cfg), placed_state(cfg)
     batches = [global_batch(local, mesh) for local in rows or [batch(cfg, step) for step in range(STEPS)]]
     *_, (_, last, _) = results = list(steps(state, batches, step_of(cfg), 0))
-    return {name: np.asarray([getattr(metrics, name) for *_, metrics in results]) for name in Metrics._fields}, last
+    names = [name for name in Metrics._fields if name != "norms"]
+    return {name: np.asarray([getattr(metrics, name) for *_, metrics in results]) for name in names}, last
 
 
 @functools.cache
@@ -204,6 +206,20 @@ def test_without_learned_tokens_weights_only_decay():
     factor = 1 - metrics["lr"][0] * OPTIM.weight_decay
     for after, before in zip(jax.tree.leaves(state.model), jax.tree.leaves(host_state(cfg).model), strict=True):
         np.testing.assert_allclose(after, factor * before, rtol=1e-6)
+
+
+def test_norms_of_groups_make_up_the_gradient_norm_and_change_no_weight():
+    cfg = variant((2, 2, 2))
+    rows = global_batch(batch(cfg, 0), mesh_of(cfg))
+    state, metrics = step_of(replace(cfg, watch=WatchConfig(norms=2)))(placed_state(cfg), rows)
+    squares = {"grad_norm": 0.0, "weight_norm": 0.0}
+    for name, norm in metrics.norms.items():
+        squares[name.partition("/")[0]] += float(norm) ** 2
+    assert squares["grad_norm"] == pytest.approx(float(metrics.grad_norm) ** 2, rel=1e-4)
+    assert squares["weight_norm"] == pytest.approx(float(optax.tree.norm(state.model)) ** 2, rel=1e-4)
+    plain, _ = step_of(cfg)(placed_state(cfg), rows)
+    for a, b in zip(jax.tree.leaves(state.model), jax.tree.leaves(plain.model), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_a_seed_makes_the_same_state_on_every_mesh_with_its_shardings():

@@ -13,6 +13,7 @@ import numpy as np
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimConfig
+from lumina_jax.history import BatchSpan
 from lumina_jax.train.step import TrainState, new_state
 
 TOKENS = 12
@@ -52,11 +53,11 @@ def batch(cfg: Experiment, step: int, host: int = 0, hosts: int = 1) -> Batch:
 
 def batches(
     cfg: Experiment, host: int = 0, hosts: int = 1, actions: dict[int, Callable[[], None]] | None = None
-) -> Callable[[int], Iterator[Batch]]:
-    """The ``batches`` argument of ``train``; ``actions[n]`` is called before the batch of step n + 1 is yielded."""
+) -> Callable[[BatchSpan], Iterator[Batch]]:
+    """The ``batches`` argument of ``train``; ``actions[n]`` is called before batch n, that of step n + 1, is yielded."""
 
-    def batches_from(start: int) -> Iterator[Batch]:
-        step = start
+    def batches_from(span: BatchSpan) -> Iterator[Batch]:
+        step = span.start
         while True:
             (actions or {}).get(step, lambda: None)()
             yield batch(cfg, step, host, hosts)

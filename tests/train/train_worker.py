@@ -5,9 +5,11 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 sys.modules["torch"] = None  # tensorboardX would import it where it is installed, for nothing
 
@@ -26,14 +28,19 @@ def main(
     kill_at: int = -1,
     term_at: int = -1,
     fail_at: int = -1,
+    wait_at: int = -1,
+    wait_for: str = "",
+    other_port: int = 0,
     changes: Sequence[str] = (),
 ) -> None:
     """Trains the tiny experiment on ``devices`` fake devices; after ``kill_at``, ``term_at`` or ``fail_at`` batches sends itself
-    SIGKILL or SIGTERM, or raises."""
+    SIGKILL or SIGTERM, or raises; after ``wait_at`` waits for the file ``wait_for``. ``other_port`` is that of a second slice."""
     from train_parts import batches, experiment
 
     from lumina_jax.cluster.consistency import check_consistency
-    from lumina_jax.cluster.processes import SingleProcess, join
+    from lumina_jax.cluster.joining import join
+    from lumina_jax.cluster.processes import SingleProcess
+    from lumina_jax.cluster.slices import on_slices, slice_counts
     from lumina_jax.sharding import data_share, make_mesh
     from lumina_jax.train.loop import train
 
@@ -41,12 +48,19 @@ def main(
     cfg = override(replace(experiment(tuple(mesh)), out=out), changes)
     signals = {kill_at: signal.SIGKILL, term_at: signal.SIGTERM}
     actions = {step: functools.partial(os.kill, os.getpid(), number) for step, number in signals.items()}
-    actions[fail_at] = fail
-    address = (f"localhost:{port}", processes, rank)
-    with join(cfg.pod, *address) if processes > 1 else nullcontext(SingleProcess()) as group:
+    actions |= {fail_at: fail, wait_at: functools.partial(wait, Path(wait_for))}
+    address = (f"localhost:{port}" + f",localhost:{other_port}" * bool(other_port), processes, rank)
+    joined = join(cfg.pod, *address, cfg.name, slice_counts(cfg)) if processes > 1 else nullcontext(SingleProcess())
+    with joined as group:
+        cfg = on_slices(cfg, group.present or cfg.pod.slices)
         check_consistency(cfg, group, {})
-        host, hosts = data_share(make_mesh(cfg.mesh), rank)
+        host, hosts = data_share(make_mesh(cfg.mesh), jax.process_index())
         train(cfg, batches(cfg, host, hosts, actions), show=False, group=group)
+
+
+def wait(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.05)
 
 
 def fail() -> None:

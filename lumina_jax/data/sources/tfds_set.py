@@ -16,6 +16,7 @@ from lumina_jax.data.sources.adapters import PAIR_CAPTIONS
 from lumina_jax.data.sources.images import ImageFile
 from lumina_jax.data.sources.record import StoredRecord, StoredSource, checked_object, stored_record
 from lumina_jax.errors import InputError, MissingFileError, prefixed_errors
+from lumina_jax.places import is_url
 from lumina_jax.text import parse_json
 
 IMAGES, RECORD = "images", "record"
@@ -42,6 +43,8 @@ class TfdsSource(StoredSource):
         match = NAME.fullmatch(name)
         if match is None:
             raise InputError(f"{name!r} is not NAME[/CONFIG][:VERSION][:SPLIT]")
+        if is_url(data_dir or ""):
+            raise InputError(f"{data_dir}: TFDS reads its files from a disk; copy the data set to a local folder")
         home = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or HOME).expanduser()
         self.folder = str(_version_folder(home, match["name"], match["version"]))
         split = match["split"] or "train"
