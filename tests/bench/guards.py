@@ -2,7 +2,8 @@
 
 The same step is compiled with the guard and with a guard that keeps nothing back, on the CPU. The two take turns, so that other
 load slows both; ``share`` is the median over the turns of guarded / plain time, less 1. ``cpu_share`` is that of processor time.
-``bytes``, ``flops`` and ``temp_bytes`` are what XLA says of both programs: the guard needs no pass over memory of its own.
+``bytes``, ``flops`` and ``temp_bytes`` are what XLA says of both programs: the guard costs passes over the weights, the same
+however many tokens a step has.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def seconds(program: jax.stages.Compiled, cfg: Experiment, steps: int) -> tuple[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("width", 256), ("layers", 4), ("rows", 4), ("length", 64), ("steps", 5), ("turns", 9)):
+    for name, default in (("width", 256), ("layers", 4), ("rows", 8), ("length", 512), ("steps", 3), ("turns", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     cfg = experiment(options.width, options.layers, options.rows, options.length)
