@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(1, str(Path(__file__).resolve().parent))
 
 from killed_programs import contents, drawn, free_port, live, numbers_of_checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = (
     "convert.convert",
     "lumina_jax.cli.models",
@@ -128,13 +129,16 @@ def main() -> None:
     for name in PROGRAMS:
         parser.add_argument(f"--{name}", type=int, default=1, metavar="N", help=f"kills of {name} (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    model = "a folder that is imported, and exported again (default: a model of 24M weights)"
+    parser.add_argument("--model", type=Path, help=model)
     parser.add_argument("--keep", type=Path, help="a folder for all files, kept (default: a temporary one)")
     options = parser.parse_args()
     for name in PRELOADED:
         importlib.import_module(name)
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        shared = prepared(options.keep or Path(scratch))
+        training = options.train or options.pods or options.sample or not options.model
+        shared = prepared(options.keep or Path(scratch), options.model, training)
         counts = {
             name: killed(name, program, vars(options)[name], shared, rng)
             for name, program in PROGRAMS.items()
@@ -145,18 +149,23 @@ def main() -> None:
         sys.exit(1)
 
 
-def prepared(folder: Path) -> KillInputs:
-    """Makes what all programs read, by programs."""
+def prepared(folder: Path, model: Path | None, training: bool) -> KillInputs:
+    """Makes what all programs read, by programs; what ``training`` needs only on request."""
     shared, log = KillInputs(folder), folder / "log"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prompts.txt").write_text("".join(f"a picture of number {number}\n" for number in range(12)))
     paths = [f"data.path={folder}/tokens", f"data.tokenizer={folder}/tokenizer", f"vq.path={folder}/vq.npz"]
-    for command in (
-        ["pretokenize", CONFIG, "--source", "toy:64", "--fit", *paths],
-        ["train", *shared.fields(folder / "run"), "mesh.fsdp=1"],
-        ["train", *shared.fields(folder / "large"), "mesh.fsdp=1", *LARGE, "optim.steps=1"],
-        ["convert", "export", str(folder / "large"), str(folder / "exported"), *HF],
-    ):
+    commands = []
+    if training:
+        commands += [["pretokenize", CONFIG, "--source", "toy:64", "--fit", *paths]]
+        commands += [["train", *shared.fields(folder / "run"), "mesh.fsdp=1"]]
+    if model:
+        shutil.copytree(model, folder / "exported")
+        commands += [["convert", "import", str(model), str(folder / "large")]]
+    else:
+        commands += [["train", *shared.fields(folder / "large"), "mesh.fsdp=1", *LARGE, "optim.steps=1"]]
+        commands += [["convert", "export", str(folder / "large"), str(folder / "exported"), *HF]]
+    for command in commands:
         life = live([command], log, [None])
         if life.codes != [0]:
             raise RuntimeError(f"{command} ended with {life.codes}; see {log}:\n{log.read_text()[-2000:]}")
