@@ -2,8 +2,9 @@
 
 ``python tests/bench/faults.py --times 3`` (as root, for its disks in memory). Into folders of their own write pretokenize, convert
 in both directions, sample and train, while: the disk becomes full after some of their calls; each later call is refused for the
-quota, for want of permission, or because the disk has become read-only; one call meets EIO; or the disk was mounted read-only. Each must end with 2 or 75 and a line that says what to do, without a
-traceback ("told"), or not be touched by it ("passed"); then the fault goes, and the same command must end as if it had not been.
+quota, for want of permission, or because the disk has become read-only; one call meets EIO; or the disk was mounted read-only.
+Each must end with 2 or 75 and a line that says what to do, without a traceback ("told"), or not be touched by it ("passed"); then
+the fault goes, and the same command must end as if it had not been.
 """
 
 import argparse
