@@ -167,7 +167,7 @@ def _no_connection(address: HubAddress, error: Exception) -> StorageError:
                 f"{address}: {endpoint()} is not known here ({cause}); check the network, or copy the hub's cache of another "
                 "machine (HF_HOME) and set HF_HUB_OFFLINE=1"
             )
-        cause = cause.__cause__
+        cause = cause.__cause__ or cause.__context__
     text = f"{type(error).__name__}: {_first_line(error)}"
     return PassingHubError(f"{address}: no connection to {endpoint()} ({text}); check the network and run this again")
 

@@ -22,7 +22,7 @@ from lumina_jax.storage import storage_errors
 
 FILES_AT_ONCE = 4
 BLOCK = 1 << 22
-"""Bytes of a transfer that are written and counted at once."""
+"""Bytes read at once of what is there already."""
 SHA256_DIGITS = 64
 
 
@@ -80,7 +80,6 @@ class Transfer:
                     digest, done = self._receive(file, content, digest, done)
             if done < file.size:
                 raise PassingHubError(f"{self._repository.address}: the connection ended early")
-            content.flush()
         if done > file.size or digest.hexdigest() != file.digest:
             part.unlink()
             self._count(-file.size)
@@ -105,10 +104,11 @@ class Transfer:
                 content.truncate(0)
                 self._count(-done)
                 digest, done = _new_digest(file), 0
-            for block in response.iter_bytes(BLOCK):
+            for block in response.iter_bytes():  # as it comes: of a larger block an interruption would leave nothing
                 if self._stopped.is_set():
                     raise PassingHubError(f"{address}: given up, for another file failed")
                 content.write(block)
+                content.flush()
                 digest.update(block)
                 done += len(block)
                 self._count(len(block))
