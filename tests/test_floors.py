@@ -26,7 +26,7 @@ FLOORS = (
         "progress",
         "faults",
     ),
-    ("layout", "conversation", "sharding", "pictures"),
+    ("layout", "conversation", "sharding", "pictures", "hub"),
     ("model", "cluster", "pixels"),
     ("data", "train", "sample"),
     ("toyworld", "evaluate", "pods"),
