@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(1, str(Path(__file__).resolve().parent))
 
 from killed_programs import contents, drawn, free_port, live, numbers_of_checkpoint
 
+ROOT = Path(__file__).resolve().parents[2]
 PRELOADED = (
     "convert.convert",
     "lumina_jax.cli.models",
