@@ -23,7 +23,7 @@ from lumina_jax.places import Place, store_errors
 from lumina_jax.sample.picture import Broken, grid, split
 from lumina_jax.sample.prompt import Prompt
 from lumina_jax.sample.stream import stream
-from lumina_jax.storage import atomic_write, atomic_write_text, storage_errors
+from lumina_jax.storage import atomic_write, atomic_write_text, remove_strays, storage_errors
 from lumina_jax.vocab import Vocab
 
 MAX_ANSWERS = 10**6
@@ -247,6 +247,8 @@ def paint(
 
 def _recording(job: Job, out: Place, every: list[Answer], answers: Iterator[Answer]) -> Iterator[Answer]:
     """Yields ``answers`` and records them behind ``every``."""
+    stems = {job.stem(item) for item in job.items}
+    remove_strays(out, lambda name: name in (job.record, job.sheet) or name.rpartition("-")[0] in stems)
     _write(job, out, every)
     follow = _appending if isinstance(out, Path) else _rewriting
     yield from follow(job, out, every, answers)

@@ -56,7 +56,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         training = any(name in ("sample", "train") for name in names)
         shared = prepared(options.keep or Path(scratch), options.model, training)
-        table = {name: suffered(name, PROGRAMS[name], options.times, shared, options.seed) for name in names}
+        table = {}
+        for name in names:
+            table[name] = suffered(name, PROGRAMS[name], options.times, shared, options.seed)
+            print(name, table[name], file=sys.stderr)
     print(json.dumps(table))
     if any("bad" in count or "different" in count for counts in table.values() for count in counts.values()):
         sys.exit(1)
