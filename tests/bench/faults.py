@@ -90,7 +90,7 @@ def suffered(
                 if outcome == "bad":
                     (shared.folder / f"{name}-{fault}-{outcomes.total()}.bad").write_text(said)
                 (folder / BALLAST).unlink(missing_ok=True)
-                again = live(program.commands(shared, folder), log, [None])
+                again = live(program.commands(shared, folder), log, [None]) if life.codes != [0] else life
                 same = again.codes == [0] and program.result(folder) == expected
                 outcomes[outcome] += 1
                 outcomes["equal" if same else "different"] += 1
