@@ -36,7 +36,7 @@ LIFE_SECONDS = 600.0
 
 class Moment(NamedTuple):
     """When a process is killed: ``seconds`` behind the ``number``th "start", "restore" or "save"; or at its ``number``th "file"
-    call, before it, or with ``after`` behind it.
+    call, before it, or with ``after`` behind it. With ``asleep`` it is not killed but stopped (SIGSTOP) for so many seconds.
 
     Or what else befalls it at its ``number``th file call ``below`` a folder: that call and, but for EIO, all later ones "fail" with
     the ``error`` number of errno; or the disk there becomes "full".
@@ -48,6 +48,7 @@ class Moment(NamedTuple):
     after: bool = False
     error: int = 0
     below: str = ""
+    asleep: float = 0.0
 
 
 class Life(NamedTuple):
@@ -98,6 +99,7 @@ def _watch(
     codes: dict[int, int] = {}
     told: list[list[tuple[int, float]]] = [[] for _ in children]
     due: dict[int, float] = {}
+    woken: set[int] = set()
     end = time.monotonic() + LIFE_SECONDS
     begun = time.monotonic()
     while len(codes) < len(children):
@@ -111,8 +113,10 @@ def _watch(
                     due[index] = begun + events[moment.number - 1] + moment.seconds
             overdue = time.monotonic() > min(due.get(index, end), end)
             if overdue and index not in codes:
-                os.kill(child, signal.SIGKILL)
-                due[index] = float("inf")
+                asleep = moment.asleep if moment and index not in woken else 0.0
+                os.kill(child, signal.SIGSTOP if asleep else signal.SIGCONT if index in woken else signal.SIGKILL)
+                due[index] = time.monotonic() + asleep if asleep else float("inf")
+                woken |= {index} if asleep else set()
             ended, status = os.waitpid(child, os.WNOHANG) if index not in codes else (0, 0)
             if ended:
                 codes[index] = os.waitstatus_to_exitcode(status)

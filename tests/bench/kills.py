@@ -1,10 +1,10 @@
 """kill -9 at random moments of whole programs, which the same command again must end as if nothing had been: one JSON line.
 
-``python tests/bench/kills.py --train 50 --pods 15 --pretokenize 20 --convert 20 --sample 20``, kills of each program. A program is
+``python tests/bench/kills.py --train 35 --pods 15 --pretokenize 20 --convert 20 --sample 20``, kills of each program. A program is
 killed once to three times in a row, anywhere in its life, behind the beginnings of its restores and saves, and right before or
 after it opens, renames or removes a file; then it runs to its end, and what it leaves is compared with what one leaves that was
-never killed: the losses and the last checkpoint of training (by one process, and "pods" by two, of which one or both are killed),
-the shards of tokens, the converted safetensors and checkpoints, the answers and pictures of sampling.
+never killed: the losses and the last checkpoint of training by one process, and by the two of "pods", of which one is killed, or
+sleeps for 8 s ("sleeps"); the shards of tokens; the converted safetensors and checkpoints; the answers and pictures of sampling.
 """
 
 import argparse
@@ -70,6 +70,7 @@ class KilledProgram(NamedTuple):
     result: Callable[[Path], Files]
     kinds: Sequence[str] = ("start", "file")
     keeps: bool = False
+    asleep: float = 0.0
 
 
 def train(shared: KillInputs, folder: Path) -> list[list[str]]:
@@ -119,6 +120,7 @@ def converted(folder: Path) -> Files:
 PROGRAMS = {
     "train": KilledProgram(train, trained, ("start", "restore", "save", "save", "file")),
     "pods": KilledProgram(train_by_two, trained, ("start", "restore", "save", "save", "file")),
+    "sleeps": KilledProgram(train_by_two, trained, ("restore", "save"), asleep=8.0),
     "pretokenize": KilledProgram(pretokenize, contents),
     "convert": KilledProgram(export, converted, keeps=True),
     "import": KilledProgram(back, converted, keeps=True),
@@ -188,12 +190,14 @@ def killed(name: str, program: KilledProgram, times: int, shared: KillInputs, rn
         left = min(rng.randint(1, IN_A_ROW), times - sum(moments.values()))
         ended = False
         for _ in range(left):
-            plan = [drawn(rng, program.kinds, reference), *[None] * (len(commands) - 1)]
+            moment = drawn(rng, program.kinds, reference)._replace(asleep=program.asleep)
+            plan = [moment, *[None] * (len(commands) - 1)]
             rng.shuffle(plan)
             life = live(program.commands(shared, folder), log, plan)
-            if -9 in life.codes:
-                moments[next(moment for moment in plan if moment).kind] += 1
+            moments[moment.kind] += -9 in life.codes or bool(program.asleep)
             ended = not any(life.codes)
+            if ended:
+                break
             if any(code not in (0, -9, *RESTARTS, *[2] * program.keeps) for code in life.codes):
                 counts["failed"] += 1
         if not ended:
