@@ -4,10 +4,14 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from lumina_jax.cli.arguments import REPOSITORY, at, at_least, dtype, input_path, target_size
+from lumina_jax.cli.arguments import at, at_least, dtype, input_path, shipped, target_size
 from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.errors import InputError, MissingFileError, printable
+
+if TYPE_CHECKING:
+    from lumina_jax.config import Experiment, SampleConfig
 
 TOY_MODEL = "assets/toy"
 POSITIONS = 4096
@@ -15,8 +19,8 @@ POSITIONS = 4096
 
 
 def model_arguments(parser: ArgumentParser) -> None:
-    model_help = f"a run's folder or a checkpoint of any layout (default: {TOY_MODEL} of the repository)"
-    parser.add_argument("--model", type=input_path, default=str(REPOSITORY / TOY_MODEL), help=model_help)
+    model_help = f"a run's folder or a checkpoint of any layout (default: the shipped {TOY_MODEL})"
+    parser.add_argument("--model", type=input_path, default=str(shipped(TOY_MODEL)), help=model_help)
     parser.add_argument(
         "--tokenizer", type=input_path, help="tokenizer.json or its folder (default: the one the model names or holds)"
     )
@@ -123,7 +127,7 @@ def _quantized(model, vocab, int4: bool):
     return model
 
 
-def settings_of(experiment):
+def settings_of(experiment: "Experiment | None") -> "SampleConfig":
     """The default SampleConfig of a model: its experiment's, if it has one."""
     from lumina_jax.config import SampleConfig
 
