@@ -66,7 +66,8 @@ def load(
     (lumina_jax.sharding.make_mesh); None puts them on the first. ``dtype`` is fp32, bf16 or fp16; "" leaves the weights as they
     are, but in float32 on a CPU, which is slow in bfloat16. ``quantize`` puts the blocks' matrices into int8 or int4.
     ``tokenizer`` and ``vq`` name the files of vocabulary and image tokenizer where the model neither names nor holds them,
-    ``image_layout`` and ``target_size`` (px) what its files do not tell.
+    ``image_layout`` and ``target_size`` (px) what its files do not tell. Compiled programs are kept where the command line keeps
+    them (lumina_jax.compile_cache).
 
     Raises a lumina_jax.errors.UserError that says what is missing, damaged or wrong, before the weights are read.
     """
