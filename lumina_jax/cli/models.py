@@ -15,7 +15,9 @@ POSITIONS = 4096
 
 
 def model_arguments(parser: ArgumentParser) -> None:
-    model_help = f"a run's folder, a checkpoint of any layout, or hf://OWNER/NAME (default: {TOY_MODEL} of the repository)"
+    model_help = (
+        f"a run's folder, a checkpoint of any layout, or hf://OWNER/NAME (default: {TOY_MODEL} of the repository)"
+    )
     parser.add_argument("--model", type=model_path, default=str(REPOSITORY / TOY_MODEL), help=model_help)
     parser.add_argument(
         "--tokenizer", type=model_path, help="tokenizer.json or its folder (default: the one the model names or holds)"
