@@ -25,6 +25,7 @@ FLOORS = (
         "storage",
         "progress",
         "faults",
+        "compile_cache",
     ),
     ("layout", "conversation", "sharding", "pictures", "hub"),
     ("model", "cluster", "pixels"),

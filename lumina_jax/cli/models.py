@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lumina_jax.cli.arguments import REPOSITORY, HubModel, at, at_least, dtype, model_path, target_size
-from lumina_jax.cli.compiler import say_compiler_options
+from lumina_jax.cli.compiler import compile_cache_arguments, keep_compiled, say_compiler_options
 from lumina_jax.errors import InputError, MissingFileError, printable
 
 TOY_MODEL = "assets/toy"
@@ -28,6 +28,7 @@ def model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--int8", action="store_true", help="blocks' matrices in int8, which halves the memory to read")
     parser.add_argument("--int4", action="store_true", help="blocks' matrices in int4, a quarter of the memory to read")
     image_layout_argument(parser)
+    compile_cache_arguments(parser)
 
 
 def target_size_argument(parser: ArgumentParser) -> None:
@@ -80,6 +81,7 @@ def load_for_sampling(options: Namespace, mesh=None):
     fetch_options(options)
     with waiting(f"loading {options.model}"):
         say_compiler_options()
+        keep_compiled(options)
         return _load_for_sampling(options, mesh)
 
 
