@@ -27,11 +27,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/lum
 
 from pathlib import Path
 
+import fsspec
 import jax
 import pytest
 from goldens_at import golden_roots
 from jax.experimental.compilation_cache import compilation_cache
 
+from lumina_jax.places import place
 from lumina_jax.vocab import Vocab
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -111,3 +113,12 @@ def gcs(gcs_server, monkeypatch, tmp_path_factory):
     for name, value in (gcs_server.environment | caches).items():
         monkeypatch.setenv(name, value)
     return gcs_server
+
+
+@pytest.fixture
+def memory():
+    """A store in the memory of this process, empty."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield place("memory://bucket")
+    system.store.clear()
