@@ -23,7 +23,7 @@ TYPES = (
     arguments.output_path,
     arguments.output_file,
 )
-MODEL = ("model", "tokenizer", "vq")
+MODEL = ("model", "tokenizer", "vq", "compile_cache")
 CONVERT = ("source", "target", "tokenizer", "vq")
 TAKES = {
     "sample": (*MODEL, "prompts", "image", "history", "out"),
@@ -41,7 +41,7 @@ TAKES = {
     "data export": ("tokens", "out"),
     "pretokenize": ("base",),
     "compile": ("out",),
-    "quickstart": ("out",),
+    "quickstart": ("out", "compile_cache"),
     "grow": MODEL,
 }
 """Verb -> its arguments that are a path or a URL. What follows --source is read by lumina_jax/data/sources, a config from here."""
