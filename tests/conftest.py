@@ -145,3 +145,19 @@ def hub(monkeypatch, tmp_path_factory):
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
         yield server
+
+
+@pytest.fixture
+def s3(monkeypatch, tmp_path_factory):
+    """An S3Server with an empty bucket "bucket" that this process and those it starts take for Amazon's."""
+    s3fs = pytest.importorskip("s3fs", reason="pip install -r lumina_jax/data/requirements-cloud.txt")
+    from s3_server import S3Server
+
+    with S3Server() as server:
+        server.buckets.make("bucket")
+        caches = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("caches"))}
+        for name, value in (server.environment | caches).items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # a client keeps the address of its server
+        yield server
+        s3fs.S3FileSystem.clear_instance_cache()
