@@ -1,7 +1,11 @@
-"""What is said at the start of a run about the compiler of its devices."""
+"""What is said at the start of a run about the compiler of its devices, and where compiled programs are kept."""
 
 import os
 import sys
+from argparse import ArgumentParser, Namespace
+
+from lumina_jax.cli.arguments import output_path
+from lumina_jax.errors import InputError
 
 
 def say_compiler_options() -> None:
@@ -25,3 +29,25 @@ def say_compiler_options() -> None:
     print(f"compiler options for {kind}: {words}", file=sys.stderr)
     for line in contradictions(options, os.environ):
         print(f"warning: {line}", file=sys.stderr)
+
+
+def compile_cache_arguments(parser: ArgumentParser) -> None:
+    """--compile-cache and --no-cache."""
+    cache_help = (
+        "local folder of compiled programs, which a later start loads (default: JAX_COMPILATION_CACHE_DIR, else "
+        "lumina_jax/compiled in XDG_CACHE_HOME or ~/.cache, of at most 2 GiB)"
+    )
+    parser.add_argument("--compile-cache", type=output_path, metavar="FOLDER", help=cache_help)
+    parser.add_argument("--no-cache", action="store_true", help="keep no compiled programs, and load none")
+
+
+def keep_compiled(options: Namespace) -> None:
+    """Keeps compiled programs as the options say. Raises InputError where they contradict each other, or for a URL."""
+    from lumina_jax.compile_cache import keep_programs
+
+    folder = options.compile_cache or ""
+    if folder and options.no_cache:
+        raise InputError(f"--no-cache --compile-cache {folder}: programs are kept or not; give one of the two")
+    if "://" in folder:
+        raise InputError(f"--compile-cache {folder}: programs are kept on a disk of this machine; give a local folder")
+    keep_programs(folder, off=options.no_cache)

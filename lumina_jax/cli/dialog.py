@@ -132,10 +132,13 @@ class Session:
 
     def _say(self, text: str, images: list, size: tuple[int, int] | None) -> None:
         """Answers a message, with a picture of ``size`` first where one is asked for, and keeps both."""
+        from lumina_jax.progress import waiting
+
         chat, stem = self._chat, f"turn{self._turn}"
         before, self._turn = len(chat.dialog.pictures), self._turn + 1
         cfg = self._settings("generate") if size else None
-        painted = follow(chat.say(text, images, size=size, cfg=cfg), self._out, stem)
+        wait = waiting("loading or compiling programs, then beginning the answer")
+        painted = follow(chat.say(text, images, size=size, cfg=cfg), self._out, stem, wait)
         new = chat.dialog.pictures[before:]
         shown = [self._out / f"{stem}-shown-{number}.png" for number in range(len(images))]
         for picture, file in zip(new, shown, strict=False):

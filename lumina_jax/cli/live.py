@@ -6,8 +6,19 @@ from lumina_jax.errors import InputError, printable
 
 LACKING = 1
 """The exit code where all answers have ended, but a prompt was rejected or a picture is lacking."""
-COMPILING = 20
-"""About how many seconds a program takes to compile."""
+
+
+def programs(model, prompts, rows: int, then: str):
+    """The wait (compile_cache.compiling) for the programs that answer ``prompts``, ``rows`` at once, and for ``then``."""
+    import jax
+
+    from lumina_jax.compile_cache import compiling
+
+    tokens = max(len(prompt.ids) + (prompt.picture or prompt.cfg.max_new_tokens) for prompt in prompts)
+    kinds = sorted({(prompt.cfg.parallel, prompt.cfg.guidance != 1, prompt.cfg.cache) for prompt in prompts})
+    weights = sorted({f"{w.dtype}" for w in jax.tree.leaves(model)})
+    device = jax.devices()[0].device_kind
+    return compiling(tokens, then, f"{model.cfg} {weights} {kinds} {min(rows, len(prompts))} rows {device}")
 
 
 def show_live(model, builder, job, out) -> int:
@@ -20,23 +31,24 @@ def show_live(model, builder, job, out) -> int:
     prompt = job.prompts[item[0]]
     options = dict(size=prompt.size, opens=prompt.size is not None)
     events = watch(model, builder.vq, builder.vocab, prompt.ids, job.key(item), prompt.cfg, **options)
-    pictures = follow(events, out, job.stem(item))
+    pictures = follow(events, out, job.stem(item), programs(model, [prompt], 1, "beginning the answer"))
     if prompt.picture and not pictures:
         print("the answer lacks the picture that was asked for", file=sys.stderr)
         return LACKING
     return 0
 
 
-def follow(events, out, stem: str):
-    """Prints the text, and keeps the newest preview of each picture in live.png, the complete picture in STEM-K.png.
+def follow(events, out, stem: str, wait):
+    """Waits for the first of ``events`` in the context ``wait``.
+
+    Prints the text, and keeps the newest preview of each picture in live.png, the complete picture in STEM-K.png.
 
     Returns the files of the complete pictures, in order.
     """
-    from lumina_jax.progress import waiting
     from lumina_jax.sample.live import Words
 
     events, files = iter(events), []
-    with waiting("compiling and beginning the answer", COMPILING):
+    with wait:
         event = next(events, None)
     while event is not None:
         if isinstance(event, Words):

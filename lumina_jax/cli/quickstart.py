@@ -5,6 +5,7 @@ from pathlib import Path
 
 from lumina_jax.cli.arguments import NOTHING, at, check_address, output_path
 from lumina_jax.cli.checks import check_field
+from lumina_jax.cli.compiler import compile_cache_arguments, keep_compiled
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import REPOSITORY, config_arguments, load_experiment
 from lumina_jax.cli.models import load_for_sampling, model_arguments
@@ -28,6 +29,7 @@ def add_quickstart(verbs: _SubParsersAction) -> None:
         metavar="MINUTES",
         help=f"then train one model for all tasks, with its own budget, {OMNI_MINUTES} without MINUTES; writes omni/tasks.html",
     )
+    compile_cache_arguments(quickstart)
     quickstart.set_defaults(run=_quickstart, keeps="what is finished in {out} is kept; the same command goes on there")
 
 
@@ -56,6 +58,7 @@ def _quickstart(options: Namespace) -> None:
     with waiting("loading JAX"):
         from lumina_jax.toyworld.quickstart import omni_quickstart, quickstart
 
+    keep_compiled(options)
     stages = [load_experiment(str(REPOSITORY / f"configs/toy_stage{n}.py"), []) for n in (1, 2, 3)]
     say(quickstart(stages, Path(options.out), options.minutes))
     if options.omni:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lumina_jax.cli.arguments import at
 from lumina_jax.errors import ExistingFileError
 
-NOT_OF_THE_COMMAND = ("run", "keeps", "out")
+NOT_OF_THE_COMMAND = ("run", "keeps", "out", "compile_cache", "no_cache")
 
 
 def command_of(options: Namespace) -> str:

@@ -8,7 +8,7 @@ from shlex import quote
 from lumina_jax.cli.arguments import NOTHING, at, at_least, input_path, output_path, sampling_seed, size
 from lumina_jax.cli.dialog import hold_dialog
 from lumina_jax.cli.ending import say
-from lumina_jax.cli.live import COMPILING, LACKING, show_live
+from lumina_jax.cli.live import LACKING, programs, show_live
 from lumina_jax.cli.models import (
     list_sizes,
     load_for_sampling,
@@ -240,15 +240,19 @@ def _paint(model, builder, options: Namespace, prompts: tuple, rejects: list[dic
 
 def _answer(model, builder, job, out, answers: list, used: str) -> None:
     """Adds the answers that are missing to ``answers``, and prints them after the settings ``used``."""
-    from lumina_jax.progress import ProgressDisplay, waiting
+    from contextlib import nullcontext
+
+    from lumina_jax.progress import ProgressDisplay
     from lumina_jax.sample.job import paint
 
+    done = {(answer.ask, answer.copy) for answer in answers}
+    waited = [job.prompts[item[0]] for item in job.items if item not in done]
     painted = paint(model, builder.vq, builder.vocab, job, out, list(answers))
     print(used, file=sys.stderr)
     painted = iter(painted)
     with ProgressDisplay("sampling", len(job.items), len(job.items) > 1, unit="answers") as meter:
         meter.skip(len(answers))
-        with waiting("compiling and painting the first answers", COMPILING):
+        with programs(model, waited, job.rows, "painting the first answers") if waited else nullcontext():
             answer = next(painted, None)
         while answer is not None:
             answers.append(answer)

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace, _SubParsersAction
 
 from lumina_jax.cli.arguments import at, at_least, input_path, number, output_path, sampling_seed, several, size
 from lumina_jax.cli.ending import say
+from lumina_jax.cli.live import programs
 from lumina_jax.cli.models import (
     load_for_sampling,
     make_prompt_builder,
@@ -162,7 +163,7 @@ def _painted(options: Namespace, cfgs_of, copies: int = 1):
     """(the StudyResult of all prompts under the settings ``cfgs_of`` the model's own or asked ones, its folder)."""
     from lumina_jax.config import SampleConfig
     from lumina_jax.evaluate.studies import StudyResult, finished_parts, painted, parts_of
-    from lumina_jax.progress import ProgressDisplay, waiting
+    from lumina_jax.progress import ProgressDisplay
     from lumina_jax.sample.files import read_lines
     from lumina_jax.storage import claim, held
 
@@ -186,7 +187,7 @@ def _painted(options: Namespace, cfgs_of, copies: int = 1):
         with ProgressDisplay("painting", total, unit="answers") as meter:
             meter.skip(sum(map(len, answers)))
             more = painted(model, vq, vocab, parts, [list(done) for done in answers])
-            with waiting("compiling and painting the first answers"):
+            with programs(model, prompts, options.rows, "painting the first answers"):
                 first = next(more, None)
             for part, answer in [first, *more] if first else []:
                 answers[part].append(answer)
