@@ -132,6 +132,17 @@ def settings_of(experiment):
     return experiment.sample if experiment else SampleConfig()
 
 
+def origin_of(options: Namespace, model, vq, vocab):
+    """The sample.made.Origin of a loaded model; what lies in the repository is named from there."""
+    from pathlib import Path
+
+    from lumina_jax.sample.made import Origin
+
+    shipped = Path(options.model).is_absolute() and Path(options.model).is_relative_to(REPOSITORY)
+    address = str(Path(options.model).relative_to(REPOSITORY)) if shipped else str(options.model)
+    return Origin.of(address, model, vq, vocab)
+
+
 def make_prompt_builder(
     vq, vocab, experiment, forced: bool = True, positions: int = POSITIONS, target: int | None = None
 ):
