@@ -36,6 +36,7 @@ from lumina_jax.places import Place, check_space, is_url, place, store_errors
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import newest
+from lumina_jax.train.integrity import unverified
 from lumina_jax.vocab import CHAMELEON
 
 LAYOUTS = {
@@ -96,6 +97,7 @@ def convert(
     dtypes, tokenizer files and free space have been checked; after an error there is no ``destination``. Raises UserErrors.
     """
     source, destination = open_source(path), place(destination)
+    doubt = unverified(source.checkpoint) if isinstance(source, OrbaxSource) else ""
     if target.layout == "ours":
         orbax_address(destination)
     files = tokenizer_files.find(source.folder, experiment_of(source), target.tokenizer, target.vq)
@@ -124,7 +126,7 @@ def convert(
         if jax.process_index() == 0:
             tokenizer_files.copy(files, folder, target.layout)
     lines = [found.line, "" if found.is_chameleon else pictures.line]
-    notes = [*tokenizer_files.notes(files, destination), *filter(None, lines)]
+    notes = [*tokenizer_files.notes(files, destination), *filter(None, [*lines, doubt])]
     if pictures.source == UNKNOWN and target.layout == "ours" and not found.is_chameleon:
         notes.append(
             "its target size is unknown and not recorded; painting and showing pictures will need --target-size, or --image-layout "

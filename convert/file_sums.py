@@ -1,14 +1,18 @@
 """Checksums of the files of a checkpoint for PyTorch: of those that are written here, and those that a download recorded.
 
-safetensors have none of their own. An export writes ``checksums.json`` beside them, and the ``hf download`` of Hugging Face notes
-the SHA-256 of each large file in the folder's ``.cache``. Both are compared before weights are imported and by ``inspect --deep``.
+safetensors have none of their own. An export writes ``checksums.json`` beside them, the ``hf download`` of Hugging Face notes the
+SHA-256 of each large file in the folder's ``.cache``, and its cache names contents by it. All are compared before weights are
+imported and by ``inspect --deep``.
 """
 
 import hashlib
 import json
+import os
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 from lumina_jax.errors import InputError
@@ -49,7 +53,15 @@ def known_sums(folder: Place) -> dict[str, FileSum]:
         name = note.name.removesuffix(".metadata")
         if len(lines) > 1 and len(lines[1]) == SHA256_DIGITS and (folder / name).is_file():
             sums[name] = FileSum(-1, lines[1])
-    return sums
+    return sums or _sums_of_links(folder)
+
+
+def _sums_of_links(folder: Place) -> dict[str, FileSum]:
+    """Of a snapshot in the hub's cache: its large files are links to contents that are named by their SHA-256."""
+    if not isinstance(folder, Path) or not folder.is_dir():
+        return {}
+    targets = {file.name: Path(os.readlink(file)).name for file in sorted(folder.iterdir()) if file.is_symlink()}
+    return {name: FileSum(-1, digest) for name, digest in targets.items() if re.fullmatch("[0-9a-f]{64}", digest)}
 
 
 def damaged_files(

@@ -29,6 +29,8 @@ ALMOST_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+:(/|$)")
 """The beginning of what would become a local folder named after a scheme, such as gs:/BUCKET."""
 WEB = ("http", "https")
 """Schemes that can be neither listed nor written."""
+HUB = "hf"
+"""The scheme of the Hugging Face hub (lumina_jax.hub)."""
 EXTRA = "lumina_jax/data/requirements-cloud.txt"
 """The file of the repository that lists what the clients of stores need."""
 CLIENT_ERRORS = {
@@ -69,6 +71,11 @@ def place(address: str | Place) -> Place:
     scheme = match[1].lower()
     if scheme == "file":
         return Path(address[match.end() :])
+    if scheme == HUB:  # whose files are fetched and verified first, and never read by ranges or written
+        raise InputError(
+            f"{address} is a repository of the Hugging Face hub, which stands only for a model, its --tokenizer and its --vq; "
+            "fetch other files by hf download, and give their folder"
+        )
     try:
         fsspec.get_filesystem_class(scheme)
         return UPath(address.rstrip("/"), use_listings_cache=False)

@@ -40,6 +40,35 @@ def named_files(text: str) -> list[str]:
     return re.findall(r"(?:`|\]\((?:\.\./)*)((?:lumina_jax|tests|configs|convert|\.ci)/[\w./]*\w)(?=[`)#:\s])", text)
 
 
+def headings(text: str) -> list[tuple[int, str]]:
+    """(level, title) of each heading of a text, outside its blocks of code."""
+    found = re.findall(r"^(#{1,6}) +(.*?)\s*$", FENCE.sub("", text), re.MULTILINE)
+    return [(len(marks), title) for marks, title in found]
+
+
+def anchors(text: str) -> list[str]:
+    """The anchors that GitHub makes of the headings of a text: lower case, no punctuation, a number behind the second of a name."""
+    seen: dict[str, int] = {}
+    names = []
+    for _, title in headings(text):
+        plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).lower()
+        name = re.sub(r"[^\w\- ]", "", plain).replace(" ", "-")
+        names.append(f"{name}-{seen[name]}" if name in seen else name)
+        seen[name] = seen.get(name, 0) + 1
+    return names
+
+
+def links(text: str) -> list[str]:
+    """The targets of all links and pictures of a text, outside its code."""
+    return re.findall(r"\]\(([^()\s]+)\)", re.sub(r"`[^`\n]*`", "", FENCE.sub("", text)))
+
+
+def contents(text: str) -> list[str]:
+    """The lines of the list that stands first behind the title of a text."""
+    behind = text.split("\n\n", 2)[1:2]
+    return [line for line in behind[0].splitlines() if line.startswith("- ")] if behind else []
+
+
 def commands(script: str, folder: Path | None = None) -> list[str]:
     """The programs that a bash script calls, in order and quoted for a shell.
 

@@ -111,3 +111,26 @@ def gcs(gcs_server, monkeypatch, tmp_path_factory):
     for name, value in (gcs_server.environment | caches).items():
         monkeypatch.setenv(name, value)
     return gcs_server
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path_factory):
+    """A HubServer that huggingface_hub takes for the hub in this test, with an empty cache, no token, and pauses cut short."""
+    from hub_server import HubServer
+    from huggingface_hub import constants
+
+    from lumina_jax import faults
+
+    home = tmp_path_factory.mktemp("hf")
+    monkeypatch.setattr(faults, "FIRST_PAUSE", 0.001)
+    with HubServer() as server:
+        changed = {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        }
+        changed |= {"HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token"), "HF_HUB_OFFLINE": False}
+        for name, value in changed.items():
+            monkeypatch.setattr(constants, name, value)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        yield server

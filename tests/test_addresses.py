@@ -16,7 +16,13 @@ from lumina_jax.cli.parser import Parser
 from lumina_jax.errors import UserError
 from lumina_jax.places import place
 
-TYPES = (arguments.input_path, arguments.input_paths, arguments.output_path, arguments.output_file)
+TYPES = (
+    arguments.input_path,
+    arguments.input_paths,
+    arguments.model_path,
+    arguments.output_path,
+    arguments.output_file,
+)
 MODEL = ("model", "tokenizer", "vq")
 CONVERT = ("source", "target", "tokenizer", "vq")
 TAKES = {

@@ -27,7 +27,7 @@ FLOORS = (
         "faults",
         "compile_cache",
     ),
-    ("layout", "conversation", "sharding", "pictures"),
+    ("layout", "conversation", "sharding", "pictures", "hub"),
     ("model", "cluster", "pixels"),
     ("data", "train", "sample"),
     ("toyworld", "evaluate", "pods"),

@@ -214,8 +214,9 @@ def test_a_printed_command_runs(number, at_home, capsys):
     if rule(CHECKED, command):
         return check(command, capsys, whole="..." not in shlex.split(command))
     if not Path("prompts.jsonl").exists():
-        for _, script in blocks((REPO / "README.md").read_text(encoding="utf-8"), "bash"):
-            commands(script, at_home)  # writes what the printf of a block writes
+        for guide in GUIDES:
+            for _, script in blocks((REPO / guide).read_text(encoding="utf-8"), "bash"):
+                commands(script, at_home)  # writes what the printf of a block writes
     word, replacement, added = rule(MINIATURES, command) or ("", "", "")
     program, *words = [replacement if w == word else w for w in arguments(command) if w != "..."]
     assert program == "run.py", f"{where}: {command} is no command of run.py; give it a rule in {Path(__file__).name}"

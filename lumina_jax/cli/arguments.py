@@ -88,6 +88,10 @@ class InputPaths(InputPath):
         return [part.strip() for part in self.split(",")]
 
 
+class HubModel(str):
+    """The address hf:// of a repository of the Hugging Face hub; cli.models fetches it."""
+
+
 class OutputPath(str):
     """The address of a folder to write, as it was given; cli.checks tries it before any work."""
 
@@ -105,6 +109,16 @@ def input_path(text: str) -> InputPath:
     if path.parts[:1] == (SHIPPED,) and not path.exists() and shipped.exists():
         return InputPath(shipped)
     return InputPath(expand_home(text))
+
+
+def model_path(text: str) -> InputPath | HubModel:
+    """A model or a file of one: as :func:`input_path`, or hf://OWNER/NAME[@REVISION][/FOLDER]."""
+    if "://" in text:
+        from lumina_jax.hub.address import is_hub, parse
+
+        if is_hub(text):
+            return HubModel(argument(parse)(text))
+    return input_path(text)
 
 
 def expand_home(text: str) -> str:

@@ -9,7 +9,8 @@ from argparse import Action, ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from lumina_jax.cli.arguments import REPOSITORY, check_address, expand_home, input_path
+from lumina_jax.cli.arguments import REPOSITORY, HubModel, check_address, expand_home, input_path, model_path
+from lumina_jax.cli.hub_fields import HUB_FIELDS
 from lumina_jax.errors import InputError, MissingFileError, UserError, prefixed_errors
 
 INPUTS = ("start", "data.tokenizer", "vq.path", "watch.held_out", "watch.prompts")
@@ -105,8 +106,9 @@ def _with_paths(cfg):
         group, _, field = name.rpartition(".")
         value = getattr(getattr(cfg, group) if group else cfg, field)
         with prefixed_errors(name, UserError, ArgumentTypeError):
-            path = input_path(value) if name in INPUTS else expand_home(value)
-            for part in path.split(",") if name == "data.path" else [path]:
+            read = model_path if name in HUB_FIELDS else input_path if name in INPUTS else expand_home
+            path = read(value)
+            for part in path.split(",") if name == "data.path" else [path] * (not isinstance(path, HubModel)):
                 check_address(part.strip())
         changes += [f"{name}={path}"] if path != value else []
     return override(cfg, changes)

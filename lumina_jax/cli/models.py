@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lumina_jax.cli.arguments import REPOSITORY, at, at_least, dtype, input_path, target_size
+from lumina_jax.cli.arguments import REPOSITORY, HubModel, at, at_least, dtype, model_path, target_size
 from lumina_jax.cli.compiler import compile_cache_arguments, keep_compiled, say_compiler_options
 from lumina_jax.errors import InputError, MissingFileError, printable
 
@@ -15,12 +15,14 @@ POSITIONS = 4096
 
 
 def model_arguments(parser: ArgumentParser) -> None:
-    model_help = f"a run's folder or a checkpoint of any layout (default: {TOY_MODEL} of the repository)"
-    parser.add_argument("--model", type=input_path, default=str(REPOSITORY / TOY_MODEL), help=model_help)
-    parser.add_argument(
-        "--tokenizer", type=input_path, help="tokenizer.json or its folder (default: the one the model names or holds)"
+    model_help = (
+        f"a run's folder, a checkpoint of any layout, or hf://OWNER/NAME (default: {TOY_MODEL} of the repository)"
     )
-    parser.add_argument("--vq", type=input_path, help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
+    parser.add_argument("--model", type=model_path, default=str(REPOSITORY / TOY_MODEL), help=model_help)
+    parser.add_argument(
+        "--tokenizer", type=model_path, help="tokenizer.json or its folder (default: the one the model names or holds)"
+    )
+    parser.add_argument("--vq", type=model_path, help="vqgan.ckpt, PatchVQ .npz or their folder (default: likewise)")
     dtype_help = "dtype of the weights: fp32, bf16 or fp16 (default: as they are; on a CPU, where bf16 is slow, fp32)"
     parser.add_argument("--dtype", type=dtype, metavar="NAME", help=dtype_help)
     parser.add_argument("--int8", action="store_true", help="blocks' matrices in int8, which halves the memory to read")
@@ -76,6 +78,7 @@ def load_for_sampling(options: Namespace, mesh=None):
     if options.int4 and options.int8:
         raise InputError("--int4 --int8: the matrices have one dtype; give one of the two")
 
+    fetch_options(options)
     with waiting(f"loading {options.model}"):
         say_compiler_options()
         keep_compiled(options)
@@ -125,6 +128,19 @@ def _quantized(model, vocab, int4: bool):
     return model
 
 
+def fetch_options(options: Namespace) -> None:
+    """Puts what this machine has, or fetches, in the place of --model, --tokenizer and --vq that are hf:// addresses."""
+    given = (options.model, options.tokenizer or "", options.vq or "")
+    if not any(isinstance(address, HubModel) for address in given):
+        return
+    from lumina_jax.progress import waiting
+
+    with waiting("loading the converter"):
+        from convert.fetch import fetch_model
+    local = fetch_model(*given)
+    options.model, options.tokenizer, options.vq = local.folder, local.tokenizer, local.vq
+
+
 def settings_of(experiment):
     """The default SampleConfig of a model: its experiment's, if it has one."""
     from lumina_jax.config import SampleConfig
@@ -171,6 +187,7 @@ def target_size_for(options: Namespace, purpose: str, needed: bool = True) -> in
     """
     from lumina_jax.progress import waiting
 
+    fetch_options(options)
     with waiting(f"loading {options.model}"):
         from convert.target_sizes import EXPERIMENT, known_size, target_size_of
 
@@ -229,6 +246,7 @@ def open_model(options: Namespace):
     """The checkpoint of --model; its headers are read. Raises UserErrors naming what is missing or damaged."""
     from convert.convert import open_source
 
+    fetch_options(options)
     folder = at(options.model)
     if not folder.is_dir():
         raise MissingFileError(f"--model {folder}: no such folder; give a run's folder or a checkpoint of any layout")

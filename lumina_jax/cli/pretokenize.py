@@ -7,6 +7,7 @@ from lumina_jax.cli.arguments import OutputFile, at, at_least, check_output, exp
 from lumina_jax.cli.checks import check_field
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import config_arguments, load_experiment
+from lumina_jax.cli.hub_fields import fetched_fields
 from lumina_jax.cli.processes import worker
 from lumina_jax.errors import InputError, prefixed_errors
 from lumina_jax.numbers import whole_number
@@ -57,6 +58,7 @@ def _pretokenize(options: Namespace) -> None:
     if not cfg.data.path or len(cfg.data.paths) > 1:
         raise InputError(f"data.path={cfg.data.path!r}; give the one folder to write the tokens to: data.path=FOLDER")
     check_field("data.path", cfg.data.path, write=True)
+    cfg = fetched_fields(cfg)
     for name, address in (("vq.path", OutputFile(cfg.vq.path)), ("data.tokenizer", cfg.data.tokenizer)):
         check_field(name, address, write=options.fit)
     from functools import partial

@@ -10,6 +10,7 @@ from lumina_jax.cli.checks import check_run
 from lumina_jax.cli.compiler import say_compiler_options
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import config_arguments, load_experiment
+from lumina_jax.cli.hub_fields import fetched_fields
 from lumina_jax.cli.processes import join, process_arguments
 from lumina_jax.errors import InputError, MissingFileError, interrupted
 
@@ -51,6 +52,7 @@ def _train(options: Namespace) -> None:
     cfg = load_experiment(options.config, options.changes)
     keeps = f"finished checkpoints in {cfg.out} are kept; the same command goes on from the newest"
     with interrupted(keeps), join(options, cfg.pod, cfg.name, slice_counts(cfg)) as group:
+        cfg = fetched_fields(cfg, options.distributed, trains=True)
         _train_in(group, on_slices(cfg, group.present or cfg.pod.slices), options.config)
 
 

@@ -4,11 +4,11 @@ import hashlib
 import os
 import resource
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -90,8 +90,9 @@ class DiskTokenFiles:
         return [file.stat().st_size if file.is_file() else None for file in self._files]
 
     def blocks(self, shard: int) -> Iterator[bytes]:
-        with self._files[shard].open("rb") as stream:
-            while block := stream.read(BLOCK_BYTES):
+        file = self._files[shard]
+        with file.open("rb") as stream:
+            while block := _named(file, lambda: _block(stream)):
                 yield block
 
     def open(self, shard_bytes: Sequence[int], checksums: np.ndarray | None) -> None:
@@ -99,7 +100,11 @@ class DiskTokenFiles:
         _allow_open_files(len(self._files))
 
     def read(self, spans: Sequence[RecordSpan]) -> list[bytes]:
-        return [os.pread(self._handle(span.shard), span.stop - span.start, span.start) for span in spans]
+        return [self._record(span) for span in spans]
+
+    def _record(self, span: RecordSpan) -> bytes:
+        handle = self._handle(span.shard)
+        return _named(self._files[span.shard], lambda: os.pread(handle, span.stop - span.start, span.start))
 
     def _handle(self, shard: int) -> int:
         """The file descriptor of a shard."""
@@ -114,6 +119,18 @@ class DiskTokenFiles:
         if os.close is not None:
             for handle in getattr(self, "_handles", {}).values():
                 os.close(handle)
+
+
+def _block(stream: BinaryIO) -> bytes:
+    return stream.read(BLOCK_BYTES)
+
+
+def _named(file: Path, read: Callable[[], bytes]) -> bytes:
+    """What ``read`` gives back; its OSError names the ``file``, which that of an open file does not."""
+    try:
+        return read()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from error
 
 
 class StoreTokenFiles:

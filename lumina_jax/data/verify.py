@@ -8,13 +8,16 @@ import random
 import threading
 import time
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from lumina_jax.data.shards import TOKEN_BYTES, TOKENS, Shards
 from lumina_jax.errors import InputError
+from lumina_jax.faults import retried
 
 READERS = 8
 """Files read at once."""
@@ -60,56 +63,77 @@ class TokenCheck:
 
     :meth:`before` reads as many bytes as ``limit_mb`` MiB say before the first step: all shards where they are so few, else some
     drawn at random, on every host others. :meth:`during` reads this host's share of the rest in the background while batches
-    are taken. With a limit of 0 neither reads anything. Folders in a store are the same for all hosts and are left out.
+    are taken. With a limit of 0 neither reads anything. Folders in a store are the same for all hosts and are left out. A disk that
+    cannot be read is tried again (faults.retried); then its OSError is raised.
     """
 
     def __init__(self, folders: Sequence[Shards], limit_mb: int, host: int, hosts: int):
         self._limit, self._share = limit_mb << 20, (host, hosts)
         folders = [folder for folder in folders if isinstance(folder.path, Path)]
-        self._shards = [(folder, number) for folder in folders for number in range(len(folder.manifest.shard_crc32))]
-        random.Random(host).shuffle(self._shards)
-        self._damage = ""
-        self._stopped = threading.Event()
+        shards = [(folder, number) for folder in folders for number in range(len(folder.manifest.shard_crc32))]
+        random.Random(host).shuffle(shards)
+        self._left = deque(shards)
+        self._sorted = False
+        self._found: Exception | None = None
+        self._reading = threading.Lock()
 
     def before(self) -> None:
         """Reads the first shards, up to the limit."""
-        count, size = 0, 0
-        for folder, number in self._shards:
-            size += _size(folder, number)
+        first, size = [], 0
+        while self._left:
+            size += _size(*self._left[0])
             if size > self._limit:
                 break
-            count += 1
-        first, self._shards = self._shards[:count], self._shards[count:]
+            first.append(self._left.popleft())
         with ThreadPoolExecutor(READERS) as pool:
-            if reason := next(filter(None, pool.map(damage_of, first)), ""):
+            if reason := next(filter(None, pool.map(_damage_retried, first)), ""):
                 raise InputError(reason)
 
     def during(self, items: Iterator[Item]) -> Iterator[Item]:
-        """``items``, while a thread reads this host's share of the shards that :meth:`before` left; raises before the next item."""
-        host, hosts = self._share
-        share = sorted(self._shards, key=lambda shard: (str(shard[0].path), shard[1]))[host::hosts]
-        if self._limit and share:
-            threading.Thread(target=self._read, args=(share,), name="token check", daemon=True).start()
+        """``items``, while a thread reads this host's share of the shards that are left; raises before the next item.
+
+        Called again, when a run goes back, it goes on where the thread before stopped.
+        """
+        if not self._sorted:
+            host, hosts = self._share
+            self._left = deque(sorted(self._left, key=lambda shard: (str(shard[0].path), shard[1]))[host::hosts])
+            self._sorted = True
+        stopped = threading.Event()
+        if self._limit and self._left:
+            threading.Thread(target=self._read, args=(stopped,), name="token check", daemon=True).start()
         try:
             for item in items:
-                if self._damage:
-                    raise InputError(self._damage)
+                if self._found:
+                    raise self._found
                 yield item
         finally:
-            self._stopped.set()
+            stopped.set()
 
-    def _read(self, shards: Sequence[Shard]) -> None:
-        for shard in shards:
-            try:
-                self._damage = damage_of(shard, self._pause)
-            except OSError as error:
-                self._damage = f"{shard[0].path}: {error}; check the disk, then start again"
-            if self._damage or self._stopped.is_set():
-                return
+    def _read(self, stopped: threading.Event) -> None:
+        """Reads the shards that are left until it is ``stopped``; the one that it reads then is left."""
 
-    def _pause(self, count: int) -> None:
-        if not self._stopped.is_set():
+        def pause(count: int) -> None:
+            if stopped.is_set():
+                raise _StoppedError
             time.sleep(PAUSE)
+
+        with self._reading, suppress(_StoppedError):
+            while self._left and not self._found and not stopped.is_set():
+                try:
+                    if reason := _damage_retried(self._left[0], pause):
+                        self._found = InputError(reason)
+                except OSError as error:
+                    self._found = error
+                self._left.popleft()
+
+
+class _StoppedError(Exception):
+    """Ends the reading of a shard."""
+
+
+def _damage_retried(shard: Shard, advance: Callable[[int], object] = lambda count: None) -> str:
+    """:func:`damage_of`, again where a disk fails for a moment; its OSError names the file."""
+    return retried(lambda: damage_of(shard, advance), f"verifying shard {shard[1]} of {shard[0].path}")
 
 
 def _size(folder: Shards, number: int) -> int:

@@ -110,6 +110,20 @@ def open_array(checkpoint: epath.Path, name: str, **context: dict) -> tensorstor
     return tensorstore.open(store, open=True, read=True).result()
 
 
+def unverified(checkpoint: epath.Path) -> str:
+    """That those who read parts of ``checkpoint`` cannot know whether they are as they were saved, in words.
+
+    Empty where each chunk has a checksum, which every reader compares. Raises ValueError.
+    """
+    codecs = open_array(checkpoint, array_names(checkpoint)[0]).spec().to_json()["metadata"]["codecs"]
+    inner = [codec["name"] for part in codecs for codec in part.get("configuration", {}).get("codecs", ())]
+    if "crc32c" in inner:
+        return ""
+    arrays = bool(saved_checksums(checkpoint))
+    cure = "compare it with run.py convert inspect --deep" if arrays else "it has none of its arrays either"
+    return f"{checkpoint} is of an older version, which wrote no checksums of chunks, so what is read is not verified; {cure}"
+
+
 def _files(checkpoint: epath.Path) -> str | dict[str, str]:
     """Where tensorstore finds the files of a checkpoint."""
     path = f"{checkpoint / STATE}/"

@@ -17,7 +17,7 @@ from lumina_jax.cluster.processes import Group, SingleProcess
 from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError, NotFiniteError
 from lumina_jax.faults import note_progress
-from lumina_jax.history import BatchSpan, Change, Folders, batch_span, changed_now
+from lumina_jax.history import BatchSpan, Folders, batch_span, changed_now
 from lumina_jax.progress import print_line, waiting
 from lumina_jax.sharding import check_rows, make_mesh
 from lumina_jax.train.bad_batches import BadBatches
@@ -30,7 +30,7 @@ from lumina_jax.train.guards import GoBackError
 from lumina_jax.train.lease import sole_run
 from lumina_jax.train.metrics import MetricsLog
 from lumina_jax.train.profile import ProfiledSteps
-from lumina_jax.train.run_log import RunLog
+from lumina_jax.train.run_log import RunLog, order_of
 from lumina_jax.train.save_clock import SaveClock
 from lumina_jax.train.step import TrainState, init_state, make_step, state_shapes, steps
 from lumina_jax.train.stopping import Stopped, Stopping, announced
@@ -103,7 +103,8 @@ class Run:
         self._events = RunLog(cfg.out)
         self._compiled = CompiledSteps(cfg, mesh, make_step(cfg, mesh), print_line, group)
         self._goodput = Goodput(read_goodput(cfg.out) if jax.process_index() == 0 else [], 0)
-        self._backs: list[Change] = []
+        self._order = order_of(cfg, saver.folders)
+        self._backs = 0
         self._trained = False
 
     def to_the_end(self) -> TrainState:
@@ -140,7 +141,8 @@ class Run:
         with waiting("making the state", show=self._show):
             start, state = self._saver.restore(state_shapes(cfg, self._mesh)) or (0, initial_state(cfg, self._mesh))
         history = self._saver.history
-        self._saver.history += tuple(c for c in self._backs if c.step == start and c not in history)
+        # A checkpoint knows what was left out before it, and history.jsonl what is to be left out behind it.
+        self._saver.history += tuple(c for c in self._events.returns(start, self._order) if c not in history)
         self._goodput = Goodput(read_goodput(cfg.out) if jax.process_index() == 0 else [], start, time.time() - begun)
         if change := self._saver.change:
             self._events.add("changed", start, before=change.before, after=change.after)
@@ -151,16 +153,16 @@ class Run:
     def _go_back(self, start: int, bad_step: int, reason: str) -> None:
         """Leaves out the batches behind ``start`` that led to ``bad_step``. Raises NotFiniteError when it did so too often."""
         cfg = self._cfg
-        if len(self._backs) >= cfg.guard.max_backs:
+        if self._backs >= cfg.guard.max_backs:
             raise NotFiniteError(
-                f"{cfg.name}: step {bad_step}: {reason}; the run went back {len(self._backs)} times, as often as guard.max_backs "
+                f"{cfg.name}: step {bad_step}: {reason}; the run went back {self._backs} times, as often as guard.max_backs "
                 "allows; lower optim.lr or raise optim.warmup, or go on from an older checkpoint"
             )
         skipped = bad_step - start + cfg.guard.skip_batches
         change = changed_now(start, f"step {bad_step}: {reason}", skipped=skipped)
-        self._backs.append(change)
+        self._backs += 1
         self._saver.history += (change,)
-        self._events.add("went back", start, why=change.why, skipped=skipped)
+        self._events.add_return(change, self._order)
         self._say(f"{change.why}; back to step {start}, without {skipped} batches")
 
     def _steps(self, start: int, state: TrainState) -> TrainState:

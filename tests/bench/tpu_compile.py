@@ -1,18 +1,19 @@
-"""Figures of the README's two TPU tables: compiles real programs for slices that are not here, on any Linux machine.
+"""Figures of the two TPU tables of MEASURED.md: compiles real programs for slices that are not here, on any Linux machine.
 
 ``python tests/bench/tpu_compile.py`` compiles every case (2 to 10 minutes each on two cores) and prints its figures as one JSON
 line; ``--only v5p`` takes the cases whose name contains v5p, ``--save`` also writes the figures to lumina_jax/pods/compiled.json,
 for all stages that compile the same program.
-``--tables`` compiles nothing and prints the two tables of the README from that file. ``--compare`` compiles (or with
-``--from FILE`` reads the lines printed before), prints every figure that is worse than in that file by more than 1%, and then ends
-with 1.
+``--tables`` compiles nothing and prints the two tables from that file; ``measured.py --save`` beside it writes the page.
+``--compare`` compiles (or with ``--from FILE`` reads the lines printed before), prints every figure that is worse than in that file
+by more than 1%, and then ends with 1.
 """
 
 import argparse
 import json
 import os
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -142,7 +143,7 @@ CASES = (
         if (size, topology, pictures) != ("1024", "v6e:2x2", 32)  # its cache alone is larger than their memory
     ),
 )
-"""The rows of the README's tables, in their order."""
+"""The rows of the tables, in their order."""
 
 
 def compile_figures(case: CompileCase) -> dict:
@@ -263,15 +264,16 @@ def save_row(case: CompileCase, row: dict) -> None:
 
 
 def tables() -> tuple[str, str]:
-    """The README's tables of training and of decoding."""
+    """The tables of training and of decoding in MEASURED.md."""
     rows = read_rows().values()
     train = (_train_cells(row) for row in rows if row["program"] == "train")
     decode = (_decode_cells(row) for row in rows if row["program"] == "decode")
-    return _markdown(TRAIN_HEAD, train), _markdown(DECODE_HEAD, decode)
+    return markdown(TRAIN_HEAD, train), markdown(DECODE_HEAD, decode)
 
 
-def _markdown(head: tuple[str, ...], body: Iterator[tuple[str, ...]]) -> str:
-    lines = (f"| {' | '.join(cells)} |".replace("|  |", "| |") for cells in (head, *body))
+def markdown(head: tuple[str, ...], body: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, of the names of its columns and the cells of its rows."""
+    lines = (re.sub(" +", " ", f"| {' | '.join(cells)} |") for cells in (head, *body))
     return "\n".join((next(lines), "|---" * len(head) + "|", *lines)) + "\n"
 
 
@@ -291,11 +293,15 @@ def _train_cells(row: dict) -> tuple[str, ...]:
     )
 
 
-def _decode_cells(row: dict) -> tuple[str, ...]:
+def chips_of(row: dict) -> str:
+    """The chips that a row is of, in words, such as "four v6e chips"."""
     topology = parse(row["topology"])
-    chips = f"{COUNTS[topology.chips]} {topology.chip.name} chip{'s' * (topology.chips > 1)}"
+    return f"{COUNTS[topology.chips]} {topology.chip.name} chip{'s' * (topology.chips > 1)}"
+
+
+def _decode_cells(row: dict) -> tuple[str, ...]:
     return (
-        f"{chips}{_decoding(row)}",
+        f"{chips_of(row)}{_decoding(row)}",
         case_of(row).matrices,
         _hbm(row),
         f"{row['temporaries_mib']} MiB",
@@ -329,7 +335,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="letters that a case's name must contain, such as 7b_512 or v5p")
     parser.add_argument("--list", action="store_true", help="print the names of the cases and compile nothing")
     parser.add_argument("--save", action="store_true", help="also write each row to lumina_jax/pods/compiled.json")
-    parser.add_argument("--tables", action="store_true", help="print the README's tables and compile nothing")
+    parser.add_argument("--tables", action="store_true", help="print the tables of MEASURED.md and compile nothing")
     parser.add_argument(
         "--compare", action="store_true", help="print what is worse than in compiled.json, and end with 1"
     )

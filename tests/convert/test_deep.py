@@ -19,6 +19,7 @@ from convert.orbax_folder import OrbaxSource
 from lumina_jax.config import Experiment, MeshConfig, ModelConfig
 from lumina_jax.errors import InputError
 from lumina_jax.sharding import make_mesh
+from lumina_jax.train import chunks, integrity
 from lumina_jax.train.checkpoint import Saver
 from lumina_jax.train.step import new_state
 
@@ -90,6 +91,18 @@ def test_a_number_that_changed_is_named_and_neither_converted_nor_verified(copy,
         convert(folder, folder.with_name("out"), Target("hf"), show=False)
     assert command_line.main(["convert", "inspect", str(folder), "--deep"]) == 1
     assert "the numbers of model/embedding" in capsys.readouterr().out
+
+
+def test_a_conversion_says_that_an_older_checkpoint_cannot_be_verified(whole, tmp_path, monkeypatch):
+    target, out = Target("ours"), tmp_path / "old"
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    monkeypatch.setattr(chunks, "CHECKED", chunks.CHECKED[:1])
+    assert not any("older version" in note for note in convert(whole / "run", out, target, mesh, show=False))
+    again = (tmp_path / "again", target, mesh)
+    (note,) = (note for note in convert(out, *again, show=False) if "older version" in note)
+    assert note.startswith(str(out)) and note.endswith("compare it with run.py convert inspect --deep")
+    monkeypatch.setattr(integrity, "saved_checksums", lambda checkpoint: {})
+    assert integrity.unverified(OrbaxSource(out).checkpoint).endswith("it has none of its arrays either")
 
 
 @pytest.mark.parametrize("file", EXPORTED)

@@ -1,17 +1,23 @@
 """Tokens that are not as they were written are noticed: at each read, before the first step, in the background, on request."""
 
+import errno
 import json
+import os
+import threading
 import time
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lumina_jax.data import token_files, verify
 from lumina_jax.data.shard_writer import write_shard, write_totals
 from lumina_jax.data.shards import CHECKSUMS, LENGTHS, MANIFEST, Settings, Shards, pack
-from lumina_jax.data.verify import TokenCheck, damaged_shards
+from lumina_jax.data.verify import TokenCheck, damage_of, damaged_shards
 from lumina_jax.errors import InputError
+from lumina_jax.faults import EXIT_RESTART, exit_code
 from lumina_jax.storage import StorageFolder
 
 SHARDS, RECORDS = 3, 8
@@ -90,14 +96,87 @@ def test_what_is_not_read_before_the_first_step_is_read_in_the_background(folder
             pass
 
 
-def test_each_host_reads_its_share_of_the_shards(folder):
-    shares = []
+@pytest.fixture
+def verified(monkeypatch) -> list[int]:
+    """The numbers of the shards that were read to their end, in order."""
+    done = []
+
+    def noted(shard, advance):
+        reason = damage_of(shard, advance)
+        done.append(shard[1])
+        return reason
+
+    monkeypatch.setattr(verify, "damage_of", noted)
+    monkeypatch.setattr(verify, "PAUSE", 0)
+    return done
+
+
+def until(done) -> Iterator[int]:
+    """Items for as long as there is something to wait for."""
+    end = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+        yield 0
+
+
+def test_each_host_reads_its_share_of_the_shards(folder, verified):
     for host in range(2):
         check = TokenCheck([Shards(folder)], 1, host=host, hosts=2)
-        check._limit, check._read = 1, lambda share: shares.extend(number for _, number in share)
-        assert list(check.during(iter(range(3)))) == [0, 1, 2]
-    time.sleep(0.05)
-    assert sorted(shares) == list(range(SHARDS))
+        check._limit = 1
+        for _ in check.during(until(lambda: not check._left)):  # noqa: B023, used at once
+            pass
+    assert sorted(verified) == list(range(SHARDS))
+
+
+def test_a_run_that_goes_back_verifies_the_rest(folder, verified, monkeypatch):
+    """The reading of the second shard is broken off, and done again."""
+    inside, going_on, damage = threading.Event(), threading.Event(), verify.damage_of
+
+    def slow(shard, advance):
+        if shard[1] == 1:
+            inside.set()
+            going_on.wait(60)
+        return damage(shard, advance)
+
+    monkeypatch.setattr(verify, "damage_of", slow)
+    check = TokenCheck([Shards(folder)], 1, host=0, hosts=1)
+    check._limit = 1
+    steps = check.during(iter(range(9)))
+    next(steps)
+    assert inside.wait(60)
+    steps.close()
+    going_on.set()
+    for _ in check.during(until(lambda: not check._left)):
+        pass
+    assert verified == [0, 1, 2]
+
+
+@pytest.mark.parametrize("failures", [2, 99])
+def test_a_disk_that_fails_is_read_again_and_its_file_is_named_when_it_keeps_failing(folder, monkeypatch, failures):
+    monkeypatch.setattr("lumina_jax.faults.FIRST_PAUSE", 0)
+    shards, left, lock = Shards(folder), [failures], threading.Lock()
+
+    def failing(read):
+        def call(*arguments):
+            with lock:
+                left[0] -= 1
+            if left[0] >= 0:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return read(*arguments)
+
+        return call
+
+    monkeypatch.setattr("lumina_jax.data.token_files.os.pread", failing(os.pread))
+    with pytest.raises(OSError, match=r"Input/output error: '.*00000-of-00003.tokens'"):
+        shards[0]
+    monkeypatch.setattr(token_files, "_block", failing(token_files._block))
+    check = TokenCheck([shards], 1, host=0, hosts=1)
+    if failures == 2:
+        return check.before()
+    with pytest.raises(OSError, match=r"Input/output error: '.*-of-00003.tokens'") as raised:
+        check.before()
+    assert exit_code(raised.value) == EXIT_RESTART
 
 
 def test_a_folder_of_an_older_version_is_read_without_checksums(folder):

@@ -1,4 +1,4 @@
-"""The table of pod configs, the figures that compiling them gave, and the README's tables of these."""
+"""The table of pod configs, the figures that compiling them gave, and the tables of these."""
 
 import json
 import sys
@@ -45,14 +45,6 @@ def test_stages_of_one_program_are_known_by_it():
     same = {name for name, case in cases.items() if tpu_compile.same_program(first, case)}
     assert same == {f"lumina_7b_{stage}_v5e_256" for stage in ("512", "768", "1024", "omni")}
     assert not tpu_compile.same_program(cases["lumina_7b_512_v5p_128"], cases["lumina_7b_768_v5p_128"])
-
-
-def test_the_readme_has_the_tables_that_the_figures_give():
-    text = (run.REPOSITORY / "README.md").read_text()
-    for table in tpu_compile.tables():
-        assert f"\n\n{table}\n" in text, (
-            f"the README does not hold what tests/bench/tpu_compile.py --tables prints:\n{table}"
-        )
 
 
 def test_a_saved_row_replaces_the_one_of_its_case(tmp_path, monkeypatch):

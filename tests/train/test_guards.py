@@ -15,12 +15,12 @@ import lumina_jax.train.loop as loop
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment, GuardConfig
 from lumina_jax.errors import NotFiniteError
-from lumina_jax.history import BatchSpan
+from lumina_jax.history import BatchSpan, changed_now
 from lumina_jax.sharding import global_batch, make_mesh
 from lumina_jax.train.guards import LEAST_STEPS, BadStepError, GoBackError, Guards
 from lumina_jax.train.loop import train
 from lumina_jax.train.metrics import read_metrics
-from lumina_jax.train.run_log import read_history
+from lumina_jax.train.run_log import RunLog, order_of, read_history
 from lumina_jax.train.step import init_state, keep_unless, make_step
 
 NAN = float("nan")
@@ -191,6 +191,37 @@ def test_a_run_goes_back_and_passes_over_the_batches_also_after_a_restart(cfg, p
     assert read_metrics(cfg.out) == read_metrics(plain.out)
     events = [(line["event"], line["step"], line.get("skipped")) for line in read_history(cfg.out)]
     assert events == [("started", 0, None), ("started", 4, None), ("went back", 4, 1), ("started", 6, None)]
+
+
+def test_a_kill_between_going_back_and_the_next_save_forgets_no_batch(cfg, poison, tmp_path):
+    """The second start meets nothing bad, as one that has just begun to look for spikes, and passes over all the same."""
+    plain = replace(cfg, out=str(tmp_path / "plain"))
+    expected = train(plain, without_batch(cfg, 4), show=False)
+    poison({4})
+    back = guarded(cfg, nonfinite="back")
+    times = iter(range(9))
+    with pytest.raises(StoppedError):
+        train(back, batches(cfg, actions={5: lambda: stop() if next(times) else None}), show=False)
+    poison(set())
+    assert_equal(train(back, batches(cfg), show=False), expected)
+    assert read_metrics(cfg.out) == read_metrics(plain.out)
+    assert [line["event"] for line in read_history(cfg.out)] == ["started", "started", "went back", "started"]
+
+
+def test_batches_of_another_order_are_not_passed_over(cfg):
+    """Whoever deletes the checkpoints and begins anew, from another seed or with other tokens, reads all of them."""
+    log, change = RunLog(cfg.out), changed_now(4, "step 5: a spike", skipped=2)
+    log.add_return(change, order_of(cfg, ("a",)))
+    assert RunLog(cfg.out).returns(4, order_of(cfg, ("a",))) == (change,)
+    others = (replace(cfg, seed=1), ("a",)), (replace(cfg, data=replace(cfg.data, batch=16)), ("a",)), (cfg, ("b",))
+    assert not any(log.returns(4, order_of(*other)) for other in others) and not log.returns(2, order_of(cfg, ("a",)))
+
+
+def test_two_logs_of_a_run_lose_no_line(cfg):
+    first, second = RunLog(cfg.out), RunLog(cfg.out)
+    for log, event in ((first, "started"), (second, "skipped"), (first, "went back")):
+        log.add(event, 1)
+    assert [line["event"] for line in read_history(cfg.out)] == ["started", "skipped", "went back"]
 
 
 def test_a_run_goes_back_a_few_times_at_most(cfg, poison):
