@@ -25,6 +25,7 @@ VERBS = (
     "data",
     "compile",
     "sample",
+    "inspect",
     "convert",
     "refine",
     "evaluate",

@@ -152,11 +152,12 @@ def origin_of(options: Namespace, model, vq, vocab):
     """The sample.made.Origin of a loaded model; what lies in the repository is named from there."""
     from pathlib import Path
 
+    from lumina_jax import __version__
     from lumina_jax.sample.made import Origin
 
     shipped = Path(options.model).is_absolute() and Path(options.model).is_relative_to(REPOSITORY)
     address = str(Path(options.model).relative_to(REPOSITORY)) if shipped else str(options.model)
-    return Origin.of(address, model, vq, vocab)
+    return Origin.of(address, model, vq, vocab, __version__)
 
 
 def make_prompt_builder(

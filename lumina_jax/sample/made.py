@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 import jax
 import numpy as np
 
-from lumina_jax import __version__
 from lumina_jax.config import SampleConfig, from_dict
 from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
@@ -40,15 +39,15 @@ class Origin:
     vq_weights: str
     tokenizer: str
     device: str
+    lumina_jax: str
     jax: str = jax.__version__
-    lumina_jax: str = __version__
 
     @classmethod
-    def of(cls, address: str, model: Chameleon, vq: ImageTokenizer, vocab: Vocab) -> "Origin":
-        """That of a loaded model."""
+    def of(cls, address: str, model: Chameleon, vq: ImageTokenizer, vocab: Vocab, version: str) -> "Origin":
+        """That of a loaded model; ``version`` is that of lumina_jax."""
         dtypes = "+".join(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(model)}))
         parts = (fingerprint(model), dtypes, vq_fingerprint(vq), vocab.fingerprint)
-        return cls(address, *parts, jax.devices()[0].device_kind)
+        return cls(address, *parts, jax.devices()[0].device_kind, version)
 
 
 def made(origin: Origin | None, prompt: Prompt, seed: int, place: tuple[int, int]) -> dict[str, object]:
