@@ -4,10 +4,14 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from lumina_jax.cli.arguments import REPOSITORY, HubModel, at, at_least, dtype, model_path, target_size
+from lumina_jax.cli.arguments import HubModel, at, at_least, dtype, model_path, shipped, target_size
 from lumina_jax.cli.compiler import compile_cache_arguments, keep_compiled, say_compiler_options
 from lumina_jax.errors import InputError, MissingFileError, printable
+
+if TYPE_CHECKING:
+    from lumina_jax.config import Experiment, SampleConfig
 
 TOY_MODEL = "assets/toy"
 POSITIONS = 4096
@@ -15,10 +19,8 @@ POSITIONS = 4096
 
 
 def model_arguments(parser: ArgumentParser) -> None:
-    model_help = (
-        f"a run's folder, a checkpoint of any layout, or hf://OWNER/NAME (default: {TOY_MODEL} of the repository)"
-    )
-    parser.add_argument("--model", type=model_path, default=str(REPOSITORY / TOY_MODEL), help=model_help)
+    model_help = f"a run's folder, a checkpoint of any layout, or hf://OWNER/NAME (default: the shipped {TOY_MODEL})"
+    parser.add_argument("--model", type=model_path, default=str(shipped(TOY_MODEL)), help=model_help)
     parser.add_argument(
         "--tokenizer", type=model_path, help="tokenizer.json or its folder (default: the one the model names or holds)"
     )
@@ -138,10 +140,11 @@ def fetch_options(options: Namespace) -> None:
     with waiting("loading the converter"):
         from convert.fetch import fetch_model
     local = fetch_model(*given)
+    options.asked_model = options.model
     options.model, options.tokenizer, options.vq = local.folder, local.tokenizer, local.vq
 
 
-def settings_of(experiment):
+def settings_of(experiment: "Experiment | None") -> "SampleConfig":
     """The default SampleConfig of a model: its experiment's, if it has one."""
     from lumina_jax.config import SampleConfig
 
@@ -149,14 +152,12 @@ def settings_of(experiment):
 
 
 def origin_of(options: Namespace, model, vq, vocab):
-    """The sample.made.Origin of a loaded model; what lies in the repository is named from there."""
-    from pathlib import Path
-
+    """The sample.made.Origin of a loaded model; the shipped one is named from its folder of assets."""
     from lumina_jax import __version__
     from lumina_jax.sample.made import Origin
 
-    shipped = Path(options.model).is_absolute() and Path(options.model).is_relative_to(REPOSITORY)
-    address = str(Path(options.model).relative_to(REPOSITORY)) if shipped else str(options.model)
+    address = str(vars(options).get("asked_model", options.model))  # hf://, not where it was fetched to
+    address = TOY_MODEL if address == str(shipped(TOY_MODEL)) else address
     return Origin.of(address, model, vq, vocab, __version__)
 
 
