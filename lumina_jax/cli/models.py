@@ -140,6 +140,7 @@ def fetch_options(options: Namespace) -> None:
     with waiting("loading the converter"):
         from convert.fetch import fetch_model
     local = fetch_model(*given)
+    options.asked_model = options.model
     options.model, options.tokenizer, options.vq = local.folder, local.tokenizer, local.vq
 
 
@@ -148,6 +149,16 @@ def settings_of(experiment: "Experiment | None") -> "SampleConfig":
     from lumina_jax.config import SampleConfig
 
     return experiment.sample if experiment else SampleConfig()
+
+
+def origin_of(options: Namespace, model, vq, vocab):
+    """The sample.made.Origin of a loaded model; the shipped one is named from its folder of assets."""
+    from lumina_jax import __version__
+    from lumina_jax.sample.made import Origin
+
+    address = str(vars(options).get("asked_model", options.model))  # hf://, not where it was fetched to
+    address = TOY_MODEL if address == str(shipped(TOY_MODEL)) else address
+    return Origin.of(address, model, vq, vocab, __version__)
 
 
 def make_prompt_builder(
