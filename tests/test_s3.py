@@ -82,4 +82,10 @@ def test_models_and_pictures_go_in_and_out_of_s3(s3, tmp_path, monkeypatch, caps
         "sample --model s3://bucket/hf --prompt red --size 32x32 --out s3://bucket/painted",
     ):
         assert run.main(words.split()) == 0, capsys.readouterr()
-    assert "painted/000-0.png" in s3.buckets.objects("bucket")
+    objects = s3.buckets.objects("bucket")
+    assert "painted/000-0.png" in objects
+    whole = objects["hf/model.safetensors"].data
+    flipped = whole[:-1] + bytes([whole[-1] ^ 1])
+    s3.buckets.put("bucket", "hf/model.safetensors", flipped, {})
+    assert run.main(["sample", "--model", "s3://bucket/hf", "--prompt", "red", "--out", str(tmp_path)]) == 2
+    assert "s3://bucket/hf/model.safetensors is damaged" in capsys.readouterr().err

@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from lumina_jax.cluster.pace import Pace
 from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError
 from lumina_jax.progress import ProgressDisplay
@@ -23,6 +26,9 @@ from lumina_jax.train.step import Metrics
 FILE = "metrics.jsonl"
 STEPS_BETWEEN_POINTS = 10
 """Between points in TensorBoard: a scalar there takes longer than a small model's whole line in metrics.jsonl."""
+
+PROCESS_CURVES = 64
+"""Processes with curves of their own there; of more than these their spread and the slowest are seen."""
 
 
 class TrainingProgress(ProgressDisplay):
@@ -41,13 +47,22 @@ class MetricsLog:
 
     A resumed run first removes from metrics.jsonl the lines behind ``start``, the step of the checkpoint, so that the file ends
     up equal to that of a run that was never interrupted. Without a checkpoint the file is another run's, or of one that ended
-    before its first save: it is kept under another name. Speeds differ between runs and go to TensorBoard and stdout alone.
+    before its first save: it is kept under another name. Speeds differ between runs and go to TensorBoard and stdout alone, also
+    the ``paces`` of the processes.
 
     Where ``cfg.out`` is a URL the files grow on this machine and are uploaded by :meth:`sync` and :meth:`close`, if ``check``
     raises nothing.
     """
 
-    def __init__(self, cfg: Experiment, start: int, show: bool = True, check: Callable[[], object] = lambda: None):
+    def __init__(
+        self,
+        cfg: Experiment,
+        start: int,
+        show: bool = True,
+        check: Callable[[], object] = lambda: None,
+        paces: Callable[[], Mapping[str, Pace]] = dict,
+    ):
+        self._paces = paces
         self._cfg, self._start_time = cfg, time.monotonic()
         self._guards, self._events = Guards(cfg.guard, cfg.name), RunLog(cfg.out)
         self._measured: dict[str, float] = {}
@@ -114,11 +129,27 @@ class MetricsLog:
         if step % STEPS_BETWEEN_POINTS == 0:
             for name, value in (finite | {"learned_tokens_per_second": speed, "wait": wait_seconds}).items():
                 self._board.add_scalar(name, value, step)
+            self._add_paces(step)
         text = f"loss {values['loss']:.3f}  {speed:,.0f} learned tok/s  {wait_share:.1%} waiting for data"
         self._progress.advance(step - self._progress.done, text)
 
+    def _add_paces(self, step: int) -> None:
+        """Adds the seconds of a step that each process works and reads by itself: how they are spread, and curves of the first."""
+        paces = self._paces()
+        for field in ("own", "reading") if paces else ():
+            seconds = {name: getattr(pace, field) for name, pace in sorted(paces.items(), key=_number)}
+            self._board.add_histogram(f"processes/{field}_seconds", np.array([*seconds.values()]), step)
+            self._board.add_scalar(f"processes/{field}_seconds_most", max(seconds.values()), step)
+            for name, value in islice(seconds.items(), PROCESS_CURVES):
+                self._board.add_scalar(f"processes/{field}_seconds/{name.replace(' ', '_')}", value, step)
+
     def close(self) -> None:
         self._open.close()
+
+
+def _number(named: tuple[str, Pace]) -> list[int]:
+    """The numbers in the name of a process, by which they are ordered."""
+    return [int(digits) for digits in re.findall(r"\d+", named[0])]
 
 
 def _values(metrics: Metrics) -> dict[str, float]:
