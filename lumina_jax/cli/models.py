@@ -91,6 +91,7 @@ def _load_for_sampling(options: Namespace, mesh):
     import jax
 
     from convert import load_image_tokenizer, load_model, tokenizer_files
+    from convert.file_sums import check_written
     from convert.metadata import experiment_of
     from convert.pictures import carried_encoder, fitted, image_layout_of
     from lumina_jax.progress import waiting
@@ -103,6 +104,8 @@ def _load_for_sampling(options: Namespace, mesh):
     if missing := tokenizer_files.notes(files, source.folder, encoder is not None):
         raise MissingFileError("; ".join(missing))
     tokenizer_files.check(files, source.cfg)
+    with waiting(f"comparing the checksums of {options.model}"):
+        check_written(source.folder, jax.process_index(), jax.process_count())
     with waiting(f"loading {options.model}"):
         wanted = options.dtype or ("float32" if jax.default_backend() == "cpu" else "")  # a CPU is slow in bfloat16
         model, vocab = load_model(options.model, mesh, wanted)[0], files.vocab()

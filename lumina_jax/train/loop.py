@@ -169,7 +169,7 @@ class Run:
     def _steps(self, start: int, state: TrainState) -> TrainState:
         """Runs the steps after ``start``; logs, measures and saves; returns the last state."""
         cfg, group, goodput, last = self._cfg, self._group, self._goodput, self._cfg.optim.steps
-        log, done = MetricsLog(cfg, start, self._show, self._saver.check), start
+        log, done = MetricsLog(cfg, start, self._show, self._saver.check, group.paces), start
         self._compiled.print_to(log.print_line)
         profiled = ProfiledSteps(cfg, self._compiled, start)
         clock = SaveClock(cfg.save_minutes, self._mesh)

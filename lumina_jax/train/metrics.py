@@ -2,16 +2,20 @@
 
 import json
 import os
+import re
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 
 import jax
 import numpy as np
 from PIL import Image
 
+from lumina_jax.cluster.pace import Pace
 from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError
 from lumina_jax.progress import ProgressDisplay
@@ -23,6 +27,8 @@ from lumina_jax.train.run_log import RunLog
 from lumina_jax.train.step import Metrics
 
 FILE = "metrics.jsonl"
+PROCESS_CURVES = 64
+"""Processes with curves of their own in the loggers; of more than these the median and the slowest are seen."""
 
 
 class TrainingProgress(ProgressDisplay):
@@ -41,13 +47,22 @@ class MetricsLog:
 
     A resumed run first removes from metrics.jsonl the lines behind ``start``, the step of the checkpoint, so that the file ends
     up equal to that of a run that was never interrupted. Without a checkpoint the file is another run's, or of one that ended
-    before its first save: it is kept under another name. Speeds differ between runs and go to the loggers and stdout alone.
+    before its first save: it is kept under another name. Speeds, also the ``paces`` of the processes, differ between runs and go
+    to the loggers and stdout alone.
 
     Where ``cfg.out`` is a URL the files grow on this machine and are uploaded by :meth:`sync` and :meth:`close`, if ``check``
     raises nothing.
     """
 
-    def __init__(self, cfg: Experiment, start: int, show: bool = True, check: Callable[[], object] = lambda: None):
+    def __init__(
+        self,
+        cfg: Experiment,
+        start: int,
+        show: bool = True,
+        check: Callable[[], object] = lambda: None,
+        paces: Callable[[], Mapping[str, Pace]] = dict,
+    ):
+        self._paces = paces
         self._cfg, self._start_time = cfg, time.monotonic()
         self._guards, self._events = Guards(cfg.guard, cfg.name), RunLog(cfg.out)
         self._measured: dict[str, float] = {}
@@ -118,12 +133,31 @@ class MetricsLog:
         elapsed = max(time.monotonic() - self._start_time, 1e-9)
         speed, wait_share = self._tokens / elapsed, self._wait_seconds / elapsed
         if step % self._cfg.log.every == 0:
-            self._loggers.scalars(step, finite | {"learned_tokens_per_second": speed, "wait": wait_seconds})
+            speeds = {"learned_tokens_per_second": speed, "wait": wait_seconds}
+            self._loggers.scalars(step, finite | speeds | pace_numbers(self._paces()))
         text = f"loss {values['loss']:.3f}  {speed:,.0f} learned tok/s  {wait_share:.1%} waiting for data"
         self._progress.advance(step - self._progress.done, text)
 
     def close(self) -> None:
         self._open.close()
+
+
+def pace_numbers(paces: Mapping[str, Pace]) -> dict[str, float]:
+    """Seconds of a step that each process works and reads by itself, by name of the curve: of the first processes, and the median and
+    the most of all."""
+    numbers = {}
+    for field in ("own", "reading") if paces else ():
+        seconds = {name: getattr(pace, field) for name, pace in sorted(paces.items(), key=_number)}
+        curve = f"processes/{field}_seconds"
+        numbers |= {f"{curve}_median": statistics.median(seconds.values()), f"{curve}_most": max(seconds.values())}
+        first = islice(seconds.items(), PROCESS_CURVES)
+        numbers |= {f"{curve}/{name.replace(' ', '_')}": value for name, value in first}
+    return numbers
+
+
+def _number(named: tuple[str, Pace]) -> list[int]:
+    """The numbers in the name of a process, by which they are ordered."""
+    return [int(digits) for digits in re.findall(r"\d+", named[0])]
 
 
 def _values(metrics: Metrics) -> dict[str, float]:
