@@ -143,8 +143,8 @@ class MetricsLog:
 
 
 def pace_numbers(paces: Mapping[str, Pace]) -> dict[str, float]:
-    """Seconds of a step that each process works and reads by itself, by name of the curve: of the first processes, and the median and
-    the most of all."""
+    """Seconds of a step that each process works and reads by itself, by name of the curve: of the first processes, and the median
+    and the most of all."""
     numbers = {}
     for field in ("own", "reading") if paces else ():
         seconds = {name: getattr(pace, field) for name, pace in sorted(paces.items(), key=_number)}
