@@ -1,7 +1,9 @@
-"""Whole programs of training, two at once: hosts whose files differ, and a second run on the folder of the first."""
+"""Whole programs: hosts whose files differ, a second run on the folder of the first, and conversions that are killed."""
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -81,8 +83,20 @@ def test_a_second_run_on_one_folder_is_refused_and_the_first_goes_on(root, tmp_p
         while not list(tmp_path.glob("out/lease/*.json")):
             assert first.poll() is None
             time.sleep(0.02)
+        first.send_signal(signal.SIGSTOP)  # it would only compile meanwhile
         second = start(stack, *words)
         assert f"{tmp_path}/out: another process is training there; wait for its end, or give another folder" in (
             last_line(second)
         )
         assert second.returncode == EXIT_ERROR and first.poll() is None
+
+
+def test_conversions_that_are_killed_are_done_by_the_same_command():
+    """Two kills of many; the benchmark has more of them, and of the other verbs."""
+    kills = {"train": 0, "pods": 0, "sleeps": 0, "pretokenize": 0, "convert": 1, "import": 1, "sample": 0}
+    words = [word for name, number in kills.items() for word in (f"--{name}", str(number))]
+    command = [sys.executable, "tests/bench/kills.py", "--model", "assets/toy", *words]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert [(count["kills"], count["equal"]) for count in counts.values()] == [(1, 1), (1, 1)]
