@@ -116,7 +116,8 @@ def _load_for_sampling(options: Namespace, mesh, ahead):
     if ahead and mesh is None and not (options.int8 or options.int4):
         compiling = ahead(form, vocab.with_images(of_tokenizer(image_layout, vq)), vq, experiment)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(form))
-    with compiling, waiting(f"reading {size / 1e9:,.1f} GB of weights"):
+    amount = f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
+    with compiling, waiting(f"reading {amount} of weights"):
         model = load_model(options.model, mesh, wanted)[0]
     vocab = vocab.with_images(fitted(image_layout, model, vocab, vq))
     return _quantized(model, vocab, options.int4) if options.int8 or options.int4 else model, vocab, vq, experiment
