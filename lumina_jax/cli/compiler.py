@@ -4,7 +4,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 
-from lumina_jax.cli.arguments import check_output, expand_home
+from lumina_jax.cli.arguments import output_path
 from lumina_jax.errors import InputError
 
 
@@ -37,7 +37,7 @@ def compile_cache_arguments(parser: ArgumentParser) -> None:
         "local folder of compiled programs, which a later start loads (default: JAX_COMPILATION_CACHE_DIR, else "
         "lumina_jax/compiled in XDG_CACHE_HOME or ~/.cache, of at most 2 GiB)"
     )
-    parser.add_argument("--compile-cache", type=expand_home, metavar="FOLDER", help=cache_help)
+    parser.add_argument("--compile-cache", type=output_path, metavar="FOLDER", help=cache_help)
     parser.add_argument("--no-cache", action="store_true", help="keep no compiled programs, and load none")
 
 
@@ -50,6 +50,4 @@ def keep_compiled(options: Namespace) -> None:
         raise InputError(f"--no-cache --compile-cache {folder}: programs are kept or not; give one of the two")
     if "://" in folder:
         raise InputError(f"--compile-cache {folder}: programs are kept on a disk of this machine; give a local folder")
-    if folder:
-        check_output(folder)
     keep_programs(folder, off=options.no_cache)
