@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from lumina_jax.cli.arguments import HubModel, at, at_least, dtype, model_path, shipped, target_size
+from lumina_jax.cli.arguments import HubModel, at, at_least, dtype, from_project, model_path, shipped, target_size
 from lumina_jax.cli.compiler import compile_cache_arguments, keep_compiled, say_compiler_options
 from lumina_jax.errors import InputError, MissingFileError, printable
 
@@ -148,6 +148,13 @@ def settings_of(experiment: "Experiment | None") -> "SampleConfig":
     from lumina_jax.config import SampleConfig
 
     return experiment.sample if experiment else SampleConfig()
+
+
+def origin_of(options: Namespace, model, vq, vocab):
+    """The sample.made.Origin of a loaded model; what the project ships is named as it stands in the repository."""
+    from lumina_jax.sample.made import Origin
+
+    return Origin.of(from_project(options.model), model, vq, vocab)
 
 
 def make_prompt_builder(

@@ -19,7 +19,9 @@ from lumina_jax.errors import ExistingFileError, InputError
 from lumina_jax.layout import answer_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
+from lumina_jax.pictures.metadata import save_picture
 from lumina_jax.places import Place, store_errors
+from lumina_jax.sample.made import Origin, made, made_picture
 from lumina_jax.sample.picture import Broken, grid, split
 from lumina_jax.sample.prompt import Prompt
 from lumina_jax.sample.stream import stream
@@ -38,8 +40,8 @@ OF_WORKER = r"(-\d+-of-\d+)?"
 RECORDS = re.compile(rf"samples{OF_WORKER}\.jsonl|grid{OF_WORKER}\.png")
 SHARED = re.compile(r"\d{3,}(-\d+){1,2}\.png|rejects\.jsonl")
 """The names of files that the workers of one job write side by side."""
-USED = ("task", "settings")
-"""What a line says of the prompt; lines of earlier versions lack it."""
+ANSWERED = ("ask", "copy", "prompt", "files", "text", "passes", "broken")
+"""The fields of a line that are those of its Answer; the others say how it was made (sample.made)."""
 OTHERS = re.compile(r"live\.png|turn\d+-(shown-)?\d+\.png|transcript\.jsonl")
 """The names of files that an answer shown live and a dialog write."""
 
@@ -48,9 +50,10 @@ OTHERS = re.compile(r"live\.png|turn\d+-(shown-)?\d+\.png|transcript\.jsonl")
 class Job:
     """Answers each of ``prompts`` ``copies`` times, ``rows`` answers at once; ``share`` (i, n) is the part of worker i of n.
 
-    ``model`` is the fingerprint (model.params) of the weights. Copy 0 of prompt i draws from ``fold_in(seed_key(seed), i)`` and
-    copy c from that key folded with c, so an answer does not depend on what else the job holds. A prompt of None is one that was
-    rejected: it keeps its number and is not answered. Raises InputError for more than MAX_ANSWERS answers.
+    ``model`` is the fingerprint (model.params) of the weights, ``origin`` what files tell of it. Copy 0 of prompt i draws from
+    ``fold_in(seed_key(seed), i)`` and copy c from that key folded with c, so an answer does not depend on what else the job holds.
+    A prompt of None is one that was rejected: it keeps its number and is not answered. Raises InputError for more than MAX_ANSWERS
+    answers.
     """
 
     prompts: tuple[Prompt | None, ...]
@@ -59,6 +62,7 @@ class Job:
     rows: int = 16
     share: tuple[int, int] = (0, 1)
     model: str = ""
+    origin: Origin | None = None
 
     def __post_init__(self):
         if len(self.prompts) * self.copies > MAX_ANSWERS:
@@ -88,10 +92,23 @@ class Job:
 
     def key(self, item: tuple[int, int]) -> jax.Array:
         """The random key of a (prompt, copy)."""
-        index, copy = item
-        seed = self.seed if self.prompts[index].seed is None else self.prompts[index].seed
+        seed, (index, copy) = self.seed_of(item[0]), self.place(item)
         key = jax.random.fold_in(seed_key(seed), index)
         return jax.random.fold_in(key, copy) if copy else key
+
+    def seed_of(self, index: int) -> int:
+        """The seed of a prompt."""
+        seed = self.prompts[index].seed
+        return self.seed if seed is None else seed
+
+    def place(self, item: tuple[int, int]) -> tuple[int, int]:
+        """The (index, copy) whose random key a (prompt, copy) has: its own, unless the prompt has one."""
+        index, copy = self.prompts[item[0]].place or (item[0], 0)
+        return index, copy + item[1]
+
+    def made(self, item: tuple[int, int]) -> dict[str, object]:
+        """What decides the answer to a (prompt, copy) (made.made)."""
+        return made(self.origin, self.prompts[item[0]], self.seed_of(item[0]), self.place(item))
 
     def stem(self, item: tuple[int, int]) -> str:
         """The beginning of the file names of a (prompt, copy)."""
@@ -105,8 +122,8 @@ class Job:
         return tuple(prompt and self._fingerprint(index, prompt) for index, prompt in enumerate(self.prompts))
 
     def _fingerprint(self, index: int, prompt: Prompt) -> str:
-        seed = self.seed if prompt.seed is None else prompt.seed
-        settings = (seed, self.copies, self.stem((index, 0)), self.model, prompt.text, prompt.size, asdict(prompt.cfg))
+        settings = (self.seed_of(index), self.copies, self.stem((index, 0)), self.model, prompt.text, prompt.size)
+        settings += (asdict(prompt.cfg), *[prompt.place] * bool(prompt.place))
         return hashlib.sha256(repr(settings).encode() + prompt.ids.tobytes()).hexdigest()[:16]
 
 
@@ -204,7 +221,7 @@ def _recorded(job: Job, file: Place) -> list[Answer]:
         try:
             fields = json.loads(line)
             fingerprint = fields.pop("job")
-            fields = {name: value for name, value in fields.items() if name not in USED}
+            fields = {name: fields[name] for name in ANSWERED}
             fields |= {"files": tuple(fields["files"]), "broken": tuple(fields["broken"])}
             answer = Answer(**fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -318,9 +335,8 @@ def _write(job: Job, out: Place, answers: Sequence[Answer]) -> None:
 
 
 def _line(job: Job, answer: Answer) -> str:
-    prompt = job.prompts[answer.ask]
-    used = {"task": prompt.task, "settings": asdict(prompt.cfg)}
-    return json.dumps({"job": job.fingerprints[answer.ask]} | asdict(answer) | used) + "\n"
+    item = (answer.ask, answer.copy)
+    return json.dumps({"job": job.fingerprints[answer.ask]} | job.made(item) | asdict(answer)) + "\n"
 
 
 def draw(
@@ -361,11 +377,11 @@ def _ended(vq: ImageTokenizer, vocab: Vocab, job: Job, streams: Sequence[tuple])
 
 def _saved(job: Job, out: Place, drawn: Drawn) -> Answer:
     """Writes the pictures of an answer."""
-    files = tuple(f"{job.stem(drawn.item)}-{number}.png" for number in range(len(drawn.images)))
-    for image, name in zip(drawn.images, files, strict=True):
-        with atomic_write(out / name) as temporary:
-            image.save(temporary, format="PNG")
-    return Answer(*drawn.item, job.prompts[drawn.item[0]].text, files, drawn.text, drawn.passes, drawn.broken)
+    item, prompt = drawn.item, job.prompts[drawn.item[0]]
+    files = tuple(f"{job.stem(item)}-{number}.png" for number in range(len(drawn.images)))
+    for number, (image, name) in enumerate(zip(drawn.images, files, strict=True)):
+        save_picture(image, out / name, made_picture(job.made(item), prompt, number))
+    return Answer(*item, prompt.text, files, drawn.text, drawn.passes, drawn.broken)
 
 
 def read(answer: np.ndarray, vq: ImageTokenizer, vocab: Vocab) -> tuple[list[Image.Image], str, list[str]]:
