@@ -31,8 +31,9 @@ from convert.vqvae import read_config
 from lumina_jax.cluster.agreement import first_text
 from lumina_jax.config import MeshConfig
 from lumina_jax.errors import ExistingFileError, InputError, MissingFileError
+from lumina_jax.first_checks import check_space
 from lumina_jax.numbers import dtype_name
-from lumina_jax.places import Place, check_space, is_url, place, store_errors
+from lumina_jax.places import Place, is_url, place, store_errors
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.sharding import make_mesh
 from lumina_jax.train.checkpoint import newest

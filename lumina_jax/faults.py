@@ -31,6 +31,13 @@ TRANSIENT_STATUS = frozenset((408, 425, 429, *range(500, 600)))
 """HTTP: too slow, too early, too many requests, and whatever the server says of itself."""
 TRANSIENT_WORDS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
 """How the messages of TensorStore and gRPC begin that say the same."""
+TRANSIENT_ERRORS = (
+    *("ClientConnectionError", "ClientPayloadError"),  # aiohttp
+    *("ChunkedEncodingError", "ConnectionError", "Timeout"),  # requests, by which gcsfs also says 502
+    *("HTTPClientError", "IncompleteReadError"),  # botocore
+    "TransportError",  # google.auth
+)
+"""Classes of the clients of stores for a connection that was not made or broke off; they are not those of Python."""
 PROGRESS_VARIABLE = "LUMINA_PROGRESS_FILE"
 """The environment variable of a local file by which the restart loop knows whether a start got any further."""
 DEVICE_ERRORS = ("JaxRuntimeError", "XlaRuntimeError")
@@ -102,7 +109,9 @@ def _is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError) and error.errno in TRANSIENT_NUMBERS:
         return True
-    if isinstance(error, TimeoutError | ConnectionError):
+    if isinstance(error, TimeoutError):
+        return True
+    if any(kind.__name__ in TRANSIENT_ERRORS for kind in type(error).__mro__):
         return True
     status = (getattr(error, name, None) for name in ("status", "code", "status_code"))
     if any(isinstance(number, int) and number in TRANSIENT_STATUS for number in status):

@@ -6,8 +6,6 @@ their classes, and every border turns them into one line (storage.storage_errors
 
 import os
 import re
-import secrets
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -121,7 +119,7 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _named(where: Place) -> Iterator[None]:
+def named_errors(where: Place) -> Iterator[None]:
     """Turns what a store refuses into errors that name ``where`` and the cure."""
     try:
         yield
@@ -134,45 +132,6 @@ def _named(where: Place) -> Iterator[None]:
         raise StorageError(f"{where}: {why}; check its permissions and the connection") from error
 
 
-def check_readable(address: str | Place) -> None:
-    """Raises MissingFileError where neither file nor folder is at a URL, StorageError where its store refuses to say."""
-    where = place(address)
-    if not isinstance(where, Path):
-        with _named(where):
-            where.fs.info(where.path)
-
-
-def check_writable(address: str | Place) -> None:
-    """Raises StorageError where a store does not let a file be written below the URL ``address``, InputError for one of the web.
-
-    A small file is written there and removed again: permissions can be learned in no other way that all stores have.
-    """
-    where = place(address)
-    if isinstance(where, Path):
-        return
-    if where.protocol in WEB:
-        raise InputError(
-            f"{address} is an address of the web, where nothing can be written; give gs://, s3:// or a path"
-        )
-    probe = where / f".probe-{secrets.token_hex(4)}"
-    with _named(where):
-        probe.fs.pipe_file(probe.path, b"lumina_jax")
-        with suppress(*store_errors()):  # who may write need not be allowed to remove
-            probe.fs.rm_file(probe.path)
-
-
-def check_space(address: str | Place, needed: int) -> None:
-    """Raises StorageError where the local disk of ``address`` has less than ``needed`` bytes free; stores have no limit."""
-    where = place(address)
-    if not isinstance(where, Path):
-        return
-    existing = next(folder for folder in (where.absolute(), *where.absolute().parents) if folder.exists())
-    if (free := shutil.disk_usage(existing).free) < needed:
-        unit, size = ("GB", 1e9) if needed >= 1e8 else ("MB", 1e6)
-        sizes = f"{free / size:,.1f} {unit} free, but {needed / size:,.1f} {unit} will be written"
-        raise StorageError(f"{address} has {sizes}; free space or choose another disk")
-
-
 def read_range(where: UPath, start: int, stop: int) -> np.ndarray:
     """The bytes ``start`` to ``stop`` of a file of a store, u8[stop - start], by several requests at once.
 
@@ -180,7 +139,7 @@ def read_range(where: UPath, start: int, stop: int) -> np.ndarray:
     """
     content = np.empty(stop - start, np.uint8)
     edges = list(range(start, stop, PART_BYTES))
-    with _named(where):
+    with named_errors(where):
         for group in range(0, len(edges), PARTS_AT_ONCE):
             starts = edges[group : group + PARTS_AT_ONCE]
             _read_parts(where, [(edge, min(edge + PART_BYTES, stop)) for edge in starts], start, content)

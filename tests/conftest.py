@@ -27,11 +27,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/lum
 
 from pathlib import Path
 
+import fsspec
 import jax
 import pytest
 from goldens_at import golden_roots
 from jax.experimental.compilation_cache import compilation_cache
 
+from lumina_jax.places import place
 from lumina_jax.vocab import Vocab
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -114,6 +116,15 @@ def gcs(gcs_server, monkeypatch, tmp_path_factory):
 
 
 @pytest.fixture
+def memory():
+    """A store in the memory of this process, empty."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield place("memory://bucket")
+    system.store.clear()
+
+
+@pytest.fixture
 def hub(monkeypatch, tmp_path_factory):
     """A HubServer that huggingface_hub takes for the hub in this test, with an empty cache, no token, and pauses cut short."""
     from hub_server import HubServer
@@ -134,3 +145,19 @@ def hub(monkeypatch, tmp_path_factory):
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)
         yield server
+
+
+@pytest.fixture
+def s3(monkeypatch, tmp_path_factory):
+    """An S3Server with an empty bucket "bucket" that this process and those it starts take for Amazon's."""
+    s3fs = pytest.importorskip("s3fs", reason="pip install -r lumina_jax/data/requirements-cloud.txt")
+    from s3_server import S3Server
+
+    with S3Server() as server:
+        server.buckets.make("bucket")
+        caches = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("caches"))}
+        for name, value in (server.environment | caches).items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # a client keeps the address of its server
+        yield server
+        s3fs.S3FileSystem.clear_instance_cache()

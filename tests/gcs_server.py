@@ -124,16 +124,22 @@ class GcsServer:
         if fault.reset and not fault.late:
             return _closed(request)
         if fault.status:
-            return _refusal(GcsError(fault.status, "The service is not available."))
+            return self._refusal(GcsError(fault.status, "The service is not available."))
         try:
             response = await self._answer(request)
         except GcsError as error:
-            response = _refusal(error)
+            response = self._refusal(error)
         if fault.late:
             return _closed(request)
         if fault.cut is not None and isinstance(response.body, bytes):
             return await _cut(request, response, fault.cut)
         return response
+
+    def _refusal(self, error: GcsError) -> web.Response:
+        """An error as the protocol tells it."""
+        if error.status == 304:
+            return web.Response(status=304)
+        return web.json_response({"error": {"code": error.status, "message": str(error)}}, status=error.status)
 
     async def _control(self, request: web.Request) -> web.Response:
         if request.method == "POST":
@@ -283,12 +289,6 @@ class GcsServer:
 
 def _json(bucket: str, stored: StoredObject) -> web.Response:
     return web.json_response(stored.resource(bucket))
-
-
-def _refusal(error: GcsError) -> web.Response:
-    if error.status == 304:
-        return web.Response(status=304)
-    return web.json_response({"error": {"code": error.status, "message": str(error)}}, status=error.status)
 
 
 def _closed(request: web.Request) -> web.Response:

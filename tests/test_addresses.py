@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 import run
-from lumina_jax import places
+from lumina_jax import first_checks
 from lumina_jax.cli import arguments, checks
 from lumina_jax.cli.experiments import PATHS
 from lumina_jax.cli.parser import Parser
@@ -23,12 +23,12 @@ TYPES = (
     arguments.output_path,
     arguments.output_file,
 )
-MODEL = ("model", "tokenizer", "vq")
+MODEL = ("model", "tokenizer", "vq", "compile_cache")
 CONVERT = ("source", "target", "tokenizer", "vq")
 TAKES = {
     "sample": (*MODEL, "prompts", "image", "history", "out"),
     "convert import": CONVERT,
-    "convert export": CONVERT,
+    "convert export": (*CONVERT, "scores", "pictures"),
     "convert inspect": ("path",),
     "convert verify": ("a", "b"),
     "refine": (*MODEL, "images", "out"),
@@ -41,7 +41,7 @@ TAKES = {
     "data export": ("tokens", "out"),
     "pretokenize": ("base",),
     "compile": ("out",),
-    "quickstart": ("out",),
+    "quickstart": ("out", "compile_cache"),
     "grow": MODEL,
 }
 """Verb -> its arguments that are a path or a URL. What follows --source is read by lumina_jax/data/sources, a config from here."""
@@ -140,7 +140,7 @@ def test_what_is_not_on_a_store_or_cannot_be_written_there_is_said_before_any_wo
     def forbidden(*_, **__):
         raise PermissionError("403 Forbidden")
 
-    monkeypatch.setattr(system, "pipe_file", forbidden)
+    monkeypatch.setattr(type(system), "pipe_file", forbidden)
     line = refusal(words(verb, action, address), capsys)
     assert "memory://gone" in line and ("403 Forbidden" in line if is_output else "is missing" in line)
     assert list(tmp_path.iterdir()) == [] and not system.exists("/gone")
@@ -179,7 +179,7 @@ def test_verbs_that_need_a_disk_say_so(command, tmp_path, monkeypatch, capsys):
 def test_a_run_without_room_for_a_checkpoint_says_so_before_it_loads_anything(tmp_path, monkeypatch):
     cfg = run.load_experiment("configs/toy_stage1.py", [f"out={tmp_path}/run"])
     checks.check_run(cfg)
-    monkeypatch.setattr(places.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
+    monkeypatch.setattr(first_checks.shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 10**6))
     with pytest.raises(
         UserError, match=rf"out: {tmp_path}/run has 1\.0 MB free, but [\d.]+ MB will be written; free space"
     ):

@@ -2,8 +2,10 @@
 
 import errno
 
+import aiohttp
 import jax
 import pytest
+import requests
 
 from lumina_jax import faults
 from lumina_jax.cli import ending
@@ -30,6 +32,9 @@ class ServerError(Exception):
         TimeoutError("timed out"),
         ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"),
         *map(ServerError, (408, 429, 500, 503)),
+        aiohttp.ServerDisconnectedError(),
+        aiohttp.ClientPayloadError("cut short"),
+        requests.exceptions.ProxyError("502"),
         ValueError("UNAVAILABLE: CURL error"),
         jax.errors.JaxRuntimeError("INTERNAL: the chip does not answer"),
         jax.errors.JaxRuntimeError("UNAVAILABLE: slice 1 is gone"),

@@ -22,6 +22,7 @@ FLOORS = (
         "vocab",
         "batch",
         "places",
+        "first_checks",
         "storage",
         "progress",
         "faults",

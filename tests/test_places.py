@@ -3,34 +3,21 @@
 import json
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 
 from lumina_jax import places
-from lumina_jax.errors import ExistingFileError, InputError, MissingFileError, MissingPackageError, StorageError
+from lumina_jax.errors import ExistingFileError, InputError, MissingPackageError, StorageError
 from lumina_jax.places import (
     NewFile,
     below,
     beside,
-    check_readable,
-    check_space,
-    check_writable,
     copy_file,
     is_url,
     place,
     read_range,
 )
 from lumina_jax.storage import CLAIMS, atomic_write, atomic_write_text, claim
-
-
-@pytest.fixture
-def memory():
-    """A store in the memory of this process, empty."""
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    yield place("memory://bucket")
-    system.store.clear()
 
 
 @pytest.mark.parametrize("address", ["a/b", "./gs:/b", "a:b/c", "C", "/x://y", "out/run:1"])
@@ -122,25 +109,6 @@ def test_ranges_are_read_in_parts_and_again_when_they_come_short(memory, monkeyp
     monkeypatch.setattr(system, "cat_ranges", lambda paths, *_, **__: [b""] * len(paths))
     with pytest.raises(StorageError, match="memory://bucket/a: bytes 0 to 64 come back cut short"):
         read_range(memory / "a", 0, 64)
-
-
-def test_addresses_are_tried_and_named_as_given(memory, tmp_path, monkeypatch):
-    with pytest.raises(MissingFileError, match="memory://bucket/gone"):
-        check_readable("memory://bucket/gone")
-    check_writable("memory://bucket/new")
-    assert memory.fs.store == {}
-    with pytest.raises(InputError, match=r"https://example\.com/x is an address of the web"):
-        check_writable("https://example.com/x")
-
-    def forbidden(*_, **__):
-        raise PermissionError("403 Forbidden")
-
-    monkeypatch.setattr(memory.fs, "pipe_file", forbidden)
-    with pytest.raises(StorageError, match=r"memory://bucket/new.*403 Forbidden; check its permissions"):
-        check_writable("memory://bucket/new")
-    check_space(str(tmp_path / "not/yet"), 1)
-    with pytest.raises(StorageError, match=r"not/yet has .* GB free, but 1,000,000,000,000\.0 GB will be written"):
-        check_space(str(tmp_path / "not/yet"), 10**21)
 
 
 def test_a_command_replaces_what_it_wrote_itself_also_on_a_store(memory):

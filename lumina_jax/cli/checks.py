@@ -38,7 +38,8 @@ def check_input(address: str) -> None:
     """Raises UserErrors where nothing is at the URL ``address``; a local path passes."""
     if not check_address(address):
         return
-    from lumina_jax.places import WEB, check_readable, place
+    from lumina_jax.first_checks import check_readable
+    from lumina_jax.places import WEB, place
 
     if place(address).protocol in WEB:
         raise InputError(f"{address} is an address of the web; download it, or put it on a store (gs://, s3://)")
@@ -47,7 +48,8 @@ def check_input(address: str) -> None:
 
 def check_output_space(address: str, needed: int = FREE_BYTES) -> None:
     """Raises UserErrors where fewer than ``needed`` bytes can be written at ``address``, or none for want of permission."""
-    from lumina_jax.places import check_space, check_writable, place
+    from lumina_jax.first_checks import check_space, check_writable
+    from lumina_jax.places import place
 
     where = place(address)
     where = where.parent if isinstance(address, OutputFile) else where

@@ -1,6 +1,7 @@
 """How a process of the command line ends: in one line after an error, Ctrl-C, SIGTERM or a closed pipe, and without delay."""
 
 import errno
+import logging
 import os
 import signal
 import sys
@@ -33,6 +34,8 @@ REFUSALS = {
 }
 """What a system refuses whatever a program does, and the cure."""
 
+CLIENTS = ("gcsfs", "s3fs")
+"""Loggers of the clients of stores."""
 IMPORT = "<frozen importlib"
 """How the names of the files begin whose code runs while a module is imported."""
 REPEAT_SECONDS = 0.05
@@ -166,7 +169,12 @@ def say(line: object) -> None:
 
 
 def prepare_streams() -> None:
-    """Lets stdout and stderr show what their encoding lacks as escapes, and each line at once, also in a pipe or a file."""
+    """Lets stdout and stderr show what their encoding lacks as escapes, and each line at once, also in a pipe or a file.
+
+    The clients of stores log each error that they raise with its traceback; it is told once, in one line.
+    """
+    for name in CLIENTS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
 
@@ -20,7 +19,7 @@ from convert.tensor_files import open_tensors  # noqa: E402
 from convert.verify import verify  # noqa: E402
 from lumina_jax import places  # noqa: E402
 from lumina_jax.errors import InputError, MissingFileError, StorageError  # noqa: E402
-from lumina_jax.places import copy_file, place  # noqa: E402
+from lumina_jax.places import copy_file  # noqa: E402
 
 TENSORS = {
     "plain": torch.arange(24.0).reshape(4, 6),
@@ -30,15 +29,6 @@ TENSORS = {
     "scalar": torch.tensor(3.0),
 }
 MODEL = Sizes(heads=4, kv_heads=2, shards=2, layers=1)
-
-
-@pytest.fixture
-def memory():
-    """A store in the memory of this process, empty."""
-    system = fsspec.filesystem("memory")
-    system.store.clear()
-    yield place("memory://bucket")
-    system.store.clear()
 
 
 @pytest.fixture(scope="module")
