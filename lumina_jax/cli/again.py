@@ -56,8 +56,12 @@ def take_over(options: Namespace) -> dict:
     if given:
         raise InputError(f"--{given[0].replace('_', '-')} is what --like FILE tells; leave one of the two out")
     made = made_of(options.like)
-    if options.model == str(shipped(TOY_MODEL)) and made.get("model"):
-        options.model = input_path(str(made["model"]))
+    if options.model == str(shipped(TOY_MODEL)) and (address := str(made.get("model") or "")):
+        if "://" in address:  # a picture of strangers chooses nothing that is fetched
+            raise InputError(
+                f"{options.like} was made by the model {address}; to paint it again give --model {address}"
+            )
+        options.model = input_path(address)
     dtypes = str(made.get("dtype", "")).split("+")
     if not (options.int8 or options.int4):
         options.int8, options.int4 = "int8" in dtypes, "int4" in dtypes

@@ -69,13 +69,6 @@ def shipped(path: str | Path) -> Path:
     return inside if inside.exists() else REPOSITORY / path
 
 
-def from_project(address: str) -> str:
-    """``address`` as :func:`shipped` finds it from any machine, where it lies in assets/ of the project; else as it is."""
-    path = Path(address)
-    root = next((root for root in (PACKAGE, REPOSITORY) if path.is_relative_to(root / SHIPPED)), None)
-    return str(path.relative_to(root) if root else address)
-
-
 def check_address(address: str) -> bool:
     """Whether ``address`` is a URL. Raises InputError for one that is none quite or of an unknown scheme, MissingPackageError."""
     if ":" not in address:  # most are paths, and the clients of stores take long to import

@@ -67,12 +67,15 @@ def check_field(name: str, address: str, write: bool = False, needed: int = FREE
 
 
 def check_run(cfg) -> None:
-    """Raises UserErrors where the Experiment ``cfg`` cannot write a checkpoint into its ``out``, or its compiled programs.
+    """Raises UserErrors where the Experiment ``cfg`` cannot write a checkpoint into its ``out``, or its compiled programs, and
+    where it names a logger that is not installed.
 
     One process of the run calls this.
     """
     from convert.describe import parameters
+    from lumina_jax.train.loggers.opened import check_packages
 
+    check_packages(cfg.log)
     check_output(cfg.out)
     check_field("out", cfg.out, write=True, needed=max(FREE_BYTES, STATE_BYTES * parameters(cfg.model)))
     if cfg.compile_cache:

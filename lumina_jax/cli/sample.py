@@ -3,9 +3,11 @@
 import sys
 from argparse import Namespace, _SubParsersAction
 from contextlib import suppress
+from functools import partial
 from shlex import quote
 
 from lumina_jax.cli.again import take_over
+from lumina_jax.cli.ahead import PromptsAhead
 from lumina_jax.cli.arguments import NOTHING, at, at_least, input_path, output_path, sampling_seed, size
 from lumina_jax.cli.dialog import hold_dialog
 from lumina_jax.cli.ending import say
@@ -139,7 +141,9 @@ def _sample(options: Namespace) -> int:
     out = results_folder(options.out, OUT, lambda folder: check_free(folder, share), options.resume)
     target = target_size_for(options, _needs_sizes(options, lines), needed=not options.chat)
     with mesh_of(options) as mesh:
-        model, vocab, vq, experiment = load_for_sampling(options, mesh)
+        prepared = PromptsAhead(options, share, partial(_prepared, options, images, lines, target))
+        plain = not (options.chat or options.live or options.resume or made)
+        model, vocab, vq, experiment = load_for_sampling(options, mesh, prepared if plain else None)
         builder = make_prompt_builder(vq, vocab, experiment, not options.free_size, positions_of(options), target)
         base = settings_of(experiment)
         settings = asked_settings(options, base)
@@ -150,7 +154,7 @@ def _sample(options: Namespace) -> int:
         if made:
             prompts, rejects = (_again(options, made, origin_of(options, model, vq, vocab)),), []
         else:
-            prompts, rejects = _prompts(builder, options, images, lines, settings)
+            prompts, rejects = prepared.made(vocab, vq, experiment)
         asked = [(prompt.task, prompt.cfg) for prompt in prompts if prompt is not None]
         used = used_settings(asked, default_settings(base))
         return _paint(model, builder, options, prompts, rejects, share, out, used)
@@ -229,6 +233,12 @@ def _prompts(builder, options: Namespace, images: list, lines: list, settings) -
             f"{first['reason']}"
         )
     return tuple(prompts), rejects
+
+
+def _prepared(options: Namespace, images: list, lines: list, target, vocab, vq, experiment) -> tuple[tuple, list[dict]]:
+    """:func:`_prompts` by what they depend on of a model."""
+    builder = make_prompt_builder(vq, vocab, experiment, not options.free_size, positions_of(options), target)
+    return _prompts(builder, options, images, lines, asked_settings(options, settings_of(experiment)))
 
 
 def _again(options: Namespace, made: dict, origin):

@@ -21,10 +21,10 @@ from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
 from lumina_jax.pictures.metadata import save_picture
 from lumina_jax.places import Place, store_errors
-from lumina_jax.sample.made import Origin, made, made_picture
+from lumina_jax.sample.made import PictureOrigin, made, made_picture
 from lumina_jax.sample.picture import Broken, grid, split
 from lumina_jax.sample.prompt import Prompt
-from lumina_jax.sample.stream import stream
+from lumina_jax.sample.stream import compile_ahead, stream
 from lumina_jax.storage import atomic_write, atomic_write_text, storage_errors
 from lumina_jax.vocab import Vocab
 
@@ -62,7 +62,7 @@ class Job:
     rows: int = 16
     share: tuple[int, int] = (0, 1)
     model: str = ""
-    origin: Origin | None = None
+    origin: PictureOrigin | None = None
 
     def __post_init__(self):
         if len(self.prompts) * self.copies > MAX_ANSWERS:
@@ -346,6 +346,18 @@ def draw(
 
     All prompts are checked at once: what is wrong with one is raised before the first is answered.
     """
+    streams = [(group, stream(model, *asked, **options)) for group, asked, options in _streams(vocab, job, items)]
+    return _ended(vq, vocab, job, streams)
+
+
+def compile_job(form: Chameleon, vocab: Vocab, job: Job) -> None:
+    """Compiles what the first answers of ``job`` need (stream.compile_ahead), while the weights are still read."""
+    _, asked, options = _streams(vocab, job, job.items)[0]
+    compile_ahead(form, *asked, **options)
+
+
+def _streams(vocab: Vocab, job: Job, items: Sequence[tuple[int, int]]) -> list[tuple]:
+    """(items, the arguments of stream behind the model, its options) for all ``items`` that have the same settings."""
     groups: dict[SampleConfig, list[tuple[int, int]]] = {}
     for item in items:
         groups.setdefault(job.prompts[item[0]].cfg, []).append(item)
@@ -358,8 +370,8 @@ def draw(
         if None not in every:
             cfg = cfg.limited(answer_tokens(every, vocab.image_layout))
         options = dict(sizes=sizes, keys=keys, rows=job.rows, opens=[size is not None for size in sizes])
-        streams.append((group, stream(model, [prompt.ids for prompt in prompts], keys[0], cfg, vocab, **options)))
-    return _ended(vq, vocab, job, streams)
+        streams.append((group, ([prompt.ids for prompt in prompts], keys[0], cfg, vocab), options))
+    return streams
 
 
 def _ended(vq: ImageTokenizer, vocab: Vocab, job: Job, streams: Sequence[tuple]) -> Iterator[Drawn]:
@@ -377,11 +389,10 @@ def _ended(vq: ImageTokenizer, vocab: Vocab, job: Job, streams: Sequence[tuple])
 
 def _saved(job: Job, out: Place, drawn: Drawn) -> Answer:
     """Writes the pictures of an answer."""
-    item, prompt = drawn.item, job.prompts[drawn.item[0]]
-    files = tuple(f"{job.stem(item)}-{number}.png" for number in range(len(drawn.images)))
+    files = tuple(f"{job.stem(drawn.item)}-{number}.png" for number in range(len(drawn.images)))
     for number, (image, name) in enumerate(zip(drawn.images, files, strict=True)):
-        save_picture(image, out / name, made_picture(job.made(item), prompt, number))
-    return Answer(*item, prompt.text, files, drawn.text, drawn.passes, drawn.broken)
+        save_picture(image, out / name, made_picture(job.made(drawn.item), job.prompts[drawn.item[0]], number))
+    return Answer(*drawn.item, job.prompts[drawn.item[0]].text, files, drawn.text, drawn.passes, drawn.broken)
 
 
 def read(answer: np.ndarray, vq: ImageTokenizer, vocab: Vocab) -> tuple[list[Image.Image], str, list[str]]:

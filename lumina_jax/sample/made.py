@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass
 import jax
 import numpy as np
 
-from lumina_jax import __version__
 from lumina_jax.config import SampleConfig, from_dict
 from lumina_jax.errors import InputError
 from lumina_jax.model.chameleon import Chameleon
@@ -30,7 +29,7 @@ COMPARED = {
 
 
 @dataclass(frozen=True)
-class Origin:
+class PictureOrigin:
     """Where answers come from: the address ``model`` as it was given, the fingerprint of its ``weights`` and their dtypes, such as
     "bfloat16+int8"; the fingerprints of the image tokenizer and the tokenizer; versions and the kind of ``device``."""
 
@@ -40,18 +39,18 @@ class Origin:
     vq_weights: str
     tokenizer: str
     device: str
+    lumina_jax: str
     jax: str = jax.__version__
-    lumina_jax: str = __version__
 
     @classmethod
-    def of(cls, address: str, model: Chameleon, vq: ImageTokenizer, vocab: Vocab) -> "Origin":
-        """That of a loaded model."""
+    def of(cls, address: str, model: Chameleon, vq: ImageTokenizer, vocab: Vocab, version: str) -> "PictureOrigin":
+        """That of a loaded model; ``version`` is that of lumina_jax."""
         dtypes = "+".join(sorted({str(leaf.dtype) for leaf in jax.tree.leaves(model)}))
         parts = (fingerprint(model), dtypes, vq_fingerprint(vq), vocab.fingerprint)
-        return cls(address, *parts, jax.devices()[0].device_kind)
+        return cls(address, *parts, jax.devices()[0].device_kind, version)
 
 
-def made(origin: Origin | None, prompt: Prompt, seed: int, place: tuple[int, int]) -> dict[str, object]:
+def made(origin: PictureOrigin | None, prompt: Prompt, seed: int, place: tuple[int, int]) -> dict[str, object]:
     """What decides the answer to ``prompt``, but for its tokens: ``seed`` and ``place``, the (index, copy) of its random key.
 
     ``rows`` and ``cols`` are the codes of the size that is forced, None where it is free.
@@ -84,7 +83,7 @@ def prompt_again(made: Mapping[str, object], label: str) -> Prompt:
         ) from error
 
 
-def check_origin(made: Mapping[str, object], origin: Origin, label: str) -> str:
+def check_origin(made: Mapping[str, object], origin: PictureOrigin, label: str) -> str:
     """A line on what may change how numbers are rounded; "" for nothing.
 
     Raises InputError, its message beginning with ``label``, where ``origin`` is another model than that of ``made``.

@@ -215,6 +215,7 @@ class Run:
                 self._group.doing(f"{watcher.name} after step {done}")
                 with self._goodput.measure("evaluating"):
                     values |= watcher.measure(done, state)
+                log.add_images(done, watcher.images())
         if values:
             log.add(values)
         return values

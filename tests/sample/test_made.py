@@ -11,7 +11,7 @@ from test_sample_command import model, sample  # noqa: F401, fixtures
 import run
 from lumina_jax.errors import InputError
 from lumina_jax.pictures.metadata import read_metadata
-from lumina_jax.sample.made import Origin, check_origin, prompt_again
+from lumina_jax.sample.made import PictureOrigin, check_origin, prompt_again
 
 
 def pixels(file) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_changes_and_contradictions(sample, tmp_path):  # noqa: F811
 
 
 def test_another_model_is_refused_and_another_version_said():
-    origin = Origin("out/run", "aa", "float32", "bb", "cc", "cpu", "0.1", "0.2")
+    origin = PictureOrigin("out/run", "aa", "float32", "bb", "cc", "cpu", "0.2", "0.1")
     told = vars(origin)
     assert check_origin(told, origin, "p") == ""
     assert "jax 0.0, now 0.1" in check_origin(told | {"jax": "0.0"}, origin, "p")
