@@ -21,6 +21,8 @@ EXPERIMENT_FILE = "experiment.json"
 """In a run's export: the experiment that trained the weights."""
 TARGET_SIZE = "target_size"
 """The field of config.json, of params.json and of an imported checkpoint's origin that records the target size in px."""
+SNAPSHOTS = "snapshots"
+"""The folder of Hugging Face's cache in models--OWNER--NAME/snapshots/HASH."""
 IMAGE_LAYOUT = "image_layout"
 """The field beside it that records by which rule pictures stand in sequences, a name of vocab.IMAGE_LAYOUTS."""
 CHAMELEON_IMAGE, TRANSFORMERS_IMAGE = "<reserved08707>", "<image>"
@@ -63,7 +65,8 @@ def experiment_of(source: Checkpoint) -> Experiment | None:
 
 def orbax_metadata(source: Checkpoint, files: TokenizerFiles, target: Target) -> dict:
     """The metadata of an imported checkpoint: an experiment with its model, and where the weights came from."""
-    experiment, name = experiment_of(source), source.folder.resolve().name
+    experiment, folder = experiment_of(source), source.folder.resolve()
+    name = folder.parents[1].name if folder.parent.name == SNAPSHOTS else folder.name
     settings = dict(_other_settings(source))
     for recorded in (TARGET_SIZE, IMAGE_LAYOUT):
         settings.pop(recorded, None)

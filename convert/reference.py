@@ -14,6 +14,7 @@ import numpy as np
 from convert.settings import NOT_WEIGHTS, VQ_PREFIX, meta_settings, read_json
 from convert.tensor_files import open_tensors, weight_files
 from lumina_jax.errors import InputError, MissingPackageError
+from lumina_jax.extras import install
 from lumina_jax.places import Place
 
 QK_NORM_EPS = 1e-5
@@ -210,8 +211,8 @@ def need_transformers():
         import torch
         import transformers
     except ImportError:
-        cure = "needs torch (CPU is enough) and transformers: pip install torch transformers"
+        cure = f"needs torch (CPU is enough) and transformers: {install('torch')}"
         raise MissingPackageError(f"running transformers' Chameleon {cure}") from None
     if int(transformers.__version__.split(".")[0]) < 5:  # older versions ignore rope_parameters silently
-        raise MissingPackageError(f"transformers {transformers.__version__} is too old: pip install 'transformers>=5'")
+        raise MissingPackageError(f"transformers {transformers.__version__} is too old; {install('torch')}")
     return torch, transformers

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.errors import field_errors
-from convert.metadata import TARGET_SIZE, experiment_of
+from convert.metadata import SNAPSHOTS, TARGET_SIZE, experiment_of
 from convert.sources import Checkpoint
 from lumina_jax.errors import InputError
 from lumina_jax.places import Place
@@ -13,8 +13,6 @@ from lumina_jax.released import RELEASES, released_as
 
 GIVEN, RECORDED, EXPERIMENT, NAME, UNKNOWN = "given", "recorded", "experiment", "name", "unknown"
 """Where a target size comes from: the caller, the checkpoint's metadata, its experiment, the name of a release, nowhere."""
-SNAPSHOTS = "snapshots"
-"""The folder of Hugging Face's cache in models--OWNER--NAME/snapshots/HASH."""
 
 
 @dataclass(frozen=True)

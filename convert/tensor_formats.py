@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lumina_jax.errors import InputError, MissingPackageError
+from lumina_jax.extras import install
 from lumina_jax.places import Place
 
 DTYPES = {
@@ -28,7 +29,7 @@ def need_torch(purpose: str):
     try:
         import torch
     except ImportError:
-        raise MissingPackageError(f"{purpose} needs torch (the CPU build is enough): pip install torch") from None
+        raise MissingPackageError(f"{purpose} needs torch (the CPU build is enough): {install('torch')}") from None
     return torch
 
 

@@ -384,14 +384,14 @@ class SampleConfig:
 class Experiment:
     """One training run: everything ``run.py train`` needs.
 
-    ``name`` is printed; ``seed`` draws weights, order and dropout. ``out`` is the folder of its checkpoints and metrics.
-    ``start`` is the folder of an earlier stage, or one of its checkpoints, whose weights this run starts from (empty: random
-    weights). A checkpoint is written every ``save_every`` steps and, where ``save_minutes`` is not 0, so many minutes after the
-    last one. The newest ``keep`` are kept; of every ``keep_every`` steps (0: none) the first one for good; and the ``keep_best`` of
-    the lowest held-out loss, where one is measured. metrics.jsonl gets a line every ``log_every`` steps. ``compile_cache`` is a
-    folder that keeps compiled programs for the next start (empty: JAX_COMPILATION_CACHE_DIR, or none). ``compile_ahead`` compiles
-    the step for all of ``data.buckets`` before the first step; else each is compiled when its first batch comes. ``sample`` holds
-    the model's own settings of sampling (conversation.served says where tasks have others).
+    ``name`` is printed; ``seed`` draws weights, order and dropout. ``out`` is the folder of its checkpoints and metrics. ``start``
+    is the folder of an earlier stage, or one of its checkpoints, or hf://OWNER/NAME, whose weights this run starts from (empty:
+    random weights). A checkpoint is written every ``save_every`` steps and, where ``save_minutes`` is not 0, so many minutes after
+    the last one. The newest ``keep`` are kept; of every ``keep_every`` steps (0: none) the first one for good; and the
+    ``keep_best`` of the lowest held-out loss, where one is measured. metrics.jsonl gets a line every ``log_every`` steps.
+    ``compile_cache`` is a folder that keeps compiled programs for the next start (empty: JAX_COMPILATION_CACHE_DIR, or none).
+    ``compile_ahead`` compiles the step for all of ``data.buckets`` before the first step; else each is compiled when its first
+    batch comes. ``sample`` holds the model's own settings of sampling (conversation.served says where tasks have others).
     """
 
     name: str = "experiment"

@@ -18,6 +18,7 @@ import numpy as np
 from upath import UPath
 
 from lumina_jax.errors import InputError, MissingFileError, MissingPackageError, StorageError, UserError
+from lumina_jax.extras import install
 from lumina_jax.faults import retried
 
 Place = Path | UPath
@@ -29,8 +30,8 @@ WEB = ("http", "https")
 """Schemes that can be neither listed nor written."""
 HUB = "hf"
 """The scheme of the Hugging Face hub (lumina_jax.hub)."""
-EXTRA = "lumina_jax/data/requirements-cloud.txt"
-"""The file of the repository that lists what the clients of stores need."""
+EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3"}
+"""The extra of the project that brings a scheme's client."""
 CLIENT_ERRORS = {
     "gcsfs.retry": "HttpError",
     "google.auth.exceptions": "GoogleAuthError",
@@ -78,10 +79,16 @@ def place(address: str | Place) -> Place:
         fsspec.get_filesystem_class(scheme)
         return UPath(address.rstrip("/"), use_listings_cache=False)
     except ImportError as error:
-        raise MissingPackageError(f"{address}: {error}; pip install -r {EXTRA}") from error
+        raise missing_client(address, error) from error
     except ValueError as error:
         why = f"no store is known by {scheme}://"
         raise InputError(f"{address}: {why}; give a local path, or a URL such as gs://BUCKET/FOLDER") from error
+
+
+def missing_client(address: str, error: ImportError) -> MissingPackageError:
+    """The error of a URL for whose store fsspec finds no client: what it says, and what to install."""
+    extra = EXTRAS.get(address.partition("://")[0].lower())
+    return MissingPackageError(f"{address}: {error}" + (f"; {install(extra)}" if extra else ""))
 
 
 def absolute(address: str | Place) -> Place:

@@ -23,12 +23,11 @@ from lumina_jax.errors import (
     ExistingFileError,
     InputError,
     MissingFileError,
-    MissingPackageError,
     StorageError,
     UserError,
 )
 from lumina_jax.faults import retried
-from lumina_jax.places import EXTRA, Place, store_errors
+from lumina_jax.places import Place, missing_client, store_errors
 
 SECONDS, WHOLE_FILE_SECONDS = 60.0, 600.0
 """How long an answer of a store may take: to a question or for parts of files, and for a whole file."""
@@ -184,7 +183,7 @@ class StorageFolder:
                 (LocalFileSystem(), os.path.abspath(self.url)) if local else fsspec.core.url_to_fs(self.url)
             )
         except ImportError as error:
-            raise MissingPackageError(f"{self.url}: {error}; pip install -r {EXTRA}") from error
+            raise missing_client(self.url, error) from error
         except ValueError as error:
             raise InputError(f"{self.url}: {error}; give a local path, or a URL such as gs://BUCKET/FOLDER") from error
         self._local = isinstance(self._system, LocalFileSystem)

@@ -36,13 +36,15 @@ def imports(source: str, top_level_only: bool = False) -> list[str]:
 
 
 def module_bindings(source: str) -> set[str]:
-    """The names that a module has once it is imported: what its top level defines, assigns or imports."""
+    """The names that a module has once it is imported: what its top level defines, assigns or imports, and its ``__all__``."""
     names = set()
     for node in _nodes(ast.parse(source), into_functions=False):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
+            names |= set(ast.literal_eval(node.value))  # a module may find these when they are asked for
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
     return names

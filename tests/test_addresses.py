@@ -28,7 +28,7 @@ CONVERT = ("source", "target", "tokenizer", "vq")
 TAKES = {
     "sample": (*MODEL, "prompts", "image", "history", "out"),
     "convert import": CONVERT,
-    "convert export": CONVERT,
+    "convert export": (*CONVERT, "scores", "pictures"),
     "convert inspect": ("path",),
     "convert verify": ("a", "b"),
     "refine": (*MODEL, "images", "out"),

@@ -15,7 +15,7 @@ import pytest
 from commands import blocks, spans, unquoted
 
 import run
-from lumina_jax.cli import ending
+from lumina_jax.cli import ending, program
 from lumina_jax.cli.arguments import expand_home, input_path
 from lumina_jax.cli.parser import Parser
 from lumina_jax.config import Experiment
@@ -330,7 +330,7 @@ def verb_that_runs(monkeypatch):
         def add(verbs):
             verbs.add_parser("plant").set_defaults(run=lambda options: function(), keeps="all is kept")
 
-        monkeypatch.setattr(run, "VERBS", (add,))
+        monkeypatch.setattr(program, "VERBS", (add,))
 
     return plant
 
@@ -397,13 +397,14 @@ def test_every_verb_says_what_an_interrupt_leaves(prog):
 
 BUSY = """
 import sys; sys.path.insert(0, {repo!r})
-import run, threading, time
+import threading, time
+from lumina_jax.cli import ending, program
 def busy():
     print("busy", flush=True)
     lock = threading.Lock(); lock.acquire()
     {busy}
-run.VERBS = (lambda verbs: verbs.add_parser("plant").set_defaults(run=lambda options: busy(), keeps="all is kept"),)
-run.ending.leave(lambda: run.main(["plant"]))
+program.VERBS = (lambda verbs: verbs.add_parser("plant").set_defaults(run=lambda options: busy(), keeps="all is kept"),)
+ending.leave(lambda: program.main(["plant"]))
 """
 
 

@@ -51,6 +51,7 @@ CHECKED = {
     "python* run.py train configs/pods.py:*": "needs a pod",
     "python run.py train CONFIG --distributed *": "needs several processes; tests/train and tests/cluster start them",
     "python run.py compile *": "takes minutes and libtpu; tests/pods compiles small programs",
+    "python run.py sample --prompts tasks.jsonl *": "takes a minute; the guide's commands for one task each run",
     "python run.py sample --model out/7B-768 *": "needs the weights of 7B",
     "python run.py sample --model out/chameleon-7b *": "needs the weights of 7B; tests/convert asks small ones of this layout",
     "python run.py convert import C/models/7b *": "needs the weights of 7B; tests/convert reads small ones of this layout",

@@ -12,6 +12,7 @@ import pytest
 
 import lumina_jax
 import run
+from lumina_jax.cli import program
 from lumina_jax.config import Experiment
 from lumina_jax.errors import UserError
 
@@ -164,7 +165,7 @@ def verb_that_raises(monkeypatch):
         def raises(options):
             raise error
 
-        monkeypatch.setattr(run, "VERBS", (lambda verbs: verbs.add_parser("plant").set_defaults(run=raises),))
+        monkeypatch.setattr(program, "VERBS", (lambda verbs: verbs.add_parser("plant").set_defaults(run=raises),))
 
     return plant
 

@@ -56,9 +56,17 @@ def several(parse: Callable[[str], Value]) -> Callable[[str], tuple[Value, ...]]
     return lambda text: tuple(dict.fromkeys(parse(word.strip()) for word in text.split(",")))
 
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+REPOSITORY = PACKAGE.parent
+"""The folder of lumina_jax, convert and configs: the repository, or where packages are installed."""
 SHIPPED = "assets"
 """The folder of the repository whose files a command finds from any other folder."""
+
+
+def shipped(path: str | Path) -> Path:
+    """Where a file or folder of the project is: what an installed package brings of assets/ lies inside of it."""
+    inside = PACKAGE / path
+    return inside if inside.exists() else REPOSITORY / path
 
 
 def check_address(address: str) -> bool:
@@ -102,12 +110,11 @@ class OutputFile(OutputPath):
 
 def input_path(text: str) -> InputPath:
     """A file or folder to read, a path or a URL: ``~`` is the user's home, and a path below assets/ that is not here is the
-    repository's."""
+    project's (:func:`shipped`)."""
     argument(check_address)(text)
     path = Path(os.path.expanduser(text))
-    shipped = REPOSITORY / path
-    if path.parts[:1] == (SHIPPED,) and not path.exists() and shipped.exists():
-        return InputPath(shipped)
+    if path.parts[:1] == (SHIPPED,) and not path.exists() and shipped(path).exists():
+        return InputPath(shipped(path))
     return InputPath(expand_home(text))
 
 

@@ -13,6 +13,7 @@ from lumina_jax.cli.arguments import (
     target_size,
     tolerance,
 )
+from lumina_jax.cli.card import card_arguments, card_of
 from lumina_jax.cli.checks import check_output_space
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.models import image_layout_argument
@@ -28,7 +29,7 @@ def add_convert(verbs: _SubParsersAction) -> None:
 
     importer = actions.add_parser("import", help="any checkpoint into lumina_jax's own layout (Orbax)")
     _path_arguments(importer)
-    importer.set_defaults(run=_convert, keeps=NOT_MADE, layout="ours", shards=None, bin=False)
+    importer.set_defaults(run=_convert, keeps=NOT_MADE, layout="ours", shards=None, bin=False, card=False)
 
     exporter = actions.add_parser("export", help="any checkpoint, a run's among them, into a layout for PyTorch")
     _path_arguments(exporter)
@@ -41,6 +42,7 @@ def add_convert(verbs: _SubParsersAction) -> None:
         help="number of files (default: of 5 GB each; Meta: one a QK-norm group)",
     )
     exporter.add_argument("--bin", action="store_true", help="torch's .bin files instead of safetensors")
+    card_arguments(exporter)
     exporter.set_defaults(run=_convert, keeps=NOT_MADE)
 
     inspector = actions.add_parser("inspect", help="what a folder holds, what is missing, and where to put it")
@@ -113,11 +115,13 @@ def _convert(options: Namespace) -> None:
             check_output_space(options.target)
         source = fetch_model(*given, required=False)
         rest = (o.zero_image_head, source.tokenizer, source.vq, o.target_size, o.image_layout or "")
+        card = card_of(o, source.folder)
         target = Target(o.layout, o.shards, o.dtype or "", o.bin, *rest)
         notes = convert(source.folder, options.target, target)
         first = jax.process_index() == 0
+        written = card.write(options.target) if first and card else []
     if first:
-        for line in (options.target, *(f"note: {note}" for note in notes)):
+        for line in (options.target, *written, *(f"note: {note}" for note in notes)):
             say(line)
 
 

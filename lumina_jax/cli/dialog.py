@@ -55,12 +55,12 @@ class Session:
 
     def __init__(self, model, builder, seed: int, settings, out, size: tuple[int, int] | None):
         from lumina_jax.sample.job import seed_key
-        from lumina_jax.sample.live import Chat
+        from lumina_jax.sample.live import LiveChat
         from lumina_jax.sample.prompt import FREE_FORM
         from lumina_jax.sample.transcript import Transcript
 
         self._builder, self._settings, self._out = builder, settings, out
-        self._chat = Chat(model, builder, seed_key(seed), settings(FREE_FORM))
+        self._chat = LiveChat(model, builder, seed_key(seed), settings(FREE_FORM))
         self._transcript = Transcript(out)
         if size:
             builder.check_paintable(size)

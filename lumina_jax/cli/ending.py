@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from lumina_jax.cli.parser import as_called, program_name
 from lumina_jax.errors import UserError, printable
 
 INTERRUPTED, TERMINATED, BROKEN_PIPE = 130, 143, 141
@@ -144,7 +145,7 @@ def tell_error(program: str, error: BaseException) -> int | None:
         message = f"{message or type(error).__name__ + ': ' + str(error)}; {restart_advice(error)}"
     if not message:
         return None
-    print(f"{program}: {printable(message)}", file=sys.stderr)
+    print(f"{program}: {as_called(printable(message))}", file=sys.stderr)
     return code
 
 
@@ -159,7 +160,7 @@ def _last_words(program: str, interrupt: KeyboardInterrupt, keeps: str) -> tuple
     terminated = isinstance(interrupt, Terminated)
     note = [*getattr(interrupt, "__notes__", []), keeps][0]
     line = f"{program}: {'terminated' if terminated else 'interrupted'}" + f"; {note}" * bool(note)
-    return printable(line), TERMINATED if terminated else INTERRUPTED
+    return as_called(printable(line)), TERMINATED if terminated else INTERRUPTED
 
 
 def say(line: object) -> None:
@@ -194,14 +195,14 @@ def leave(main: Callable[[], int]) -> NoReturn:
             code, at_once = end.code, False
         print(end="", flush=True)
     except KeyboardInterrupt as interrupt:
-        code, at_once = tell_interrupt("run.py", interrupt), True
+        code, at_once = tell_interrupt(program_name(), interrupt), True
     except BrokenPipeError:
         code, at_once = BROKEN_PIPE, True
     except OSError as error:  # stdout is a file on a full disk
         if not (message := refusal_of(error)):
             raise
         if not code:  # else main has said it
-            print(f"run.py: {message}", file=sys.stderr)
+            print(f"{program_name()}: {message}", file=sys.stderr)
         code, at_once = 2, True
     if at_once:
         os._exit(code)

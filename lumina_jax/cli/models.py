@@ -4,10 +4,14 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from lumina_jax.cli.arguments import REPOSITORY, HubModel, at, at_least, dtype, model_path, target_size
+from lumina_jax.cli.arguments import HubModel, at, at_least, dtype, model_path, shipped, target_size
 from lumina_jax.cli.compiler import compile_cache_arguments, keep_compiled, say_compiler_options
 from lumina_jax.errors import InputError, MissingFileError, printable
+
+if TYPE_CHECKING:
+    from lumina_jax.config import Experiment, SampleConfig
 
 TOY_MODEL = "assets/toy"
 POSITIONS = 4096
@@ -15,10 +19,8 @@ POSITIONS = 4096
 
 
 def model_arguments(parser: ArgumentParser) -> None:
-    model_help = (
-        f"a run's folder, a checkpoint of any layout, or hf://OWNER/NAME (default: {TOY_MODEL} of the repository)"
-    )
-    parser.add_argument("--model", type=model_path, default=str(REPOSITORY / TOY_MODEL), help=model_help)
+    model_help = f"a run's folder, a checkpoint of any layout, or hf://OWNER/NAME (default: the shipped {TOY_MODEL})"
+    parser.add_argument("--model", type=model_path, default=str(shipped(TOY_MODEL)), help=model_help)
     parser.add_argument(
         "--tokenizer", type=model_path, help="tokenizer.json or its folder (default: the one the model names or holds)"
     )
@@ -144,7 +146,7 @@ def fetch_options(options: Namespace) -> None:
     options.model, options.tokenizer, options.vq = local.folder, local.tokenizer, local.vq
 
 
-def settings_of(experiment):
+def settings_of(experiment: "Experiment | None") -> "SampleConfig":
     """The default SampleConfig of a model: its experiment's, if it has one."""
     from lumina_jax.config import SampleConfig
 

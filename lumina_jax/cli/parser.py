@@ -2,12 +2,26 @@
 
 import argparse
 import difflib
+import os
+import sys
 from argparse import Action, ArgumentError, Namespace, _SubParsersAction
 from collections.abc import Iterable
 
 from lumina_jax.errors import printable
 
 EMPTY = (None, "", [])
+SCRIPT, CONSOLE = "run.py", "lumina-jax"
+"""The names of the command line: in a checkout, which is also the one that texts call it by, and as a console script."""
+
+
+def program_name() -> str:
+    """By which of its two names the command line of this process was called."""
+    return CONSOLE if os.path.basename(sys.argv[0]).startswith(CONSOLE) else SCRIPT
+
+
+def as_called(text: str) -> str:
+    """``text`` with the commands in it under the name by which this process was called."""
+    return text.replace(f"{SCRIPT} ", f"{program_name()} ")
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -29,13 +43,16 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *names: object, **settings: object):
         super().__init__(*names, **{"formatter_class": HelpFormatter, **settings})
 
+    def format_help(self) -> str:
+        return as_called(super().format_help())
+
     def error(self, message: str) -> None:
         """Prints one line and ends the process with code 2."""
         if message.endswith("expected one argument"):
             option = message.removeprefix("argument ").partition(":")[0]
             message += f"; give a value that begins with - as {option.rpartition('/')[2]}=VALUE"
         help_at = "" if "--help" in message else f"; see {self.prog} --help"
-        self.exit(2, f"{self.prog}: {printable(message)}{help_at}\n")
+        self.exit(2, f"{self.prog}: {as_called(printable(message))}{help_at}\n")
 
     def _check_value(self, action: Action, value: str) -> None:
         try:

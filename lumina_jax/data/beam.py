@@ -15,6 +15,7 @@ from lumina_jax.data.shard_maker import PretokenizeStage, ShardMaker
 from lumina_jax.data.shards import Manifest, Settings
 from lumina_jax.data.sources import Source
 from lumina_jax.errors import InputError, MissingPackageError
+from lumina_jax.extras import install
 from lumina_jax.model.image_tokenizer import ImageTokenizer
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.vocab import Vocab
@@ -25,7 +26,7 @@ try:
     from apache_beam.utils.shared import Shared
 except ImportError as error:
     raise MissingPackageError(
-        f"{error}; a runner needs Apache Beam: install it as lumina_jax/data/PRETOKENIZE.md says"
+        f"{error}; a runner needs Apache Beam: {install('beam')}, or as lumina_jax/data/PRETOKENIZE.md says"
     ) from error
 
 Inputs = tuple[Source, ImageTokenizer, Vocab]

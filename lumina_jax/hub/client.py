@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lumina_jax.errors import MissingFileError, MissingPackageError, StorageError, UserError
+from lumina_jax.extras import install
 from lumina_jax.faults import TRANSIENT_STATUS
 from lumina_jax.hub.address import HubAddress
 
@@ -51,9 +52,7 @@ def need_hub():
         import huggingface_hub.constants
         import huggingface_hub.errors
     except ImportError as error:
-        raise MissingPackageError(
-            f"an address hf:// needs huggingface_hub ({error}): pip install huggingface_hub"
-        ) from None
+        raise MissingPackageError(f"an address hf:// needs huggingface_hub ({error}): {install('hub')}") from None
     return huggingface_hub
 
 

@@ -111,6 +111,18 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """The answer to a (prompt, copy) before it is written: its ``images`` in RGB, its text, the passes of the model that it took;
+    ``broken`` says why other pictures could not be read."""
+
+    item: tuple[int, int]
+    images: tuple[Image.Image, ...]
+    text: str
+    passes: int
+    broken: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Answer:
     """A line of the record: the answer to copy ``copy`` of prompt number ``ask``, whose text is ``prompt``.
 
@@ -241,8 +253,8 @@ def paint(
     is raised by the call itself.
     """
     skipped = {(answer.ask, answer.copy) for answer in done}
-    answers = _answers(model, vq, vocab, job, out, [item for item in job.items if item not in skipped])
-    return _recording(job, out, list(done), answers)
+    drawn = draw(model, vq, vocab, job, [item for item in job.items if item not in skipped])
+    return _recording(job, out, list(done), (_saved(job, out, answer) for answer in drawn))
 
 
 def _recording(job: Job, out: Place, every: list[Answer], answers: Iterator[Answer]) -> Iterator[Answer]:
@@ -311,10 +323,10 @@ def _line(job: Job, answer: Answer) -> str:
     return json.dumps({"job": job.fingerprints[answer.ask]} | asdict(answer) | used) + "\n"
 
 
-def _answers(
-    model: Chameleon, vq: ImageTokenizer, vocab: Vocab, job: Job, out: Place, items: Sequence[tuple[int, int]]
-) -> Iterator[Answer]:
-    """Samples ``items`` (prompt, copy), in one stream for all that have the same settings, and writes their pictures.
+def draw(
+    model: Chameleon, vq: ImageTokenizer, vocab: Vocab, job: Job, items: Sequence[tuple[int, int]]
+) -> Iterator[Drawn]:
+    """Samples ``items`` (prompt, copy), in one stream for all that have the same settings; yields each answer when it has ended.
 
     All prompts are checked at once: what is wrong with one is raised before the first is answered.
     """
@@ -331,13 +343,11 @@ def _answers(
             cfg = cfg.limited(answer_tokens(every, vocab.image_layout))
         options = dict(sizes=sizes, keys=keys, rows=job.rows, opens=[size is not None for size in sizes])
         streams.append((group, stream(model, [prompt.ids for prompt in prompts], keys[0], cfg, vocab, **options)))
-    return _finished_answers(vq, vocab, job, out, streams)
+    return _ended(vq, vocab, job, streams)
 
 
-def _finished_answers(
-    vq: ImageTokenizer, vocab: Vocab, job: Job, out: Place, streams: Sequence[tuple]
-) -> Iterator[Answer]:
-    """The answers of (items, stream) pairs, their pictures written."""
+def _ended(vq: ImageTokenizer, vocab: Vocab, job: Job, streams: Sequence[tuple]) -> Iterator[Drawn]:
+    """The answers of (items, stream) pairs."""
     for group, partials in streams:
         for partial in partials:
             item = group[partial.index]
@@ -346,11 +356,16 @@ def _finished_answers(
             limit = None if size is None else answer_tokens([size], vocab.image_layout)
             tokens = partial.tokens[:limit]
             images, text, broken = read(tokens, vq, vocab)
-            files = tuple(f"{job.stem(item)}-{number}.png" for number in range(len(images)))
-            for image, name in zip(images, files, strict=True):
-                with atomic_write(out / name) as temporary:
-                    image.save(temporary, format="PNG")
-            yield Answer(*item, job.prompts[item[0]].text, files, text, partial.passes, tuple(broken))
+            yield Drawn(item, tuple(images), text, partial.passes, tuple(broken))
+
+
+def _saved(job: Job, out: Place, drawn: Drawn) -> Answer:
+    """Writes the pictures of an answer."""
+    files = tuple(f"{job.stem(drawn.item)}-{number}.png" for number in range(len(drawn.images)))
+    for image, name in zip(drawn.images, files, strict=True):
+        with atomic_write(out / name) as temporary:
+            image.save(temporary, format="PNG")
+    return Answer(*drawn.item, job.prompts[drawn.item[0]].text, files, drawn.text, drawn.passes, drawn.broken)
 
 
 def read(answer: np.ndarray, vq: ImageTokenizer, vocab: Vocab) -> tuple[list[Image.Image], str, list[str]]:

@@ -65,7 +65,7 @@ def watch(
         yield from answer.grow(partial.tokens, partial.done)
 
 
-class Chat:
+class LiveChat:
     """A dialog: each turn is answered with all turns and pictures before it in the prompt; turn n draws from fold_in(key, n).
 
     ``dialog`` holds its turns and pictures. What stands in a later prompt is what tokenize makes of them, so a chat that begins

@@ -20,6 +20,7 @@ from convert.convert import Target, convert
 from convert.verify import Comparison, verify
 from lumina_jax.config import ModelConfig
 from lumina_jax.errors import InputError
+from lumina_jax.extras import install
 from lumina_jax.model.chameleon import Chameleon
 
 CFG = ModelConfig(
@@ -237,7 +238,7 @@ def test_auto_compares_logits_where_a_layer_fits(lumina, ours, monkeypatch):
     assert "10.0 kB are free" in comparison.method
     monkeypatch.setattr(module, "free_memory", lambda: 10**9)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "pip install torch transformers" in verify(lumina, ours, show=False).method
+    assert f"transformers: {install('torch')}" in verify(lumina, ours, show=False).method
 
 
 def rename(tokenizer: dict) -> None:

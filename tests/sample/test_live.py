@@ -15,7 +15,7 @@ from lumina_jax.layout import decode_lines, encode_grid
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import generate
 from lumina_jax.sample.dialog import Dialog
-from lumina_jax.sample.live import BLANK, Chat, Growing, Preview, Words, watch
+from lumina_jax.sample.live import BLANK, Growing, LiveChat, Preview, Words, watch
 from lumina_jax.sample.picture import pictures
 from lumina_jax.sample.prompt import PromptBuilder
 from lumina_jax.sample.transcript import TRANSCRIPT, Transcript
@@ -68,7 +68,7 @@ def test_words_join_to_the_text_and_last_previews_are_the_pictures(model):
 def test_a_dialog_is_one_prompt_of_all_its_turns(model, tmp_path):
     """Turn by turn, gone on with from what was kept, and asked for as one line of a file: the same answers."""
     builder, key = PromptBuilder(VQ, VOCAB, DataConfig(size=64, patch=32)), jax.random.key(1)
-    chat, picture = Chat(model, builder, key, replace(CFG, max_new_tokens=18)), Image.new("RGB", (64, 64), "red")
+    chat, picture = LiveChat(model, builder, key, replace(CFG, max_new_tokens=18)), Image.new("RGB", (64, 64), "red")
     transcript, files = Transcript(tmp_path), ["a.png", "b.png"]
     list(chat.say("w1", size=(64, 32)))
     begun = chat.dialog
@@ -80,7 +80,7 @@ def test_a_dialog_is_one_prompt_of_all_its_turns(model, tmp_path):
     record = json.loads((tmp_path / TRANSCRIPT).read_text())
     kept = builder.dialog(record, tmp_path)
     assert kept.turns == chat.dialog.turns and [*map(str, kept.grids)] == [*map(str, chat.dialog.grids)]
-    assert joined(Chat(model, builder, key, chat._cfg, begun).say("w2", [picture])) == text
+    assert joined(LiveChat(model, builder, key, chat._cfg, begun).say("w2", [picture])) == text
     record["conversations"].pop()
     prompt = builder.from_record(record, tmp_path, lambda task: chat._cfg)
     expected, _ = tokenize([*begun.turns, ("<|image|> w2", None)], kept.grids, VOCAB)

@@ -30,6 +30,7 @@ from lumina_jax.data.sources.hosts import HOSTS
 from lumina_jax.data.sources.patterns import expand_braces, glob_local
 from lumina_jax.data.sources.urls import is_http, shown
 from lumina_jax.errors import InputError, MissingFileError, MissingPackageError, StorageError, UserError
+from lumina_jax.places import missing_client
 
 BLOCK = 1 << 24
 """Bytes."""
@@ -285,7 +286,7 @@ def _remote(path: str, request: Callable[[AbstractFileSystem], T], limits: Fetch
     try:
         system = fsspec.filesystem(protocol, **(OPTIONS if is_http(path) else {}))
     except ImportError as error:
-        raise MissingPackageError(f"{shown(path)}: {error}", cause="package not installed") from error
+        raise MissingPackageError(str(missing_client(shown(path), error)), cause="package not installed") from error
     except ValueError as error:
         raise InputError(f"{shown(path)}: {error}; download the files and give a local path") from error
     if reason := HOSTS.reason_to_skip(host):
