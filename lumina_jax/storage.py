@@ -95,7 +95,8 @@ def _upload(file: Path, path: Place, new: bool) -> None:
         else:
             retried(lambda: path.fs.put_file(str(file), path.path), f"writing {path}")
     except FileExistsError as error:
-        raise ExistingFileError(f"{path} exists already; another process wrote it meanwhile") from error
+        if path.read_bytes() != file.read_bytes():  # else the client, whose answer was lost, met what it wrote itself
+            raise ExistingFileError(f"{path} exists already; another process wrote it meanwhile") from error
 
 
 def _rename_new(temporary: Path, path: Path) -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 import run
 from lumina_jax.places import copy_file, place
+from lumina_jax.pods.report import output_folder
 from lumina_jax.storage import CLAIMS
 
 REPO = Path(__file__).resolve().parents[1]
@@ -116,6 +117,11 @@ def test_checkpoints_go_in_and_out_of_a_bucket(both, capsys):
     both.same("back")
     for words in (f"verify {STORE}/ours {STORE}/toy --by weights", f"inspect {STORE}/ours --deep"):
         assert run.main(["convert", *words.split()]) == 0, capsys.readouterr()
+
+
+def test_compile_writes_into_a_bucket(gcs):
+    (output_folder(f"{STORE}/compiled") / "toy.txt").write_text("table")
+    assert gcs.buckets.objects("bucket")["compiled/toy.txt"].data == b"table"
 
 
 @pytest.mark.parametrize(
