@@ -31,7 +31,7 @@ def fetched_fields(cfg, distributed: bool = False, trains: bool = False):
     tokenizer, vq = fetched_files(cfg.data.tokenizer, cfg.vq.path)
     changes = [f"data.tokenizer={tokenizer}", f"vq.path={vq}"]
     if "start" in given and trains:
-        check_run(cfg)
+        check_run(override(cfg, [*changes, "start="]))
         changes.append(f"start={_imported(cfg)}")
     return override(cfg, changes)
 

@@ -40,7 +40,9 @@ def parse(text: str) -> HubAddress:
     if kind in OTHER_KINDS:
         raise InputError(f"{text}: {kind} are no models; give {FORM}")
     match = GRAMMAR.fullmatch(SCHEME + text[len(SCHEME) :])
-    folder = match["folder"].strip("/") if match else ""
-    if match is None or {"..", "."} & set(folder.split("/")):
+    folder, revision = (
+        (match["folder"].strip("/"), (match["revision"] or "main").replace("%2F", "/")) if match else ("", "")
+    )
+    if match is None or {"..", "."} & {*folder.split("/"), *revision.split("/")}:
         raise InputError(f"{text} is no address of a repository on the hub; give {FORM}")
-    return HubAddress(match["name"], (match["revision"] or "main").replace("%2F", "/"), folder)
+    return HubAddress(match["name"], revision, folder)

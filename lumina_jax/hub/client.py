@@ -10,7 +10,7 @@ from typing import NamedTuple
 from lumina_jax.errors import MissingFileError, MissingPackageError, StorageError, UserError
 from lumina_jax.extras import install
 from lumina_jax.faults import TRANSIENT_STATUS
-from lumina_jax.hub.address import HubAddress
+from lumina_jax.hub.address import COMMIT, HubAddress
 
 LIBRARY = "lumina_jax"
 """How the hub is told who asks."""
@@ -85,8 +85,12 @@ def repository_of(address: HubAddress) -> Repository:
                 f"{address}: {endpoint()} says neither size nor checksum of {entry.rfilename}, so it cannot be verified; "
                 "is HF_ENDPOINT the address of a hub?"
             )
+        if {"", ".", ".."} & set(entry.rfilename.split("/")):
+            raise StorageError(
+                f"{address}: its file {entry.rfilename!r} would lie outside of its folder; nothing is fetched"
+            )
         files[entry.rfilename] = RemoteFile(entry.rfilename, size, digest)
-    if not info.sha:
+    if not COMMIT.fullmatch(info.sha or ""):
         raise StorageError(f"{address}: {endpoint()} says no commit; is HF_ENDPOINT the address of a hub?")
     return Repository(address, info.sha, files, info.id)
 

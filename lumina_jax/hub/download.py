@@ -94,6 +94,7 @@ class Transfer:
             try:
                 return self._attempt(file, part)
             except PassingHubError as error:
+                self._check_going()
                 if part.stat().st_size <= before:
                     raise
                 print_line(f"{file.name}: {error}; goes on at byte {part.stat().st_size:,} of {file.size:,}")

@@ -71,7 +71,7 @@ def test_an_address_is_read_and_written(text, address):
 
 
 @pytest.mark.parametrize(
-    "text", ["hf://", "hf://owner", "hf://datasets/o/n", "hf://o/n/../x", "hf://o/n@", "hf://o/n m"]
+    "text", ["hf://", "hf://owner", "hf://datasets/o/n", "hf://o/n/../x", "hf://o/n@", "hf://o/n@..%2Fx", "hf://o/n m"]
 )
 def test_what_is_no_address_is_refused_with_the_form(text):
     with pytest.raises(InputError, match=r"give hf://OWNER/NAME\[@REVISION\]"):
@@ -189,6 +189,12 @@ def test_a_repository_that_moved_is_followed_and_said(hub, repository, capsys):
     folder = fetch(HubAddress("old/name"), needed)
     assert contents(folder)["copy.bin"] == LARGE
     assert "hf://old/name: the repository is now called owner/name" in capsys.readouterr().err
+
+
+def test_a_file_that_would_lie_elsewhere_is_refused(hub, repository):
+    repository.files["../outside"] = b"x"
+    assert "its file '../outside' would lie outside of its folder; nothing is fetched" in refused(StorageError)
+    assert hub.fetched() == []
 
 
 def test_a_disk_without_room_is_said_before_the_first_byte(hub, repository, monkeypatch):
