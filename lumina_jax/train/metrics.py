@@ -2,18 +2,16 @@
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from itertools import islice
 from pathlib import Path
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from lumina_jax.cluster.pace import Pace
+from lumina_jax.cluster.pace import Pace, curves
 from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError
 from lumina_jax.progress import ProgressDisplay
@@ -26,9 +24,6 @@ from lumina_jax.train.step import Metrics
 FILE = "metrics.jsonl"
 STEPS_BETWEEN_POINTS = 10
 """Between points in TensorBoard: a scalar there takes longer than a small model's whole line in metrics.jsonl."""
-
-PROCESS_CURVES = 64
-"""Processes with curves of their own there; of more than these their spread and the slowest are seen."""
 
 
 class TrainingProgress(ProgressDisplay):
@@ -127,29 +122,14 @@ class MetricsLog:
         elapsed = max(time.monotonic() - self._start_time, 1e-9)
         speed, wait_share = self._tokens / elapsed, self._wait_seconds / elapsed
         if step % STEPS_BETWEEN_POINTS == 0:
-            for name, value in (finite | {"learned_tokens_per_second": speed, "wait": wait_seconds}).items():
+            speeds = {"learned_tokens_per_second": speed, "wait": wait_seconds, **curves(self._paces())}
+            for name, value in (finite | speeds).items():
                 self._board.add_scalar(name, value, step)
-            self._add_paces(step)
         text = f"loss {values['loss']:.3f}  {speed:,.0f} learned tok/s  {wait_share:.1%} waiting for data"
         self._progress.advance(step - self._progress.done, text)
 
-    def _add_paces(self, step: int) -> None:
-        """Adds the seconds of a step that each process works and reads by itself: how they are spread, and curves of the first."""
-        paces = self._paces()
-        for field in ("own", "reading") if paces else ():
-            seconds = {name: getattr(pace, field) for name, pace in sorted(paces.items(), key=_number)}
-            self._board.add_histogram(f"processes/{field}_seconds", np.array([*seconds.values()]), step)
-            self._board.add_scalar(f"processes/{field}_seconds_most", max(seconds.values()), step)
-            for name, value in islice(seconds.items(), PROCESS_CURVES):
-                self._board.add_scalar(f"processes/{field}_seconds/{name.replace(' ', '_')}", value, step)
-
     def close(self) -> None:
         self._open.close()
-
-
-def _number(named: tuple[str, Pace]) -> list[int]:
-    """The numbers in the name of a process, by which they are ordered."""
-    return [int(digits) for digits in re.findall(r"\d+", named[0])]
 
 
 def _values(metrics: Metrics) -> dict[str, float]:
