@@ -135,6 +135,12 @@ def stack(
     return jax.make_array_from_callback(shape, sharding, local)
 
 
+def stacked_form(source: Checkpoint, row: WeightRow, dtype: np.dtype, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """The shape, dtype and placement of what :func:`stack` makes; nothing is read."""
+    shape = _stacked_shape(row, source)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=_sharding(row, shape, mesh))
+
+
 def local_bytes(source: Checkpoint, row: WeightRow, dtype: np.dtype, mesh: Mesh) -> int:
     """Bytes that the parts of ``row`` on the devices of this process take."""
     shape = _stacked_shape(row, source)

@@ -119,6 +119,13 @@ def atomic_write_text(path: Place, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
+def remove_strays(folder: Place, own: Callable[[str], bool]) -> None:
+    """Removes what killed processes left in a local ``folder`` of files whose names are ``own``, when no process writes them."""
+    for path in folder.iterdir() if isinstance(folder, Path) and folder.is_dir() else ():
+        if (suffix := TEMPORARY_NAME.search(path.name)) and own(path.name[: suffix.start()]):
+            path.unlink(missing_ok=True)
+
+
 def claim(folder: Place, names: Iterable[str], command: str) -> None:
     """Records that ``command`` is about to write the files ``names`` into ``folder``: what it wrote itself it may replace.
 
@@ -155,10 +162,11 @@ def held(folder: Place, doing: str) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except BlockingIOError:
+            # Not its consequence for faults.py: it does not pass in a moment.
             raise ExistingFileError(
                 f"{folder}: another process is {doing} there; wait for its end, or give another folder"
-            ) from error
+            ) from None
         except OSError:  # no locks here
             pass
         yield

@@ -37,10 +37,12 @@ OTHER_PROGRAMS = {
     "pip install *": "fetches packages; .ci/run does",
     "python -m pytest*": "starts these very tests",
     "ruff *": "lint; .ci/run does",
+    "mypy": "types; .ci/run does",
     ".ci/run": "starts these very tests",
     "gcloud *": "needs an account at Google",
     "on_all *": "needs a TPU slice",
     "xpk *": "needs an account at Google",
+    "hf *": "needs an account of the Hugging Face hub",
     "docker *": "needs docker and a registry",
     "bash lumina_jax/pods/restart.sh *": "starts a run again and again; tests/pods runs it",
 }
@@ -53,6 +55,7 @@ CHECKED = {
     "python run.py compile *": "takes minutes and libtpu; tests/pods compiles small programs",
     "python run.py sample --prompts tasks.jsonl *": "takes a minute; the guide's commands for one task each run",
     "python run.py sample --model out/7B-768 *": "needs the weights of 7B",
+    "python run.py * hf://*": "needs the hub; tests/convert fetches small models from a server on this machine",
     "python run.py sample --model out/chameleon-7b *": "needs the weights of 7B; tests/convert asks small ones of this layout",
     "python run.py convert import C/models/7b *": "needs the weights of 7B; tests/convert reads small ones of this layout",
     "python run.py convert export out/lumina_7b_512 *": "needs a training run of 7B",
@@ -160,6 +163,7 @@ def checkout(tmp_path_factory) -> Path:
     about = [{"from": "human", "value": "<image>\nWhat is red?"}, {"from": "gpt", "value": "A red circle."}]
     records = [{"image": f"{index}.png", "conversations": about} for index in range(8)]
     (folder / "mgm_instruction.json").write_text(json.dumps(records))
+    (folder / "scores.json").write_text('{"held_out": {"loss": 1.0}}')
     (folder / "MGM-Finetune").symlink_to("pairs")
     return folder
 

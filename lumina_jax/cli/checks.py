@@ -67,14 +67,15 @@ def check_field(name: str, address: str, write: bool = False, needed: int = FREE
 
 
 def check_run(cfg) -> None:
-    """Raises UserErrors where the Experiment ``cfg`` cannot write a checkpoint into its ``out``, or its compiled programs.
-
-    Also where a store does not have what it reads.
+    """Raises UserErrors where the Experiment ``cfg`` cannot write a checkpoint into its ``out``, or its compiled programs, where it
+    names a logger that is not installed, and where a store does not have what it reads.
 
     One process of the run calls this.
     """
     from convert.describe import parameters
+    from lumina_jax.train.loggers.opened import check_packages
 
+    check_packages(cfg.log)
     reads = (
         *(("data.path", path) for path in cfg.data.paths),
         ("data.tokenizer", cfg.data.tokenizer),

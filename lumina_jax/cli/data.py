@@ -9,12 +9,14 @@ from lumina_jax.cli.arguments import (
     expand_home,
     input_path,
     input_paths,
+    model_path,
     output_file,
     output_path,
     seed,
 )
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.experiments import load_experiment
+from lumina_jax.cli.hub_fields import fetched_files
 from lumina_jax.cli.results import command_of, results_folder
 from lumina_jax.errors import InputError
 
@@ -31,9 +33,9 @@ def add_data(verbs: _SubParsersAction) -> None:
     )
     inspect.add_argument("--config", help="a config: its buckets, mixture, tokenizer and VQ model")
     inspect.add_argument("changes", nargs="*", metavar="a.b=value", help="with --config: fields to change")
-    inspect.add_argument("--tokenizer", type=input_path, help="tokenizer.json or its folder (default: the config's)")
+    inspect.add_argument("--tokenizer", type=model_path, help="tokenizer.json or its folder (default: the config's)")
     inspect.add_argument(
-        "--vq", type=input_path, help="vqgan.ckpt, PatchVQ .npz or their folder (default: the config's)"
+        "--vq", type=model_path, help="vqgan.ckpt, PatchVQ .npz or their folder (default: the config's)"
     )
     inspect.add_argument("--samples", type=at_least(1), default=24, metavar="N", help="records on the sheet")
     inspect.add_argument("--seed", type=seed, default=0, help="of the draw of samples")
@@ -92,6 +94,7 @@ def _data_inspect(options: Namespace) -> int:
     tokenizer, vq = options.tokenizer or (cfg and cfg.data.tokenizer), options.vq or (cfg and cfg.vq.path)
     opened = None, None
     if tokenizer and vq:
+        tokenizer, vq = fetched_files(tokenizer, vq)
         with waiting(f"loading {vq} and {tokenizer}"):
             opened = Vocab.load(tokenizer), load_image_tokenizer(vq)
         for folder in folders:

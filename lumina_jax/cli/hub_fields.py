@@ -28,17 +28,23 @@ def fetched_fields(cfg, distributed: bool = False, trains: bool = False):
             f"{name}={value}: every host of a pod would fetch a copy; run.py convert import {value} gs://BUCKET/FOLDER once, "
             f"and give {name}=gs://BUCKET/FOLDER"
         )
-    from convert.fetch import TOKENIZER, VQ, fetch_tokenizer
-
-    changes = [
-        f"{name}={fetch_tokenizer(given[name], kind)}"
-        for name, kind in (("data.tokenizer", TOKENIZER), ("vq.path", VQ))
-        if name in given
-    ]
+    tokenizer, vq = fetched_files(cfg.data.tokenizer, cfg.vq.path)
+    changes = [f"data.tokenizer={tokenizer}", f"vq.path={vq}"]
     if "start" in given and trains:
         check_run(cfg)
         changes.append(f"start={_imported(cfg)}")
     return override(cfg, changes)
+
+
+def fetched_files(tokenizer: str, vq: str) -> tuple[str, str]:
+    """The paths of a tokenizer and an image tokenizer, either of which may be an hf:// address. Raises UserErrors."""
+    from lumina_jax.hub.address import is_hub
+
+    if not any(map(is_hub, (tokenizer, vq))):
+        return tokenizer, vq
+    from convert.fetch import TOKENIZER, VQ, fetch_tokenizer
+
+    return fetch_tokenizer(tokenizer, TOKENIZER), fetch_tokenizer(vq, VQ)
 
 
 def _imported(cfg) -> str:

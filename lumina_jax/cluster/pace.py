@@ -1,6 +1,5 @@
 """How fast a process steps: what a step may take, and which process makes the others wait."""
 
-import re
 import statistics
 from collections import deque
 from collections.abc import Mapping
@@ -14,9 +13,6 @@ FACTOR, SHORTEST = 20.0, 120.0
 """A step may take so many times the median, and at least so many seconds: a store may hesitate for a minute."""
 SHARE, SECONDS = 0.2, 0.05
 """A process is called slow when its own work exceeds that of the middle one by so much of a step, and by so many seconds."""
-
-CURVES = 64
-"""Processes whose seconds are drawn each by itself."""
 
 
 class Pace(NamedTuple):
@@ -63,19 +59,6 @@ class StepTimes:
         if self._given or len(self._recent) < FEWEST:
             return self._given
         return min(max(FACTOR * statistics.median(self._recent), SHORTEST), self._most)
-
-
-def curves(paces: Mapping[str, Pace]) -> dict[str, float]:
-    """Seconds of a step that processes work and read by themselves, by the name of a curve: the most, the middle, and those of the
-    first CURVES processes; empty without any."""
-    values: dict[str, float] = {}
-    for field in ("own", "reading") if paces else ():
-        seconds = {name.replace(" ", "_"): getattr(pace, field) for name, pace in paces.items()}
-        ends = {"most": max(seconds.values()), "middle": statistics.median(seconds.values())}
-        first = sorted(seconds, key=lambda name: [int(digits) for digits in re.findall(r"\d+", name)])[:CURVES]
-        values |= {f"processes_{field}_seconds/{name}": value for name, value in ends.items()}
-        values |= {f"processes_{field}_seconds/{name}": seconds[name] for name in first}
-    return values
 
 
 def slowest(paces: Mapping[str, Pace]) -> str:

@@ -8,8 +8,9 @@ hub's client throws an interrupted file away and verifies none that came by HTTP
 import hashlib
 import os
 import threading
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,12 +18,14 @@ from lumina_jax.errors import StorageError, interrupted
 from lumina_jax.faults import retried
 from lumina_jax.hub.cache import CachedRepository
 from lumina_jax.hub.client import LIBRARY, PassingHubError, RemoteFile, Repository, hub_errors, need_hub
-from lumina_jax.progress import ProgressDisplay, print_line
+from lumina_jax.progress import ProgressDisplay, print_line, waiting
 from lumina_jax.storage import storage_errors
 
 FILES_AT_ONCE = 4
 BLOCK = 1 << 22
 """Bytes read at once of what is there already."""
+LOCK_SECONDS = 0.5
+"""Between two looks whether another process has finished, and whether to go on waiting."""
 SHA256_DIGITS = 64
 
 
@@ -38,28 +41,51 @@ class Transfer:
         pool = ThreadPoolExecutor(FILES_AT_ONCE)
         try:
             with interrupted("what came is kept in the hub's cache; the same command goes on behind it"):
-                for _ in pool.map(self._fetch, files):
-                    pass
+                for fetched in as_completed([pool.submit(self._fetch, file) for file in files]):
+                    fetched.result()
         finally:
             self._stopped.set()
             pool.shutdown(cancel_futures=True)
 
     def _fetch(self, file: RemoteFile) -> None:
-        from huggingface_hub.utils import WeakFileLock
-
         blob, part = self._cache.blob(file), self._cache.part(file)
         with storage_errors(blob):
             blob.parent.mkdir(parents=True, exist_ok=True)
             self._cache.lock(file).parent.mkdir(parents=True, exist_ok=True)
         lacking = self._cache.lacks(file)
-        with WeakFileLock(self._cache.lock(file)):
+        with self._held(file):
             if blob.exists():  # another process has fetched it meanwhile
                 self._count(lacking)
                 return
             self._count(lacking - self._cache.lacks(file))
-            retried(lambda: self._grow(file, part), f"fetching {file.name}")
+            retried(lambda: self._grow(file, part), f"fetching {file.name}", self._pause)
             with storage_errors(blob):
                 os.replace(part, blob)
+
+    @contextmanager
+    def _held(self, file: RemoteFile) -> Iterator[None]:
+        """Holds ``file`` for this process; says so while another one fetches it."""
+        from filelock import Timeout
+        from huggingface_hub.utils import WeakFileLock
+
+        with ExitStack() as stack, waiting(f"waiting for another process that fetches {file.name}"):
+            while True:
+                self._check_going()
+                try:
+                    stack.enter_context(WeakFileLock(self._cache.lock(file), timeout=LOCK_SECONDS))
+                    break
+                except Timeout:
+                    pass
+            holding = stack.pop_all()
+        with holding:
+            yield
+
+    def _pause(self, seconds: float) -> None:
+        self._stopped.wait(seconds)
+
+    def _check_going(self) -> None:
+        if self._stopped.is_set():
+            raise StorageError(f"{self._repository.address}: given up, for another file failed")
 
     def _grow(self, file: RemoteFile, part: Path) -> None:
         """Fetches what ``part`` lacks, again as long as every attempt brings something."""
@@ -68,11 +94,12 @@ class Transfer:
             try:
                 return self._attempt(file, part)
             except PassingHubError as error:
-                if self._stopped.is_set() or part.stat().st_size <= before:
+                if part.stat().st_size <= before:
                     raise
                 print_line(f"{file.name}: {error}; goes on at byte {part.stat().st_size:,} of {file.size:,}")
 
     def _attempt(self, file: RemoteFile, part: Path) -> None:
+        self._check_going()
         with storage_errors(part), part.open("a+b") as content:
             digest, done = _digest_of(content, file)
             if done < file.size:
@@ -105,8 +132,7 @@ class Transfer:
                 self._count(-done)
                 digest, done = _new_digest(file), 0
             for block in response.iter_bytes():  # as it comes: of a larger block an interruption would leave nothing
-                if self._stopped.is_set():
-                    raise PassingHubError(f"{address}: given up, for another file failed")
+                self._check_going()
                 content.write(block)
                 content.flush()
                 digest.update(block)

@@ -13,8 +13,8 @@ from convert import load_model, tokenizer_files
 from convert.convert import Target, convert, open_source
 from convert.fetch import TOKENIZER_REPOSITORIES, fetch_checkpoint, fetch_model
 from convert.needed_files import checkpoint_files, tokenizer_names
+from lumina_jax import load
 from lumina_jax.cli.hub_fields import fetched_fields
-from lumina_jax.cli.models import load_for_sampling
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.hub.address import parse
 from lumina_jax.hub.cache import cached_repository
@@ -71,7 +71,7 @@ def test_a_published_model_is_fetched_without_what_it_does_not_need(authors, pub
         assert np.asarray(fetched[name]).tobytes() == np.asarray(array).tobytes(), name
 
 
-def test_the_command_line_takes_it_wherever_a_model_is_given(authors, tmp_path, capsys):
+def test_the_command_line_and_python_take_it_where_a_model_is_given(authors, tmp_path, capsys):
     assert run.main(["convert", "inspect", MODEL]) == 0
     assert "Lumina-mGPT-7B-768" in (said := capsys.readouterr().out) and "no problems" in said
     assert run.main(["convert", "import", MODEL, str(tmp_path / "model")]) == 0
@@ -79,9 +79,9 @@ def test_the_command_line_takes_it_wherever_a_model_is_given(authors, tmp_path, 
         sorted(path.name for path in (tmp_path / "model/tokenizer").iterdir()) == HERE[:1]
         and (tmp_path / "model/vq.npz").is_file()
     )
-    options = run.parse(["sample", "--model", MODEL, "--prompt", "x", "--vq", TOKENIZERS])
-    model, vocab, vq, experiment = load_for_sampling(options)
-    assert model.cfg.vocab == len(vocab) and vq.codes == len(vocab.code_ids) and experiment is None
+    loaded = load(MODEL, vq=TOKENIZERS)
+    assert loaded.model.cfg.vocab == len(loaded.vocab) and loaded.image_tokenizer.codes == len(loaded.vocab.code_ids)
+    assert (768, 768) in loaded.prompts.sizes
     assert run.main(["sample", "--list-sizes", "--model", MODEL]) == 0
     assert "768x768" in capsys.readouterr().out
 

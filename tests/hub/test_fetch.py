@@ -289,3 +289,13 @@ def test_two_processes_fetch_one_file_once_and_a_killed_one_leaves_what_came(hub
 
 def test_git_s_checksum_is_git_s():
     assert git_digest(b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
+
+
+def test_one_file_that_fails_ends_the_others_and_is_the_one_that_is_named(hub, repository, monkeypatch):
+    """The slow file comes first; it is not waited for."""
+    slow = threading.Event()
+    hub.faults += [HubFault("GET /cdn/", cut=100, hold=slow), HubFault("GET .*config.json", damaged=True)]
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    with pytest.raises(StorageError, match=r"config\.json of hf://owner/name came with another content"):
+        fetch(ADDRESS, lambda names: ["weights/model.bin", "config.json"])
+    assert not slow.is_set() and [*cached_repository(ADDRESS).folder.glob(f"blobs/*{PART}")]
