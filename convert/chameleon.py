@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from convert.convert import atomic_folder, open_source, target_dtypes, write
 from convert.metadata import Target
-from convert.orbax_folder import stack
+from convert.orbax_folder import stack, stacked_form
 from convert.pictures import image_layout_of
 from convert.sources import VQ_PATH, dtype_examples, vq_rows, vq_sizes
 from convert.table import ROWS, Index, WeightRow, rearrange, sizes_of
@@ -62,6 +62,15 @@ def load_model(path: str | Place, mesh: Mesh | None = None, dtype: str = "") -> 
     shapes = jax.eval_shape(lambda: Chameleon(source.cfg, nnx.Rngs(0)))
     arrays = {row.path: stack(source, row, source.read, dtypes[row.path], mesh) for row in ROWS}
     return unflatten(shapes, arrays), source.cfg
+
+
+def model_form(path: str | Place, mesh: Mesh | None = None, dtype: str = "") -> Chameleon:
+    """The shapes, dtypes and placements of the weights that :func:`load_model` returns; only headers are read."""
+    source = open_source(path)
+    dtypes = target_dtypes(source, dtype)
+    mesh = mesh or make_mesh(MeshConfig(fsdp=1), jax.local_devices()[:1])
+    shapes = jax.eval_shape(lambda: Chameleon(source.cfg, nnx.Rngs(0)))
+    return unflatten(shapes, {row.path: stacked_form(source, row, dtypes[row.path], mesh) for row in ROWS})
 
 
 def target_size(path: str | Place, option: int | None = None) -> int:

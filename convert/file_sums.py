@@ -2,7 +2,7 @@
 
 safetensors have none of their own. An export writes ``checksums.json`` beside them, the ``hf download`` of Hugging Face notes the
 SHA-256 of each large file in the folder's ``.cache``, and its cache names contents by it. All are compared before weights are
-imported and by ``inspect --deep``.
+imported and by ``inspect --deep``; those of an export also before it is sampled from.
 """
 
 import hashlib
@@ -103,6 +103,12 @@ def check_files(folder: Place, process: int = 0, processes: int = 1) -> None:
     share = dict(sorted(sums.items())[process::processes])
     if damaged := damaged_files(folder, share):
         raise InputError("; ".join(damaged))
+
+
+def check_written(folder: Place, process: int = 0, processes: int = 1) -> None:
+    """:func:`check_files` of what an export wrote into ``folder``; a download compared by itself what it noted."""
+    if (folder / SUMS).is_file():
+        check_files(folder, process, processes)
 
 
 def write_share(folder: Place, sums: Mapping[str, FileSum], process: int) -> None:

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import tensorstore
 from etils import epath
-from etils.epath import backend
 from jax.sharding import Mesh, NamedSharding
 from orbax.checkpoint import v1 as ocp
 
@@ -32,28 +31,6 @@ ORIGIN = "origin"
 ORBAX_STORES = ("gs", "s3")
 BATCH_BYTES = 1 << 28
 """Consecutive weights are saved together up to this size."""
-
-
-def _rename_in_store(self: backend.Backend, path: epath.PathLike, target: epath.PathLike) -> None:
-    """Renames a file or all files below a folder of a store. That of etils wants the folder of ``target`` to be there, which in a
-    store it never is before a file is in it: Orbax could join no parts of a checkpoint."""
-    store = self.fs(path)
-    store.invalidate_cache()  # what TensorStore writes and removes passes fsspec by
-    if self.exists(target):
-        raise FileExistsError(f"{target} exists already")
-    store.rename(str(path), str(target), recursive=True)
-
-
-def _remove_in_store(self: backend.Backend, path: epath.PathLike) -> None:
-    """Removes all files below a folder of a store, which is gone by itself when they were renamed."""
-    store = self.fs(path)
-    store.invalidate_cache()
-    with suppress(FileNotFoundError):
-        store.rm(str(path), recursive=True)
-
-
-type(backend.fsspec_backend).rename = _rename_in_store
-type(backend.fsspec_backend).rmtree = _remove_in_store
 
 
 class OrbaxSource:
@@ -156,6 +133,12 @@ def stack(
         return parts.pop(next(number for number, (cut, _) in enumerate(parts) if cut == slices))[1]
 
     return jax.make_array_from_callback(shape, sharding, local)
+
+
+def stacked_form(source: Checkpoint, row: WeightRow, dtype: np.dtype, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """The shape, dtype and placement of what :func:`stack` makes; nothing is read."""
+    shape = _stacked_shape(row, source)
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=_sharding(row, shape, mesh))
 
 
 def local_bytes(source: Checkpoint, row: WeightRow, dtype: np.dtype, mesh: Mesh) -> int:

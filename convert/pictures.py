@@ -65,12 +65,17 @@ def image_layout_of(source: Checkpoint, option: str = "", target_size: int | Non
     return found or FoundLayout(UNI_REP, "by its target size")
 
 
+def of_tokenizer(image_layout: ImageLayout, vq: ImageTokenizer) -> ImageLayout:
+    """``image_layout`` with the shape that the image tokenizer was made for, where all pictures have one."""
+    cfg = getattr(vq.tokenizer if isinstance(vq, EncoderOnly) else vq, "cfg", VQConfig())
+    fixed = image_layout.shape is not None
+    return replace(image_layout, shape=(cfg.resolution // vq.stride,) * 2) if fixed else image_layout
+
+
 def fitted(image_layout: ImageLayout, model: Chameleon, vocab: Vocab, vq: ImageTokenizer) -> ImageLayout:
     """``image_layout`` for this model: the shape that its image tokenizer was made for, and whether answers can hold pictures."""
     reads_only = isinstance(vq, EncoderOnly)
-    cfg = getattr(vq.tokenizer if reads_only else vq, "cfg", VQConfig())
-    if image_layout.shape is not None:
-        image_layout = replace(image_layout, shape=(cfg.resolution // vq.stride,) * 2)
+    image_layout = of_tokenizer(image_layout, vq)
     head = columns(model.head[...], code_ids(vocab, model.cfg.vocab))
     return replace(image_layout, no_pictures=ZERO_HEAD if not head.any() else NO_DECODER * reads_only)
 

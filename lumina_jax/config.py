@@ -14,7 +14,7 @@ from lumina_jax.errors import InputError, prefixed_errors
 from lumina_jax.errors import require as _require
 from lumina_jax.numbers import LARGEST, real_number, whole_number
 from lumina_jax.pod_config import PodConfig
-from lumina_jax.run_config import GuardConfig, ResumeConfig, WatchConfig
+from lumina_jax.run_config import GuardConfig, LogConfig, ResumeConfig, WatchConfig
 
 
 @dataclass(frozen=True)
@@ -416,6 +416,7 @@ class Experiment:
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
     def __post_init__(self):

@@ -82,7 +82,7 @@ def retried(call: Callable[[], Result], what: str, pause: Callable[[float], None
 def restart_advice(error: BaseException) -> str:
     """One line on why a process that ``error`` ends may be started again."""
     kind = "a device failed" if is_device_failure(error) else "a disk, a store or the network failed"
-    return f"{kind}; start again to go on from the newest checkpoint (exit code {EXIT_RESTART})"
+    return f"{kind}; give the same command again, which goes on from what is finished (exit code {EXIT_RESTART})"
 
 
 def note_progress(text: str) -> None:

@@ -209,6 +209,7 @@ class NewFile:
                 self._file.close()
             else:
                 self._file.discard()
+                self._file.closed = True  # else it begins the upload again when it is collected
 
 
 def copy_file(source: Place, target: Place) -> None:

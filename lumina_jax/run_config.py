@@ -98,3 +98,26 @@ class WatchConfig:
                 not getattr(self, every) or bool(getattr(self, source)),
                 f"watch.{every}={getattr(self, every)} needs watch.{source}; give it, or 0",
             )
+
+
+LOGGERS = ("tensorboard", "wandb", "mlflow")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where the numbers and sheets of a run are shown, beside its metrics.jsonl.
+
+    ``to`` names loggers: tensorboard, wandb (Weights & Biases), mlflow; the last two are packages to install. ``project`` is W&B's
+    project and MLflow's experiment. They get a point every ``every`` steps.
+    """
+
+    to: tuple[str, ...] = ("tensorboard",)
+    project: str = "lumina_jax"
+    every: int = 10
+
+    def __post_init__(self):
+        for name in self.to:
+            require(name in LOGGERS, f"log.to={name}; the loggers are {', '.join(LOGGERS)}")
+        require(len(set(self.to)) == len(self.to), f"log.to={','.join(self.to)}; name each logger once")
+        require(bool(self.project), "log.project is empty; give a name")
+        require(self.every >= 1, f"log.every={self.every}; it must be at least 1")

@@ -15,7 +15,7 @@ RECORDER = r"""
 record() { printf '%s\0' "$#" "$@" >&3; }
 command_not_found_handle() { record "$@"; }
 for folder in .venv .venv312; do
-    for program in python pip ruff; do eval "function $folder/bin/$program { record $program \"\$@\"; }"; done
+    for program in python pip ruff mypy; do eval "function $folder/bin/$program { record $program \"\$@\"; }"; done
 done
 function .ci/run { record .ci/run; }
 PATH=/nowhere

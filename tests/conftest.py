@@ -147,17 +147,24 @@ def hub(monkeypatch, tmp_path_factory):
         yield server
 
 
-@pytest.fixture
-def s3(monkeypatch, tmp_path_factory):
-    """An S3Server with an empty bucket "bucket" that this process and those it starts take for Amazon's."""
-    s3fs = pytest.importorskip("s3fs", reason="pip install -r lumina_jax/data/requirements-cloud.txt")
+@pytest.fixture(scope="session")
+def s3_server():
+    """An S3Server that this process and those it starts take for Amazon's as long as they use ``s3``."""
+    pytest.importorskip("s3fs", reason="pip install -r lumina_jax/data/requirements-cloud.txt")
     from s3_server import S3Server
 
     with S3Server() as server:
-        server.buckets.make("bucket")
-        caches = {"XDG_CACHE_HOME": str(tmp_path_factory.mktemp("caches"))}
-        for name, value in (server.environment | caches).items():
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()  # a client keeps the address of its server
         yield server
-        s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch, tmp_path_factory):
+    """``s3_server`` with an empty bucket "bucket" and no faults, in the environment of this process, and nothing of the user's."""
+    s3_server.clear()
+    s3_server.buckets.make("bucket")
+    s3_server.buckets.objects("bucket").clear()
+    (own := tmp_path_factory.mktemp("user") / "none").touch()
+    files = {"AWS_CONFIG_FILE": str(own), "AWS_SHARED_CREDENTIALS_FILE": str(own), "XDG_CACHE_HOME": str(own.parent)}
+    for name, value in (s3_server.environment | files).items():
+        monkeypatch.setenv(name, value)
+    return s3_server

@@ -65,6 +65,8 @@ class S3Server(GcsServer):
             raise GcsError(412, "It changed meanwhile.")
         answer = self._content(request, found)
         answer.headers["ETag"] = _etag(found)
+        if method == "HEAD":
+            answer.headers["Content-Length"] = str(len(answer.body or b""))
         answer.headers["Last-Modified"] = "Thu, 01 Jan 2026 00:00:00 GMT"
         return answer
 

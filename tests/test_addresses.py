@@ -26,7 +26,8 @@ TYPES = (
 MODEL = ("model", "tokenizer", "vq", "compile_cache")
 CONVERT = ("source", "target", "tokenizer", "vq")
 TAKES = {
-    "sample": (*MODEL, "prompts", "image", "history", "out"),
+    "sample": (*MODEL, "prompts", "image", "history", "like", "out"),
+    "inspect": ("pictures",),
     "convert import": CONVERT,
     "convert export": (*CONVERT, "scores", "pictures"),
     "convert inspect": ("path",),
@@ -47,6 +48,7 @@ TAKES = {
 """Verb -> its arguments that are a path or a URL. What follows --source is read by lumina_jax/data/sources, a config from here."""
 WORDS = {
     "sample": ["--prompt", "x"],
+    "inspect": ["x.png"],
     "refine": ["x.png"],
     "convert import": ["src", "dst"],
     "convert export": ["src", "dst", "--layout", "hf"],

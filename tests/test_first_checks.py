@@ -8,6 +8,7 @@ from gcs_server import GcsFault
 
 import run
 from lumina_jax import first_checks
+from lumina_jax.cli.checks import check_run
 from lumina_jax.errors import InputError, MissingFileError, StorageError
 from lumina_jax.faults import is_transient
 from lumina_jax.first_checks import check_readable, check_space, check_writable
@@ -39,6 +40,13 @@ def test_a_bucket_that_is_not_there_is_final(gcs, tmp_path, monkeypatch, capsys)
     assert sum(gcs.requests.values()) == 1 and not is_transient(caught.value)
     assert run.main(["sample", "--prompt", "x", "--out", "gs://gone/out"]) == 2
     assert "gs://gone/out" in (line := capsys.readouterr().err) and line.count("\n") == 1
+
+
+def test_a_run_asks_once_for_what_it_reads(gcs):
+    cfg = run.load_experiment("configs/toy_stage1.py", ["out=gs://bucket/out", "start=gs://gone/run"])
+    with pytest.raises(InputError, match="start: gs://gone/run is missing"):
+        check_run(cfg)
+    assert sum(gcs.requests.values()) <= 3
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["no answer", "no connection"])

@@ -23,6 +23,7 @@ FLOORS = (
         "batch",
         "places",
         "first_checks",
+        "open_files",
         "storage",
         "progress",
         "faults",

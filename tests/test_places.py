@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gcs_server import GcsFault
 
 from lumina_jax import places
+from lumina_jax.cli.results import claimed
 from lumina_jax.errors import ExistingFileError, InputError, MissingPackageError, StorageError
 from lumina_jax.places import (
     NewFile,
@@ -69,6 +71,18 @@ def test_a_file_of_a_store_is_whole_or_not_there(memory):
     with pytest.raises(ExistingFileError), atomic_write(target, new=True) as temporary:
         temporary.write_text("another")
     assert target.read_text() == "whole\n"
+
+
+def test_a_client_whose_answer_was_lost_does_not_take_its_own_file_for_anothers(gcs):
+    gcs.faults.append(GcsFault("POST", reset=True, late=True))
+    with atomic_write(place("gs://bucket/a.txt"), new=True) as temporary:
+        temporary.write_text("mine")
+    gcs.faults.append(GcsFault("POST", reset=True, late=True))
+    with claimed(place("gs://bucket/samples.jsonl")):
+        assert place("gs://bucket/samples.jsonl").exists()
+        with pytest.raises(ExistingFileError, match="another run"), claimed(place("gs://bucket/samples.jsonl")):
+            pass
+    assert [*gcs.buckets.objects("bucket")] == ["a.txt"] and not any(fault.times for fault in gcs.faults)
 
 
 def test_a_new_file_is_there_once_it_is_closed_and_never_when_given_up(gcs, tmp_path, monkeypatch):

@@ -37,6 +37,7 @@ OTHER_PROGRAMS = {
     "pip install *": "fetches packages; .ci/run does",
     "python -m pytest*": "starts these very tests",
     "ruff *": "lint; .ci/run does",
+    "mypy": "types; .ci/run does",
     ".ci/run": "starts these very tests",
     "gcloud *": "needs an account at Google",
     "on_all *": "needs a TPU slice",

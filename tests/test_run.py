@@ -26,6 +26,7 @@ VERBS = (
     "data",
     "compile",
     "sample",
+    "inspect",
     "convert",
     "refine",
     "evaluate",

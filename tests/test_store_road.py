@@ -5,14 +5,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gcs_server import GcsFault
 from PIL import Image
 
 import run
 from lumina_jax.places import copy_file, place
+from lumina_jax.pods.report import output_folder
 from lumina_jax.storage import CLAIMS
 
 REPO = Path(__file__).resolve().parents[1]
 STORE = "gs://bucket"
+
+
+def faults() -> list[GcsFault]:
+    """What a store does to every verb: it is busy, slow, cuts what it sends short, and loses its answer."""
+    return [
+        GcsFault("GET .*alt=media", status=503, skip=1),
+        GcsFault("GET .*alt=media", cut=0.5, skip=2),
+        GcsFault("GET .*alt=media", seconds=0.3, skip=1, times=2),
+        GcsFault("POST .*upload", status=429),
+        GcsFault("POST .*upload", reset=True, late=True, skip=1),
+    ]
 
 
 def upload(folder: Path, target) -> None:
@@ -35,7 +48,7 @@ def contents(address: str) -> dict[str, bytes]:
 @pytest.fixture
 def both(gcs, tmp_path, capsys, monkeypatch):
     """``both("sample --model ROOT/toy")`` -> stdout of the command with a disk and a bucket for ROOT: both hold
-    the model of the embedded world and two pictures, and what they say is the same but for ROOT."""
+    the model of the embedded world and two pictures, and what they say is the same but for ROOT, though its store fails."""
     monkeypatch.chdir(tmp_path)
     roots = (tmp_path / "disk").as_posix(), STORE
     for root in roots:
@@ -49,6 +62,8 @@ def both(gcs, tmp_path, capsys, monkeypatch):
     def call(words: str, alike: bool = True) -> str:
         said = []
         for root in roots:
+            gcs.clear()
+            gcs.faults += faults()
             assert run.main(words.replace("ROOT", root).split()) == 0, capsys.readouterr().err
             said.append(capsys.readouterr().out.replace(root, "ROOT"))
         assert said[0] == said[1] or not alike
@@ -102,3 +117,24 @@ def test_checkpoints_go_in_and_out_of_a_bucket(both, capsys):
     both.same("back")
     for words in (f"verify {STORE}/ours {STORE}/toy --by weights", f"inspect {STORE}/ours --deep"):
         assert run.main(["convert", *words.split()]) == 0, capsys.readouterr()
+
+
+def test_compile_writes_into_a_bucket(gcs):
+    (output_folder(f"{STORE}/compiled") / "toy.txt").write_text("table")
+    assert gcs.buckets.objects("bucket")["compiled/toy.txt"].data == b"table"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "refine ROOT/pictures/0.png --model ROOT/toy --out ROOT/made",
+        "study settings --model ROOT/toy --prompts ROOT/prompts.jsonl --size 32x32 --guidance 1,2 --top-k 5 --out ROOT/made",
+        "evaluate --model ROOT/toy --attention red --size 32x32 --out ROOT/made",
+    ],
+    ids=lambda words: words.split()[0],
+)
+def test_what_looks_into_a_model_writes_into_a_bucket(words, both):
+    for root in (Path("disk"), place(STORE)):
+        (root / "prompts.jsonl").write_text(json.dumps({"prompt": "a red circle"}) + "\n")
+    both(words, alike=False)  # they say how fast they were
+    assert any(name.endswith(".png") for name in both.same("made"))

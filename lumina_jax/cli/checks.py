@@ -67,12 +67,22 @@ def check_field(name: str, address: str, write: bool = False, needed: int = FREE
 
 
 def check_run(cfg) -> None:
-    """Raises UserErrors where the Experiment ``cfg`` cannot write a checkpoint into its ``out``, or its compiled programs.
+    """Raises UserErrors where the Experiment ``cfg`` cannot write a checkpoint into its ``out``, or its compiled programs, where it
+    names a logger that is not installed, and where a store does not have what it reads.
 
     One process of the run calls this.
     """
     from convert.describe import parameters
+    from lumina_jax.train.loggers.opened import check_packages
 
+    check_packages(cfg.log)
+    reads = (
+        *(("data.path", path) for path in cfg.data.paths),
+        ("data.tokenizer", cfg.data.tokenizer),
+        ("start", cfg.start),
+    )
+    for name, address in reads:
+        check_field(name, address)
     check_output(cfg.out)
     check_field("out", cfg.out, write=True, needed=max(FREE_BYTES, STATE_BYTES * parameters(cfg.model)))
     if cfg.compile_cache:

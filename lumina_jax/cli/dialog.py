@@ -30,14 +30,14 @@ a word @file.png or @"my file.png" is a picture, @@ an @; a line that begins wit
 an empty line ends"""
 
 
-def hold_dialog(model, builder, seed: int, settings, out, size=None, history: str | None = None) -> int:
+def hold_dialog(model, builder, seed: int, settings, out, size=None, history: str | None = None, origin=None) -> int:
     """A dialog until an empty line or the end of the input; ``size`` (width, height) in px is that of /paint, ``history`` a file
-    whose last dialog goes on."""
+    whose last dialog goes on, ``origin`` (sample.made) what its pictures tell of the model."""
     from lumina_jax.sample.transcript import TRANSCRIPT
 
     if sys.stdin is None:
         raise InputError("--chat reads its lines from stdin, which is closed")
-    session = Session(model, builder, seed, settings, out, size)
+    session = Session(model, builder, seed, settings, out, size, origin)
     if history:
         session.load(history)
     with claimed(out / TRANSCRIPT), interrupted(f"the pictures and {TRANSCRIPT} so far are in {out}"):
@@ -53,7 +53,7 @@ def hold_dialog(model, builder, seed: int, settings, out, size=None, history: st
 class Session:
     """A dialog, and what a person may do with it: say something, or one of COMMANDS, which has a method of its name."""
 
-    def __init__(self, model, builder, seed: int, settings, out, size: tuple[int, int] | None):
+    def __init__(self, model, builder, seed: int, settings, out, size: tuple[int, int] | None, origin):
         from lumina_jax.sample.job import seed_key
         from lumina_jax.sample.live import LiveChat
         from lumina_jax.sample.prompt import FREE_FORM
@@ -64,7 +64,7 @@ class Session:
         self._transcript = Transcript(out)
         if size:
             builder.check_paintable(size)
-        self._size = size
+        self._size, self._seed, self._origin = size, seed, origin
         self._turn, self._warned = 0, False
 
     def take(self, message: str) -> None:
@@ -130,6 +130,13 @@ class Session:
         rows = [f"{f'/{name} {takes}':16}{does}" for name, (takes, does) in COMMANDS.items()]
         _note("\n".join([HELP, *rows]))
 
+    def _made(self, number: int) -> dict:
+        """What decides picture ``number`` of the answer that is being given."""
+        from lumina_jax.sample.made import made, made_picture
+
+        prompt = self._chat.asked
+        return made_picture(made(self._origin, prompt, self._seed, prompt.place), prompt, number)
+
     def _say(self, text: str, images: list, size: tuple[int, int] | None) -> None:
         """Answers a message, with a picture of ``size`` first where one is asked for, and keeps both."""
         from lumina_jax.progress import waiting
@@ -138,7 +145,7 @@ class Session:
         before, self._turn = len(chat.dialog.pictures), self._turn + 1
         cfg = self._settings("generate") if size else None
         wait = waiting("loading or compiling programs, then beginning the answer")
-        painted = follow(chat.say(text, images, size=size, cfg=cfg), self._out, stem, wait)
+        painted = follow(chat.say(text, images, size=size, cfg=cfg), self._out, stem, wait, self._made)
         new = chat.dialog.pictures[before:]
         shown = [self._out / f"{stem}-shown-{number}.png" for number in range(len(images))]
         for picture, file in zip(new, shown, strict=False):

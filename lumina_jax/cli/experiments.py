@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lumina_jax.cli.arguments import REPOSITORY, HubModel, check_address, expand_home, input_path, model_path
 from lumina_jax.cli.hub_fields import HUB_FIELDS
+from lumina_jax.cli.parser import as_called
 from lumina_jax.errors import InputError, MissingFileError, UserError, prefixed_errors
 
 INPUTS = ("start", "data.tokenizer", "vq.path", "watch.held_out", "watch.prompts")
@@ -36,7 +37,7 @@ class ShowFields(Action):
             cfg = load_experiment(options.config, options.changes or []) if options.config else Experiment()
         except UserError as error:
             parser.error(str(error))
-        print("\n".join(describe_fields(cfg)))
+        print(as_called("\n".join(describe_fields(cfg))))
         parser.exit()
 
 

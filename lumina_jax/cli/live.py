@@ -26,25 +26,28 @@ def show_live(model, builder, job, out) -> int:
     if len(job.items) != 1:
         raise InputError(f"--live shows one answer, not {len(job.items)}; give one prompt")
     from lumina_jax.sample.live import watch
+    from lumina_jax.sample.made import made_picture
 
     (item,) = job.items
     prompt = job.prompts[item[0]]
     options = dict(size=prompt.size, opens=prompt.size is not None)
     events = watch(model, builder.vq, builder.vocab, prompt.ids, job.key(item), prompt.cfg, **options)
-    pictures = follow(events, out, job.stem(item), programs(model, [prompt], 1, "beginning the answer"))
+    wait = programs(model, [prompt], 1, "beginning the answer")
+    pictures = follow(events, out, job.stem(item), wait, lambda number: made_picture(job.made(item), prompt, number))
     if prompt.picture and not pictures:
         print("the answer lacks the picture that was asked for", file=sys.stderr)
         return LACKING
     return 0
 
 
-def follow(events, out, stem: str, wait):
-    """Waits for the first of ``events`` in the context ``wait``.
+def follow(events, out, stem: str, wait, made):
+    """Waits for the first of ``events`` in the context ``wait``; ``made`` says what decides picture K (sample.made.made_picture).
 
     Prints the text, and keeps the newest preview of each picture in live.png, the complete picture in STEM-K.png.
 
     Returns the files of the complete pictures, in order.
     """
+    from lumina_jax.pictures.metadata import save_picture
     from lumina_jax.sample.live import Words
 
     events, files = iter(events), []
@@ -59,7 +62,7 @@ def follow(events, out, stem: str, wait):
             print(f"\r{place} ", end="", file=sys.stderr, flush=True)
             if event.lines == event.total:
                 files.append(out / f"{stem}-{event.number}.png")
-                save(event.picture, files[-1], new=True)
+                save_picture(event.picture, files[-1], made(event.number), new=True)
                 print(f"\n{printable(str(files[-1]))}", flush=True)
         event = next(events, None)
     print(flush=True)

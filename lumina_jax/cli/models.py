@@ -70,10 +70,12 @@ def image_layout_argument(parser: ArgumentParser) -> None:
     parser.add_argument("--image-layout", choices=("lumina", "chameleon"), help=layout_help)
 
 
-def load_for_sampling(options: Namespace, mesh=None):
+def load_for_sampling(options: Namespace, mesh=None, ahead=None):
     """(Chameleon, Vocab, image tokenizer, Experiment or None) of --model, --tokenizer and --vq; the model is on ``mesh``.
 
-    Without ``mesh`` it is on the first device. Raises UserErrors naming what is missing or damaged.
+    Without ``mesh`` it is on the first device. ``ahead`` is called with (the form of the model, vocab, image tokenizer, experiment)
+    and returns a context in which the weights are read; not for a mesh, and not for int8 and int4, which change the form. Raises
+    UserErrors naming what is missing or damaged.
     """
     from lumina_jax.progress import waiting
 
@@ -84,15 +86,18 @@ def load_for_sampling(options: Namespace, mesh=None):
     with waiting(f"loading {options.model}"):
         say_compiler_options()
         keep_compiled(options)
-        return _load_for_sampling(options, mesh)
+        return _load_for_sampling(options, mesh, ahead)
 
 
-def _load_for_sampling(options: Namespace, mesh):
+def _load_for_sampling(options: Namespace, mesh, ahead):
+    from contextlib import nullcontext
+
     import jax
 
-    from convert import load_image_tokenizer, load_model, tokenizer_files
+    from convert import load_image_tokenizer, load_model, model_form, tokenizer_files
+    from convert.file_sums import check_written
     from convert.metadata import experiment_of
-    from convert.pictures import carried_encoder, fitted, image_layout_of
+    from convert.pictures import carried_encoder, fitted, image_layout_of, of_tokenizer
     from lumina_jax.progress import waiting
     from lumina_jax.vocab import UNI_REP
 
@@ -103,11 +108,20 @@ def _load_for_sampling(options: Namespace, mesh):
     if missing := tokenizer_files.notes(files, source.folder, encoder is not None):
         raise MissingFileError("; ".join(missing))
     tokenizer_files.check(files, source.cfg)
-    with waiting(f"loading {options.model}"):
-        wanted = options.dtype or ("float32" if jax.default_backend() == "cpu" else "")  # a CPU is slow in bfloat16
-        model, vocab = load_model(options.model, mesh, wanted)[0], files.vocab()
-        vq = encoder or load_image_tokenizer(files.vq)
+    with waiting(f"comparing the checksums of {options.model}"):
+        check_written(source.folder, jax.process_index(), jax.process_count())
+    wanted = options.dtype or ("float32" if jax.default_backend() == "cpu" else "")  # a CPU is slow in bfloat16
     image_layout = image_layout_of(source, options.image_layout or "").image_layout or UNI_REP
+    with waiting(f"reading the tokenizers of {options.model}"):
+        form, vocab = model_form(options.model, mesh, wanted), files.vocab()
+        vq = encoder or load_image_tokenizer(files.vq)
+    compiling = nullcontext()
+    if ahead and mesh is None and not (options.int8 or options.int4):
+        compiling = ahead(form, vocab.with_images(of_tokenizer(image_layout, vq)), vq, experiment)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(form))
+    amount = f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.0f} MB"
+    with compiling, waiting(f"reading {amount} of weights"):
+        model = load_model(options.model, mesh, wanted)[0]
     vocab = vocab.with_images(fitted(image_layout, model, vocab, vq))
     return _quantized(model, vocab, options.int4) if options.int8 or options.int4 else model, vocab, vq, experiment
 
@@ -140,6 +154,7 @@ def fetch_options(options: Namespace) -> None:
     with waiting("loading the converter"):
         from convert.fetch import fetch_model
     local = fetch_model(*given)
+    options.asked_model = options.model
     options.model, options.tokenizer, options.vq = local.folder, local.tokenizer, local.vq
 
 
@@ -148,6 +163,16 @@ def settings_of(experiment: "Experiment | None") -> "SampleConfig":
     from lumina_jax.config import SampleConfig
 
     return experiment.sample if experiment else SampleConfig()
+
+
+def origin_of(options: Namespace, model, vq, vocab):
+    """The sample.made.PictureOrigin of a loaded model; the shipped one is named from its folder of assets."""
+    from lumina_jax import __version__
+    from lumina_jax.sample.made import PictureOrigin
+
+    address = str(vars(options).get("asked_model", options.model))  # hf://, not where it was fetched to
+    address = TOY_MODEL if address == str(shipped(TOY_MODEL)) else address
+    return PictureOrigin.of(address, model, vq, vocab, __version__)
 
 
 def make_prompt_builder(

@@ -10,6 +10,7 @@ try:
 
     from lumina_jax import __version__
     from lumina_jax.cli import ending
+    from lumina_jax.cli.again import add_inspect
     from lumina_jax.cli.checks import check_options
     from lumina_jax.cli.convert import add_convert
     from lumina_jax.cli.data import add_data
@@ -32,6 +33,7 @@ VERBS = (
     add_data,
     add_compile,
     add_sample,
+    add_inspect,
     add_convert,
     add_refine,
     add_evaluate,

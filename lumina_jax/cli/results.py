@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import secrets
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,18 +47,21 @@ def results_folder(given: str | None, default: str, check_free: Callable, resume
 def claimed(file) -> Iterator[None]:
     """Makes ``file``, so that no other run takes its folder; it is removed again if nothing was written into it.
 
-    Raises ExistingFileError when another run has made it.
+    Raises ExistingFileError when another run has made it. On a store it holds a word of this run until results replace it: a client
+    whose answer was lost asks again, and then meets the file that it made itself.
     """
+    word = b"" if isinstance(file, Path) else secrets.token_hex(8).encode()
     try:
         if isinstance(file, Path):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch(exist_ok=False)
         else:
-            file.fs.pipe_file(file.path, b"", mode="create")
+            file.fs.pipe_file(file.path, word, mode="create")
     except FileExistsError as error:
-        raise ExistingFileError(f"{file}: another run has begun to write it; give another --out") from error
+        if not word or file.read_bytes() != word:
+            raise ExistingFileError(f"{file}: another run has begun to write it; give another --out") from error
     try:
         yield
     finally:
-        if file.is_file() and file.stat().st_size == 0:
+        if file.is_file() and file.stat().st_size == len(word) and file.read_bytes() == word:
             file.unlink()

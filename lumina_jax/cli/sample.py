@@ -3,8 +3,11 @@
 import sys
 from argparse import Namespace, _SubParsersAction
 from contextlib import suppress
+from functools import partial
 from shlex import quote
 
+from lumina_jax.cli.again import take_over
+from lumina_jax.cli.ahead import PromptsAhead
 from lumina_jax.cli.arguments import NOTHING, at, at_least, input_path, output_path, sampling_seed, size
 from lumina_jax.cli.dialog import hold_dialog
 from lumina_jax.cli.ending import say
@@ -15,6 +18,7 @@ from lumina_jax.cli.models import (
     make_prompt_builder,
     mesh_of,
     model_arguments,
+    origin_of,
     positions_of,
     settings_of,
     target_size_argument,
@@ -23,7 +27,14 @@ from lumina_jax.cli.models import (
 )
 from lumina_jax.cli.processes import worker
 from lumina_jax.cli.results import claimed, results_folder
-from lumina_jax.cli.settings import asked_settings, default_settings, settings_arguments, task_table, used_settings
+from lumina_jax.cli.settings import (
+    asked_changes,
+    asked_settings,
+    default_settings,
+    settings_arguments,
+    task_table,
+    used_settings,
+)
 from lumina_jax.errors import InputError, interrupted, printable
 
 OUT = "out/samples"
@@ -82,6 +93,8 @@ def add_sample(verbs: _SubParsersAction) -> None:
         "--history", type=input_path, metavar="FILE", help="with --chat: a .jsonl file whose last dialog goes on"
     )
     sample.add_argument("--live", action="store_true", help="show one answer while it grows; the picture in live.png")
+    like_help = "paint this picture again, from what its file tells; --guidance, --top-k ... change what they name"
+    sample.add_argument("--like", type=input_path, metavar="FILE", help=like_help)
     sample.add_argument("--per-prompt", type=at_least(1), default=1, metavar="N", help="answers to each prompt")
     sample.add_argument(
         "--rows", type=at_least(1), default=16, metavar="N", help="answers sampled at once, by continuous batching"
@@ -119,7 +132,8 @@ def _sample(options: Namespace) -> int:
     lines = read_lines(at(options.prompts)) if options.prompts else []
     if options.prompts and not lines:
         raise InputError(f"{options.prompts} holds no prompt; write one a line")
-    if not (lines or options.prompt or options.image or options.chat):
+    made = take_over(options) if options.like else {}
+    if not (lines or options.prompt or options.image or options.chat or made):
         raise InputError("no prompts; give --prompt TEXT (again for more), --prompts FILE, or --task NAME --image FILE")
     _check(options)
     images = [open_image(at(file)) for file in options.image]
@@ -127,14 +141,20 @@ def _sample(options: Namespace) -> int:
     out = results_folder(options.out, OUT, lambda folder: check_free(folder, share), options.resume)
     target = target_size_for(options, _needs_sizes(options, lines), needed=not options.chat)
     with mesh_of(options) as mesh:
-        model, vocab, vq, experiment = load_for_sampling(options, mesh)
+        prepared = PromptsAhead(options, share, partial(_prepared, options, images, lines, target))
+        plain = not (options.chat or options.live or options.resume or made)
+        model, vocab, vq, experiment = load_for_sampling(options, mesh, prepared if plain else None)
         builder = make_prompt_builder(vq, vocab, experiment, not options.free_size, positions_of(options), target)
         base = settings_of(experiment)
         settings = asked_settings(options, base)
         if options.chat:
             print(used_settings([("chat", settings("chat"))], default_settings(base)), file=sys.stderr)
-            return hold_dialog(model, builder, options.seed, settings, out, options.size, options.history)
-        prompts, rejects = _prompts(builder, options, images, lines, settings)
+            origin = origin_of(options, model, vq, vocab)
+            return hold_dialog(model, builder, options.seed, settings, out, options.size, options.history, origin)
+        if made:
+            prompts, rejects = (_again(options, made, origin_of(options, model, vq, vocab)),), []
+        else:
+            prompts, rejects = prepared.made(vocab, vq, experiment)
         asked = [(prompt.task, prompt.cfg) for prompt in prompts if prompt is not None]
         used = used_settings(asked, default_settings(base))
         return _paint(model, builder, options, prompts, rejects, share, out, used)
@@ -215,15 +235,33 @@ def _prompts(builder, options: Namespace, images: list, lines: list, settings) -
     return tuple(prompts), rejects
 
 
+def _prepared(options: Namespace, images: list, lines: list, target, vocab, vq, experiment) -> tuple[tuple, list[dict]]:
+    """:func:`_prompts` by what they depend on of a model."""
+    builder = make_prompt_builder(vq, vocab, experiment, not options.free_size, positions_of(options), target)
+    return _prompts(builder, options, images, lines, asked_settings(options, settings_of(experiment)))
+
+
+def _again(options: Namespace, made: dict, origin):
+    """The prompt of the picture that ``made`` tells of, with the changes of the command line; says what may differ."""
+    from dataclasses import replace
+
+    from lumina_jax.sample.made import check_origin, prompt_again
+
+    prompt = prompt_again(made, options.like)
+    if line := check_origin(made, origin, options.like):
+        print(printable(line), file=sys.stderr)
+    return replace(prompt, cfg=asked_changes(options, prompt.cfg))
+
+
 def _paint(model, builder, options: Namespace, prompts: tuple, rejects: list[dict], share, out, used: str) -> int:
     """Answers ``prompts`` into ``out`` and says the settings ``used``; returns the exit code."""
     from contextlib import nullcontext
 
-    from lumina_jax.model.params import fingerprint
     from lumina_jax.sample.job import Job, check_workers, finished, sheet
 
     _warn(builder, prompts)
-    job = Job(prompts, options.seed, options.per_prompt, options.rows, share, fingerprint(model))
+    origin = origin_of(options, model, builder.vq, builder.vocab)
+    job = Job(prompts, options.seed, options.per_prompt, options.rows, share, origin.weights, origin)
     if options.live:
         print(used, file=sys.stderr)
         return show_live(model, builder, job, out)

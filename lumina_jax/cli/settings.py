@@ -73,11 +73,16 @@ def default_settings(base) -> Callable:
 
 def asked_settings(options: Namespace, base) -> Callable:
     """A function task -> SampleConfig: its :func:`default_settings` with the changes of the command line."""
+    default = default_settings(base)
+    return lambda task: asked_changes(options, default(task))
+
+
+def asked_changes(options: Namespace, cfg):
+    """The SampleConfig ``cfg`` with the changes of the command line."""
     from dataclasses import replace
 
-    default = default_settings(base)
     changes = {name: vars(options)[name] for name in FIELDS if vars(options).get(name) is not None}
-    return lambda task: replace(default(task), **changes)
+    return replace(cfg, **changes)
 
 
 def used_settings(asked: Iterable[tuple], default: Callable) -> str:

@@ -12,6 +12,7 @@ from lumina_jax.cli.models import (
     make_prompt_builder,
     mesh_of,
     model_arguments,
+    origin_of,
     positions_of,
     settings_of,
     target_size_argument,
@@ -180,7 +181,8 @@ def _painted(options: Namespace, cfgs_of, copies: int = 1):
         base = settings_of(experiment)
         cfg = asked_settings(options, base)("generate")
         prompts = _prompts(options, builder, lines, cfg)
-        parts = parts_of(model, prompts, cfgs_of(cfg), out / PICTURES, options.seed, copies, options.rows)
+        origin = origin_of(options, model, vq, vocab)
+        parts = parts_of(model, prompts, cfgs_of(cfg), out / PICTURES, options.seed, copies, options.rows, origin)
         answers = finished_parts(parts)
         print(used_settings([("generate", cfg)], default_settings(base)), file=sys.stderr)
         total = sum(len(part.job.items) for part in parts)

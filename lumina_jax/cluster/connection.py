@@ -4,21 +4,18 @@ import hashlib
 import hmac
 import json
 import os
-import resource
 import socket
 import threading
 from contextlib import suppress
 
 from lumina_jax.cluster.membership import GRACE_SECONDS, Message
-from lumina_jax.errors import StorageError
+from lumina_jax.open_files import allow_open_files
 
 TOKEN_VARIABLE = "LUMINA_RUN_TOKEN"
 """The environment variable of a secret that all processes of a run share. Without it the run's name is the token: other runs
 are kept out, but nobody who wants to come in."""
 LONGEST_LINE = 1 << 22
 """Bytes of one message; a longer one is not of this protocol."""
-SPARE_FILES = 256
-"""Open files that a process needs beside its connections."""
 
 
 class Connection:
@@ -76,14 +73,6 @@ def proof(token: bytes, nonce: str, index: int) -> str:
 
 
 def allow_connections(count: int) -> None:
-    """Raises this process's soft limit of open files to hold ``count`` connections; StorageError when its hard limit is lower."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + SPARE_FILES
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise StorageError(
-            f"process 0 holds a connection to each of {count} processes, which needs {needed} open files, but {hard} are allowed; "
-            "raise the hard limit (ulimit -Hn) on its host"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    """Lets this process hold ``count`` connections; StorageError when its hard limit of open files is lower."""
+    what = f"process 0 holds a connection to each of {count} processes"
+    allow_open_files(count, what, "raise the hard limit (ulimit -Hn) on its host")

@@ -83,7 +83,11 @@ class ProcessGroup:
 
     def slowest(self) -> str:
         """In the process that has the coordinator: a line on the process that holds the others up; empty where none does."""
-        return slowest(self._coordinator.paces()) if self._coordinator else ""
+        return slowest(self.paces())
+
+    def paces(self) -> Mapping[str, Pace]:
+        """In the process that has the coordinator: how fast each process steps, by its name; empty elsewhere."""
+        return self._coordinator.paces() if self._coordinator else {}
 
     def barrier(self, name: str, timeout: float, values: Mapping[str, str] | None = None) -> tuple[int, ...]:
         """Waits until all processes are at the barrier ``name`` with equal ``values``. Returns the slices that came back.

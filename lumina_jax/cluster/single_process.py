@@ -48,6 +48,10 @@ class SingleProcess:
         """There is none."""
         return ""
 
+    def paces(self) -> Mapping[str, Pace]:
+        """Empty: nobody waits for another."""
+        return {}
+
     def barrier(self, name: str, timeout: float, values: Mapping[str, str] | None = None) -> tuple[int, ...]:
         """Does nothing; no slice returned."""
         return ()

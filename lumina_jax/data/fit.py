@@ -14,9 +14,9 @@ from lumina_jax.data.word_tokenizer import build, save
 from lumina_jax.errors import ExistingFileError
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pictures import pixels
-from lumina_jax.places import place
+from lumina_jax.places import Place, place
 from lumina_jax.progress import ProgressDisplay, waiting
-from lumina_jax.storage import atomic_write_text
+from lumina_jax.storage import atomic_write_text, remove_strays
 from lumina_jax.vocab import FILE_NAMES
 
 MAX_RECORDS = 20_000
@@ -31,8 +31,7 @@ def claim_fit(vq: VQConfig, data: DataConfig, fitted_to: dict[str, object]) -> b
     Writes ``fitted_to`` beside both files, so that the same fit is found again, or finished after a kill. Raises ExistingFileError
     for a file that is there and was fitted to something else: the models trained with it need it as it is.
     """
-    files = (place(vq.path), place(data.tokenizer) / FILE_NAMES[0])
-    records = {file: file.with_name(file.name + RECORD) for file in files}
+    files, records = _files(vq, data)
     for file in (file for file in files if file.exists()):
         if not records[file].is_file() or json.loads(records[file].read_text(encoding="utf-8")) != fitted_to:
             raise ExistingFileError(
@@ -42,6 +41,12 @@ def claim_fit(vq: VQConfig, data: DataConfig, fitted_to: dict[str, object]) -> b
     for record in records.values():
         atomic_write_text(record, json.dumps(fitted_to))
     return not all(file.exists() for file in files)
+
+
+def _files(vq: VQConfig, data: DataConfig) -> tuple[tuple[Place, Place], dict[Place, Place]]:
+    """The two files that are fitted, and the records beside them."""
+    files = (place(vq.path), place(data.tokenizer) / FILE_NAMES[0])
+    return files, {file: file.with_name(file.name + RECORD) for file in files}
 
 
 def fit(
@@ -80,6 +85,8 @@ def fit(
     codebook.save(vq.path)
     units = max(max(size) for size in sizes) // data.patch
     save(build(codebook.codes, texts, size_units=units), data.tokenizer)
+    for file, record in _files(vq, data)[1].items():  # another process that fits the same has what it needs now
+        remove_strays(file.parent, {file.name, record.name}.__contains__)
     with waiting("measuring the codebook"):
         return codebook.report(
             list(itertools.islice(crops(ProgressDisplay("measure", len(indices), show=False)), REPORT_PICTURES))

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import resource
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,13 +13,11 @@ import numpy as np
 
 from lumina_jax.config import DataConfig
 from lumina_jax.data.token_cache import TokenCache
-from lumina_jax.errors import StorageError
 from lumina_jax.faults import retried
+from lumina_jax.open_files import allow_open_files
 from lumina_jax.storage import StorageFolder
 
 BYTES_PER_GB = 10**9
-SPARE_FILES = 256
-"""Open files reserved for everything but the shards."""
 BLOCK_BYTES, STORED_BLOCK_BYTES = 1 << 20, 1 << 24
 """Of a shard that is read as a whole, at once: from a disk, and from a store, which takes a while to answer."""
 
@@ -97,7 +94,8 @@ class DiskTokenFiles:
 
     def open(self, shard_bytes: Sequence[int], checksums: np.ndarray | None) -> None:
         """Raises StorageError when so many files cannot be open at once."""
-        _allow_open_files(len(self._files))
+        cure = "raise it (ulimit -Hn), or pretokenize again with more records per shard"
+        allow_open_files(count := len(self._files), f"{self._folder} has {count} shards", cure)
 
     def read(self, spans: Sequence[RecordSpan]) -> list[bytes]:
         return [self._record(span) for span in spans]
@@ -197,17 +195,3 @@ def token_files(folder: StorageFolder, names: Sequence[str], manifest: bytes, re
     if folder.local:
         return DiskTokenFiles(folder.local, names)
     return StoreTokenFiles(folder, names, manifest, reading)
-
-
-def _allow_open_files(count: int) -> None:
-    """Raises this process's soft limit of open files to hold ``count`` shards; StorageError when its hard limit is lower."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + SPARE_FILES
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise StorageError(
-            f"{count} shards need {needed} open files, but {hard} are allowed; raise it (ulimit -Hn), or pretokenize again with "
-            "more records per shard"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -20,6 +20,7 @@ from lumina_jax.model.params import fingerprint
 from lumina_jax.pictures.picture_table import PictureCell, PictureTable
 from lumina_jax.places import Place
 from lumina_jax.sample.job import Answer, Job, finished, opened, paint
+from lumina_jax.sample.made import PictureOrigin
 from lumina_jax.sample.prompt import Prompt
 from lumina_jax.vocab import Vocab
 
@@ -74,13 +75,17 @@ def parts_of(
     seed: int,
     copies: int = 1,
     rows: int = 16,
+    origin: PictureOrigin | None = None,
 ) -> list[StudyPart]:
-    """A part for each of the different ``cfgs``, in a folder named by its settings below ``folder``."""
+    """A part for each of the different ``cfgs``, in a folder named by its settings below ``folder``.
+
+    ``origin`` is what its pictures tell of the model.
+    """
     weights, parts = fingerprint(model), []
     for cfg in dict.fromkeys(cfgs):
         asked = tuple(replace(prompt, cfg=cfg) for prompt in prompts)
         name = "-".join(f"{NAMES[field]}-{getattr(cfg, field)}" for field in NAMES)
-        parts.append(StudyPart(folder / name, Job(asked, seed, copies, rows, model=weights)))
+        parts.append(StudyPart(folder / name, Job(asked, seed, copies, rows, model=weights, origin=origin)))
     return parts
 
 

@@ -27,6 +27,8 @@ from lumina_jax.vocab import Vocab
 
 SHEETS = "sheets"
 """The folder in that of the run."""
+SHEET = "samples"
+"""The name of a sheet in the loggers."""
 COLUMNS = 4
 """Pictures beside each other on a sheet."""
 SEED = 0
@@ -68,6 +70,10 @@ class HeldOutLoss:
         """{"held_out": nats a token}."""
         return {HELD_OUT: self._loss(state.model, self._batches())}
 
+    def images(self) -> dict[str, Image.Image]:
+        """None: it measures numbers."""
+        return {}
+
     def _batches(self) -> Iterator[Batch]:
         rows = batches(self._cfg.path, self._cfg, self._vocab, SEED, 0, self._count, *self._share)
         return (global_batch(batch, self._mesh) for batch in rows)
@@ -85,6 +91,7 @@ class SampleSheets:
         self.every, self._cfg, self._vocab, self._vq = cfg.watch.sheet_every, cfg, vocab, vq
         builder = PromptBuilder(vq, vocab, cfg.data, as_is=cfg.vq.kind == "patch")
         texts = read_prompts(cfg.watch.prompts)[: cfg.watch.sheet_prompts]
+        self._sheets: dict[str, Image.Image] = {}
         self._prompts = [builder.generate(text, None, cfg.sample) for text in texts]
 
     def measure(self, step: int, state: TrainState) -> dict[str, float]:
@@ -94,7 +101,12 @@ class SampleSheets:
             sheet = self._painted(model)
             folder = StorageFolder(f"{self._cfg.out}/{SHEETS}")
             folder.write(f"{step:08d}.png", lambda path: sheet.save(path, format="PNG"))
+            self._sheets = {SHEET: sheet}
         return {}
+
+    def images(self) -> dict[str, Image.Image]:
+        """The newest sheet, in process 0."""
+        return self._sheets
 
     def _painted(self, model: Chameleon) -> Image.Image:
         """A sheet of the picture of each prompt, blank where the answer holds none."""

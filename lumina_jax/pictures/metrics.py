@@ -1,7 +1,6 @@
 """How far a prediction is from the truth, in the measures of each field. Arrays in, numbers out."""
 
 import numpy as np
-from scipy import ndimage
 
 from lumina_jax.pictures.annotations import Box
 
@@ -84,6 +83,7 @@ def box_iou(first: Box, second: Box) -> float:
 
 def ssim(first: np.ndarray, second: np.ndarray) -> float:
     """Structural similarity (Wang et al. 2004) of two pictures u8[Y X 3], 1 when equal: of luma, Gaussian windows of 1.5 px."""
+    from scipy import ndimage  # takes a third of a second, which sampling does not wait for
 
     def smooth(values: np.ndarray) -> np.ndarray:
         return ndimage.gaussian_filter(values, 1.5, truncate=3.5)

@@ -19,11 +19,13 @@ from lumina_jax.errors import ExistingFileError, InputError
 from lumina_jax.layout import answer_tokens
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
+from lumina_jax.pictures.metadata import save_picture
 from lumina_jax.places import Place, store_errors
+from lumina_jax.sample.made import PictureOrigin, made, made_picture
 from lumina_jax.sample.picture import Broken, grid, split
 from lumina_jax.sample.prompt import Prompt
-from lumina_jax.sample.stream import stream
-from lumina_jax.storage import atomic_write, atomic_write_text, storage_errors
+from lumina_jax.sample.stream import compile_ahead, stream
+from lumina_jax.storage import atomic_write, atomic_write_text, remove_strays, storage_errors
 from lumina_jax.vocab import Vocab
 
 MAX_ANSWERS = 10**6
@@ -38,8 +40,8 @@ OF_WORKER = r"(-\d+-of-\d+)?"
 RECORDS = re.compile(rf"samples{OF_WORKER}\.jsonl|grid{OF_WORKER}\.png")
 SHARED = re.compile(r"\d{3,}(-\d+){1,2}\.png|rejects\.jsonl")
 """The names of files that the workers of one job write side by side."""
-USED = ("task", "settings")
-"""What a line says of the prompt; lines of earlier versions lack it."""
+ANSWERED = ("ask", "copy", "prompt", "files", "text", "passes", "broken")
+"""The fields of a line that are those of its Answer; the others say how it was made (sample.made)."""
 OTHERS = re.compile(r"live\.png|turn\d+-(shown-)?\d+\.png|transcript\.jsonl")
 """The names of files that an answer shown live and a dialog write."""
 
@@ -48,9 +50,10 @@ OTHERS = re.compile(r"live\.png|turn\d+-(shown-)?\d+\.png|transcript\.jsonl")
 class Job:
     """Answers each of ``prompts`` ``copies`` times, ``rows`` answers at once; ``share`` (i, n) is the part of worker i of n.
 
-    ``model`` is the fingerprint (model.params) of the weights. Copy 0 of prompt i draws from ``fold_in(seed_key(seed), i)`` and
-    copy c from that key folded with c, so an answer does not depend on what else the job holds. A prompt of None is one that was
-    rejected: it keeps its number and is not answered. Raises InputError for more than MAX_ANSWERS answers.
+    ``model`` is the fingerprint (model.params) of the weights, ``origin`` what files tell of it. Copy 0 of prompt i draws from
+    ``fold_in(seed_key(seed), i)`` and copy c from that key folded with c, so an answer does not depend on what else the job holds.
+    A prompt of None is one that was rejected: it keeps its number and is not answered. Raises InputError for more than MAX_ANSWERS
+    answers.
     """
 
     prompts: tuple[Prompt | None, ...]
@@ -59,6 +62,7 @@ class Job:
     rows: int = 16
     share: tuple[int, int] = (0, 1)
     model: str = ""
+    origin: PictureOrigin | None = None
 
     def __post_init__(self):
         if len(self.prompts) * self.copies > MAX_ANSWERS:
@@ -88,10 +92,23 @@ class Job:
 
     def key(self, item: tuple[int, int]) -> jax.Array:
         """The random key of a (prompt, copy)."""
-        index, copy = item
-        seed = self.seed if self.prompts[index].seed is None else self.prompts[index].seed
+        seed, (index, copy) = self.seed_of(item[0]), self.place(item)
         key = jax.random.fold_in(seed_key(seed), index)
         return jax.random.fold_in(key, copy) if copy else key
+
+    def seed_of(self, index: int) -> int:
+        """The seed of a prompt."""
+        seed = self.prompts[index].seed
+        return self.seed if seed is None else seed
+
+    def place(self, item: tuple[int, int]) -> tuple[int, int]:
+        """The (index, copy) whose random key a (prompt, copy) has: its own, unless the prompt has one."""
+        index, copy = self.prompts[item[0]].place or (item[0], 0)
+        return index, copy + item[1]
+
+    def made(self, item: tuple[int, int]) -> dict[str, object]:
+        """What decides the answer to a (prompt, copy) (made.made)."""
+        return made(self.origin, self.prompts[item[0]], self.seed_of(item[0]), self.place(item))
 
     def stem(self, item: tuple[int, int]) -> str:
         """The beginning of the file names of a (prompt, copy)."""
@@ -105,8 +122,8 @@ class Job:
         return tuple(prompt and self._fingerprint(index, prompt) for index, prompt in enumerate(self.prompts))
 
     def _fingerprint(self, index: int, prompt: Prompt) -> str:
-        seed = self.seed if prompt.seed is None else prompt.seed
-        settings = (seed, self.copies, self.stem((index, 0)), self.model, prompt.text, prompt.size, asdict(prompt.cfg))
+        settings = (self.seed_of(index), self.copies, self.stem((index, 0)), self.model, prompt.text, prompt.size)
+        settings += (asdict(prompt.cfg), *[prompt.place] * bool(prompt.place))
         return hashlib.sha256(repr(settings).encode() + prompt.ids.tobytes()).hexdigest()[:16]
 
 
@@ -204,7 +221,7 @@ def _recorded(job: Job, file: Place) -> list[Answer]:
         try:
             fields = json.loads(line)
             fingerprint = fields.pop("job")
-            fields = {name: value for name, value in fields.items() if name not in USED}
+            fields = {name: fields[name] for name in ANSWERED}
             fields |= {"files": tuple(fields["files"]), "broken": tuple(fields["broken"])}
             answer = Answer(**fields)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -259,6 +276,8 @@ def paint(
 
 def _recording(job: Job, out: Place, every: list[Answer], answers: Iterator[Answer]) -> Iterator[Answer]:
     """Yields ``answers`` and records them behind ``every``."""
+    stems = {job.stem(item) for item in job.items}
+    remove_strays(out, lambda name: name in (job.record, job.sheet) or name.rpartition("-")[0] in stems)
     _write(job, out, every)
     follow = _appending if isinstance(out, Path) else _rewriting
     yield from follow(job, out, every, answers)
@@ -318,9 +337,8 @@ def _write(job: Job, out: Place, answers: Sequence[Answer]) -> None:
 
 
 def _line(job: Job, answer: Answer) -> str:
-    prompt = job.prompts[answer.ask]
-    used = {"task": prompt.task, "settings": asdict(prompt.cfg)}
-    return json.dumps({"job": job.fingerprints[answer.ask]} | asdict(answer) | used) + "\n"
+    item = (answer.ask, answer.copy)
+    return json.dumps({"job": job.fingerprints[answer.ask]} | job.made(item) | asdict(answer)) + "\n"
 
 
 def draw(
@@ -330,6 +348,18 @@ def draw(
 
     All prompts are checked at once: what is wrong with one is raised before the first is answered.
     """
+    streams = [(group, stream(model, *asked, **options)) for group, asked, options in _streams(vocab, job, items)]
+    return _ended(vq, vocab, job, streams)
+
+
+def compile_job(form: Chameleon, vocab: Vocab, job: Job) -> None:
+    """Compiles what the first answers of ``job`` need (stream.compile_ahead), while the weights are still read."""
+    _, asked, options = _streams(vocab, job, job.items)[0]
+    compile_ahead(form, *asked, **options)
+
+
+def _streams(vocab: Vocab, job: Job, items: Sequence[tuple[int, int]]) -> list[tuple]:
+    """(items, the arguments of stream behind the model, its options) for all ``items`` that have the same settings."""
     groups: dict[SampleConfig, list[tuple[int, int]]] = {}
     for item in items:
         groups.setdefault(job.prompts[item[0]].cfg, []).append(item)
@@ -342,8 +372,8 @@ def draw(
         if None not in every:
             cfg = cfg.limited(answer_tokens(every, vocab.image_layout))
         options = dict(sizes=sizes, keys=keys, rows=job.rows, opens=[size is not None for size in sizes])
-        streams.append((group, stream(model, [prompt.ids for prompt in prompts], keys[0], cfg, vocab, **options)))
-    return _ended(vq, vocab, job, streams)
+        streams.append((group, ([prompt.ids for prompt in prompts], keys[0], cfg, vocab), options))
+    return streams
 
 
 def _ended(vq: ImageTokenizer, vocab: Vocab, job: Job, streams: Sequence[tuple]) -> Iterator[Drawn]:
@@ -362,9 +392,8 @@ def _ended(vq: ImageTokenizer, vocab: Vocab, job: Job, streams: Sequence[tuple])
 def _saved(job: Job, out: Place, drawn: Drawn) -> Answer:
     """Writes the pictures of an answer."""
     files = tuple(f"{job.stem(drawn.item)}-{number}.png" for number in range(len(drawn.images)))
-    for image, name in zip(drawn.images, files, strict=True):
-        with atomic_write(out / name) as temporary:
-            image.save(temporary, format="PNG")
+    for number, (image, name) in enumerate(zip(drawn.images, files, strict=True)):
+        save_picture(image, out / name, made_picture(job.made(drawn.item), job.prompts[drawn.item[0]], number))
     return Answer(*drawn.item, job.prompts[drawn.item[0]].text, files, drawn.text, drawn.passes, drawn.broken)
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -111,6 +112,7 @@ class LiveChat:
         grids = [picture.codes for picture in pictures]
         prompt = builder.history([*dialog.turns, (message, None)], grids, cfg or self._cfg, size)
         cfg = prompt.cfg.limited(answer_tokens([prompt.size], vocab.image_layout)) if prompt.size else prompt.cfg
+        self.asked = replace(prompt, cfg=cfg, place=(len(dialog.turns), 0))
         key = jax.random.fold_in(self._key, len(dialog.turns))
         options = dict(sizes=[prompt.size], keys=[key], rows=1, every=every, opens=[prompt.size is not None])
         answer = Growing(builder.vq, vocab)

@@ -53,7 +53,7 @@ class Prompt:
 
     With a ``size`` (rows, cols) of codes the answer begins with a picture of that size; None leaves both to the model. ``picture``
     is the number of tokens of the picture that is asked for, 0 for an answer in words. ``seed`` None: the job's. ``task`` is its
-    name in conversation.TASKS.
+    name in conversation.TASKS. ``place`` is the (index, copy) that its random key is that of; None: its own in the job.
     """
 
     text: str
@@ -63,6 +63,7 @@ class Prompt:
     seed: int | None = None
     picture: int = 0
     task: str = "chat"
+    place: tuple[int, int] | None = None
 
     @property
     def length(self) -> int:

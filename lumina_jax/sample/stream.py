@@ -18,7 +18,8 @@ import numpy as np
 from lumina_jax.config import SampleConfig
 from lumina_jax.errors import InputError, NotFiniteError
 from lumina_jax.model.chameleon import Chameleon
-from lumina_jax.sample.decode import NO_LIMIT, OVERFLOW, check_finite, cut, decode, program_key, start
+from lumina_jax.sample.decode import NO_LIMIT, OVERFLOW, check_finite, cut, decode, prefill, program_key, start
+from lumina_jax.sample.guidance import DynamicConfig
 from lumina_jax.sample.memory import check_memory
 from lumina_jax.sample.request import arrange, lay_out
 from lumina_jax.sample.state import Context, Request, State
@@ -72,6 +73,37 @@ def stream(
     )
     check_memory(model, request.ids.shape[1], program.slots, sequences, distinct, program.int8)
     return _Slots(model, request, cfg, vocab, rows, groups).run(every)
+
+
+def compile_ahead(
+    form: Chameleon,
+    prompts: Sequence[np.ndarray],
+    key: jax.Array,
+    cfg: SampleConfig,
+    vocab: Vocab,
+    *,
+    sizes: Sequence[tuple[int, int] | None],
+    keys: Sequence[jax.Array],
+    rows: int,
+    opens: Sequence[bool],
+) -> None:
+    """Compiles the programs that :func:`stream` of the same arguments begins with; of the model only its ``form`` is known.
+
+    ``form`` has the shapes, dtypes and placements of the weights. Where no mesh is set, the first call of stream finds the programs
+    in JAX's caches.
+    """
+    laid_out = lay_out(prompts, key, vocab, form.cfg.vocab, sizes, keys, opens=opens)
+    request = jax.tree.map(lambda x: x[laid_out.rows], laid_out.request)
+    program = program_key(request, cfg)
+    first = arrange(jax.tree.map(operator.itemgetter(np.arange(min(rows, len(prompts)))), request), 1)
+    options = dict(copies=first.copies, vocab=vocab, program=program)
+    placed = prefill.lower(form, first.request, **options).compile().output_shardings
+    shapes = jax.eval_shape(functools.partial(prefill, **options), form, first.request)
+    state, head = jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where, weak_type=x.weak_type), shapes, placed
+    )
+    ctx = Context(form, head, jax.tree.map(jnp.asarray, first.request), DynamicConfig.of(cfg), vocab, program)
+    decode.lower(ctx, state, NO_LIMIT, np.int32(1)).compile()
 
 
 class _Slots:

@@ -48,6 +48,7 @@ from lumina_jax.train.run_folder import (
     warn,
 )
 from lumina_jax.train.step import TrainState, with_shardings
+from lumina_jax.train.store_checkpoints import write_in_place
 
 WEIGHTS = "model/"
 HISTORY, FOLDERS = "history", "data_folders"
@@ -105,7 +106,9 @@ class Saver:
         metadata = sealed(metadata, checksums(arrays))
         metrics = None if heldout is None else {HELDOUT: heldout}
         options = dict(force=True, metrics=metrics, custom_metadata=metadata)
-        with saving_context(axes_of(state)):
+        context = saving_context(axes_of(state))
+        write_in_place(context, self._folder)
+        with context:
             save = partial(self._checkpointer.save_checkpointables_async, step, {STATE: arrays}, **options)
             self._background.begin(step, save)
 

@@ -4,6 +4,7 @@ Whoever reads a part of an array (another mesh, one host of many, a conversion l
 each chunk is verified as it is read, by every reader of Zarr: training, sampling and conversion alike.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from math import prod
 
@@ -20,6 +21,16 @@ MOST_PIECES = 64
 """Pieces that an axis is cut into at most."""
 CHECKED = ({"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"})
 """How a chunk is stored (Zarr v3 codecs): plain numbers, and their CRC-32C, which every reader compares."""
+
+ORBAX = "/orbax/checkpoint/"
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line for the log is no error of Orbax: each of its threads logs the same one, with its traceback, and raises it."""
+    return record.levelno < logging.ERROR or ORBAX not in record.pathname
+
+
+logging.getLogger("absl").addFilter(_is_news)
 
 _plain_spec = tensorstore_utils.ArrayWriteSpec.__init__
 

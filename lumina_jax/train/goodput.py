@@ -23,11 +23,12 @@ class Goodput:
     """Seconds of a run by kind, as this process sees them, going on from the checkpoint of ``step``.
 
     ``lines`` are those of goodput.jsonl so far, of which it keeps those up to ``step``; ``restoring`` seconds have just been spent
-    on restoring. ``clock`` reads seconds since 1970.
+    on restoring. ``clock`` reads seconds since 1970 (default: a :func:`steady_clock`).
     """
 
-    def __init__(self, lines: list[dict], step: int, restoring: float = 0.0, clock: Callable[[], float] = time.time):
-        self._clock, self._counted_until = clock, clock()
+    def __init__(self, lines: list[dict], step: int, restoring: float = 0.0, clock: Callable[[], float] | None = None):
+        self._clock = clock or steady_clock()
+        self._counted_until = self._clock()
         self.seconds = dict.fromkeys(("training", *KINDS), 0.0)
         self.restarts = 0
         last = max((number for number, line in enumerate(lines) if line["step"] == step), default=-1)
@@ -75,6 +76,12 @@ class Goodput:
         rest = ", ".join(f"{kind} {duration(self.seconds[kind])}" for kind in KINDS)
         share = self.seconds["training"] / total
         return f"goodput {share:.1%}: of {duration(total)}, {rest} ({self.restarts} restarts)"
+
+
+def steady_clock() -> Callable[[], float]:
+    """A clock that reads the seconds since 1970 once and then counts: a machine whose clock is set loses or wins no time."""
+    begin = time.time() - time.monotonic()
+    return lambda: begin + time.monotonic()
 
 
 def read_goodput(folder: str) -> list[dict]:

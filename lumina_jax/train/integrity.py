@@ -17,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from lumina_jax.errors import InputError
 from lumina_jax.faults import is_transient
+from lumina_jax.train.store_checkpoints import kvstore
 
 STATE = "state"
 COMMITTED = "commit_success.txt"
@@ -124,10 +125,10 @@ def unverified(checkpoint: epath.Path) -> str:
     return f"{checkpoint} is of an older version, which wrote no checksums of chunks, so what is read is not verified; {cure}"
 
 
-def _files(checkpoint: epath.Path) -> str | dict[str, str]:
+def _files(checkpoint: epath.Path) -> dict[str, str]:
     """Where tensorstore finds the files of a checkpoint."""
     path = f"{checkpoint / STATE}/"
-    return path if "://" in path else {"driver": "file", "path": path}
+    return kvstore(path) if "://" in path else {"driver": "file", "path": path}
 
 
 def sealed(metadata: dict, sums: dict[str, int]) -> dict:

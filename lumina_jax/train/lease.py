@@ -20,7 +20,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from lumina_jax.errors import ExistingFileError, StorageError
-from lumina_jax.progress import waiting
+from lumina_jax.progress import print_line, waiting
 from lumina_jax.storage import atomic_write_text, held, storage_errors
 
 FOLDER = "lease"
@@ -81,11 +81,20 @@ class Lease:
             raise StorageError(f"{self._out}: {self._lost}; this run ends, and nothing more is written there")
 
     def release(self) -> None:
-        """Gives the folder back, so that another run need not wait."""
+        """Gives the folder back, so that another run need not wait; where it cannot be written a line says so.
+
+        Raises nothing for that: what ended the run comes first, and a lease that was not given back becomes stale.
+        """
         self._ended.set()
         with self._writing:
-            if self._number and not self._lost and self._is_newest():
-                self._write(self._number, {**self._owner, "ended": True})
+            try:
+                if self._number and not self._lost and self._is_newest():
+                    self._write(self._number, {**self._owner, "ended": True})
+            except Exception as error:  # a store's own errors, of any kind
+                reason = " ".join(str(error).split())
+                print_line(
+                    f"{self._out} is not given back ({reason}): a start on another host waits {self._seconds:.0f} s"
+                )
 
     def _wait_until_free(self, number: int) -> None:
         """Returns when lease ``number`` was released or is stale; ExistingFileError when its owner is alive."""

@@ -77,8 +77,8 @@ def train(
         run = Run(cfg, mesh, saver, batches, group, show, record_names, watchers)
         state = run.to_the_end()
         group.doing("its end")
-        ended = time.time()
-    run.finish(time.time() - ended)
+        ended = time.monotonic()
+    run.finish(time.monotonic() - ended)
     group.barrier("the end", cfg.pod.stall_timeout)
     return state
 
@@ -135,7 +135,7 @@ class Run:
 
     def _restore(self) -> tuple[int, TrainState]:
         """(steps done, state) of the newest checkpoint, or of the beginning."""
-        cfg, begun = self._cfg, time.time()
+        cfg, begun = self._cfg, time.monotonic()
         self._group.doing("loading")
         self._saver.check(wait=True)
         with waiting("making the state", show=self._show):
@@ -143,7 +143,8 @@ class Run:
         history = self._saver.history
         # A checkpoint knows what was left out before it, and history.jsonl what is to be left out behind it.
         self._saver.history += tuple(c for c in self._events.returns(start, self._order) if c not in history)
-        self._goodput = Goodput(read_goodput(cfg.out) if jax.process_index() == 0 else [], start, time.time() - begun)
+        lines = read_goodput(cfg.out) if jax.process_index() == 0 else []
+        self._goodput = Goodput(lines, start, time.monotonic() - begun)
         if change := self._saver.change:
             self._events.add("changed", start, before=change.before, after=change.after)
             self._say(f"from step {start} on {in_words(change)}")
@@ -168,7 +169,7 @@ class Run:
     def _steps(self, start: int, state: TrainState) -> TrainState:
         """Runs the steps after ``start``; logs, measures and saves; returns the last state."""
         cfg, group, goodput, last = self._cfg, self._group, self._goodput, self._cfg.optim.steps
-        log, done = MetricsLog(cfg, start, self._show, self._saver.check), start
+        log, done = MetricsLog(cfg, start, self._show, self._saver.check, group.paces), start
         self._compiled.print_to(log.print_line)
         profiled = ProfiledSteps(cfg, self._compiled, start)
         clock = SaveClock(cfg.save_minutes, self._mesh)
@@ -215,6 +216,7 @@ class Run:
                 self._group.doing(f"{watcher.name} after step {done}")
                 with self._goodput.measure("evaluating"):
                     values |= watcher.measure(done, state)
+                log.add_images(done, watcher.images())
         if values:
             log.add(values)
         return values

@@ -1,28 +1,34 @@
-"""The numbers of a run: metrics.jsonl (bit for bit reproducible), TensorBoard, and the progress on stdout."""
+"""The numbers of a run: metrics.jsonl (bit for bit reproducible), loggers, and the progress on stdout."""
 
 import json
 import os
+import re
+import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
+from PIL import Image
 
+from lumina_jax.cluster.pace import Pace
 from lumina_jax.config import Experiment
 from lumina_jax.errors import InputError
 from lumina_jax.progress import ProgressDisplay
 from lumina_jax.storage import StorageFolder, atomic_write_text
 from lumina_jax.train.guards import Guards
+from lumina_jax.train.loggers.opened import Loggers
 from lumina_jax.train.run_files import RunFiles
 from lumina_jax.train.run_log import RunLog
 from lumina_jax.train.step import Metrics
 
 FILE = "metrics.jsonl"
-STEPS_BETWEEN_POINTS = 10
-"""Between points in TensorBoard: a scalar there takes longer than a small model's whole line in metrics.jsonl."""
+PROCESS_CURVES = 64
+"""Processes with curves of their own in the loggers; of more than these the median and the slowest are seen."""
 
 
 class TrainingProgress(ProgressDisplay):
@@ -41,13 +47,22 @@ class MetricsLog:
 
     A resumed run first removes from metrics.jsonl the lines behind ``start``, the step of the checkpoint, so that the file ends
     up equal to that of a run that was never interrupted. Without a checkpoint the file is another run's, or of one that ended
-    before its first save: it is kept under another name. Speeds differ between runs and go to TensorBoard and stdout alone.
+    before its first save: it is kept under another name. Speeds, also the ``paces`` of the processes, differ between runs and go
+    to the loggers and stdout alone.
 
     Where ``cfg.out`` is a URL the files grow on this machine and are uploaded by :meth:`sync` and :meth:`close`, if ``check``
     raises nothing.
     """
 
-    def __init__(self, cfg: Experiment, start: int, show: bool = True, check: Callable[[], object] = lambda: None):
+    def __init__(
+        self,
+        cfg: Experiment,
+        start: int,
+        show: bool = True,
+        check: Callable[[], object] = lambda: None,
+        paces: Callable[[], Mapping[str, Pace]] = dict,
+    ):
+        self._paces = paces
         self._cfg, self._start_time = cfg, time.monotonic()
         self._guards, self._events = Guards(cfg.guard, cfg.name), RunLog(cfg.out)
         self._measured: dict[str, float] = {}
@@ -63,9 +78,10 @@ class MetricsLog:
         lines = (json.dumps(line) + "\n" for line in read_metrics(path.parent) if line["step"] <= start)
         atomic_write_text(path, "".join(lines))
         self._file = self._open.enter_context(path.open("a", buffering=1))
-        self._board = self._open.enter_context(SummaryWriter(str(path.with_name("tensorboard")), purge_step=start + 1))
         self._progress = self._open.enter_context(TrainingProgress(cfg.name, cfg.optim.steps, show, "steps"))
         self._progress.skip(start)
+        self._loggers = Loggers(cfg, self._files, start, self.print_line)
+        self._open.callback(lambda: self._loggers.close(sys.exception()))
         if set_aside:
             self.print_line(f"{cfg.out} has no checkpoint, but metrics of an earlier run; they are kept as {set_aside}")
 
@@ -77,6 +93,11 @@ class MetricsLog:
     def add(self, values: dict[str, float]) -> None:
         """Adds ``values``, measured after the newest step, to its line."""
         self._measured = values
+
+    def add_images(self, step: int, images: Mapping[str, Image.Image]) -> None:
+        """Gives pictures made after ``step`` to the loggers."""
+        for name, image in images.items() if self._writes else ():
+            self._loggers.image(step, name, image)
 
     def flush(self) -> None:
         """Records the pending metrics. Raises what :meth:`Guards.judge` raises."""
@@ -90,7 +111,7 @@ class MetricsLog:
         self.flush()
         if self._writes:
             os.fsync(self._file.fileno())
-            self._board.flush()
+            self._loggers.flush()
             self._files.upload()
 
     def print_line(self, line: str) -> None:
@@ -111,14 +132,32 @@ class MetricsLog:
         self._file.write(json.dumps({"step": step, **finite, **({"skipped": 1} if skipped else {})}) + "\n")
         elapsed = max(time.monotonic() - self._start_time, 1e-9)
         speed, wait_share = self._tokens / elapsed, self._wait_seconds / elapsed
-        if step % STEPS_BETWEEN_POINTS == 0:
-            for name, value in (finite | {"learned_tokens_per_second": speed, "wait": wait_seconds}).items():
-                self._board.add_scalar(name, value, step)
+        if step % self._cfg.log.every == 0:
+            speeds = {"learned_tokens_per_second": speed, "wait": wait_seconds}
+            self._loggers.scalars(step, finite | speeds | pace_numbers(self._paces()))
         text = f"loss {values['loss']:.3f}  {speed:,.0f} learned tok/s  {wait_share:.1%} waiting for data"
         self._progress.advance(step - self._progress.done, text)
 
     def close(self) -> None:
         self._open.close()
+
+
+def pace_numbers(paces: Mapping[str, Pace]) -> dict[str, float]:
+    """Seconds of a step that each process works and reads by itself, by name of the curve: of the first processes, and the median
+    and the most of all."""
+    numbers = {}
+    for field in ("own", "reading") if paces else ():
+        seconds = {name: getattr(pace, field) for name, pace in sorted(paces.items(), key=_number)}
+        curve = f"processes/{field}_seconds"
+        numbers |= {f"{curve}_median": statistics.median(seconds.values()), f"{curve}_most": max(seconds.values())}
+        first = islice(seconds.items(), PROCESS_CURVES)
+        numbers |= {f"{curve}/{name.replace(' ', '_')}": value for name, value in first}
+    return numbers
+
+
+def _number(named: tuple[str, Pace]) -> list[int]:
+    """The numbers in the name of a process, by which they are ordered."""
+    return [int(digits) for digits in re.findall(r"\d+", named[0])]
 
 
 def _values(metrics: Metrics) -> dict[str, float]:

@@ -1,11 +1,12 @@
 """What may measure a model while it trains, and the held-out loss on the mesh of the run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from PIL import Image
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import Experiment
@@ -27,6 +28,9 @@ class Watcher(Protocol):
 
     def measure(self, step: int, state: TrainState) -> dict[str, float]:
         """Numbers by name, for the line of ``step`` in metrics.jsonl. All processes call this together and get the same."""
+
+    def images(self) -> Mapping[str, Image.Image]:
+        """The pictures of the newest measure by name, for the loggers; process 0 has them."""
 
 
 class MeshLoss:

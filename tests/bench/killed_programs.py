@@ -3,6 +3,7 @@
 The parent has imported everything and used no JAX, so that a fork of it is a program which begins at once.
 """
 
+import errno
 import functools
 import io
 import json
@@ -11,6 +12,7 @@ import random
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,18 +28,27 @@ FILE_CALLS = ("replace", "rename", "link", "unlink", "rmdir", "mkdir", "fsync")
 """The functions of ``os`` at which a process is killed at the moment "file", right before or right after; and opening to write."""
 EVENTS = {"start": 0, "restore": 1, "save": 2}
 """What a program tells its parent when it begins, as a byte."""
+BALLAST = "ballast"
+"""The file that fills a disk."""
 LIFE_SECONDS = 600.0
 """The most that a program may take."""
 
 
 class Moment(NamedTuple):
     """When a process is killed: ``seconds`` behind the ``number``th "start", "restore" or "save"; or at its ``number``th "file"
-    call, before it, or with ``after`` behind it."""
+    call, before it, or with ``after`` behind it. With ``asleep`` it is not killed but stopped (SIGSTOP) for so many seconds.
+
+    Or what else befalls it at its ``number``th file call ``below`` a folder: that call and, but for EIO, all later ones "fail" with
+    the ``error`` number of errno; or the disk there becomes "full".
+    """
 
     kind: str
     number: int = 1
     seconds: float = 0.0
     after: bool = False
+    error: int = 0
+    below: str = ""
+    asleep: float = 0.0
 
 
 class Life(NamedTuple):
@@ -88,6 +99,7 @@ def _watch(
     codes: dict[int, int] = {}
     told: list[list[tuple[int, float]]] = [[] for _ in children]
     due: dict[int, float] = {}
+    woken: set[int] = set()
     end = time.monotonic() + LIFE_SECONDS
     begun = time.monotonic()
     while len(codes) < len(children):
@@ -95,14 +107,16 @@ def _watch(
             with suppress(BlockingIOError):
                 told[index] += [(byte, time.monotonic() - begun) for byte in os.read(pipes[index], 4096)]
             moment = moments[index]
-            if moment and moment.kind != "file" and index not in due:
+            if moment and moment.kind in EVENTS and index not in due:
                 events = [at for byte, at in told[index] if byte == EVENTS[moment.kind]]
                 if len(events) >= moment.number:
                     due[index] = begun + events[moment.number - 1] + moment.seconds
             overdue = time.monotonic() > min(due.get(index, end), end)
             if overdue and index not in codes:
-                os.kill(child, signal.SIGKILL)
-                due[index] = float("inf")
+                asleep = moment.asleep if moment and index not in woken else 0.0
+                os.kill(child, signal.SIGSTOP if asleep else signal.SIGCONT if index in woken else signal.SIGKILL)
+                due[index] = time.monotonic() + asleep if asleep else float("inf")
+                woken |= {index} if asleep else set()
             ended, status = os.waitpid(child, os.WNOHANG) if index not in codes else (0, 0)
             if ended:
                 codes[index] = os.waitstatus_to_exitcode(status)
@@ -136,6 +150,8 @@ def _be_the_program(command: list[str], log: Path, moment: Moment | None, writer
         ending.leave(lambda: run.main(command))
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -150,39 +166,57 @@ def _telling(function: Callable, tell: Callable[[], None]) -> Callable:
 
 
 def _watch_file_calls(moment: Moment | None, tell: Callable[[], None]) -> None:
-    """Counts the file calls of this process, and kills it at that of ``moment``."""
-    left = moment.number if moment and moment.kind == "file" else 0
+    """Counts the file calls of this process, and lets it meet the ``moment`` there."""
+    left = moment.number if moment and moment.kind not in EVENTS else 0
 
     @contextmanager
-    def counted() -> Iterator[None]:
+    def counted(file: object) -> Iterator[None]:
         nonlocal left
+        path = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else os.path.abspath(os.fspath(file))
+        if moment and not path.startswith(moment.below):
+            yield
+            return
         tell()
         left -= 1
-        if left == 0 and not moment.after:
+        if left <= 0 and moment and moment.kind == "fail" and (left == 0 or moment.error != errno.EIO):
+            raise OSError(moment.error, os.strerror(moment.error), *[] if isinstance(file, int) else [path])
+        if left == 0 and moment.kind == "full":
+            fill(moment.below)
+        if left == 0 and moment.kind == "file" and not moment.after:
             os.kill(os.getpid(), signal.SIGKILL)
         yield
-        if left == 0:
+        if left == 0 and moment.kind == "file":
             os.kill(os.getpid(), signal.SIGKILL)
 
     def watched(function: Callable) -> Callable:
         @functools.wraps(function)
-        def call(*arguments: object, **options: object) -> object:
-            with counted():
-                return function(*arguments, **options)
+        def call(file: object, *arguments: object, **options: object) -> object:
+            with counted(file):
+                return function(file, *arguments, **options)
 
         return call
 
     for name in FILE_CALLS:
         setattr(os, name, watched(getattr(os, name)))
-    plain_open = io.open
+    plain_open, counted_open = io.open, watched(io.open)
 
     def watched_open(file: object, mode: str = "r", *arguments: object, **options: object) -> object:
-        if set(mode).isdisjoint("wax+"):
-            return plain_open(file, mode, *arguments, **options)
-        with counted():
-            return plain_open(file, mode, *arguments, **options)
+        reads = set(mode).isdisjoint("wax+") or isinstance(file, int)
+        return (plain_open if reads else counted_open)(file, mode, *arguments, **options)
 
     io.open = watched_open
+
+
+def fill(folder: str) -> None:
+    """Fills the disk of a folder, to its last byte."""
+    ballast = os.open(f"{folder}/{BALLAST}", os.O_WRONLY | os.O_CREAT)
+    with suppress(OSError):
+        while os.write(ballast, bytes(1 << 16)):
+            pass
+    with suppress(OSError):
+        while os.write(ballast, b"0"):
+            pass
+    os.close(ballast)
 
 
 def drawn(rng: random.Random, kinds: Sequence[str], reference: Life) -> Moment:

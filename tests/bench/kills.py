@@ -1,10 +1,10 @@
 """kill -9 at random moments of whole programs, which the same command again must end as if nothing had been: one JSON line.
 
-``python tests/bench/kills.py --train 50 --pods 15 --pretokenize 20 --convert 20 --sample 20``, kills of each program. A program is
+``python tests/bench/kills.py --train 35 --pods 15 --pretokenize 20 --convert 20 --sample 20``, kills of each program. A program is
 killed once to three times in a row, anywhere in its life, behind the beginnings of its restores and saves, and right before or
 after it opens, renames or removes a file; then it runs to its end, and what it leaves is compared with what one leaves that was
-never killed: the losses and the last checkpoint of training (by one process, and "pods" by two, of which one or both are killed),
-the shards of tokens, the converted safetensors and checkpoints, the answers and pictures of sampling.
+never killed: the losses and the last checkpoint of training by one process, and by the two of "pods", of which one is killed, or
+sleeps for 8 s ("sleeps"); the shards of tokens; the converted safetensors and checkpoints; the answers and pictures of sampling.
 """
 
 import argparse
@@ -63,11 +63,14 @@ class KillInputs(NamedTuple):
 
 
 class KilledProgram(NamedTuple):
-    """``commands(shared, folder)`` are the words behind run.py, a list for each process; ``result`` is what must be equal."""
+    """``commands(shared, folder)`` are the words behind run.py, a list for each process; ``result`` is what must be equal.
+    One that ``keeps`` what it finds at its end ends with 2 where it was killed when all was done."""
 
     commands: Callable[[KillInputs, Path], list[list[str]]]
     result: Callable[[Path], Files]
     kinds: Sequence[str] = ("start", "file")
+    keeps: bool = False
+    asleep: float = 0.0
 
 
 def train(shared: KillInputs, folder: Path) -> list[list[str]]:
@@ -117,9 +120,10 @@ def converted(folder: Path) -> Files:
 PROGRAMS = {
     "train": KilledProgram(train, trained, ("start", "restore", "save", "save", "file")),
     "pods": KilledProgram(train_by_two, trained, ("start", "restore", "save", "save", "file")),
+    "sleeps": KilledProgram(train_by_two, trained, ("restore", "save"), asleep=8.0),
     "pretokenize": KilledProgram(pretokenize, contents),
-    "convert": KilledProgram(export, converted),
-    "import": KilledProgram(back, converted),
+    "convert": KilledProgram(export, converted, keeps=True),
+    "import": KilledProgram(back, converted, keeps=True),
     "sample": KilledProgram(sample, contents),
 }
 
@@ -129,35 +133,42 @@ def main() -> None:
     for name in PROGRAMS:
         parser.add_argument(f"--{name}", type=int, default=1, metavar="N", help=f"kills of {name} (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
+    model = "a folder that is imported, and exported again (default: a model of 24M weights)"
+    parser.add_argument("--model", type=Path, help=model)
     parser.add_argument("--keep", type=Path, help="a folder for all files, kept (default: a temporary one)")
     options = parser.parse_args()
     for name in PRELOADED:
         importlib.import_module(name)
     rng = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as scratch:
-        shared = prepared(options.keep or Path(scratch))
-        counts = {
-            name: killed(name, program, vars(options)[name], shared, rng)
-            for name, program in PROGRAMS.items()
-            if vars(options)[name]
-        }
+        training = options.train or options.pods or options.sample or not options.model
+        shared = prepared(options.keep or Path(scratch), options.model, training)
+        counts = {}
+        for name in filter(vars(options).get, PROGRAMS):
+            counts[name] = killed(name, PROGRAMS[name], vars(options)[name], shared, rng)
+            print(name, counts[name], file=sys.stderr)
     print(json.dumps(counts))
     if any(count.get("different") or count.get("failed") for count in counts.values()):
         sys.exit(1)
 
 
-def prepared(folder: Path) -> KillInputs:
-    """Makes what all programs read, by programs."""
+def prepared(folder: Path, model: Path | None, training: bool) -> KillInputs:
+    """Makes what all programs read, by programs; what ``training`` needs only on request."""
     shared, log = KillInputs(folder), folder / "log"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "prompts.txt").write_text("".join(f"a picture of number {number}\n" for number in range(12)))
     paths = [f"data.path={folder}/tokens", f"data.tokenizer={folder}/tokenizer", f"vq.path={folder}/vq.npz"]
-    for command in (
-        ["pretokenize", CONFIG, "--source", "toy:64", "--fit", *paths],
-        ["train", *shared.fields(folder / "run"), "mesh.fsdp=1"],
-        ["train", *shared.fields(folder / "large"), "mesh.fsdp=1", *LARGE, "optim.steps=1"],
-        ["convert", "export", str(folder / "large"), str(folder / "exported"), *HF],
-    ):
+    commands = []
+    if training:
+        commands += [["pretokenize", CONFIG, "--source", "toy:64", "--fit", *paths]]
+        commands += [["train", *shared.fields(folder / "run"), "mesh.fsdp=1"]]
+    if model:
+        shutil.copytree(model, folder / "exported")
+        commands += [["convert", "import", str(model), str(folder / "large")]]
+    else:
+        commands += [["train", *shared.fields(folder / "large"), "mesh.fsdp=1", *LARGE, "optim.steps=1"]]
+        commands += [["convert", "export", str(folder / "large"), str(folder / "exported"), *HF]]
+    for command in commands:
         life = live([command], log, [None])
         if life.codes != [0]:
             raise RuntimeError(f"{command} ended with {life.codes}; see {log}:\n{log.read_text()[-2000:]}")
@@ -179,16 +190,19 @@ def killed(name: str, program: KilledProgram, times: int, shared: KillInputs, rn
         left = min(rng.randint(1, IN_A_ROW), times - sum(moments.values()))
         ended = False
         for _ in range(left):
-            plan = [drawn(rng, program.kinds, reference), *[None] * (len(commands) - 1)]
+            moment = drawn(rng, program.kinds, reference)._replace(asleep=program.asleep)
+            plan = [moment, *[None] * (len(commands) - 1)]
             rng.shuffle(plan)
             life = live(program.commands(shared, folder), log, plan)
-            if -9 in life.codes:
-                moments[next(moment for moment in plan if moment).kind] += 1
+            moments[moment.kind] += -9 in life.codes or bool(program.asleep)
             ended = not any(life.codes)
-            if any(code not in (0, -9, *RESTARTS) for code in life.codes):
+            if ended:
+                break
+            if any(code not in (0, -9, *RESTARTS, *[2] * program.keeps) for code in life.codes):
                 counts["failed"] += 1
         if not ended:
-            ended = not any(live(program.commands(shared, folder), log, [None] * len(commands)).codes)
+            codes = live(program.commands(shared, folder), log, [None] * len(commands)).codes
+            ended = not any(codes) or (codes == [2] and program.keeps)
         same = ended and program.result(folder) == expected
         counts["equal" if same else "different" if ended else "failed"] += 1
         if not same:

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 from simulated_processes import simulate
 
-from lumina_jax.cluster import connection
 from lumina_jax.cluster.connection import allow_connections
 from lumina_jax.cluster.coordinator import Coordinator, heartbeat_seconds
 from lumina_jax.cluster.slices import chosen_slices, complete_slices, on_slices, slice_counts
 from lumina_jax.config import DataConfig, Experiment, MeshConfig, PodConfig
 from lumina_jax.errors import StorageError
+from lumina_jax.open_files import SPARE_FILES
 
 PROCESSES = 48
 """Of the simulated run; tests/bench/coordination.py takes thousands."""
@@ -44,7 +44,7 @@ def test_the_soft_limit_of_open_files_is_raised_and_the_hard_one_named(soft_limi
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
     allow_connections(700)
-    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 700 + connection.SPARE_FILES
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 700 + SPARE_FILES
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 4096))
     with pytest.raises(StorageError, match=r"10000 processes, which needs 10256 open files, but 4096 .*ulimit -Hn"):
         allow_connections(10_000)

@@ -14,6 +14,7 @@ import pytest
 from data_parts import CODES, CONFIG, SIZES, STRIDE, NoiseSource, noise, tiny_vocab, tiny_vq
 from flax import nnx
 
+from lumina_jax import open_files
 from lumina_jax.config import VQConfig
 from lumina_jax.data import token_files
 from lumina_jax.data.encode import BatchEncoder, GridEncoder
@@ -291,12 +292,12 @@ def test_a_truncated_file_is_an_error(tmp_path):
 
 def test_more_shards_than_open_files_is_an_error(complete, monkeypatch):
     limits = {"set": None}
-    monkeypatch.setattr(token_files.resource, "getrlimit", lambda _: (64, 1024))
-    monkeypatch.setattr(token_files.resource, "setrlimit", lambda _, pair: limits.update(set=pair))
+    monkeypatch.setattr(open_files.resource, "getrlimit", lambda _: (64, 1024))
+    monkeypatch.setattr(open_files.resource, "setrlimit", lambda _, pair: limits.update(set=pair))
     Shards(complete)
-    assert limits["set"] == (7 + token_files.SPARE_FILES, 1024)
-    monkeypatch.setattr(token_files.resource, "getrlimit", lambda _: (64, 100))
-    with pytest.raises(OSError, match=r"7 shards need 263 open files, but 100 are allowed"):
+    assert limits["set"] == (7 + open_files.SPARE_FILES, 1024)
+    monkeypatch.setattr(open_files.resource, "getrlimit", lambda _: (64, 100))
+    with pytest.raises(OSError, match=r"has 7 shards, which needs 263 open files, but 100 are allowed"):
         Shards(complete)
 
 

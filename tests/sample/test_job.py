@@ -55,6 +55,8 @@ def test_a_resumed_job_writes_the_files_of_an_unbroken_one(model, whole, tmp_pat
     started.close()
     with (tmp_path / job().record).open("ab") as record:
         record.write(b'{"job": "0123')  # a killed run left half a line
+    for name in ("samples.jsonl", "000-1-0.png"):
+        (tmp_path / f"{name}.01ab23cd.tmp").write_bytes(b"and files that it was writing")
     assert finished(job(), tmp_path) == first
     rest = list(paint(model, VQ, VOCAB, job(), tmp_path, first))
     assert len(rest) == 4 and files(tmp_path) == whole

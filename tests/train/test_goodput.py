@@ -1,5 +1,7 @@
 """Where the time of a run goes, over restarts."""
 
+import time
+
 import pytest
 
 from lumina_jax.train.goodput import FILE, Goodput, read_goodput
@@ -73,3 +75,14 @@ def test_nothing_is_lost_between_the_end_of_a_run_and_more_steps():
     clock.now = 10_000.0
     again = Goodput(first.lines, 10, clock=clock)
     assert again.restarts == 0 and sum(again.seconds.values()) == 50
+
+
+def test_a_clock_that_is_set_loses_no_time(monkeypatch):
+    goodput, real = Goodput([], 0), time.time
+    for jump in (-86400, 86400):
+        monkeypatch.setattr(time, "time", lambda: real() + jump)  # noqa: B023, called before the next
+        with goodput.measure("saving"):
+            goodput.mark(1)
+    goodput.mark(2)
+    assert all(0 <= seconds < 60 for seconds in goodput.seconds.values())
+    assert abs(goodput.lines[-1]["time"] - real()) < 60

@@ -1,7 +1,7 @@
 """What guards a run: steps that are not finite, spikes, and going back past them."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train_parts import assert_equal, batch, batches, experiment
+from train_parts import assert_equal, batch, batches, experiment, spoiled, without
 
 import lumina_jax.train.loop as loop
 from lumina_jax.batch import Batch
@@ -110,19 +110,7 @@ def poison(monkeypatch) -> Callable[[set[int]], None]:
     """Gives batches by number a gradient norm that is not finite."""
 
     def poisoned(bad: set[int]) -> None:
-        def make(cfg, mesh):
-            step, rows_of = make_step(cfg, mesh), {number: batch(cfg, number).inputs for number in bad}
-
-            def run(state, rows):
-                inputs = np.asarray(rows.inputs)
-                state, metrics = step(state, rows)
-                if any(np.array_equal(inputs, other) for other in rows_of.values()):
-                    metrics = metrics._replace(grad_norm=metrics.grad_norm * np.nan)
-                return state, metrics
-
-            return run
-
-        monkeypatch.setattr(loop, "make_step", make)
+        monkeypatch.setattr(loop, "make_step", spoiled(make_step, dict.fromkeys(bad, NAN)))
 
     return poisoned
 
@@ -168,13 +156,6 @@ class StoppedError(Exception):
     """Ends a run."""
 
 
-def without_batch(cfg: Experiment, left_out: int) -> Callable[[BatchSpan], Iterator[Batch]]:
-    def rows(span: BatchSpan) -> Iterator[Batch]:
-        return (batch(cfg, number + (number >= left_out)) for number in range(span.start, span.stop))
-
-    return rows
-
-
 def stop() -> None:
     raise StoppedError
 
@@ -182,7 +163,7 @@ def stop() -> None:
 def test_a_run_goes_back_and_passes_over_the_batches_also_after_a_restart(cfg, poison, tmp_path):
     """Batch 4, that of step 5, is bad: from checkpoint 4 on step 5 takes batch 5, and so on."""
     plain = replace(cfg, out=str(tmp_path / "plain"))
-    expected = train(plain, without_batch(cfg, 4), show=False)
+    expected = train(plain, without(cfg, {4}), show=False)
     poison({4})
     back = guarded(cfg, nonfinite="back")
     with pytest.raises(StoppedError):
@@ -196,7 +177,7 @@ def test_a_run_goes_back_and_passes_over_the_batches_also_after_a_restart(cfg, p
 def test_a_kill_between_going_back_and_the_next_save_forgets_no_batch(cfg, poison, tmp_path):
     """The second start meets nothing bad, as one that has just begun to look for spikes, and passes over all the same."""
     plain = replace(cfg, out=str(tmp_path / "plain"))
-    expected = train(plain, without_batch(cfg, 4), show=False)
+    expected = train(plain, without(cfg, {4}), show=False)
     poison({4})
     back = guarded(cfg, nonfinite="back")
     times = iter(range(9))

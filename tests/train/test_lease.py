@@ -1,6 +1,9 @@
 """Two runs on one folder exclude each other: on a disk, and in a store, whose files appear on a condition."""
 
+import errno
+import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +71,29 @@ def test_the_folder_of_a_run_that_died_is_taken_over_and_the_dead_one_may_not_wr
     third = Lease(out, 3600, show=False)
     third.take()
     third.release()
+
+
+def test_a_folder_that_cannot_be_given_back_hides_no_error(tmp_path, monkeypatch, capsys):
+    elsewhere(monkeypatch)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(StorageError, match="checkpoint 4"), sole_run(str(tmp_path), SECONDS, show=False):
+        monkeypatch.setattr(lease, "atomic_write_text", full)
+        raise StorageError("checkpoint 4 could not be saved")
+    assert f"{tmp_path} is not given back ([Errno 28] No space left on device): a start" in capsys.readouterr().err
+
+
+def test_a_clock_that_is_set_forward_and_back_loses_no_folder(tmp_path, monkeypatch):
+    elsewhere(monkeypatch)
+    real = time.time
+    with sole_run(str(tmp_path), SECONDS, show=False) as first:
+        for jump in (86400, -86400):
+            monkeypatch.setattr(time, "time", lambda: real() + jump)  # noqa: B023, called before the next
+            with pytest.raises(ExistingFileError, match=r"another run, process \d+ on .*, is training there"):
+                Lease(str(tmp_path), SECONDS, show=False).take()
+            first.check()
 
 
 def test_of_many_that_wait_one_takes_the_folder(out, monkeypatch, request):

@@ -2,10 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from lumina_jax.cluster.pace import Pace
 from lumina_jax.config import Experiment
-from lumina_jax.train.metrics import FILE, MetricsLog, read_metrics
+from lumina_jax.train.metrics import FILE, PROCESS_CURVES, MetricsLog, read_metrics
+from lumina_jax.train.step import Metrics
 
 LINES = [{"step": step, "loss": 1.0} for step in (1, 2, 3)]
 
@@ -40,3 +43,18 @@ def test_metrics_kept_before_are_not_overwritten(run, tmp_path):
     kept = [len((tmp_path / f"metrics-{number}.jsonl").read_text().splitlines()) for number in (1, 2, 3)]
     assert kept == [3, 1, 1]
     assert not (tmp_path / "metrics-4.jsonl").exists()
+
+
+def test_tensorboard_shows_what_each_process_works_by_itself(tmp_path):
+    paces = {
+        f"process {number} on host{number % 3}": Pace(1.0, 0.1, 0.2 + number) for number in range(PROCESS_CURVES + 2)
+    }
+    log = MetricsLog(Experiment(name="run", out=str(tmp_path)), 0, show=False, paces=lambda: paces)
+    log.write(10, Metrics(*np.ones(6, np.float32)))
+    log.flush()
+    log.close()
+    events = b"".join(file.read_bytes() for file in (tmp_path / "tensorboard").iterdir())
+    assert b"processes/own_seconds/process_2_on_host2" in events and b"processes/reading_seconds_most" in events
+    assert f"own_seconds/process_{PROCESS_CURVES - 1}_".encode() in events
+    assert f"own_seconds/process_{PROCESS_CURVES}_".encode() not in events
+    assert b"processes" not in (tmp_path / FILE).read_bytes()

@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from train_parts import batches, experiment, worker
+from small_runs import save, small_cfg
+from train_parts import batches, experiment, without, worker
 
 from lumina_jax.config import override
 from lumina_jax.faults import EXIT_ERROR, EXIT_RESTART
 from lumina_jax.train.checkpoint import newest
 from lumina_jax.train.loop import train
 from lumina_jax.train.metrics import read_metrics
+from lumina_jax.train.run_log import read_history
 
 ACCUMULATE = ["optim.accumulate=2"]
 
@@ -30,8 +32,10 @@ def free_port() -> int:
                 return port
 
 
-def run_processes(mesh: tuple[int, int, int], arguments: list[dict], **shared) -> tuple[list[int], list[str]]:
-    """Runs a process for each of ``arguments``, with the ``shared`` ones; their exit codes, and their lines about the run."""
+def run_processes(
+    mesh: tuple[int, int, int], arguments: list[dict], begins: str = "process ", **shared
+) -> tuple[list[int], list[str]]:
+    """Runs a process for each of ``arguments``, with the ``shared`` ones; their exit codes, and lines that ``begins`` begins."""
     shared = {"devices": 1, "processes": len(arguments), "port": free_port(), "changes": ACCUMULATE, **shared}
     running = [
         worker(subprocess.PIPE, mesh=mesh, **{"rank": rank, **shared, **single})
@@ -40,7 +44,7 @@ def run_processes(mesh: tuple[int, int, int], arguments: list[dict], **shared) -
     try:
         errors = [process.communicate(timeout=600)[1] for process in running]
         return [process.returncode for process in running], [
-            line for text in errors for line in text.splitlines() if line.startswith("process ")
+            line for text in errors for line in text.splitlines() if line.startswith(begins)
         ]
     finally:
         for process in running:
@@ -127,3 +131,22 @@ def test_an_error_in_one_process_ends_all_and_all_print_it(tmp_path):
     codes, lines = run_processes((1, 2, 1), [{}, {"fail_at": 3}], out=str(tmp_path))
     assert codes[0] == EXIT_ERROR and codes[1] != 0
     assert lines and all("ended with ValueError: a batch that cannot be read" in line for line in lines)
+
+
+def test_a_host_with_an_old_listing_of_the_checkpoints_ends_the_run_before_it_reads_any(tmp_path):
+    save(small_cfg(tmp_path), 4, 5)
+    codes, lines = run_processes((1, 2, 1), [{}, {"unseen": "5"}], out=str(tmp_path), begins="run.py train: ")
+    assert codes == [EXIT_ERROR] * 2 and len(set(lines)) == 1
+    words = f"does not see {tmp_path}/checkpoints/5, which process 0 sees: mount out without caches of listings"
+    assert lines[0].startswith("run.py train: process 1 on ") and words in lines[0]
+    assert newest(tmp_path).name == "5" and not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_two_processes_go_back_past_a_bad_batch_as_one_does(tmp_path):
+    plain = override(replace(experiment(), out=str(tmp_path / "one")), ACCUMULATE)
+    train(plain, without(plain, {4}), show=False)
+    out, bad = tmp_path / "two", {"bad": {"4": float("nan")}}
+    changes = [*ACCUMULATE, "guard.nonfinite=back"]
+    assert run_processes((1, 2, 1), [bad, bad], out=str(out), changes=changes) == ([0, 0], [])
+    assert_same_metrics(read_metrics(plain.out), out)
+    assert [line["event"] for line in read_history(str(out))] == ["started", "started", "went back"]

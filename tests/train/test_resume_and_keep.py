@@ -76,7 +76,7 @@ def test_what_one_rule_keeps_is_kept(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what of the save was still under way
-def test_a_save_that_failed_is_said_at_once(tmp_path):
+def test_a_save_that_failed_is_said_at_once(tmp_path, caplog):
     cfg, saver = small_cfg(tmp_path), Saver(small_cfg(tmp_path))
     saver.save(2, small_state(2))
     saver.check(wait=True)
@@ -91,6 +91,7 @@ def test_a_save_that_failed_is_said_at_once(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     saver.close()
+    assert not caplog.records  # and by nobody else
     assert restored(cfg) == 2
 
 

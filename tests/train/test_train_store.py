@@ -1,7 +1,8 @@
-"""A run whose every path is in a store: it trains as on a disk, and goes on where a kill left it."""
+"""A run whose every path is in a store: it trains as on a disk, and goes on where a kill left it, on other processes."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,6 +41,18 @@ def in_the_repository(gcs, monkeypatch):
     return gcs
 
 
+def free_port() -> int:
+    with socket.create_server(("", 0)) as server:
+        return server.getsockname()[1]
+
+
+def run_two(command: list[str]) -> None:
+    """Runs ``command`` as two processes of four devices each, to their end."""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}
+    processes = [subprocess.Popen([*command, "--process", str(rank)], env=environment) for rank in range(2)]
+    assert [process.wait(600) for process in processes] == [0, 0]
+
+
 def wait_until(done, seconds: float = 900) -> None:
     end = time.monotonic() + seconds
     while not done():
@@ -74,6 +87,7 @@ def test_a_run_on_a_store_that_was_killed_ends_as_one_on_a_disk(in_the_repositor
         GcsFault("POST", status=503, times=3, skip=1),
         GcsFault("POST", reset=True, late=True, skip=4),
     ]
+    killed = dict(objects)
     assert run.main(["train", CONFIG, *SMALL, *paths("gs://bucket")]) == 0
     assert not any(fault.times for fault in gcs.faults)
     assert objects[f"out/{FILE}"].data == (tmp_path / "out" / FILE).read_bytes()
@@ -81,6 +95,19 @@ def test_a_run_on_a_store_that_was_killed_ends_as_one_on_a_disk(in_the_repositor
     assert {name.split("/")[0] for name in objects} >= {"out", "tokens", "tokenizer", "vq.npz", "compiled"}
     assert any(name.startswith("out/tensorboard/") for name in objects)
     assert not (REPO / "gs:").exists()
+    of_one, _ = read_metrics(OUT), objects.clear()
+    objects.update(killed)
+    run_two([*command, "--distributed", "--coordinator", f"localhost:{free_port()}", "--processes", "2"])
+    assert read_metrics(OUT)[:2] == of_one[:2]  # of the rest, sums over two processes round otherwise
+    for line, other in zip(read_metrics(OUT), of_one, strict=True):
+        assert line == pytest.approx(other, rel=1e-4)
+    gcs.buckets.freeze_listings()
+    gcs.faults += [GcsFault("GET .*alt=media", status=503, times=2, skip=3), GcsFault("GET .*state/d/", cut=0.5)]
+    assert (
+        run.main(["sample", "--model", OUT, "--prompt", "a red circle", "--size", "32x32", "--out", f"{OUT}/painted"])
+        == 0
+    )
+    assert "out/painted/000-0.png" in objects and not any(fault.times for fault in gcs.faults)
 
 
 def test_a_stage_starts_from_weights_in_a_store(gcs):

@@ -1,15 +1,17 @@
 """A tiny experiment and its batches, for the tests of training."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from lumina_jax.batch import Batch
 from lumina_jax.config import DataConfig, Experiment, MeshConfig, ModelConfig, OptimConfig
@@ -64,6 +66,37 @@ def batches(
             step += 1
 
     return batches_from
+
+
+def spoiled(make_step: Callable, bad: Mapping[int, float], host: int = 0, hosts: int = 1) -> Callable:
+    """``make_step`` whose steps multiply the gradient norm of each batch of ``bad`` {number: factor}, on ``host`` of ``hosts``
+    (with one device each, where they are several)."""
+
+    def make(cfg: Experiment, mesh: Mesh) -> Callable:
+        step = make_step(cfg, mesh)
+        rows_of = {number: batch(cfg, number, host, hosts).inputs for number in bad}
+
+        def run(state: TrainState, rows: Batch) -> tuple:
+            mine = np.asarray(rows.inputs if hosts == 1 else rows.inputs.addressable_shards[0].data)
+            state, metrics = step(state, rows)
+            for number, expected in rows_of.items():
+                if np.array_equal(mine, expected):
+                    metrics = metrics._replace(grad_norm=metrics.grad_norm * bad[number])
+            return state, metrics
+
+        return run
+
+    return make
+
+
+def without(cfg: Experiment, left_out: Collection[int]) -> Callable[[BatchSpan], Iterator[Batch]]:
+    """The ``batches`` argument of ``train`` without the batches of these numbers."""
+
+    def rows(span: BatchSpan) -> Iterator[Batch]:
+        numbers = (number for number in itertools.count() if number not in left_out)
+        return (batch(cfg, number) for number in itertools.islice(numbers, span.start, span.stop))
+
+    return rows
 
 
 def host_state(cfg: Experiment) -> TrainState:
