@@ -211,9 +211,11 @@ class ProgramUses:
         )
         if not used:  # a cache without limit writes no times of use
             return
-        before = self._uses.pop(self._key, None)
-        seconds = max(round(seconds, 1), before.seconds if before else 0.0)
-        self._uses[self._key] = ProgramUse(self._family, used, seconds)
+        before = self._uses.pop(self._key, ProgramUse(self._family, [], 0.0))
+        # What a thread of this process has compiled before is not read again.
+        kept = [name for name in before.entries if (self._file.parent / name).exists()]
+        entries = sorted({*used, *kept})
+        self._uses[self._key] = ProgramUse(self._family, entries, max(round(seconds, 1), before.seconds))
         newest = {name: use._asdict() for name, use in [*self._uses.items()][-MOST_USES:]}
         with suppress(OSError, UserError):
             atomic_write_text(self._file, json.dumps(newest))
