@@ -21,7 +21,7 @@ def test_the_page_equals_the_recorded_numbers():
 def test_each_recorded_result_says_what_measured_it():
     for result in json.loads(measured.RECORDED.read_text(encoding="utf-8")):
         assert FIELDS <= set(result) <= FIELDS | OPTIONAL
-        assert result["command"].startswith("python ")
+        assert result["command"].startswith(("python ", "python3 "))
         assert len(result["date"].split("-")) == 3
         assert all(len(row) == len(result["columns"]) for row in result.get("rows", []))
 
