@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 import fsspec
 import numpy as np
+from fsspec.spec import AbstractBufferedFile
 from upath import UPath
 
 from lumina_jax.errors import InputError, MissingFileError, MissingPackageError, StorageError, UserError
@@ -209,7 +210,8 @@ class NewFile:
                 self._file.close()
             else:
                 self._file.discard()
-                self._file.closed = True  # else it begins the upload again when it is collected
+                if isinstance(self._file, AbstractBufferedFile):
+                    self._file.closed = True  # else it begins the upload again when it is collected
 
 
 def copy_file(source: Place, target: Place) -> None:

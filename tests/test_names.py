@@ -1,8 +1,9 @@
 """Names, proved by reading the sources: what is imported exists, and no two public classes share a name."""
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from project_sources import module_bindings, project_sources
@@ -100,6 +101,12 @@ def test_every_imported_name_exists():
 
 
 @pytest.mark.smoke
+def test_no_two_files_of_tests_share_a_name():
+    """pytest takes the second for the first wherever a worker collects both."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
+
+
 def test_no_two_public_classes_share_a_name():
     assert not shared_class_names(project_sources())
 

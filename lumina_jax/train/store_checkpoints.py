@@ -1,4 +1,4 @@
-"""Checkpoints in stores: what Orbax lacks for s3://, and renames as etils does them for no store.
+"""Checkpoints in stores: what Orbax lacks for s3://, and listings and renames as etils does them for no store.
 
 Orbax takes an address of s3:// for a path that is not absolute. TensorStore, by which it reads and writes arrays, has a driver for
 S3, which asks Amazon for the region of a bucket. Another server of that protocol is named to it and to s3fs by AWS_ENDPOINT_URL, as
@@ -7,10 +7,13 @@ to all clients of S3.
 
 import os
 from contextlib import suppress
+from functools import lru_cache
 from urllib.parse import urlsplit
 
+import fsspec
 from etils import epath
 from etils.epath import backend
+from fsspec.spec import AbstractFileSystem
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.path import gcs_utils
 from orbax.checkpoint._src.serialization import tensorstore_utils
@@ -47,11 +50,16 @@ def _path(address: str) -> str:
     return _plain_path(address) if not address.startswith(S3) else S3 + _plain_path(address[len(S3) :])
 
 
+@lru_cache
+def _file_system(self: backend.Backend, name: str) -> AbstractFileSystem:
+    """The client of a store. That of etils keeps listings, which what TensorStore and other processes write passes by."""
+    return fsspec.filesystem(name, use_listings_cache=False, **({"finalize_on_close": True} if name == "gcs" else {}))
+
+
 def _rename(self: backend.Backend, path: epath.PathLike, target: epath.PathLike) -> None:
     """Renames a file or all files below a folder of a store. That of etils wants the folder of ``target`` to be there, which in a
     store it never is before a file is in it: Orbax could join no parts of a checkpoint."""
     store = self.fs(path)
-    store.invalidate_cache()  # what TensorStore writes and removes passes fsspec by
     if self.exists(target):
         raise FileExistsError(f"{target} exists already")
     source = store._strip_protocol(str(path))
@@ -65,11 +73,11 @@ def _rename(self: backend.Backend, path: epath.PathLike, target: epath.PathLike)
 def _remove(self: backend.Backend, path: epath.PathLike) -> None:
     """Removes all files below a folder of a store, which is gone by itself when they were renamed."""
     store = self.fs(path)
-    store.invalidate_cache()
     with suppress(FileNotFoundError):
         store.rm(str(path), recursive=True)
 
 
+type(backend.fsspec_backend)._get_filesystem = _file_system
 type(backend.fsspec_backend).rename = _rename
 type(backend.fsspec_backend).rmtree = _remove
 gcs_utils.get_kvstore_for_gcs = kvstore

@@ -15,6 +15,7 @@ import run
 from convert import image_layout, save_model
 from convert.convert import Target, convert, open_source
 from convert.describe import describe
+from convert.file_sums import SUMS
 from convert.pictures import image_layout_of
 from lumina_jax.config import ModelConfig, VQConfig
 from lumina_jax.errors import InputError
@@ -150,6 +151,7 @@ def test_what_a_checkpoint_cannot_paint_is_refused_with_the_cure(sample, folder,
         tensors["lm_head.weight"][4 : 4 + 8192] = 0
 
     rewrite(zeroed, zero)
+    (zeroed / SUMS).unlink()
     code, _, error = sample("--task", "edit", "--image", "cat.png", "--prompt", "Make it red.", model=zeroed)
     assert code == 2 and "all zero" in error and "start=FOLDER" in error
 

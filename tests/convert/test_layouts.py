@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from goldens_at import golden_roots
 from orbax.checkpoint import v1 as ocp
+from PIL import Image
 from safetensors import safe_open
 from train.train_parts import batches, experiment, host_state
 
@@ -275,7 +276,8 @@ def test_every_layout_generates_the_same_image(toys, tmp_path):
             "40",
         ]
         assert run.main([*arguments, "--out", str(tmp_path / layout)]) == 0
-        pictures.add((tmp_path / layout / "000-0.png").read_bytes())
+        with Image.open(tmp_path / layout / "000-0.png") as image:
+            pictures.add(image.tobytes())
     assert len(pictures) == 1
 
 

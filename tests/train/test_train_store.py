@@ -17,7 +17,7 @@ from train_parts import assert_equal, experiment
 import run
 from lumina_jax.config import Experiment
 from lumina_jax.sharding import make_mesh
-from lumina_jax.train.checkpoint import Saver
+from lumina_jax.train.checkpoint import Saver, newest
 from lumina_jax.train.loop import initial_state
 from lumina_jax.train.metrics import FILE, MetricsLog, read_metrics
 from lumina_jax.train.run_files import RunFiles
@@ -75,9 +75,10 @@ def test_a_run_on_a_store_that_was_killed_ends_as_one_on_a_disk(in_the_repositor
         "compile_cache=gs://bucket/compiled",
     ]
     gcs.faults.append(GcsFault(r"(POST|PUT) .*out/checkpoints/4", seconds=600, times=-1))
+    committed = "out/checkpoints/2/commit_success.txt"
     with subprocess.Popen(command, env={**os.environ, "JAX_NUM_CPU_DEVICES": "8"}) as process:
         try:
-            wait_until(lambda: f"out/{FILE}" in objects and objects[f"out/{FILE}"].data.count(b"\n") == 4)
+            wait_until(lambda: committed in objects and objects[f"out/{FILE}"].data.count(b"\n") == 4)
         finally:
             process.send_signal(signal.SIGKILL)
     gcs.clear()
@@ -117,6 +118,9 @@ def test_a_stage_starts_from_weights_in_a_store(gcs):
     with closing(Saver(cfg)) as saver:
         saver.save(3, state)
     assert_equal(initial_state(replace(cfg, start=OUT, seed=1), mesh).model, state.model)
+    objects = gcs.buckets.objects("bucket")  # of which another process saves one more
+    objects.update({name.replace("/3/", "/5/"): found for name, found in objects.items() if "/checkpoints/3/" in name})
+    assert newest(OUT).name == "5"
 
 
 def test_metrics_in_a_store_are_kept_up_to_the_checkpoint(gcs):
