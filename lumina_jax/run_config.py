@@ -78,7 +78,8 @@ class WatchConfig:
     cross-entropy over ``held_out_batches`` batches (0: all, once) of the token folder ``held_out`` is measured; metrics.jsonl gets
     it as "held_out". Every ``sheet_every`` steps (0: never), and at the end, the first ``sheet_prompts`` lines of the text file
     ``prompts`` are painted, with the same draws each time, and written as a sheet into ``out``/sheets; the first device needs
-    room for a whole copy of the weights in ``mesh.compute``.
+    room for a whole copy of the weights in ``mesh.compute``. The first time, as many of ``pictures`` (a picture or a folder of
+    them) are shown on a sheet of their own beside what the image tokenizer keeps of them.
     """
 
     norms: int = 0
@@ -86,6 +87,7 @@ class WatchConfig:
     held_out_every: int = 0
     held_out_batches: int = 16
     prompts: str = ""
+    pictures: str = ""
     sheet_every: int = 0
     sheet_prompts: int = 8
 
@@ -93,10 +95,11 @@ class WatchConfig:
         for name in ("norms", "held_out_every", "held_out_batches", "sheet_every"):
             require(getattr(self, name) >= 0, f"watch.{name}={getattr(self, name)}; it must not be negative")
         require(1 <= self.sheet_prompts <= 64, f"watch.sheet_prompts={self.sheet_prompts} is not from 1 to 64")
-        for every, source in (("held_out_every", "held_out"), ("sheet_every", "prompts")):
+        for every, sources in (("held_out_every", ("held_out",)), ("sheet_every", ("prompts", "pictures"))):
+            names = " or ".join(f"watch.{name}" for name in sources)
             require(
-                not getattr(self, every) or bool(getattr(self, source)),
-                f"watch.{every}={getattr(self, every)} needs watch.{source}; give it, or 0",
+                not getattr(self, every) or any(getattr(self, name) for name in sources),
+                f"watch.{every}={getattr(self, every)} needs {names}; give it, or 0",
             )
 
 

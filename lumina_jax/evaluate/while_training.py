@@ -1,4 +1,5 @@
-"""What is measured of a model while it trains: the loss on records that it is not trained on, and sheets of what it paints."""
+"""What is measured of a model while it trains: the loss on records that it is not trained on, and sheets of what it paints and of
+what its image tokenizer keeps of pictures."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,8 +15,10 @@ from lumina_jax.config import DataConfig, Experiment
 from lumina_jax.data.batch_plan import BatchPlan
 from lumina_jax.data.pipeline import batches, open_shards
 from lumina_jax.errors import InputError
+from lumina_jax.evaluate.reconstruction import comparison, picture_files, reconstructions
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.model.image_tokenizer import ImageTokenizer
+from lumina_jax.pictures.picture_table import draw_tables
 from lumina_jax.sample import generate
 from lumina_jax.sample.picture import grid, pictures
 from lumina_jax.sample.prompt import PromptBuilder
@@ -27,8 +30,12 @@ from lumina_jax.vocab import Vocab
 
 SHEETS = "sheets"
 """The folder in that of the run."""
-SHEET = "samples"
-"""The name of a sheet in the loggers."""
+SHEET, RECONSTRUCTIONS = "samples", "reconstructions"
+"""The names of the sheets in the loggers."""
+RECONSTRUCTION_TITLE = (
+    "Reconstructions",
+    "What the image tokenizer keeps of each picture: the best that the model can paint.",
+)
 COLUMNS = 4
 """Pictures beside each other on a sheet."""
 SEED = 0
@@ -42,8 +49,12 @@ def watchers(
 
     Raises InputError and MissingFileError where a folder or a file of prompts does not serve.
     """
-    held_out = [HeldOutLoss(cfg, vocab, mesh)] if cfg.watch.held_out_every else []
-    return held_out + ([SampleSheets(cfg, vocab, load_tokenizer(cfg.vq.path))] if cfg.watch.sheet_every else [])
+    found: list[Watcher] = [HeldOutLoss(cfg, vocab, mesh)] if cfg.watch.held_out_every else []
+    if cfg.watch.sheet_every:
+        vq = load_tokenizer(cfg.vq.path)
+        found += [SampleSheets(cfg, vocab, vq)] if cfg.watch.prompts else []
+        found += [ReconstructionSheet(cfg, vq)] if cfg.watch.pictures else []
+    return found
 
 
 class HeldOutLoss:
@@ -99,8 +110,7 @@ class SampleSheets:
         model = on_first_device(state.model, jnp.dtype(self._cfg.mesh.compute))
         if jax.process_index() == 0:
             sheet = self._painted(model)
-            folder = StorageFolder(f"{self._cfg.out}/{SHEETS}")
-            folder.write(f"{step:08d}.png", lambda path: sheet.save(path, format="PNG"))
+            save_sheet(sheet, self._cfg.out, f"{step:08d}.png")
             self._sheets = {SHEET: sheet}
         return {}
 
@@ -117,6 +127,39 @@ class SampleSheets:
         blanks = [Image.new("RGB", (size[1] * self._vq.stride, size[0] * self._vq.stride), "white") for size in sizes]
         images = [images[0] if images else blank for images, blank in zip(found, blanks, strict=True)]
         return grid(images, COLUMNS, [prompt.text for prompt in self._prompts])
+
+
+class ReconstructionSheet:
+    """Shows the first pictures of ``cfg.watch.pictures`` beside what the image tokenizer keeps of them, with PSNR and SSIM.
+
+    No training changes it, so it is made once, by process 0 when its first turn comes. Raises InputError and MissingFileError where
+    the pictures do not serve.
+    """
+
+    name = "encoding and decoding pictures"
+
+    def __init__(self, cfg: Experiment, vq: ImageTokenizer):
+        self.every, self._out, self._vq = cfg.watch.sheet_every, cfg.out, vq
+        self._files = picture_files([cfg.watch.pictures])[: cfg.watch.sheet_prompts]
+        self._made, self._new = False, {}
+
+    def measure(self, step: int, state: TrainState) -> dict[str, float]:
+        """Writes the sheet in its first turn; there is no number."""
+        self._new = {}
+        if jax.process_index() == 0 and not self._made:
+            table = comparison(list(reconstructions(self._vq, self._files)))
+            self._new, self._made = {RECONSTRUCTIONS: draw_tables(*RECONSTRUCTION_TITLE, [table])}, True
+            save_sheet(self._new[RECONSTRUCTIONS], self._out, f"{RECONSTRUCTIONS}.png")
+        return {}
+
+    def images(self) -> dict[str, Image.Image]:
+        """The sheet, in process 0, after the turn that made it."""
+        return self._new
+
+
+def save_sheet(sheet: Image.Image, out: str, name: str) -> None:
+    """Writes a sheet of the run in ``out``, which may be a store."""
+    StorageFolder(f"{out}/{SHEETS}").write(name, lambda path: sheet.save(path, format="PNG"))
 
 
 def on_first_device(model: Chameleon, dtype: jnp.dtype) -> Chameleon:

@@ -16,6 +16,7 @@ from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.evaluate import while_training
 from lumina_jax.evaluate.heldout import held_out
 from lumina_jax.evaluate.while_training import HeldOutLoss, SampleSheets, read_prompts, watchers
+from lumina_jax.model.image_tokenizer import decode_image, encode_image
 from lumina_jax.sharding import make_mesh, shardings
 from lumina_jax.vocab import Vocab
 
@@ -58,7 +59,7 @@ def test_the_held_out_loss_of_a_sharded_model_is_that_of_evaluate(experiment, sc
 @pytest.mark.smoke
 def test_nothing_is_watched_unless_it_is_asked_for(experiment, vocab):
     assert watchers(experiment, vocab, None, None) == []
-    with pytest.raises(InputError, match=r"watch\.sheet_every=5 needs watch\.prompts"):
+    with pytest.raises(InputError, match=r"watch\.sheet_every=5 needs watch\.prompts or watch\.pictures"):
         WatchConfig(sheet_every=5)
     with pytest.raises(InputError, match=r"watch\.held_out_every=5 needs a token folder|needs watch\.held_out"):
         WatchConfig(held_out_every=5)
@@ -83,6 +84,25 @@ def test_a_sheet_shows_the_picture_of_each_prompt(experiment, vocab, tmp_path, m
     assert count == 2 and len(set(sizes)) == 1 and devices == {jax.local_devices()[0]}
     with Image.open(tmp_path / "run" / "sheets" / "00000003.png") as sheet:
         assert sheet.width > 2 * 64
+
+
+def test_reconstructions_are_shown_once(experiment, vocab, tmp_path):
+    vq = load_image_tokenizer(str(TOY / "vq.npz"))
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    painted = decode_image(vq, encode_image(vq, Image.fromarray(pixels)))
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(np.asarray(painted)).save(tmp_path / "pictures" / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "pictures" / "b.png")
+    watch = WatchConfig(pictures=str(tmp_path / "pictures"), sheet_every=3)
+    cfg = replace(experiment, out=str(tmp_path / "run"), watch=watch)
+    (sheets,) = watchers(cfg, vocab, None, lambda path: vq)
+    assert sheets.measure(3, None) == {} and list(sheets.images()) == ["reconstructions"]
+    shown = np.asarray(sheets.images()["reconstructions"])
+    with Image.open(tmp_path / "run" / "sheets" / "reconstructions.png") as sheet:
+        assert (np.asarray(sheet) == shown).all()
+    assert sheets.measure(6, None) == {} and sheets.images() == {}
+    with pytest.raises(InputError, match="gone is not a picture that can be read: there is no such file"):
+        watchers(replace(cfg, watch=replace(watch, pictures=str(tmp_path / "gone"))), vocab, None, lambda path: vq)
 
 
 def test_a_copy_on_the_first_device_has_the_dtype_of_computing(experiment):
