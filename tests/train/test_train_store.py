@@ -1,5 +1,6 @@
 """A run whose every path is in a store: it trains as on a disk, and goes on where a kill left it, on other processes."""
 
+import json
 import os
 import signal
 import socket
@@ -60,7 +61,7 @@ def wait_until(done, seconds: float = 900) -> None:
         time.sleep(0.02)
 
 
-def test_a_run_on_a_store_that_was_killed_ends_as_one_on_a_disk(in_the_repository, tmp_path):
+def test_a_run_on_a_store_that_was_killed_ends_as_one_on_a_disk(in_the_repository, tmp_path, capsys):
     gcs, objects = in_the_repository, in_the_repository.buckets.objects("bucket")
     for root in (tmp_path, "gs://bucket"):
         assert run.main(["pretokenize", CONFIG, "--source", "toy:32", "--fit", *paths(root)]) == 0
@@ -104,11 +105,19 @@ def test_a_run_on_a_store_that_was_killed_ends_as_one_on_a_disk(in_the_repositor
         assert line == pytest.approx(other, rel=1e-4)
     gcs.buckets.freeze_listings()
     gcs.faults += [GcsFault("GET .*alt=media", status=503, times=2, skip=3), GcsFault("GET .*state/d/", cut=0.5)]
-    assert (
-        run.main(["sample", "--model", OUT, "--prompt", "a red circle", "--size", "32x32", "--out", f"{OUT}/painted"])
-        == 0
-    )
+    words = ["sample", "--model", OUT, "--prompt", "a red circle", "--size", "32x32", "--out", f"{OUT}/painted"]
+    assert run.main(words) == 0
     assert "out/painted/000-0.png" in objects and not any(fault.times for fault in gcs.faults)
+    gcs.clear()
+    assert run.main(["convert", "export", OUT, "gs://bucket/hf", "--layout", "hf"]) == 0
+    held_out = []
+    for model in (OUT, "gs://bucket/hf"):
+        capsys.readouterr()
+        assert run.main(["evaluate", "--model", model, "--data", "gs://bucket/tokens"]) == 0
+        said = capsys.readouterr().out
+        held_out.append(json.loads(said[said.index("{") :])["held_out"])
+    assert held_out[0] == held_out[1] and held_out[0]["tokens"] > 0
+    assert not (REPO / "gs:").exists()
 
 
 def test_a_stage_starts_from_weights_in_a_store(gcs):
