@@ -85,8 +85,21 @@ def open_source(path: str | Place) -> Checkpoint:
             raise MissingFileError(
                 f"{folder} is no checkpoint: it holds neither config.json (Hugging Face), nor params.json or "
                 "models/*/params.json (Meta), nor a finished checkpoint of run.py train or run.py convert import"
+                f"{_models_near(folder)}"
             ) from None
         return OrbaxSource(folder)
+
+
+def _models_near(folder: Place) -> str:
+    """ "; did you mean NEIGHBOUR?" where what holds ``folder``, or a folder in it, looks like a model, else nothing."""
+    if is_url(folder) or not folder.is_dir():
+        return ""
+    near = [path for path in (folder.parent, *sorted(folder.iterdir())) if _looks_like_model(path)]
+    return f"; did you mean {' or '.join(map(str, near[:3]))}?" if near else ""
+
+
+def _looks_like_model(folder: Place) -> bool:
+    return any((folder / name).exists() for name in ("config.json", "params.json", "checkpoints"))
 
 
 def convert(

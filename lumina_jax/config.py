@@ -450,6 +450,15 @@ def override(config, assignments: typing.Sequence[str]):
     return _apply(config, changes, "")
 
 
+def dotted_fields(kind: type, name: str, prefix: str = "") -> typing.Iterator[str]:
+    """The fields called ``name`` in a config of type ``kind`` and in its groups, as ``a.b`` behind ``prefix``."""
+    for known, hint in typing.get_type_hints(kind).items():
+        if is_dataclass(hint):
+            yield from dotted_fields(hint, name, f"{prefix}{known}.")
+        elif known == name:
+            yield prefix + known
+
+
 def _apply(config, changes: dict[str, str], prefix: str):
     """``config`` with all ``changes`` {dotted name: value} applied at once, since its checks compare fields."""
     hints, values = typing.get_type_hints(type(config)), {}
@@ -460,7 +469,9 @@ def _apply(config, changes: dict[str, str], prefix: str):
     for name, group in by_field.items():
         if name not in hints:
             known = [f.name for f in fields(config)]
-            hint = "".join(f"; did you mean {prefix}{near}?" for near in difflib.get_close_matches(name, known, n=1))
+            near = [f"{prefix}{word}" for word in difflib.get_close_matches(name, known, n=1)]
+            near = list(dotted_fields(type(config), name, prefix)) or near
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise InputError(f"no field {prefix}{name}{hint}; the fields here are: {', '.join(known)}")
         old = getattr(config, name)
         if is_dataclass(old):

@@ -63,10 +63,12 @@ def is_device_failure(error: BaseException) -> bool:
 
 
 def retried(call: Callable[[], Result], what: str, pause: Callable[[float], None] = time.sleep) -> Result:
-    """``call()``, again after transient errors, with growing pauses; ``what`` begins the line that each of them prints.
+    """``call()``, again after transient errors, with growing pauses; ``what`` begins the line that each of them prints, which says
+    an error in full the first time.
 
     The pauses are random by half, so that many hosts do not come back at once. After ATTEMPTS the last error is raised.
     """
+    said = ""
     for attempt in range(1, ATTEMPTS):
         try:
             return call()
@@ -74,7 +76,9 @@ def retried(call: Callable[[], Result], what: str, pause: Callable[[float], None
             if not is_transient(error):
                 raise
             seconds = min(FIRST_PAUSE * 2 ** (attempt - 1), LONGEST_PAUSE) * random.uniform(0.5, 1)
-            print_line(f"{what}: {error}; attempt {attempt + 1} of {ATTEMPTS} in {duration(seconds)}")
+            reason = "the same" if str(error) == said else str(error)
+            print_line(f"{what}: {reason}; attempt {attempt + 1} of {ATTEMPTS} in {duration(seconds)}")
+            said = str(error)
             pause(seconds)
     return call()
 

@@ -2,10 +2,12 @@
 
 import copy
 import hashlib
+import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 from tokenizers import AddedToken, Encoding, Tokenizer
@@ -19,6 +21,8 @@ END_IMAGE = "<eoss>"
 END_OF_TURN = "<reserved08706>"
 END_OF_LINE = "<reserved08799>"
 IMAGE_SYMBOL = "<|image|>"
+WORD = re.compile(r"[^\W\d_]{2,}|[^\W\d_\x00-\x7f]")
+"""Two letters or more, or one that is no ASCII."""
 MARKERS = (BEGIN, BEGIN_IMAGE, END_IMAGE, END_OF_TURN, END_OF_LINE, IMAGE_SYMBOL)
 FILE_NAMES = ("tokenizer.json", "text_tokenizer.json")
 FOLDERS = (".", "tokenizer", "original_tokenizers")
@@ -139,6 +143,22 @@ class Vocab:
         Text without such names gets the ids of :meth:`encode`. Decoding returns the text, names included.
         """
         return self._literal_ids(text, self._tokenizer.encode(text, add_special_tokens=False))
+
+    def spelt_words(self, ids: Iterable[int]) -> list[str]:
+        """The words in ``ids`` that a tokenizer of whole words does not know, and spells byte by byte.
+
+        Empty for a tokenizer that joins bytes to parts of words, as Chameleon's does: it has no words that it does not know.
+        """
+        if self._joins_bytes:
+            return []
+        names = ((int(i), self._tokenizer.id_to_token(int(i)) or "") for i in ids)
+        runs = groupby(names, key=lambda token: len(token[1]) == 1)
+        texts = [self.decode(i for i, _ in run) for is_bytes, run in runs if is_bytes]
+        return list(dict.fromkeys(word for text in texts for word in WORD.findall(text)))
+
+    @cached_property
+    def _joins_bytes(self) -> bool:
+        return bool(json.loads(self._tokenizer.to_str())["model"].get("merges"))
 
     def encode_all(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Text -> ids as of :meth:`encode_literally`, for all ``texts`` in one parallel batch without duplicates."""

@@ -133,6 +133,29 @@ def test_a_misspelt_field_or_config_names_the_nearest(monkeypatch, tmp_path):
         run.load_experiment("configs/toy_omini.py", [])
 
 
+@pytest.mark.parametrize(
+    ("word", "fields"),
+    [("--steps", "optim.steps=VALUE or profile.steps=VALUE"), ("--out", "out=VALUE"), ("--lr", "optim.lr=VALUE")],
+)
+def test_a_field_given_as_an_option_is_named_as_a_field(word, fields, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run.parse(["train", "configs/own_pictures.py", word, "50"])
+    error = capsys.readouterr().err
+    assert f"fields of a config are given as {fields}; see" in error and "did you mean" not in error
+
+
+def test_a_field_without_its_group_is_found_in_it():
+    with pytest.raises(InputError, match=r"no field lr; did you mean optim\.lr\?"):
+        run.load_experiment(str(REPO / "configs/toy_stage1.py"), ["lr=3"])
+
+
+def test_only_what_must_be_given_is_asked_for(capsys):
+    for verb in ("train", "pretokenize", "compile"):
+        with pytest.raises(SystemExit, match="2"):
+            run.parse([verb])
+        assert "a.b=value" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("folder", [".", "below/it", "with space [a] %d #"])
 def test_configs_are_found_and_listed_from_any_folder(folder, tmp_path, monkeypatch):
     (tmp_path / folder).mkdir(parents=True, exist_ok=True)

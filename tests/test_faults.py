@@ -84,6 +84,7 @@ def test_a_transient_error_is_tried_again_with_growing_pauses(capsys):
     assert all(0.5 * 2**n <= 2 * seconds <= 2 * 0.5 * 2**n for n, seconds in enumerate(pauses))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3 and lines[0].startswith("reading x: [Errno 5] Input/output error; attempt 2 of 7 in ")
+    assert lines[2].startswith("reading x: the same; attempt 4 of 7 in ")
 
 
 def test_after_all_attempts_the_error_is_raised_and_a_lasting_one_at_once():

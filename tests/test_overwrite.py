@@ -178,3 +178,27 @@ def test_a_quickstart_goes_on_in_its_own_folder(tmp_path):
     TrainingRun(tmp_path, 1, 12)
     (tmp_path / "vq.npz").touch()
     TrainingRun(tmp_path, 1, 12)
+
+
+def test_a_fit_without_a_picture_says_why(tmp_path, capsys):
+    from PIL import Image
+
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    (tmp_path / "words.jsonl").write_text(
+        '{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}\n'
+    )
+    changes = [f"vq.path={tmp_path}/fit/vq.npz", f"data.tokenizer={tmp_path}/fit", f"data.path={tmp_path}/tokens"]
+    for source, words in (
+        (f"folder:{tmp_path}", "1 of them cannot be used, such as record 0: "),
+        (f"{tmp_path}/words.jsonl", "they hold words alone; leave out --fit"),
+    ):
+        assert run.main(["pretokenize", "configs/own_pictures.py", "--source", source, "--fit", *changes]) == 2
+        assert f"--fit found no picture in 1 records: {words}" in capsys.readouterr().err
+    assert not (tmp_path / "fit/vq.npz").exists()
+
+
+def test_a_fit_is_told_a_file_for_its_codebook(tmp_path, capsys):
+    changes = [f"vq.path={tmp_path}/fit", f"data.tokenizer={tmp_path}/fit", f"data.path={tmp_path}/tokens"]
+    assert run.main(["pretokenize", "configs/toy_stage1.py", "--source", "toy:9", "--fit", *changes]) == 2
+    assert f"--fit writes a file there; name it, such as vq.path={tmp_path}/fit/vq.npz" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

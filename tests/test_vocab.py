@@ -6,9 +6,11 @@ import shutil
 import numpy as np
 import pytest
 from goldens_at import on_goldens
+from project_sources import REPO
 from tokenizers import AddedToken, Tokenizer, models
 
 from lumina_jax import vocab as names
+from lumina_jax.conversation import image_prompt, task_prompt
 from lumina_jax.vocab import Vocab
 
 LAYOUTS = ("hf_tokenizer", "meta_tokenizer")
@@ -85,3 +87,24 @@ def test_a_size_without_a_token_is_refused_by_its_limit(vocab):
     largest = int(vocab.size_of.max())
     with pytest.raises(ValueError, match=f"{largest + 1} size units.*1 to {largest}"):
         vocab.size_id(largest + 1)
+
+
+def test_words_that_a_tokenizer_of_words_spells_are_named(tmp_path):
+    toy = Vocab.load(REPO / "assets/toy")
+    for prompt, words in (
+        ("A lighthouse at dusk, a red circle.", ["lighthouse", "dusk"]),
+        ("ein roter Kreis", ["ein", "roter", "Kreis"]),
+    ):
+        assert toy.spelt_words(toy.encode(image_prompt(128, 96, prompt))) == words
+    assert toy.spelt_words(toy.encode("\n猫 a 7 x 9, b.")) == ["猫"]
+    for request in (
+        image_prompt(64, 64, "a small red circle left of a large blue square on white"),
+        task_prompt("depth", "", 1),
+    ):
+        assert toy.spelt_words(toy.encode(request)) == []
+
+
+@on_goldens("tokenizer")
+def test_a_tokenizer_that_joins_bytes_knows_every_word(goldens):
+    vocab = Vocab.load(goldens / "tokenizer" / LAYOUTS[0])
+    assert vocab.spelt_words(vocab.encode("Ωκεανός 猫 zzyzx")) == []

@@ -40,6 +40,8 @@ def made_of(file: str) -> dict:
     from lumina_jax.pictures.metadata import read_metadata
     from lumina_jax.places import store_errors
 
+    if at(file).is_dir():
+        raise InputError(f"{file} is a folder; give a picture in it, such as {at(file) / '000-0.png'}")
     try:
         content = at(file).read_bytes()
     except (*store_errors(), ValueError) as error:

@@ -21,6 +21,7 @@ from lumina_jax.cli.results import command_of, results_folder
 from lumina_jax.errors import InputError
 
 SHEET = "out/data.html"
+SOURCES = "any kind that lumina_jax/data/SOURCES.md lists but toy:"
 
 
 def add_data(verbs: _SubParsersAction) -> None:
@@ -32,7 +33,7 @@ def add_data(verbs: _SubParsersAction) -> None:
         "path", type=input_paths, help="a folder written by run.py pretokenize, or several with commas between"
     )
     inspect.add_argument("--config", help="a config: its buckets, mixture, tokenizer and VQ model")
-    inspect.add_argument("changes", nargs="*", metavar="a.b=value", help="with --config: fields to change")
+    inspect.add_argument("changes", nargs="*", default=[], metavar="a.b=value", help="with --config: fields to change")
     inspect.add_argument("--tokenizer", type=model_path, help="tokenizer.json or its folder (default: the config's)")
     inspect.add_argument(
         "--vq", type=model_path, help="vqgan.ckpt, PatchVQ .npz or their folder (default: the config's)"
@@ -46,7 +47,7 @@ def add_data(verbs: _SubParsersAction) -> None:
     inspect.set_defaults(run=_data_inspect, keeps=NOTHING)
 
     prepare = what.add_parser("prepare", help="write any source as a TFDS data set, to share it")
-    prepare.add_argument("--source", type=expand_home, required=True, help="as for run.py pretokenize")
+    prepare.add_argument("--source", type=expand_home, required=True, help=SOURCES)
     prepare.add_argument("--name", required=True, help="the name of the data set")
     prepare.add_argument("--out", type=output_path, required=True, help="the TFDS data_dir; read it as tfds:NAME@OUT")
     _streak_argument(prepare)
@@ -56,7 +57,7 @@ def add_data(verbs: _SubParsersAction) -> None:
         "export", help="write a source as JSON lines and pictures, or tokens as the original's files"
     )
     exported = export.add_mutually_exclusive_group(required=True)
-    exported.add_argument("--source", type=expand_home, help="as for run.py pretokenize")
+    exported.add_argument("--source", type=expand_home, help=SOURCES)
     tokens_help = "a folder written by run.py pretokenize, exported as token files of the original, OUT/record.json"
     exported.add_argument("--tokens", type=input_path, metavar="FOLDER", help=tokens_help)
     export.add_argument("--out", type=output_path, required=True, help="the folder; read it as OUT/records.jsonl")

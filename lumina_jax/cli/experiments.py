@@ -23,7 +23,7 @@ PATHS = (*INPUTS, "out", "compile_cache", "data.path")
 def config_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("config", help="a file such as configs/toy_stage1.py, or FILE.py:NAME where it holds several")
     changes = "fields to change, such as optim.lr=1e-4; --fields lists them with what they mean"
-    parser.add_argument("changes", nargs="*", metavar="a.b=value", help=changes)
+    parser.add_argument("changes", nargs="*", default=[], metavar="a.b=value", help=changes)
     parser.add_argument("--fields", action=ShowFields, nargs=0, help="print all fields of the config and exit")
 
 

@@ -57,7 +57,13 @@ def mesh_of(options: Namespace) -> Iterator:
     from lumina_jax.config import MeshConfig
     from lumina_jax.sharding import make_mesh
 
-    mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=options.tensor), jax.local_devices())
+    devices = jax.local_devices()
+    if len(devices) % options.tensor:
+        raise InputError(
+            f"--tensor {options.tensor} does not divide the {len(devices)} devices of this host; give a number that does, or leave "
+            "it out to use one device"
+        )
+    mesh = make_mesh(MeshConfig(replica=-1, fsdp=1, tensor=options.tensor), devices)
     with jax.set_mesh(mesh):
         yield mesh
 

@@ -70,12 +70,26 @@ class Parser(argparse.ArgumentParser):
     def unknown_words(self, words: list[str], options: Namespace) -> str:
         """A message on ``words`` that no argument of the parsed ``options`` takes."""
         parser = self.nested(options)
-        nearest = did_you_mean(words[0].partition("=")[0], parser._option_string_actions)
+        word = words[0].partition("=")[0]
+        nearest = did_you_mean(word, parser._option_string_actions)
+        if fields := _fields_named(word.lstrip("-").replace("-", "_")) if hasattr(options, "changes") else []:
+            nearest = f"; fields of a config are given as {' or '.join(f'{field}=VALUE' for field in fields)}"
         prog = parser.prog if parser is not self else f"{self.prog} VERB"
         return f"unknown arguments: {' '.join(words)}{nearest}; see {prog} --help"
 
 
+def _fields_named(name: str) -> list[str]:
+    """The fields of a config, as ``a.b``, whose last part is ``name``."""
+    from lumina_jax.config import Experiment, dotted_fields
+
+    return list(dotted_fields(Experiment, name))
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """ "; did you mean NEAREST?" for the one of ``known`` that is nearest to ``word``, or nothing."""
-    nearest = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    """ "; did you mean NEAREST?" for the one of ``known`` that is nearest to ``word``, or nothing.
+
+    The dashes of an option count for nothing: --steps is not near --help.
+    """
+    bare = {option.lstrip("-"): option for option in known}
+    nearest = difflib.get_close_matches(word.lstrip("-"), list(bare), n=1)
+    return f"; did you mean {bare[nearest[0]]}?" if nearest else ""

@@ -166,6 +166,10 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
     """Writes vq.path and data.tokenizer, fitted to the pictures and words of ``source``."""
     if cfg.vq.kind != "patch" or not cfg.vq.path or not cfg.data.tokenizer:
         raise InputError("--fit needs vq.kind=patch, vq.path=FILE.npz and data.tokenizer=FOLDER")
+    if not cfg.vq.path.endswith(".npz") or at(cfg.vq.path).is_dir():
+        raise InputError(
+            f"vq.path={cfg.vq.path}: --fit writes a file there; name it, such as vq.path={cfg.vq.path.rstrip('/')}/vq.npz"
+        )
     for file in (cfg.vq.path, f"{cfg.data.tokenizer}/tokenizer.json"):
         check_output(str(at(file).parent))
     if options.base and not options.source.startswith("omni"):

@@ -311,6 +311,16 @@ def _warn(builder, prompts: tuple) -> None:
             f"the model was trained on (prompt {number}: {length:,}); expect poor answers",
             file=sys.stderr,
         )
+    spelt = {number: words for number, prompt in asked if (words := builder.vocab.spelt_words(prompt.ids))}
+    if spelt:
+        number, words = next(iter(spelt.items()))
+        print(
+            printable(
+                f"warning: {len(spelt)} of {len(asked)} prompts have words that the model does not know (prompt {number}: "
+                f"{', '.join(words[:SHOWN])}{' ...' * (len(words) > SHOWN)}); expect poor answers"
+            ),
+            file=sys.stderr,
+        )
     cut = [(prompt.picture, number) for number, prompt in asked if prompt.picture > prompt.cfg.max_new_tokens]
     if cut:
         tokens, number = max(cut)

@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterable
 
 from lumina_jax.cli.arguments import at_least, number
+from lumina_jax.errors import InputError
 
 FIELDS = (
     "guidance",
@@ -82,7 +83,12 @@ def asked_changes(options: Namespace, cfg):
     from dataclasses import replace
 
     changes = {name: vars(options)[name] for name in FIELDS if vars(options).get(name) is not None}
-    return replace(cfg, **changes)
+    cfg = replace(cfg, **changes)
+    if changes.get("window") and cfg.parallel == "off":
+        raise InputError(
+            f"window={cfg.window}: parallel=off draws one token in a pass; choose a method too, such as matched"
+        )
+    return cfg
 
 
 def used_settings(asked: Iterable[tuple], default: Callable) -> str:

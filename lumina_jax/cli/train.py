@@ -61,7 +61,9 @@ def _train_in(group, cfg, config: str) -> None:
     for field, value in (*(("data.path", path) for path in cfg.data.paths), ("data.tokenizer", cfg.data.tokenizer)):
         # What a store lacks is named where it is read, and nothing is asked of it by every host.
         if not value or (isinstance(at(value), Path) and not Path(value).exists()):
-            raise MissingFileError(f"{field}={value!r} is not there; make it with run.py pretokenize {quote(config)}")
+            raise MissingFileError(
+                f"{field}={value!r} is not there; make it with run.py pretokenize {quote(config)} --source SOURCE"
+            )
     from lumina_jax.progress import waiting
 
     with waiting("loading the trainer"):

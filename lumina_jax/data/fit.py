@@ -11,7 +11,7 @@ from lumina_jax.config import DataConfig, VQConfig
 from lumina_jax.data.shard_maker import crop_size
 from lumina_jax.data.sources.record import Reject, Source, read_record
 from lumina_jax.data.word_tokenizer import build, save
-from lumina_jax.errors import ExistingFileError
+from lumina_jax.errors import ExistingFileError, InputError
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.pictures import pixels
 from lumina_jax.places import Place, place
@@ -60,6 +60,7 @@ def fit(
     sizes = sizes or layout.crop_sizes(data.size, data.patch, data.max_ratio)
     indices = np.unique(np.linspace(0, len(source) - 1, MAX_RECORDS).astype(int))
     texts: list[str] = []
+    rejects: list[str] = []
 
     def read(index: int) -> tuple[list[str], list[np.ndarray]]:
         record = source[index]
@@ -75,13 +76,18 @@ def fit(
         for index in indices:
             content = read_record(read, int(index))
             progress.advance(1)
-            if isinstance(content, Reject):
-                continue  # pretokenize lists it among the rejects, with the reason
+            if isinstance(content, Reject):  # pretokenize lists it among the rejects
+                rejects.append(f"record {index}: {content.reason}")
+                continue
             texts.extend(content[0])
             yield from content[1]
 
     with ProgressDisplay("fit", len(indices)) as progress:
-        codebook = PatchVQ.fit(crops(progress), vq.codes, seed=seed)
+        pictures = crops(progress)
+        first = next(pictures, None)
+        if first is None:
+            raise InputError(_no_pictures(len(indices), rejects))
+        codebook = PatchVQ.fit(itertools.chain([first], pictures), vq.codes, seed=seed)
     codebook.save(vq.path)
     units = max(max(size) for size in sizes) // data.patch
     save(build(codebook.codes, texts, size_units=units), data.tokenizer)
@@ -91,3 +97,10 @@ def fit(
         return codebook.report(
             list(itertools.islice(crops(ProgressDisplay("measure", len(indices), show=False)), REPORT_PICTURES))
         )
+
+
+def _no_pictures(records: int, rejects: Sequence[str]) -> str:
+    """A message on ``records`` without a picture to fit to, of which ``rejects`` says why they cannot be used."""
+    why = f"{len(rejects)} of them cannot be used, such as {rejects[0]}" if rejects else "they hold words alone"
+    cure = "mend the source (run.py data export lists what is wrong with each record)" if rejects else "leave out --fit"
+    return f"--fit found no picture in {records} records: {why}; {cure}"

@@ -16,6 +16,7 @@ which is negative. A record's offset follows from the lengths, so readers hold n
 
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections import Counter
@@ -29,7 +30,7 @@ import numpy as np
 from lumina_jax.config import from_dict, to_dict
 from lumina_jax.data.token_files import RecordSpan, StoreReading, token_files
 from lumina_jax.errors import InputError, MissingFileError, StorageError, cause_of
-from lumina_jax.places import Place, place
+from lumina_jax.places import Place, is_url, place
 from lumina_jax.storage import StorageFolder
 from lumina_jax.vocab import Vocab
 
@@ -340,8 +341,10 @@ def _manifest_of(folder: StorageFolder) -> bytes:
     try:
         return folder.read_bytes(MANIFEST)
     except MissingFileError as error:
-        raise MissingFileError(
-            f"{folder} is an unfinished pretokenize; give its command again and it goes on where it stopped"
-            if folder.exists(SETTINGS)
-            else f"{folder} holds no {MANIFEST}: it is no folder written by `run.py pretokenize`; make it first"
-        ) from error
+        if folder.exists(SETTINGS):
+            reason = "is an unfinished pretokenize; give its command again and it goes on where it stopped"
+        elif not is_url(str(folder)) and not os.path.exists(str(folder)):
+            reason = "is not there; run.py pretokenize writes such folders"
+        else:
+            reason = f"holds no {MANIFEST}: it is no folder written by `run.py pretokenize`; make it first"
+        raise MissingFileError(f"{folder} {reason}") from error

@@ -8,6 +8,7 @@ from typing import Unpack
 from PIL import Image
 
 from lumina_jax.conversation import requested_size
+from lumina_jax.face.images import Picture, opened
 from lumina_jax.face.loading import LoadedModel
 from lumina_jax.face.settings import SamplingSettings, settings_for
 from lumina_jax.numbers import pixel_size
@@ -40,18 +41,21 @@ class Chat:
         """The turns and pictures so far."""
         return self._chat.dialog
 
-    def say(self, text: str, images: Sequence[Image.Image] = (), *, size: str | tuple[int, int] | None = None) -> Reply:
-        """The answer to a message. The ``images`` replace the ``<|image|>`` of the text, or stand before it.
+    def say(
+        self, text: str, images: Picture | Sequence[Picture] = (), *, size: str | tuple[int, int] | None = None
+    ) -> Reply:
+        """The answer to a message. The ``images``, pictures or their files, replace the ``<|image|>`` of the text, or stand
+        before it.
 
         With a ``size``, (width, height) in px or "WIDTHxHEIGHT", the answer begins with a picture of it; a text that asks for one
         in the words of :meth:`paint` says the size itself. Raises InputError naming what is wrong with the message.
         """
-        chat, before = self._chat, len(self._chat.dialog.pictures)
+        chat, before, shown = self._chat, len(self._chat.dialog.pictures), opened(images)
         asked = pixel_size(size) if isinstance(size, str) else size or requested_size(text)
         cfg = self._settings("generate") if asked else None
         with self._loaded.on_mesh():
-            words = [event.text for event in chat.say(text, images, size=asked, cfg=cfg) if isinstance(event, Words)]
-        painted = chat.dialog.pictures[before + len(images) :]
+            words = [event.text for event in chat.say(text, shown, size=asked, cfg=cfg) if isinstance(event, Words)]
+        painted = chat.dialog.pictures[before + len(shown) :]
         return Reply("".join(words).strip(), tuple(picture.image for picture in painted))
 
     def paint(self, caption: str, *, size: str | tuple[int, int] | None = None) -> Reply:

@@ -7,6 +7,7 @@ from typing import Unpack
 from PIL import Image
 
 from lumina_jax.errors import InputError
+from lumina_jax.face.images import Picture, opened
 from lumina_jax.face.loading import LoadedModel
 from lumina_jax.face.settings import SamplingSettings, settings_for
 from lumina_jax.numbers import pixel_size
@@ -26,14 +27,14 @@ def generate(
     per_prompt: int = 1,
     rows: int = 16,
     task: str = PAINT,
-    images: Sequence[Image.Image] = (),
+    images: Picture | Sequence[Picture] = (),
     **settings: Unpack[SamplingSettings],
 ) -> list[Image.Image]:
     """Paints ``prompts``: RGB pictures, ``per_prompt`` of the first prompt, then of the next.
 
     ``size`` is (width, height) in px or "WIDTHxHEIGHT" (default: the square of the area that the model was trained on). ``seed`` is
     any whole number. At most ``rows`` answers are sampled at a time; which does not change them. Another ``task`` that ends in a
-    picture (edit, depth, ...) is done to ``images``, at the size of the last of them. ``settings`` are those of
+    picture (edit, depth, ...) is done to ``images``, or to their files, at the size of the last one. ``settings`` are those of
     :class:`SamplingSettings`. The same words, size, seed and settings give the picture that ``run.py sample`` gives, bit by bit.
 
     Raises InputError naming what is wrong before anything is compiled, and when an answer lacks its picture.
@@ -47,11 +48,12 @@ def generate(
         raise InputError(
             f"the task {task!r} takes {'no images' if images else 'the size of its image'}; leave them out"
         )
+    shown = opened(images)
     with loaded.on_mesh():
         cfg = settings_for(settings, loaded.settings)(task)
         make, width_height = loaded.prompts, pixel_size(size) if isinstance(size, str) else size
         asked = [
-            make.generate(text, width_height, cfg) if task == PAINT else make.task(task, text, images, cfg)
+            make.generate(text, width_height, cfg) if task == PAINT else make.task(task, text, shown, cfg)
             for text in texts
         ]
         for prompt in asked:

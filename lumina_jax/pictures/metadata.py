@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Mapping
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from lumina_jax.errors import InputError
@@ -57,6 +57,8 @@ def read_metadata(content: bytes, label: str) -> dict[str, object]:
             image.load()  # the texts of a PNG may stand behind its pixels
             comment = image.getexif().get_ifd(EXIF_FOLDER).get(USER_COMMENT, b"")
             text = getattr(image, "text", {}).get(KEY)
+    except UnidentifiedImageError as error:
+        raise InputError(f"{label} is not a picture that can be read: no image that Pillow can read") from error
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{label} is not a picture that can be read: {error}") from error
     if text is None and isinstance(comment, bytes) and comment.startswith(ASCII):

@@ -1,6 +1,5 @@
 """Tables of pictures with labelled rows and columns, one below the other: as one picture, and as an HTML page."""
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lumina_jax.errors import InputError, printable
 from lumina_jax.pictures import html
 from lumina_jax.pictures.html import Html, tag
+from lumina_jax.pictures.labels import wrapped
 
 STYLE = Path(__file__).with_name("picture_table.css")
 LARGEST, SMALLEST = 256, 112
@@ -18,8 +18,8 @@ LARGEST, SMALLEST = 256, 112
 MARGIN, GAP, LABEL = 20, 10, 176
 """In px: around the sheet, between pictures, and the width of the labels of rows."""
 CAPTION_LINES = 8
-LINE, LETTER = 15, 6.1
-"""Height of a line and mean width of a letter of the small font, in px."""
+SMALL, LINE = 12, 15
+"""Size of the small font and height of its lines, in px."""
 INK, SOFT, RULE, EMPTY = (23, 26, 33), (93, 100, 114), (216, 220, 228), (238, 240, 244)
 NO_PICTURE = "no whole picture"
 
@@ -112,12 +112,11 @@ def _shown(image: Image.Image | None) -> Image.Image | None:
 
 
 def _wrapped(text: str, width: int, lines: int) -> list[str]:
-    """At most ``lines`` lines of about ``width`` px."""
-    return textwrap.wrap(printable(text), max(8, int(width / LETTER)), max_lines=lines, placeholder=" ...")
+    return wrapped(text, width, lines, ImageFont.load_default(SMALL))
 
 
 def _write(pen: ImageDraw.ImageDraw, left: float, top: float, lines: Sequence[str], colour: tuple) -> None:
-    font = ImageFont.load_default(12)
+    font = ImageFont.load_default(SMALL)
     for number, line in enumerate(lines):
         pen.text((left, top + LINE * number), line, colour, font)
 

@@ -53,7 +53,7 @@ def read_lines(path: Place) -> list[Line]:
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise MissingFileError(f"{path}: no such file of prompts") from error
+        raise MissingFileError(f"{path}: no such file of prompts or dialogs") from error
     except (*store_errors(), ValueError) as error:
         raise InputError(f"{path} is not a text file that can be read: {_reason(error)}") from error
     with prefixed_errors(f"{path} is not a text file that can be read"):

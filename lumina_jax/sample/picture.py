@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,12 +9,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lumina_jax.conversation import literal
-from lumina_jax.errors import InputError, printable
+from lumina_jax.errors import InputError
 from lumina_jax.layout import decode_grid
 from lumina_jax.model.image_tokenizer import ImageTokenizer, decode_image
+from lumina_jax.pictures.labels import wrapped
 from lumina_jax.vocab import IMAGE_SYMBOL, Vocab
 
 CAPTION_LINES = 8
+FRAME = (216, 220, 228)
+"""The colour around each picture of a sheet, without which a white one has no edge."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def pictures(ids: np.ndarray, vq: ImageTokenizer, vocab: Vocab) -> list[Image.Im
 
 
 def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | None = None) -> Image.Image:
-    """A contact sheet on white, row by row, each image centred in its cell above its caption, wrapped to CAPTION_LINES at most.
+    """A contact sheet on white, row by row, each image framed in the middle of its cell above its caption of at most CAPTION_LINES.
 
     Letters that the font lacks are boxes. Raises InputError without images or columns, or when the captions are not one per image.
     """
@@ -96,20 +98,21 @@ def grid(images: Sequence[Image.Image], columns: int, captions: Sequence[str] | 
     captions = [""] * len(images) if captions is None else captions
     if len(captions) != len(images):
         raise InputError(f"{len(captions)} captions for {len(images)} images; give one each")
-    gap, letter, line = 8, 6, 14
+    gap, line, font = 8, 14, ImageFont.load_default()
     columns = min(columns, len(images))
     width, height = (max(getattr(image, side) for image in images) for side in ("width", "height"))
-    wrapping = dict(max_lines=CAPTION_LINES, placeholder=" ...")
-    lines = [textwrap.wrap(caption, max(8, width // letter), **wrapping) for caption in captions]
+    lines = [wrapped(caption, width, CAPTION_LINES, font) for caption in captions]
     below = line * max(map(len, lines))
     cell = (width + gap, height + below + gap)
     sheet = Image.new("RGB", (columns * cell[0] + gap, math.ceil(len(images) / columns) * cell[1] + gap), "white")
-    font = ImageFont.load_default()
+    pen = ImageDraw.Draw(sheet)
     for index, (image, caption) in enumerate(zip(images, lines, strict=True)):
         left, upper = gap + index % columns * cell[0], gap + index // columns * cell[1]
-        sheet.paste(image, (left + (width - image.width) // 2, upper + (height - image.height) // 2))
+        x, y = left + (width - image.width) // 2, upper + (height - image.height) // 2
+        sheet.paste(image, (x, y))
         for number, words in enumerate(caption):
             label = Image.new("RGB", (width, line), "white")  # what is too wide for it does not run into the next
-            ImageDraw.Draw(label).text((0, 0), printable(words), fill="black", font=font)
+            ImageDraw.Draw(label).text((0, 0), words, fill="black", font=font)
             sheet.paste(label, (left, upper + height + number * line))
+        pen.rectangle((x - 1, y - 1, x + image.width, y + image.height), outline=FRAME)
     return sheet

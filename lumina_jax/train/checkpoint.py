@@ -228,7 +228,10 @@ def newest(folder: epath.PathLike) -> epath.Path:
         passed_over[checkpoint] = reason
     if set(passed_over.values()) - {UNFINISHED}:
         raise none_whole(folder, passed_over)
-    raise MissingFileError(f"{folder} holds no checkpoint; expected {folder / FOLDER}/<step>, as run.py train writes")
+    raise MissingFileError(
+        f"{folder} holds no checkpoint; expected {folder / FOLDER}/<step>, as run.py train writes; a model of another "
+        f"layout becomes one by run.py convert import {folder} DST"
+    )
 
 
 def load_weights(checkpoint: epath.Path, shapes: Chameleon) -> Chameleon:

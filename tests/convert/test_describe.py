@@ -14,16 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from project_sources import REPO
 from safetensors.numpy import load_file, save_file
 
 import run
 from convert import describe as module
 from convert import save_model
-from convert.convert import Target, convert
+from convert.convert import Target, convert, open_source
 from convert.describe import FolderReport, describe, parameters
 from convert.sources import layer_names
 from convert.table import ROWS, shape_of, sizes_of
 from lumina_jax.config import Experiment, ModelConfig
+from lumina_jax.errors import MissingFileError
 from lumina_jax.model.chameleon import Chameleon
 from lumina_jax.train.checkpoint import Saver
 from lumina_jax.train.step import new_state
@@ -236,3 +238,10 @@ def test_the_tokenizers_must_agree_on_the_number_of_image_codes(tmp_path):
     np.savez(other / "vq.npz", **arrays)
     report = describe(other)
     assert any("has 1149 codes but" in problem for problem in report.problems), report.text()
+
+
+def test_the_model_beside_a_wrong_folder_is_named(tmp_path):
+    for wrong, right in ((REPO / "assets", "assets/toy"), (tmp_path / "run/checkpoints", "run"), (tmp_path, "run")):
+        (tmp_path / "run/checkpoints").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(MissingFileError, match=rf"is no checkpoint: .*; did you mean \S*{right}\?"):
+            open_source(wrong)

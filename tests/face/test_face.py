@@ -86,6 +86,19 @@ def test_pictures_come_in_the_order_of_the_prompts_whatever_else_is_asked(loaded
     assert [picture.size for picture in edited] == [(64, 32)]
 
 
+def test_a_picture_may_be_given_by_its_file(loaded, tmp_path):
+    picture = Image.new("RGB", (64, 32), "red")
+    picture.save(tmp_path / "red.png")
+    (expected,) = generate(loaded, "w4", task="edit", images=[picture])
+    for images in (tmp_path / "red.png", [str(tmp_path / "red.png")], picture):
+        (edited,) = generate(loaded, "w4", task="edit", images=images)
+        assert edited.tobytes() == expected.tobytes()
+    replies = [Chat(loaded, seed=3).say("w2", images) for images in ([picture], str(tmp_path / "red.png"))]
+    assert replies[0].text == replies[1].text
+    with pytest.raises(InputError, match=r"gone\.png is not a picture that can be read: there is no such file"):
+        generate(loaded, "w4", task="edit", images="gone.png")
+
+
 def test_a_chat_is_the_dialog_of_the_command_line(loaded):
     chat, picture = Chat(loaded, seed=3, temperature=0.9), Image.new("RGB", (64, 64), "red")
     cfg = replace(CFG, temperature=0.9)
@@ -112,6 +125,7 @@ def test_a_chat_is_the_dialog_of_the_command_line(loaded):
         (dict(size=(64, 63)), "must be multiples of 32 px"),
         (dict(max_new_tokens=9), "takes 14 tokens; raise it"),
         (dict(temperature=-1.0), "temperature"),
+        (dict(parallel="off", window=4), "window=4: parallel=off draws one token in a pass; choose a method too"),
     ],
 )
 def test_a_wrong_wish_is_refused_before_anything_is_compiled(options, words, loaded, monkeypatch):

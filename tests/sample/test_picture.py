@@ -6,11 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from goldens_at import on_goldens
-from PIL import Image
+from PIL import Image, ImageFont
 from tiny import CODES, tiny_vocab
 
 from lumina_jax.layout import encode_grid
-from lumina_jax.sample.picture import CAPTION_LINES, Broken, grid, pictures, split, spoken, text
+from lumina_jax.pictures.labels import wrapped
+from lumina_jax.sample.picture import CAPTION_LINES, FRAME, Broken, grid, pictures, split, spoken, text
 from lumina_jax.vocab import Vocab
 
 VOCAB = tiny_vocab()
@@ -100,6 +101,18 @@ def test_a_caption_of_any_letters_stays_in_its_cell(caption):
     assert sheet.width == bare.width and sheet.height < 20 + 3 * 8 + (CAPTION_LINES + 1) * 14
     neighbour = (8 + 48, 28, 8 + 2 * 48, 28 + 14)
     assert sheet.crop(neighbour).tobytes() == bare.crop(neighbour).tobytes()
+
+
+def test_a_white_picture_has_an_edge_and_lines_fit_by_their_font():
+    white = Image.new("RGB", (20, 20), "white")
+    sheet = grid([white], 1)
+    frame = [sheet.getpixel(corner) for corner in ((7, 7), (28, 7), (7, 28), (28, 28))]
+    assert frame == [FRAME] * 4 and sheet.crop((8, 8, 28, 28)).tobytes() == white.tobytes()
+    font = ImageFont.load_default(12)
+    for width in (100, 128, 180):
+        lines = wrapped("encoded and decoded WWWWWWWW MMMMMMMM iiiiiiii llllllll", width, 9, font)
+        assert all(font.getlength(line) <= width for line in lines)
+    assert " ".join(wrapped("ill " * 9, 120, 9, font)).split() == ["ill"] * 9
 
 
 def test_wrong_sheets_are_refused():

@@ -18,6 +18,7 @@ from lumina_jax.layout import encode_grid
 from lumina_jax.model.patchvq import PatchVQ
 from lumina_jax.sample import job as jobs
 from lumina_jax.sample.stream import Partial
+from lumina_jax.vocab import Vocab
 
 VQ = PatchVQ(np.random.default_rng(0).integers(0, 256, (CODES, 16, 16, 3), np.uint8))
 SETTINGS = SampleConfig(image_top_k=12, text_top_k=10, max_new_tokens=40, guidance=1.0, parallel="off")
@@ -101,6 +102,27 @@ def test_a_task_without_what_it_needs_is_refused_before_weights_are_loaded(words
     Image.new("RGB", (64, 64)).save("a.png")
     code, _, err = sample(*words.split())
     assert code == 2 and message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--prompt w1 --tensor 3", "--tensor 3 does not divide the 8 devices of this host; give a number that does"),
+        ("--prompt w1 --parallel off --window 4", "window=4: parallel=off draws one token in a pass"),
+        ("--like .", ". is a folder; give a picture in it"),
+        ("--chat --history gone.jsonl", "gone.jsonl: no such file of prompts or dialogs"),
+    ],
+)
+def test_options_that_cannot_serve_are_refused_before_weights_are_loaded(words, message, sample, monkeypatch):
+    monkeypatch.setattr(room, "load_for_sampling", None)
+    code, _, err = sample(*words.split())
+    assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_words_that_the_model_does_not_know_are_said(sample, monkeypatch):
+    monkeypatch.setattr(Vocab, "spelt_words", lambda self, ids: ["sea", "sky"])
+    err = sample("--prompt", "w1", "--size", "32x32")[2]
+    assert "warning: 1 of 1 prompts have words that the model does not know (prompt 1: sea, sky)" in err
 
 
 def test_results_are_never_overwritten(sample, tmp_path):

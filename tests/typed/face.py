@@ -35,6 +35,7 @@ def paint(mesh: Mesh) -> list[Image.Image]:
 def talk(loaded: LoadedModel, image: Image.Image) -> str:
     chat = Chat(loaded, seed=3, text_top_k=1)
     assert_type(chat.say("What is this?", [image]), Reply)
+    assert_type(chat.say("And this?", Path("photo.png")), Reply)
     assert_type(chat.paint("a fox", size="512x512").pictures, tuple[Image.Image, ...])
     assert_type(chat.dialog, Dialog)
     return chat.say("Why?").text

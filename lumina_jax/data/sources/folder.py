@@ -114,7 +114,8 @@ class FolderSource(StoredSource):
             )
         with prefixed_errors(path):
             if not texts:
-                raise InputError(f"no caption beside it; looked for {', '.join(TEXTS)}", cause="no caption")
+                looked = f"looked for {', '.join(TEXTS)} and for a row in metadata.jsonl, .csv or .parquet"
+                raise InputError(f"no caption beside it; {looked}", cause="no caption")
             if len(texts) > 1:
                 raise InputError(f"{' and '.join(texts)} are captions of one image; keep one", cause="several captions")
             item = self._item(texts[0]) | ({"image": image} if image else {})
