@@ -11,6 +11,7 @@ from lumina_jax.conversation import requested_size
 from lumina_jax.face.loading import LoadedModel
 from lumina_jax.face.settings import SamplingSettings, settings_for
 from lumina_jax.numbers import pixel_size
+from lumina_jax.pictures.viewer import as_shown
 from lumina_jax.sample.dialog import Dialog
 from lumina_jax.sample.job import seed_key
 from lumina_jax.sample.live import LiveChat, Words
@@ -50,7 +51,8 @@ class Chat:
         asked = pixel_size(size) if isinstance(size, str) else size or requested_size(text)
         cfg = self._settings("generate") if asked else None
         with self._loaded.on_mesh():
-            words = [event.text for event in chat.say(text, images, size=asked, cfg=cfg) if isinstance(event, Words)]
+            seen = [as_shown(image) for image in images]
+            words = [event.text for event in chat.say(text, seen, size=asked, cfg=cfg) if isinstance(event, Words)]
         painted = chat.dialog.pictures[before + len(images) :]
         return Reply("".join(words).strip(), tuple(picture.image for picture in painted))
 

@@ -10,6 +10,7 @@ from lumina_jax.errors import InputError
 from lumina_jax.face.loading import LoadedModel
 from lumina_jax.face.settings import SamplingSettings, settings_for
 from lumina_jax.numbers import pixel_size
+from lumina_jax.pictures.viewer import as_shown
 from lumina_jax.sample.job import Job, draw
 from lumina_jax.sample.prompt import PAINTED, Prompt
 
@@ -50,8 +51,9 @@ def generate(
     with loaded.on_mesh():
         cfg = settings_for(settings, loaded.settings)(task)
         make, width_height = loaded.prompts, pixel_size(size) if isinstance(size, str) else size
+        seen = [as_shown(image) for image in images]
         asked = [
-            make.generate(text, width_height, cfg) if task == PAINT else make.task(task, text, images, cfg)
+            make.generate(text, width_height, cfg) if task == PAINT else make.task(task, text, seen, cfg)
             for text in texts
         ]
         for prompt in asked:
