@@ -66,5 +66,5 @@ def test_more_pixels_than_are_read_are_refused_in_a_line(monkeypatch):
     stream = io.BytesIO()
     PICTURE.save(stream, "PNG", **metadata_options(MADE))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(InputError, match="p is not a picture that can be read: .*Store it smaller"):
+    with pytest.raises(InputError, match=r"p is not a picture that can be read: .*Store it smaller"):
         read_metadata(stream.getvalue(), "p")
