@@ -4,11 +4,13 @@ JAX names an entry by the program, the compiler's options and flags, the devices
 while it reads, writes or evicts. Here stand the place, the limit, and what happens to entries that a kill or a disk damaged.
 """
 
+import errno
 import hashlib
 import json
 import os
 import platform
 import re
+import stat
 import time
 import warnings
 import zlib
@@ -42,9 +44,13 @@ def default_folder() -> Path:
     """The folder of programs for processors such as this one, in XDG_CACHE_HOME or ~/.cache.
 
     Machines with other instructions, which may share a home, have folders of their own: JAX's keys do not tell processors apart.
+    Raises OSError for a user without a home.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
-    caches = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    try:
+        caches = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise OSError(errno.ENOENT, "this user has no home folder", "~/.cache") from error
     lines = CPU_INFO.read_text(errors="replace").splitlines() if CPU_INFO.is_file() else [platform.processor()]
     kind = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0] if lines else "")
     return caches / "lumina_jax" / "compiled" / f"{platform.machine()}-{hashlib.sha256(kind.encode()).hexdigest()[:8]}"
@@ -54,20 +60,23 @@ def keep_programs(folder: str = "", off: bool = False) -> Path | None:
     """Keeps what this process compiles in ``folder``; call it before the first compilation. Returns the folder, None without one.
 
     An empty ``folder`` is JAX_COMPILATION_CACHE_DIR with JAX's own settings, else :func:`default_folder`. ``off``: nothing is kept
-    or read. A default folder that cannot be written is named in a line, and nothing is kept.
+    or read. A default folder that cannot be written, or that others can write, is named in a line, and nothing is kept.
     """
     if off:
         jax.config.update("jax_enable_compilation_cache", False)
         return None
     if not folder and jax.config.jax_compilation_cache_dir:
         return _watched(Path(jax.config.jax_compilation_cache_dir))
-    place = Path(folder).absolute() if folder else default_folder()
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write an entry can run code as its reader
+        place = Path(folder).absolute() if folder else default_folder()
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not folder:
+            _check_own(place)
         _drop_unfinished(place)
     except OSError as error:
+        where = error.filename or folder
         print_line(
-            f"compiled programs are not kept: {place}: {error.strerror}; give another folder: --compile-cache FOLDER"
+            f"compiled programs are not kept: {where}: {error.strerror}; give another folder: --compile-cache FOLDER"
         )
         return None
     jax.config.update("jax_compilation_cache_dir", str(place))
@@ -76,6 +85,17 @@ def keep_programs(folder: str = "", off: bool = False) -> Path | None:
     if jax.config.jax_compilation_cache_max_size == -1:
         jax.config.update("jax_compilation_cache_max_size", LIMIT_BYTES)
     return _watched(place)
+
+
+def _check_own(folder: Path) -> None:
+    """Raises PermissionError where others can write into the default folder: who can write an entry can run code as its reader."""
+    for path in (folder, *folder.parents[:2]):
+        status = path.stat()
+        # The folders above it are made with the user's umask, which may let his group write.
+        others = stat.S_IWOTH | (stat.S_IWGRP if path == folder else 0)
+        if status.st_uid not in (0, os.geteuid()) or status.st_mode & others:
+            reason = "other users can write there, and so run code as you (chown it to yourself, chmod go-w)"
+            raise PermissionError(errno.EPERM, reason, str(path))
 
 
 def _drop_unfinished(folder: Path) -> None:

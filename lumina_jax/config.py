@@ -6,6 +6,7 @@ line changes single fields with ``a.b=value`` (:func:`override`). Code reads fie
 
 import dataclasses
 import difflib
+import reprlib
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
@@ -513,11 +514,17 @@ ABSENT = {OptimConfig: {"loss_weight": "tokens"}}
 """Fields that older checkpoints lack -> the value that they were computed with, where that is not the default."""
 
 
+JSON_TYPES = {bool: (bool,), int: (int,), float: (int, float), str: (str,), tuple: (list, tuple)}
+"""The type of a field -> those that its value may have in JSON."""
+
+
 def from_dict(kind: type, values: dict):
     """The inverse of :func:`to_dict`; a missing field takes its value in ABSENT, else its default.
 
-    Raises InputError naming an unknown field.
+    Raises InputError naming an unknown field, or one whose value is of another type.
     """
+    if not isinstance(values, dict):
+        raise InputError(f"{kind.__name__} is a JSON {type(values).__name__}, not an object of its fields")
     hints = typing.get_type_hints(kind)
     values = ABSENT.get(kind, {}) | {RENAMED.get(kind, {}).get(name, name): value for name, value in values.items()}
     unknown = sorted(set(values) - set(hints))
@@ -528,6 +535,10 @@ def from_dict(kind: type, values: dict):
         hint = hints[name]
         if is_dataclass(hint):
             value = from_dict(hint, value)
+        elif type(value) not in JSON_TYPES.get(typing.get_origin(hint) or hint, (type(value),)):
+            raise InputError(
+                f"{kind.__name__}.{name} is {reprlib.repr(value)}, a {type(value).__name__}, not {getattr(hint, '__name__', hint)}"
+            )
         elif typing.get_origin(hint) is tuple:
             element = typing.get_args(hint)[0]
             value = tuple(from_dict(element, item) if is_dataclass(element) else item for item in value)

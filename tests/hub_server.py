@@ -13,6 +13,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,7 +29,8 @@ RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 class HubRepository:
     """The ``files`` of a repository at one ``commit``; ``token`` is what a reader of a ``gated`` or ``private`` one must have.
 
-    With ``granted`` False even that is not enough; ``moved`` is the name it has now; files that are ``gone`` are listed, not there.
+    With ``granted`` False even that is not enough; ``moved`` is the name it has now, or a URL; files that are
+    ``gone`` are listed, not there.
     """
 
     files: dict[str, bytes]
@@ -52,8 +54,9 @@ class HubFault:
     """What happens to the next ``times`` requests (-1: to all) whose "METHOD path" matches ``match``.
 
     ``status`` answers with it, and with ``after`` as its Retry-After; ``cut`` sends so many bytes of the body and closes;
-    ``damaged`` sends the body with one byte changed; ``whole`` takes no notice of a byte range; ``hold`` waits, after the bytes of
-    ``cut``, until the event is set.
+    ``damaged`` sends the body with one byte changed; ``whole`` takes no notice of a byte range, and ``shift`` sends one that begins
+    so many bytes later; ``endless`` goes on behind the body, up to so many bytes; ``hold`` waits, after the bytes of ``cut``, until
+    the event is set; ``answer`` is the body, whatever was asked for.
     """
 
     match: str
@@ -62,6 +65,9 @@ class HubFault:
     cut: int | None = None
     damaged: bool = False
     whole: bool = False
+    shift: int = 0
+    endless: int = 0
+    answer: bytes | None = None
     hold: threading.Event | None = None
     times: int = 1
 
@@ -121,6 +127,8 @@ class Handler(BaseHTTPRequestHandler):
         fault = next((fault for fault in self.hub.faults if fault.takes(f"{self.command} {path}")), HubFault(""))
         if fault.status:
             return self._send(fault.status, b"{}", {"Retry-After": fault.after} if fault.after else {})
+        if fault.answer is not None:
+            return self._send(200, fault.answer, {"Content-Type": "application/json"})
         if match := API.fullmatch(path):
             return self._model(path, *match.groups())
         if match := RESOLVE.fullmatch(path):
@@ -137,7 +145,8 @@ class Handler(BaseHTTPRequestHandler):
         if (repository := self.hub.repositories.get(name)) is None:
             self._send(401, b"{}", {"X-Error-Code": "RepoNotFound"})  # as the hub says it to those who give no token
         elif repository.moved:
-            self._send(307, b"", {"Location": path.replace(name, repository.moved)})
+            elsewhere = "://" in repository.moved
+            self._send(307, b"", {"Location": repository.moved if elsewhere else path.replace(name, repository.moved)})
         elif not self._may_read(repository, contents):
             self._send(
                 403 if self._token() else 401, b"{}", {} if repository.private else {"X-Error-Code": "GatedRepo"}
@@ -182,21 +191,26 @@ class Handler(BaseHTTPRequestHandler):
         if fault.damaged:
             content = content[:-1] + bytes([content[-1] ^ 1])
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(match[1]) if match and not fault.whole else 0
+        start = int(match[1]) + fault.shift if match and not fault.whole else 0
         if start:
             headers |= {"Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}"}
         self._send(206 if start else 200, content[start:], headers, fault)
 
     def _send(self, status: int, body: bytes, headers: Mapping[str, str], fault: HubFault | None = None) -> None:
         self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+        length = {} if fault and fault.endless else {"Content-Length": str(len(body))}
+        self.close_connection = not length
+        for name, value in {**length, **headers}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":
             return
         cut = fault.cut if fault else None
-        self.wfile.write(body[:cut])
-        self.wfile.flush()
+        with suppress(ConnectionError):  # of a body without end the other side has had enough
+            self.wfile.write(body[:cut])
+            for _ in range((fault.endless if fault else 0) >> 16):
+                self.wfile.write(bytes(1 << 16))
+            self.wfile.flush()
         if fault and fault.hold:
             fault.hold.wait(20)
         if cut is not None:

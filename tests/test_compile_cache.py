@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -83,6 +84,47 @@ def test_a_default_folder_that_cannot_be_made_is_a_line(tmp_path):
     (tmp_path / "lumina_jax").write_text("a file")
     hits, err = start("", XDG_CACHE_HOME=str(tmp_path))
     assert hits == 0 and err.startswith("compiled programs are not kept: ") and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("above", [0, 1, 2])
+def test_a_default_folder_that_others_can_write_is_a_line(above, tmp_path, monkeypatch, capsys):
+    """Whoever writes an entry there has his code run by the next start."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = default_folder()
+    folder.mkdir(mode=0o700, parents=True)
+    opened = (folder, *folder.parents)[above]
+    opened.chmod(0o777)
+    monkeypatch.setattr(compile_cache, "jax", SimpleNamespace(config=SimpleNamespace(jax_compilation_cache_dir=None)))
+    assert compile_cache.keep_programs() is None
+    said = capsys.readouterr().err
+    assert f"compiled programs are not kept: {opened}: other users can write there" in said and said.count("\n") == 1
+
+
+def test_a_folder_of_another_user_is_not_ours_and_that_of_the_umask_is(tmp_path, monkeypatch):
+    folder = tmp_path / "lumina_jax/compiled/kind"
+    folder.mkdir(mode=0o700, parents=True)
+    folder.parent.chmod(0o775)
+    compile_cache._check_own(folder)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    if os.getuid():
+        with pytest.raises(PermissionError):
+            compile_cache._check_own(folder)
+        return
+    os.chown(folder, 4321, -1)
+    monkeypatch.undo()
+    with pytest.raises(PermissionError):
+        compile_cache._check_own(folder)
+
+
+def test_a_user_without_a_home_is_a_line(monkeypatch, capsys):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(compile_cache, "jax", SimpleNamespace(config=SimpleNamespace(jax_compilation_cache_dir=None)))
+    assert compile_cache.keep_programs() is None
+    assert "not kept: ~/.cache: this user has no home folder; give another folder" in capsys.readouterr().err
 
 
 def test_other_warnings_are_shown_and_failures_said_once(tmp_path, capsys):

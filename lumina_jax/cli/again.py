@@ -1,11 +1,11 @@
 """What a picture tells of how it was made: run.py inspect prints it, run.py sample --like paints it again."""
 
-from argparse import Namespace, _SubParsersAction
+from argparse import ArgumentTypeError, Namespace, _SubParsersAction
 
 from lumina_jax.cli.arguments import NOTHING, at, input_path, shipped
 from lumina_jax.cli.ending import say
 from lumina_jax.cli.models import TOY_MODEL
-from lumina_jax.errors import InputError, printable
+from lumina_jax.errors import InputError
 
 EXCLUDED = ("prompt", "prompts", "image", "chat", "task", "size", "raw", "free_size", "seed", "history")
 """Options of sample that say what a picture tells."""
@@ -27,12 +27,7 @@ def _inspect(options: Namespace) -> None:
         made = made_of(file)
         if not options.json and len(options.pictures) > 1:
             say(f"{file}:")
-        print(json.dumps({"file": str(file)} | made) if options.json else printable_lines(in_lines(made)), flush=True)
-
-
-def printable_lines(text: str) -> str:
-    """``text`` with escapes for what is no letter, line by line."""
-    return "\n".join(map(printable, text.split("\n")))
+        print(json.dumps({"file": str(file)} | made) if options.json else in_lines(made), flush=True)
 
 
 def made_of(file: str) -> dict:
@@ -54,7 +49,8 @@ def take_over(options: Namespace) -> dict:
 
     Raises InputError for options that say otherwise what is painted.
     """
-    given = [name for name in EXCLUDED if vars(options)[name]]
+    values = {name: vars(options)[name] for name in EXCLUDED}
+    given = [name for name, value in values.items() if value or (value is not False and value == 0)]  # --seed 0 is one
     if given:
         raise InputError(f"--{given[0].replace('_', '-')} is what --like FILE tells; leave one of the two out")
     made = made_of(options.like)
@@ -63,7 +59,10 @@ def take_over(options: Namespace) -> dict:
             raise InputError(
                 f"{options.like} was made by the model {address}; to paint it again give --model {address}"
             )
-        options.model = input_path(address)
+        try:
+            options.model = input_path(address)
+        except ArgumentTypeError as error:
+            raise InputError(f"{options.like} names a model of which there is none: {error}") from error
     dtypes = str(made.get("dtype", "")).split("+")
     if not (options.int8 or options.int4):
         options.int8, options.int4 = "int8" in dtypes, "int4" in dtypes

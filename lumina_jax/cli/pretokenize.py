@@ -175,7 +175,7 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
     if options.base and not options.source.startswith("omni"):
         raise InputError(f"--base goes with --source omni:COUNT; {options.source} makes a codebook of its own")
     from convert import load_image_tokenizer
-    from lumina_jax.data.fit import claim_fit, fit
+    from lumina_jax.data.fit import claim_fit, drop_unfinished, fit
     from lumina_jax.layout import crop_sizes
     from lumina_jax.model.image_tokenizer import fingerprint
     from lumina_jax.progress import waiting
@@ -200,3 +200,4 @@ def _fit(cfg, source, options: Namespace, sizes) -> None:
             fit_world(cfg.vq, cfg.data) if world == "toy" else fit_omni(cfg.vq, cfg.data, base)
     else:
         say(f"{cfg.vq.path}: {json.dumps(fit(source, cfg.vq, cfg.data, options.seed, crops))}")
+    drop_unfinished(cfg.vq, cfg.data)

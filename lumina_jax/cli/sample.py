@@ -106,7 +106,7 @@ def add_sample(verbs: _SubParsersAction) -> None:
         metavar="I/N",
         help="process I (from 0) of N; auto on a TPU pod, Slurm or MPI (default: the only one)",
     )
-    sample.add_argument("--seed", type=sampling_seed, default=0, help="any whole number; same seed, same pictures")
+    sample.add_argument("--seed", type=sampling_seed, help="any whole number; same seed, same pictures (default: 0)")
     settings_arguments(sample)
     sample.add_argument("--grid", action="store_true", help="also write the pictures on one sheet")
     sample.add_argument(
@@ -133,6 +133,7 @@ def _sample(options: Namespace) -> int:
     if options.prompts and not lines:
         raise InputError(f"{options.prompts} holds no prompt; write one a line")
     made = take_over(options) if options.like else {}
+    options.seed = options.seed or 0
     if not (lines or options.prompt or options.image or options.chat or made):
         raise InputError("no prompts; give --prompt TEXT (again for more), --prompts FILE, or --task NAME --image FILE")
     _check(options)
@@ -152,7 +153,7 @@ def _sample(options: Namespace) -> int:
             origin = origin_of(options, model, vq, vocab)
             return hold_dialog(model, builder, options.seed, settings, out, options.size, options.history, origin)
         if made:
-            prompts, rejects = (_again(options, made, origin_of(options, model, vq, vocab)),), []
+            prompts, rejects = (_again(options, made, builder, origin_of(options, model, vq, vocab)),), []
         else:
             prompts, rejects = prepared.made(vocab, vq, experiment)
         asked = [(prompt.task, prompt.cfg) for prompt in prompts if prompt is not None]
@@ -241,14 +242,15 @@ def _prepared(options: Namespace, images: list, lines: list, target, vocab, vq, 
     return _prompts(builder, options, images, lines, asked_settings(options, settings_of(experiment)))
 
 
-def _again(options: Namespace, made: dict, origin):
+def _again(options: Namespace, made: dict, builder, origin):
     """The prompt of the picture that ``made`` tells of, with the changes of the command line; says what may differ."""
     from dataclasses import replace
 
     from lumina_jax.sample.made import check_origin, prompt_again
 
-    prompt = prompt_again(made, options.like)
-    if line := check_origin(made, origin, options.like):
+    line = check_origin(made, origin, options.like)
+    prompt = prompt_again(made, builder, options.like)
+    if line:
         print(printable(line), file=sys.stderr)
     return replace(prompt, cfg=asked_changes(options, prompt.cfg))
 

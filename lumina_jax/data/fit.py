@@ -49,6 +49,12 @@ def _files(vq: VQConfig, data: DataConfig) -> tuple[tuple[Place, Place], dict[Pl
     return files, {file: file.with_name(file.name + RECORD) for file in files}
 
 
+def drop_unfinished(vq: VQConfig, data: DataConfig) -> None:
+    """Removes what killed processes began of the fitted files, which are there: another that fits the same needs no more."""
+    for file, record in _files(vq, data)[1].items():
+        remove_strays(file.parent, {file.name, record.name}.__contains__)
+
+
 def fit(
     source: Source, vq: VQConfig, data: DataConfig, seed: int = 0, sizes: Sequence[tuple[int, int]] | None = None
 ) -> dict[str, float]:
@@ -91,8 +97,6 @@ def fit(
     codebook.save(vq.path)
     units = max(max(size) for size in sizes) // data.patch
     save(build(codebook.codes, texts, size_units=units), data.tokenizer)
-    for file, record in _files(vq, data)[1].items():  # another process that fits the same has what it needs now
-        remove_strays(file.parent, {file.name, record.name}.__contains__)
     with waiting("measuring the codebook"):
         return codebook.report(
             list(itertools.islice(crops(ProgressDisplay("measure", len(indices), show=False)), REPORT_PICTURES))

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 from PIL import Image
 
+from lumina_jax.pictures.viewer import as_shown
 from lumina_jax.places import place
 from lumina_jax.sample.files import open_image
 
@@ -14,6 +15,6 @@ Picture: TypeAlias = Image.Image | str | PathLike[str]
 
 
 def opened(images: Picture | Sequence[Picture]) -> list[Image.Image]:
-    """``images``, one or several, with files read as ``run.py sample --image`` reads them. Raises InputError naming the file."""
+    """``images``, one or several, seen as ``run.py sample --image`` sees their files. Raises InputError naming a file."""
     shown = [images] if isinstance(images, Image.Image | str | PathLike) else images
-    return [image if isinstance(image, Image.Image) else open_image(place(fspath(image))) for image in shown]
+    return [as_shown(image) if isinstance(image, Image.Image) else open_image(place(fspath(image))) for image in shown]

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, printable
 
 SCHEME = "hf://"
 FORM = "hf://OWNER/NAME[@REVISION][/FOLDER], such as hf://Alpha-VLLM/Lumina-mGPT-7B-768"
@@ -13,6 +13,8 @@ GRAMMAR = re.compile(
 )
 OTHER_KINDS = ("datasets", "spaces", "kernels", "buckets")
 """Beginnings of addresses of what is no model."""
+LONGEST_PART = 200
+"""Letters of a name of a folder or revision: file systems take 255 bytes."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -43,6 +45,7 @@ def parse(text: str) -> HubAddress:
     folder, revision = (
         (match["folder"].strip("/"), (match["revision"] or "main").replace("%2F", "/")) if match else ("", "")
     )
-    if match is None or {"..", "."} & {*folder.split("/"), *revision.split("/")}:
+    parts = {*folder.split("/"), *revision.split("/")}
+    if match is None or {"..", "."} & parts or printable(text) != text or max(map(len, parts)) > LONGEST_PART:
         raise InputError(f"{text} is no address of a repository on the hub; give {FORM}")
     return HubAddress(match["name"], revision, folder)

@@ -7,14 +7,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from lumina_jax.errors import MissingFileError, MissingPackageError, StorageError, UserError
+from lumina_jax.errors import (
+    InputError,
+    MissingFileError,
+    MissingPackageError,
+    StorageError,
+    UserError,
+    printable,
+)
 from lumina_jax.extras import install
 from lumina_jax.faults import TRANSIENT_STATUS
 from lumina_jax.hub.address import COMMIT, HubAddress
 
 LIBRARY = "lumina_jax"
 """How the hub is told who asks."""
-NAMES_SHOWN = 8
+PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
+QUERY = re.compile(r"""(https?://[^\s?'"]*)\?[^\s'"]*""")
+DIGEST = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class PassingHubError(StorageError, ConnectionError):
@@ -57,8 +66,13 @@ def need_hub():
 
 
 def endpoint() -> str:
-    """The address of the hub: https://huggingface.co, or what HF_ENDPOINT says."""
-    return need_hub().constants.ENDPOINT
+    """The address of the hub as it is told: https://huggingface.co, or what HF_ENDPOINT says, without its password."""
+    return _told(need_hub().constants.ENDPOINT)
+
+
+def _told(text: str) -> str:
+    """``text`` without what URLs in it must not tell: passwords, and the queries by which content networks know who may read."""
+    return QUERY.sub(r"\1", PASSWORD.sub("", text))
 
 
 def is_offline() -> bool:
@@ -74,25 +88,36 @@ def repository_of(address: HubAddress) -> Repository:
     """
     hub = need_hub()
     with hub_errors(address):
-        info = hub.HfApi(library_name=LIBRARY).model_info(
-            address.name, revision=address.revision, files_metadata=True, timeout=hub.constants.HF_HUB_DOWNLOAD_TIMEOUT
-        )
-    files = {}
-    for entry in info.siblings or ():
-        size, digest = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
-        if size is None or digest is None or re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", digest) is None:
-            raise StorageError(
-                f"{address}: {endpoint()} says neither size nor checksum of {entry.rfilename}, so it cannot be verified; "
-                "is HF_ENDPOINT the address of a hub?"
+        try:
+            info = hub.HfApi(library_name=LIBRARY).model_info(
+                address.name,
+                revision=address.revision,
+                files_metadata=True,
+                timeout=hub.constants.HF_HUB_DOWNLOAD_TIMEOUT,
             )
-        if {"", ".", ".."} & set(entry.rfilename.split("/")):
-            raise StorageError(
-                f"{address}: its file {entry.rfilename!r} would lie outside of its folder; nothing is fetched"
-            )
-        files[entry.rfilename] = RemoteFile(entry.rfilename, size, digest)
-    if not COMMIT.fullmatch(info.sha or ""):
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:  # JSON of another make
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+    files = {file.name: file for file in (_remote_file(address, entry) for entry in info.siblings or ())}
+    if not COMMIT.fullmatch(str(info.sha)):
         raise StorageError(f"{address}: {endpoint()} says no commit; is HF_ENDPOINT the address of a hub?")
-    return Repository(address, info.sha, files, info.id)
+    return Repository(address, info.sha, files, str(info.id))
+
+
+def _remote_file(address: HubAddress, entry) -> RemoteFile:
+    """A file as the hub's client lists it. Raises StorageError for one that cannot be verified, or may not be written."""
+    name, size, digest = str(entry.rfilename), entry.size, entry.blob_id
+    if entry.lfs:
+        size, digest = entry.lfs.size, entry.lfs.sha256
+    if type(size) is not int or size < 0 or DIGEST.fullmatch(str(digest)) is None:
+        raise StorageError(
+            f"{address}: {endpoint()} says neither size nor checksum of {name}, so it cannot be verified; is HF_ENDPOINT the "
+            "address of a hub?"
+        )
+    if {"", ".", ".."} & set(name.split("/")):
+        raise StorageError(f"{address}: its file {name!r} would lie outside of its folder; nothing is fetched")
+    if printable(name) != name:
+        raise StorageError(f"{address}: its file {name!r} has letters that no file should have; nothing is fetched")
+    return RemoteFile(name, size, digest)
 
 
 @contextmanager
@@ -121,6 +146,8 @@ def hub_errors(address: HubAddress) -> Iterator[None]:
         raise _refusal(address, error) from error
     except errors.HTTPError as error:
         raise _no_connection(address, error) from error
+    except UnicodeEncodeError as error:  # the only header that a user writes
+        raise InputError(f"{address}: the token has letters that no token has; {_token_advice()}") from error
     except ValueError as error:  # no JSON
         raise StorageError(
             f"{address}: what {endpoint()} answers is not what a hub says ({_first_line(error)}); see that HF_ENDPOINT is right "
@@ -176,4 +203,4 @@ def _no_connection(address: HubAddress, error: Exception) -> StorageError:
 
 
 def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next((_told(line.strip()) for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -132,6 +132,10 @@ class Transfer:
                 content.truncate(0)
                 self._count(-done)
                 digest, done = _new_digest(file), 0
+            elif done and not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
+                content.truncate(0)
+                self._count(-done)
+                raise PassingHubError(f"{address}: the server sends other bytes than those behind byte {done:,}")
             for block in response.iter_bytes():  # as it comes: of a larger block an interruption would leave nothing
                 self._check_going()
                 content.write(block)
@@ -139,6 +143,8 @@ class Transfer:
                 digest.update(block)
                 done += len(block)
                 self._count(len(block))
+                if done > file.size:  # of a body without end nothing more is kept
+                    break
         return digest, done
 
     def _count(self, count: int) -> None:

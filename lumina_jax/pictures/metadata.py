@@ -4,16 +4,17 @@ One JSON object under KEY, in ASCII, holds all that decides the picture (sample.
 of it to people and to the viewers that show that name. The pixels are not touched.
 """
 
-import io
 import json
 from collections.abc import Mapping
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from lumina_jax.errors import InputError
+from lumina_jax.errors import InputError, printable
+from lumina_jax.pictures.formats import opened
 from lumina_jax.places import Place
 from lumina_jax.storage import atomic_write
+from lumina_jax.text import parse_json
 
 KEY, PARAMETERS = "lumina_jax", "parameters"
 """The keys of the PNG texts; in EXIF the JSON object is the user's comment."""
@@ -23,6 +24,8 @@ EXIF_BYTES = 60_000
 """JPEG's segment of EXIF has at most 65,533 bytes; a longer comment goes without the prompt's tokens."""
 LONG = ("ids",)
 """What people are not shown."""
+WIDEST_NAME = 40
+"""Letters of a name beside which the values of others stand in one column."""
 
 
 def metadata_options(made: Mapping[str, object], format: str = "PNG") -> dict[str, object]:
@@ -52,20 +55,15 @@ def read_metadata(content: bytes, label: str) -> dict[str, object]:
 
     Raises InputError, its message beginning with ``label``, for a file that is no picture or says nothing.
     """
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.load()  # the texts of a PNG may stand behind its pixels
-            comment = image.getexif().get_ifd(EXIF_FOLDER).get(USER_COMMENT, b"")
-            text = getattr(image, "text", {}).get(KEY)
-    except UnidentifiedImageError as error:
-        raise InputError(f"{label} is not a picture that can be read: no image that Pillow can read") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"{label} is not a picture that can be read: {error}") from error
+    with opened(content, f"{label} is not a picture that can be read") as image:
+        image.load()  # the texts of a PNG may stand behind its pixels
+        comment = image.getexif().get_ifd(EXIF_FOLDER).get(USER_COMMENT, b"")
+        text = getattr(image, "text", {}).get(KEY)
     if text is None and isinstance(comment, bytes) and comment.startswith(ASCII):
         text = comment[len(ASCII) :].decode("ascii", "replace")
     try:
-        made = json.loads(text) if text is not None else None
-    except ValueError:
+        made = parse_json(text) if text is not None else None
+    except InputError:
         made = None
     if not isinstance(made, dict):
         raise InputError(
@@ -85,9 +83,9 @@ def parameters(made: Mapping[str, object]) -> str:
 
 
 def in_lines(made: Mapping[str, object]) -> str:
-    """A line for each thing that ``made`` tells, the settings among them, but for LONG."""
-    flat = {name: value for name, value in made.items() if name not in (*LONG, "settings")} | (
-        made.get("settings") or {}
-    )
-    width = max(map(len, flat), default=0)
-    return "\n".join(f"{name:{width}}  {value}" for name, value in flat.items())
+    """One line for each thing that ``made`` tells, the settings among them, but for LONG."""
+    settings = made.get("settings")
+    flat = {name: value for name, value in made.items() if name not in (*LONG, "settings")}
+    flat |= settings if isinstance(settings, Mapping) else {"settings": settings} if settings else {}
+    width = min(max(map(len, flat), default=0), WIDEST_NAME)
+    return "\n".join(printable(f"{name:{width}}  {value}") for name, value in flat.items())

@@ -64,6 +64,17 @@ def shown(image: Image.Image) -> Image.Image:
     return image
 
 
+def as_shown(image: Image.Image) -> Image.Image:
+    """:func:`shown` of a picture of a caller's, which stays as it is but for its pixels being read."""
+    info = dict(image.info)
+    seen = shown(image)
+    if seen is image:
+        seen = image.copy()
+        seen.info = {}
+    image.info = info
+    return seen
+
+
 def shown_size(image: Image.Image) -> tuple[int, int]:
     """The (width, height) of an opened picture file, upright. Pixels are read only of PNG files, whose EXIF may follow them."""
     return image.size[::-1] if _orientation(image) in SIDEWAYS else image.size

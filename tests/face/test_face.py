@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from commands import blocks
-from PIL import Image
+from PIL import ExifTags, Image
 from project_sources import REPO
 from sample.tiny import CODES, tiny_model, tiny_vocab
 
@@ -19,6 +19,7 @@ from lumina_jax.config import DataConfig, MeshConfig, SampleConfig
 from lumina_jax.errors import InputError, MissingFileError
 from lumina_jax.face import Chat, LoadedModel, SamplingSettings, generate, load
 from lumina_jax.model.patchvq import PatchVQ
+from lumina_jax.sample.files import open_image
 from lumina_jax.sample.job import seed_key
 from lumina_jax.sample.live import LiveChat, Words
 from lumina_jax.sample.prompt import PromptBuilder
@@ -97,6 +98,27 @@ def test_a_picture_may_be_given_by_its_file(loaded, tmp_path):
     assert replies[0].text == replies[1].text
     with pytest.raises(InputError, match=r"gone\.png is not a picture that can be read: there is no such file"):
         generate(loaded, "w4", task="edit", images="gone.png")
+
+
+def test_a_picture_is_seen_as_its_file_is_shown(loaded, tmp_path, monkeypatch):
+    """A photo that its file turns and a scan of 16 bits reach the model as from the command line, and stay what they were."""
+    colours, exif = np.random.default_rng(1).integers(0, 256, (64, 32, 3), np.uint8), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(colours).save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(colours[..., 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    seen = []
+    monkeypatch.setattr("lumina_jax.face.painting._pictures", lambda _, job: seen.append(job.prompts[0].ids))
+    for name in ("turned.png", "deep.png"):
+        expected = loaded.prompts.task("depth", "", [open_image(tmp_path / name)], CFG).ids
+        with Image.open(tmp_path / name) as picture:
+            before = (picture.mode, picture.size, dict(picture.info))
+            generate(loaded, "", task="depth", images=[picture])
+            assert (picture.mode, picture.size, dict(picture.info)) == before
+        assert (seen.pop() == expected).all()
+    with Image.open(tmp_path / "turned.png") as picture:
+        chat = Chat(loaded)
+        chat.say("w1", [picture])
+        assert chat.dialog.pictures[0].image.size == (64, 32)
 
 
 def test_a_chat_is_the_dialog_of_the_command_line(loaded):

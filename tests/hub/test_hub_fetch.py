@@ -1,6 +1,7 @@
 """Files of a hub on this machine: each once, resumed, verified, said beforehand; every refusal is one line with its cure."""
 
 import errno
+import json
 import os
 import random
 import shutil
@@ -71,7 +72,11 @@ def test_an_address_is_read_and_written(text, address):
 
 
 @pytest.mark.parametrize(
-    "text", ["hf://", "hf://owner", "hf://datasets/o/n", "hf://o/n/../x", "hf://o/n@", "hf://o/n@..%2Fx", "hf://o/n m"]
+    "text",
+    [
+        *("hf://", "hf://owner", "hf://datasets/o/n", "hf://o/n/../x", "hf://o/n@", "hf://o/n@..%2Fx", "hf://o/n m"),
+        *("hf://o/n@\0", "hf://o/n/\x1b[31m", f"hf://o/n@{'x' * 300}", f"hf://o/n/{'x' * 300}"),
+    ],
 )
 def test_what_is_no_address_is_refused_with_the_form(text):
     with pytest.raises(InputError, match=r"give hf://OWNER/NAME\[@REVISION\]"):
@@ -151,6 +156,20 @@ def test_a_server_without_ranges_sends_all_again(hub, repository):
     assert contents(fetch(ADDRESS, needed))["copy.bin"] == LARGE
 
 
+def test_other_bytes_than_those_asked_for_are_not_put_behind_what_is_there(hub, repository, capsys):
+    hub.faults += [HubFault("GET /cdn/", cut=10_000), HubFault("GET /cdn/", shift=7)]
+    assert contents(fetch(ADDRESS, needed))["copy.bin"] == LARGE
+    assert "the server sends other bytes than those behind byte 10,000" in capsys.readouterr().err
+
+
+def test_a_body_without_end_does_not_fill_the_disk(hub, repository, monkeypatch):
+    hub.faults.append(HubFault("GET /cdn/", endless=1 << 28))
+    sizes, unlink = [], Path.unlink
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: (sizes.append(path.stat().st_size), unlink(path)))
+    assert "came with another content than the hub says" in refused(StorageError)
+    assert sizes and max(sizes) < 1 << 20
+
+
 @pytest.mark.parametrize("file", ["/cdn/", "config.json"])
 def test_a_wrong_checksum_is_refused_and_nothing_of_it_stays(hub, repository, file):
     hub.faults.append(HubFault(f"GET .*{file}", damaged=True))
@@ -195,6 +214,77 @@ def test_a_file_that_would_lie_elsewhere_is_refused(hub, repository):
     repository.files["../outside"] = b"x"
     assert "its file '../outside' would lie outside of its folder; nothing is fetched" in refused(StorageError)
     assert hub.fetched() == []
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\nb", "a\x1b[31mb"])
+def test_a_file_whose_name_moves_the_cursor_is_refused(hub, repository, name):
+    repository.files[name] = b"x"
+    assert f"its file {name!r} has letters that no file should have; nothing is fetched" in refused(StorageError)
+    assert hub.fetched() == []
+
+
+COMMIT = "a" * 40
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "null",
+        "[]",
+        "{}",
+        "[" * 10**5,
+        '{"id": "o/n", "sha": 5}',
+        '{"id": "o/n", "siblings": 5}',
+        f'{{"id": "o/n", "sha": "{COMMIT}", "siblings": [1]}}',
+        *(
+            f'{{"id": "o/n", "sha": "{COMMIT}", "siblings": [{json.dumps(entry)}]}}'
+            for entry in (
+                {},
+                {"rfilename": 5, "size": 1},
+                {"rfilename": "a", "size": "1", "blobId": COMMIT},
+                {"rfilename": "a", "size": -1, "blobId": COMMIT},
+                {"rfilename": "a", "size": 1, "blobId": 5},
+                {"rfilename": "a", "size": 1, "blobId": "../x"},
+                {"rfilename": "a", "size": 1, "lfs": [1]},
+                {"rfilename": "a", "size": 1, "lfs": {"sha256": "../../x", "size": 1, "pointerSize": 1}},
+                {"rfilename": "a", "size": 1, "lfs": {"size": 1}},
+            )
+        ),
+    ],
+    ids=lambda answer: answer[:90],
+)
+def test_json_that_no_hub_says_is_refused_in_a_line(hub, repository, answer):
+    hub.faults.append(HubFault("GET /api", answer=answer.encode()))
+    assert "HF_ENDPOINT" in refused(StorageError) and hub.fetched() == []
+
+
+def test_no_message_tells_a_password_or_what_a_content_network_is_asked(hub, repository, monkeypatch, capsys):
+    secret = hub.url.replace("://", "://user:pass-word@")
+    monkeypatch.setattr(constants, "ENDPOINT", secret)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", secret + "/{repo_id}/resolve/{revision}/{filename}?Signature=s1gned"
+    )
+    lines = [refused(MissingFileError, HubAddress("owner/nosuch"))]
+    hub.faults.append(HubFault("GET /api", answer=b"<html>"))
+    lines.append(refused(StorageError))
+    hub.faults.append(HubFault("GET /owner", status=418, times=-1))
+    lines.append(refused(StorageError))
+    said = "\n".join([*lines, capsys.readouterr().err])
+    assert "pass-word" not in said and "s1gned" not in said and hub.url in said
+
+
+def test_a_token_with_letters_that_no_header_takes_is_named_and_not_shown(hub, repository, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_\N{LATIN SMALL LETTER A WITH DIAERESIS}bc")
+    line = refused(InputError)
+    assert "the token has letters that no token has" in line and "bc" not in line
+
+
+def test_a_token_is_not_sent_to_another_host_that_the_list_of_files_is_moved_to(hub, repository, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    hub.repositories["old/name"] = HubRepository({}, moved=f"http://localhost:{hub.port}/api/models/{NAME}")
+    assert set(client.repository_of(HubAddress("old/name")).files) == set(FILES)
+    hosts = {headers["host"]: headers.get("authorization") for _, path, _, headers in hub.requests if "/api/" in path}
+    assert hosts == {f"127.0.0.1:{hub.port}": "Bearer hf_right", f"localhost:{hub.port}": None}
 
 
 def test_a_disk_without_room_is_said_before_the_first_byte(hub, repository, monkeypatch):

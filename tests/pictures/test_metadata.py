@@ -42,7 +42,7 @@ def test_a_comment_that_no_jpeg_can_hold_goes_without_the_tokens():
 
 
 def test_what_is_no_metadata_is_refused_in_a_line():
-    for text in ("{", "[]", "1"):
+    for text in ("{", "[]", "1", "[" * 10**5, '{"seed": ' + "9" * 5000 + "}"):
         options = metadata_options(MADE)
         stream = io.BytesIO()
         options["pnginfo"].chunks.clear()
@@ -54,3 +54,18 @@ def test_what_is_no_metadata_is_refused_in_a_line():
         with pytest.raises(InputError, match="p is not a picture") as refused:
             read_metadata(content, "p")
         assert "object at" not in str(refused.value)
+
+
+@pytest.mark.parametrize("settings", ["x", [1], None, 5])
+def test_a_line_of_what_strangers_wrote_is_one_line(settings):
+    lines = in_lines({"prompt": "a\nseed  1\x1b[31m", "settings": settings, "n" * 1000: 1}).split("\n")
+    assert len(lines) == 2 + bool(settings) and not any(map(set("\x1b\r").intersection, lines))
+    assert lines[0].rstrip().endswith("a\\nseed  1\\x1b[31m") and len(lines[0]) < 100
+
+
+def test_more_pixels_than_are_read_are_refused_in_a_line(monkeypatch):
+    stream = io.BytesIO()
+    PICTURE.save(stream, "PNG", **metadata_options(MADE))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match=r"p is not a picture that can be read: .*Store it smaller"):
+        read_metadata(stream.getvalue(), "p")

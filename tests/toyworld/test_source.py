@@ -80,3 +80,18 @@ def test_pictures_of_every_area_keep_their_size_when_pretokenized(tmp_path):
         picture = pictures(tokens, vq, vocab)[0]
         assert picture.size == sizes[index]
         assert (np.asarray(picture) == np.asarray(source[index].images[0])).all()
+
+
+@pytest.mark.parametrize("source", ["toy:8", "omni:8"])
+def test_what_a_killed_fit_began_is_gone_in_the_end(source, tmp_path):
+    strays = [tmp_path / name for name in ("vq.npz.086f6bd2.tmp", "vq.npz.fit.json.dba6c347.tmp")]
+    strays.append(tmp_path / "tokenizer" / "tokenizer.json.01234567.tmp")
+    (tmp_path / "tokenizer").mkdir()
+    fields = [f"data.path={tmp_path}/tokens", f"data.tokenizer={tmp_path}/tokenizer", f"vq.path={tmp_path}/vq.npz"]
+    for path in strays:
+        path.write_text("left")
+    assert (
+        run.main(["pretokenize", str(run.REPOSITORY / "configs/toy_stage1.py"), "--source", source, "--fit", *fields])
+        == 0
+    )
+    assert [path.name for path in tmp_path.rglob("*.tmp")] == []

@@ -3,7 +3,9 @@
 The services are small modules with the calls of the real packages; where those are installed, they write to local files.
 """
 
+import errno
 import json
+import struct
 import sys
 import threading
 import time
@@ -11,13 +13,16 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 
 from lumina_jax.cli.checks import check_run
 from lumina_jax.config import Experiment, LogConfig
-from lumina_jax.errors import InputError, MissingPackageError
+from lumina_jax.errors import InputError, MissingPackageError, StorageError
 from lumina_jax.train.loggers import logger as logger_room
 from lumina_jax.train.loggers.logger import BackgroundLogger
 from lumina_jax.train.loggers.opened import IDS, Loggers, check_packages
+from lumina_jax.train.loggers.tensorboard import TensorBoardLogger
 from lumina_jax.train.run_files import RunFiles
 
 PICTURE = Image.new("RGB", (16, 8), "red")
@@ -130,6 +135,97 @@ def test_a_service_that_fails_or_hangs_is_said_once_and_no_call_waits(monkeypatc
     go_on.set()
     assert time.monotonic() - begun < 30
     assert said[-1] == "mlflow has not taken all in 0 s; the run ends without it"
+
+
+def test_a_service_that_fails_behind_the_beginning_of_a_run_goes_on_in_it(services, tmp_path, monkeypatch):
+    """MLflow answers each second request: what begins as one run there stays one, whatever is lost of it."""
+    (_, mlflow), said, client = services, [], sys.modules["mlflow"].MlflowClient
+
+    class Flaky(client):
+        failures = 2
+
+        def log_batch(self, *given: object, **named: object) -> None:
+            if Flaky.failures:
+                Flaky.failures -= 1
+                raise ConnectionError("no route")
+            mlflow.append(("log_batch", *given, named))
+
+    monkeypatch.setattr(sys.modules["mlflow"], "MlflowClient", Flaky)
+    log_a_point(cfg_at(tmp_path, "mlflow"), 0, said)
+    assert sum(call[0] == "create_run" for call in mlflow) == 1 and len(said) == 1
+    assert [call[1] for call in mlflow if call[0] == "log_image"] == ["new"]
+    assert json.loads((tmp_path / IDS).read_text()) == {"mlflow": "new"}
+
+
+def test_a_service_that_ends_its_process_ends_neither_run_nor_thread():
+    said, taken = [], []
+
+    class Leaving:
+        def scalars(self, step: int, values: object) -> None:
+            if step == 0:
+                raise SystemExit(1)
+            taken.append(step)
+
+        def close(self, error: object) -> None:
+            taken.append("closed")
+
+    logger = BackgroundLogger("wandb", Leaving, said.append)
+    for step in range(2):
+        logger.scalars(step, {"loss": 1.0})
+    logger.close()
+    assert taken == [1, "closed"]
+    assert said == ["wandb fails: SystemExit: 1; some points are not in it, and the run goes on"]
+
+
+def test_a_disk_that_refuses_tensorboard_is_named_and_nobody_waits(services, tmp_path, monkeypatch):
+    """And those that come behind it are closed all the same."""
+    (wandb, _), full = services, OSError(errno.ENOSPC, "No space left on device")
+    loggers = Loggers(cfg_at(tmp_path, "tensorboard", "wandb"), RunFiles(str(tmp_path)), 0, print)
+
+    def refuse(*_: object) -> None:
+        raise full
+
+    with monkeypatch.context() as disk:
+        disk.setattr(RecordWriter, "write", refuse)
+        disk.setattr(RecordWriter, "flush", refuse)
+        for step in range(100):  # more than any queue holds
+            with pytest.raises(StorageError, match=r"tensorboard: .*No space left on device"):
+                loggers.scalars(step, {"loss": 1.0})
+        with pytest.raises(StorageError, match="No space left on device"):
+            loggers.close()
+        loggers.close(full)
+    assert ("finish", 0) in wandb
+
+
+def test_tensorboard_has_on_the_disk_what_it_took_when_it_is_flushed(tmp_path):
+    logger = TensorBoardLogger(tmp_path, 7)
+    for step in range(8, 108):
+        logger.scalars(step, {"loss": step / 2})
+    logger.image(108, "samples", PICTURE)
+    logger.flush()
+    content = b"".join(file.read_bytes() for file in tmp_path.glob("events*"))
+    events, start = [], 0
+    while start < len(content):  # length, its checksum, the event, its checksum
+        (length,) = struct.unpack_from("<Q", content, start)
+        events.append(Event.FromString(content[start + 12 : start + 12 + length]))
+        start += length + 16
+    points = [
+        (event.step, value.simple_value) for event in events for value in event.summary.value if value.tag == "loss"
+    ]
+    assert points == [(step, step / 2) for step in range(8, 108)]
+    assert [event.step for event in events if event.session_log.status == SessionLog.START] == [8]
+    assert [(value.tag, value.image.width, value.image.height) for value in events[-1].summary.value] == [
+        ("samples", 16, 8)
+    ]
+    logger.close()
+
+
+def test_a_folder_of_the_name_of_a_service_is_not_its_package(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(MissingPackageError, match=r"log.to=wandb .* pip install wandb"):
+        check_packages(LogConfig(to=("wandb",)))
 
 
 def test_what_is_unknown_or_not_installed_is_named_before_any_work(tmp_path, monkeypatch):

@@ -81,6 +81,8 @@ class BackgroundLogger:
             try:
                 logger = logger or self._open()
                 call(logger)
-            except Exception as error:  # a service that fails, in whatever way, ends no run
+            except (
+                BaseException
+            ) as error:  # a service that fails, in whatever way, ends no run, nor this thread (SystemExit)
                 text = str(error).strip().splitlines()
                 self._say(f"fails: {type(error).__name__}: {text[0] if text else ''}", "some points are not in it")

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import secrets
+import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -26,7 +28,9 @@ IDS = "loggers.json"
 def check_packages(cfg: LogConfig) -> None:
     """Raises MissingPackageError for a logger whose package is not installed."""
     for name in cfg.to:
-        if name in LOGGERS[1:] and importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name) if name in LOGGERS[1:] else None
+        # Without an origin it is a folder of that name, as these services leave one where they ran.
+        if name in LOGGERS[1:] and (spec is None or spec.origin is None):
             raise MissingPackageError(f"log.to={name} needs a package that is not installed; pip install {name}")
 
 
@@ -50,11 +54,14 @@ class Loggers:
                 self._add(name, lambda run_id=run_id: WandbLogger(folder, run_id, *about), warn)
             else:
                 files.fetch(DATABASE)
-                run_id = self._ids.get(name)
-                self._add(name, lambda run_id=run_id: MlflowLogger(folder, run_id, *about, self._keep_mlflow), warn)
+                self._add(name, partial(self._open_mlflow, folder, about), warn)
 
     def _add(self, name: str, open: Callable[[], Logger], warn: Callable[[str], object]) -> None:
         self._loggers.append(BackgroundLogger(name, open, warn))
+
+    def _open_mlflow(self, folder: Path, about: tuple[str, str, Mapping[str, object]]) -> MlflowLogger:
+        # The id is asked for at each attempt: one that failed after it began a run goes on in it.
+        return MlflowLogger(folder, self._ids.get("mlflow"), *about, self._keep_mlflow)
 
     def _keep_mlflow(self, run_id: str) -> None:
         self._ids.keep("mlflow", run_id)
@@ -72,15 +79,16 @@ class Loggers:
             logger.flush()
 
     def close(self, error: BaseException | None = None) -> None:
-        for logger in self._loggers:
-            logger.close(error)
+        with ExitStack() as every:
+            for logger in reversed(self._loggers):
+                every.callback(logger.close, error)
 
 
 class LoggerIds:
     """The ids in ``file``, where the run goes on: none counts for a run from step 0."""
 
     def __init__(self, file: Path, start: int):
-        self._file, self._ids = file, {}
+        self._file, self._ids, self._keeping = file, {}, threading.Lock()
         if start and file.is_file():
             with suppress(ValueError):  # a file that was cut short: new runs, as if there were none
                 self._ids = json.loads(file.read_text())
@@ -90,9 +98,10 @@ class LoggerIds:
         return str(self._ids.get(name, "")) if isinstance(self._ids, dict) else ""
 
     def keep(self, name: str, run_id: str) -> None:
-        """Writes it down."""
-        self._ids = (self._ids if isinstance(self._ids, dict) else {}) | {name: run_id}
-        atomic_write_text(self._file, json.dumps(self._ids) + "\n")
+        """Writes it down; loggers in threads of their own do so too."""
+        with self._keeping:
+            self._ids = (self._ids if isinstance(self._ids, dict) else {}) | {name: run_id}
+            atomic_write_text(self._file, json.dumps(self._ids) + "\n")
 
 
 def flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
