@@ -132,15 +132,16 @@ class SampleSheets:
 class ReconstructionSheet:
     """Shows the first pictures of ``cfg.watch.pictures`` beside what the image tokenizer keeps of them, with PSNR and SSIM.
 
-    No training changes it, so it is made once, by process 0 when its first turn comes. Raises InputError and MissingFileError where
-    the pictures do not serve.
+    No training changes it, so it is made once, by process 0 when its first turn comes; the others do not look for the pictures.
+    Raises InputError where these do not serve.
     """
 
     name = "encoding and decoding pictures"
 
     def __init__(self, cfg: Experiment, vq: ImageTokenizer):
         self.every, self._out, self._vq = cfg.watch.sheet_every, cfg.out, vq
-        self._files = picture_files([cfg.watch.pictures])[: cfg.watch.sheet_prompts]
+        files = picture_files([cfg.watch.pictures]) if jax.process_index() == 0 else []
+        self._files = files[: cfg.watch.sheet_prompts]
         self._made, self._new = False, {}
 
     def measure(self, step: int, state: TrainState) -> dict[str, float]:

@@ -52,7 +52,7 @@ def _path(address: str) -> str:
 
 @lru_cache
 def _file_system(self: backend.Backend, name: str) -> AbstractFileSystem:
-    """The client of a store. That of etils keeps listings, which what TensorStore and other processes write passes by."""
+    """The client of a store. That of etils keeps listings, and so misses what TensorStore and other processes write."""
     return fsspec.filesystem(name, use_listings_cache=False, **({"finalize_on_close": True} if name == "gcs" else {}))
 
 
